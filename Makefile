@@ -1,0 +1,32 @@
+# `make demo` and `make test` are all a newcomer needs: each makes .venv and installs what is missing.
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	rm -rf demo-out
+	$(BIN)/lorif demo --out demo-out
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.build
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.wikitext
+
+clean:
+	rm -rf $(VENV) demo-out build *.egg-info

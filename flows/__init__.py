@@ -1,0 +1,1 @@
+"""When: the flows `build`, `attribute` and `demo`, and the `lorif` command line."""

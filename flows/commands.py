@@ -1,0 +1,137 @@
+"""What each command does: validate first, without Prefect or Ray; then the flow; then a plain result."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorif_core.config import load_config
+from lorif_core.store import Generation, Store
+
+_EXCERPT = 160
+
+
+def run_build(config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """`lorif build`."""
+    from lorif_core.plan import preflight
+
+    config = load_config(config_path, list(overrides))
+    preflight(config)  # in a second or two, before Prefect and Ray take theirs to start
+    from flows.build import build
+
+    _hide_expected_tracebacks()
+    generation = build(config)
+    skipped = json.loads(generation.skipped_json)
+    return {
+        "index": config.index,
+        "generation": generation.generation,
+        "rows": generation.rows,
+        "tokens": generation.tokens,
+        "spec": generation.spec,
+        "checkpoint": generation.checkpoint,
+        "skipped": [{"example_id": example_id, "reason": reason} for example_id, reason in skipped],
+        "timings": json.loads(generation.timings_json),
+    }
+
+
+def run_attribute(
+    config_path: str, overrides: Sequence[str], queries: str, out: str, top_k: int
+) -> dict[str, Any]:
+    """`lorif attribute`."""
+    config = load_config(config_path, list(overrides))
+    from tasks.attribute import check_attribution
+
+    check_attribution(config, queries, Path(out))
+    from flows.attribute import attribute
+
+    _hide_expected_tracebacks()
+    summary = attribute(config, queries, Path(out), top_k)
+    return {"out": out, **{key: summary[key] for key in ("queries", "scores", "generation", "rows", "timings")}}
+
+
+def run_check(config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """`lorif check`."""
+    from tasks.check import check
+
+    return check(load_config(config_path, list(overrides)))
+
+
+def run_demo(out: str) -> dict[str, Any]:
+    """`lorif demo`."""
+    from lorif_core.answers import check_out_folder
+
+    check_out_folder(Path(out))
+    from flows.demo import demo
+
+    _hide_expected_tracebacks()
+    return demo(Path(out).resolve())
+
+
+def run_query(index_uri: str, text: str, completion: str | None, top_k: int, model: str | None) -> dict[str, Any]:
+    """`lorif query`: one machine, neither Ray nor Prefect."""
+    from lorif_core.index import open_index
+
+    index = open_index(index_uri)
+    query = {"text": text} if completion is None else {"prompt": text, "completion": completion}
+    (top,) = index.top_k([query], top_k, model=model)
+    sides = {"proponents": top.proponents, "opponents": top.opponents}
+    details = index.store.details(
+        index.generation.factors_version, [hit.example_id for hits in sides.values() for hit in hits]
+    )
+    found = {
+        side: [
+            {"rank": rank, "example_id": hit.example_id, "score": hit.score,
+             "uri": details[hit.example_id]["uri"], "row": details[hit.example_id]["row"],
+             "text": details[hit.example_id].get("text")}
+            for rank, hit in enumerate(hits, start=1)
+        ]
+        for side, hits in sides.items()
+    }  # fmt: skip
+    return {"text": _ranking(found), "generation": index.generation.generation, **found}
+
+
+def run_status(index_uri: str) -> dict[str, Any]:
+    """`lorif status`."""
+    store = Store(index_uri)
+    store.latest()
+    return {"index": index_uri, "generations": [_status_row(store, each) for each in store.generations()]}
+
+
+def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
+    measured = store.code_bytes(generation.factors_version)
+    return {
+        "generation": generation.generation,
+        "rows": generation.rows,
+        "checkpoint": generation.checkpoint,
+        "spec": generation.spec,
+        "created_at": generation.created_at.isoformat(),
+        "bytes": measured,
+        "bytes_per_example": measured / max(generation.rows, 1),
+    }
+
+
+def _ranking(found: dict[str, list[dict[str, Any]]]) -> str:
+    lines = []
+    for side, hits in found.items():
+        lines.append(side)
+        for hit in hits:
+            excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
+            lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
+    return "\n".join(lines)
+
+
+class _WithoutExpectedTraceback(logging.Filter):
+    """Prefect logs a traceback for every failed run; an error that we raise ourselves is one sentence."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        from lorif_core.errors import LorifError
+
+        if record.exc_info and isinstance(record.exc_info[1], LorifError):
+            record.exc_info = None
+        return True
+
+
+def _hide_expected_tracebacks() -> None:
+    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
+        logging.getLogger(name).addFilter(_WithoutExpectedTraceback())

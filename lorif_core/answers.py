@@ -1,0 +1,197 @@
+"""Answers of a batch attribution: scores.parquet, report.html and summary.json in one folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lorif_core.errors import UserError
+from lorif_core.factors import CodeLayout
+from lorif_core.queries import Query
+from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
+from lorif_core.spec import Coverage
+from lorif_core.store import Generation, Store
+from lorif_core.topk import Scored, TopK
+
+SCORES_SCHEMA = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("checkpoint", pa.string(), nullable=False),
+        pa.field("text", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Of one query: its token-summed loss under the model, and both ends of the ranking."""
+
+    query: Query
+    loss: float
+    top: TopK
+
+
+def check_out_folder(out: Path) -> None:
+    """Refuse an output folder that is a file or holds anything: nothing of the user's is overwritten."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; name a folder that is empty or not there yet")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty; name a folder that is empty or not there yet")
+
+
+def write_answers(
+    out: Path,
+    store: Store,
+    generation: Generation,
+    answers: Sequence[Attribution],
+    title: str,
+    timings: Sequence[tuple[str, float]] = (),
+    judge: Sequence[JudgeRow] = (),
+) -> dict[str, Any]:
+    """Write the three files into `out` and return the summary.
+
+    Args:
+        out: folder, made if it is not there.
+        store: the index, for the texts and sources of the examples.
+        generation: the generation that was scored.
+        answers: one per query, in order.
+        title: heading of the report.
+        timings: further (stage, seconds) after those of the build.
+        judge: self-checks to show.
+    """
+    ids = [hit.example_id for answer in answers for hit in (*answer.top.proponents, *answer.top.opponents)]
+    details = store.details(generation.factors_version, ids)
+    rows = [row for answer in answers for row in _score_rows(answer, details)]
+    report = _report(store, generation, answers, details, title, timings, judge)
+    summary = {
+        "queries": len(answers),
+        "scores": len(rows),
+        "generation": generation.generation,
+        "rows": generation.rows,
+        "checkpoint": generation.checkpoint,
+        "spec": generation.spec,
+        "bytes_per_example": report.storage.bytes_per_example,
+        "dense_bytes_per_example": report.storage.dense_bytes_per_example,
+        "covered_parameters": report.coverage.share,
+        "skipped": [list(item) for item in report.skipped],
+        "timings": dict(report.timings),
+        "self_check": [
+            {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance} for row in judge
+        ],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), out / "scores.parquet")
+    (out / "report.html").write_text(render(report), encoding="utf-8")
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _score_rows(answer: Attribution, details: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "query_id": answer.query.query_id,
+            "rank": rank,
+            "side": side,
+            "example_id": hit.example_id,
+            "score": hit.score,
+            "shard": details[hit.example_id]["shard"],
+            "checkpoint": details[hit.example_id]["checkpoint"],
+            "text": details[hit.example_id].get("text"),
+        }
+        for side, hits in (("proponent", answer.top.proponents), ("opponent", answer.top.opponents))
+        for rank, hit in enumerate(hits, start=1)
+    ]
+
+
+def _report(
+    store: Store,
+    generation: Generation,
+    answers: Sequence[Attribution],
+    details: dict[str, dict[str, Any]],
+    title: str,
+    timings: Sequence[tuple[str, float]],
+    judge: Sequence[JudgeRow],
+) -> Report:
+    code_bytes = store.code_bytes(generation.factors_version)
+    layout = CodeLayout(generation.index_spec.layers, generation.index_spec.code)
+    coverage = json.loads(generation.coverage_json)
+    return Report(
+        title=title,
+        generation=generation.generation,
+        checkpoint=generation.checkpoint,
+        spec=generation.spec,
+        created_at=generation.created_at.strftime("%Y-%m-%d %H:%M UTC"),
+        curvature=generation.curvature_kind,
+        queries=tuple(_section(answer, details) for answer in answers),
+        layers=layer_sections(store, generation),
+        coverage=Coverage(
+            coverage["tracked"], coverage["total"], tuple((name, count) for name, count in coverage["untracked"])
+        ),
+        storage=Storage(
+            bytes_per_example=code_bytes / max(generation.rows, 1),
+            dense_bytes_per_example=layout.dense_bytes_per_example(),
+            rows=generation.rows,
+            total_bytes=code_bytes,
+        ),
+        timings=(*json.loads(generation.timings_json).items(), *timings),
+        skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
+        judge=tuple(judge),
+    )
+
+
+def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
+    query = answer.query
+    prompt = query.prompt if query.prompt is not None else query.text
+    return QuerySection(
+        query_id=query.query_id,
+        prompt=prompt if prompt is not None else f"{len(query.tokens or ())} tokens",
+        completion=query.completion,
+        loss=answer.loss,
+        proponents=_hits(answer.top.proponents, details),
+        opponents=_hits(answer.top.opponents, details),
+    )
+
+
+def _hits(scored: Sequence[Scored], details: dict[str, dict[str, Any]]) -> tuple[Hit, ...]:
+    return tuple(
+        Hit(
+            rank,
+            hit.example_id,
+            hit.score,
+            details[hit.example_id].get("text"),
+            f"{details[hit.example_id]['uri']}, row {details[hit.example_id]['row']}",
+        )
+        for rank, hit in enumerate(scored, start=1)
+    )
+
+
+def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:
+    """Shapes, retained spectrum, damping and energy of every layer of a generation."""
+    layers = generation.index_spec.layers
+    fitted: dict[int, list[dict[str, Any]]] = {}
+    if generation.curvature_kind != "none":
+        components = groupby(store.spectra(generation), key=lambda row: row["layer_index"])
+        fitted = {index: list(rows) for index, rows in components}
+    sections = []
+    for index, layer in enumerate(layers):
+        rows = fitted.get(index, [])
+        trace = rows[0]["trace"] if rows else 0.0
+        sections.append(
+            LayerSection(
+                layer.name, layer.in_features, layer.out_features, layer.d1, layer.d2,
+                sigma=tuple(row["sigma2"] ** 0.5 for row in rows),
+                damping=rows[0]["damping"] if rows else 1.0,
+                energy=sum(row["sigma2"] for row in rows) / trace if trace else None,
+            )
+        )  # fmt: skip
+    return tuple(sections)

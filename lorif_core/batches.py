@@ -1,0 +1,77 @@
+"""Examples of similar length batched under a token budget. Shapes: B rows, T tokens of the longest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+_PADDING_ID = 0
+_MASKED = -100  # `loss.MASKED`, without importing torch
+
+
+class TokenRow(Protocol):
+    """What is needed of an example: ids and labels, (T,) each."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """Token ids."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Targets, -100 where not scored."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Right-padded rows.
+
+    Attributes:
+        indices: of the examples, in the order of the rows.
+        input_ids: (B, T) int64, 0 in the padding.
+        labels: (B, T) int64, -100 in the padding.
+    """
+
+    indices: list[int]
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+
+def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Each index once, in batches whose rows x longest stay within the budget.
+
+    Longest first, so that a batch that does not fit the memory fails at once and not at the end.
+
+    Raises:
+        ValueError: a single sequence is longer than the budget.
+    """
+    if lengths and max(lengths) > budget:
+        raise ValueError(f"a sequence of {max(lengths)} tokens does not fit a budget of {budget} tokens per batch")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if room == 0:
+            batches.append([])
+            room = budget // max(lengths[index], 1)
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+def collate(examples: Sequence[TokenRow], indices: Sequence[int]) -> Batch:
+    """Pad the chosen examples on the right to the longest of them."""
+    longest = max((len(examples[i].input_ids) for i in indices), default=0)
+    ids_BT = np.full((len(indices), longest), _PADDING_ID, dtype=np.int64)
+    labels_BT = np.full((len(indices), longest), _MASKED, dtype=np.int64)
+    for row, i in enumerate(indices):
+        length = len(examples[i].input_ids)
+        ids_BT[row, :length] = examples[i].input_ids
+        labels_BT[row, :length] = examples[i].labels
+    return Batch(list(indices), ids_BT, labels_BT)
+
+
+def padding_waste(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the batches' positions that are padding, in [0, 1)."""
+    run = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches if batch)
+    used = sum(lengths[i] for batch in batches for i in batch)
+    return 1 - used / run if run else 0.0

@@ -1,0 +1,224 @@
+"""CONFIG: the YAML file of a build, its `key.sub=value` overrides, and the sentences that refuse a bad one."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lorif_core.errors import UserError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """The checkpoint: a local folder or a hub id."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    layers: str | None = None
+    """Regex searched in module names; null tracks every linear layer except the output head."""
+    device_map: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    """Opt in to weights that are not safetensors; unpickling runs code of whoever made them."""
+
+
+class CorpusConfig(_Section):
+    """Where the training examples are, and which columns make an example."""
+
+    uri: str
+    text: str | None = "text"
+    prompt: str | None = None
+    completion: str | None = None
+    tokens: str | None = None
+    labels: str | None = None
+    id: str | None = None
+    max_length: Annotated[int, Field(ge=2)] = 512
+    chunk: bool = False
+    store_text: bool = True
+
+    @model_validator(mode="after")
+    def _columns_go_together(self) -> "CorpusConfig":
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion must be given together")
+        if self.labels is not None and self.tokens is None:
+            raise ValueError("labels needs tokens")
+        if self.text is None and self.prompt is None and self.tokens is None:
+            raise ValueError("one of text, prompt+completion or tokens must name a column")
+        return self
+
+
+class ProjectionConfig(_Section):
+    """Two-sided projection of the gradients."""
+
+    kind: Literal["random"] = "random"
+    factor: PositiveInt = 16
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class CodeConfig(_Section):
+    """What is stored of each projected gradient."""
+
+    kind: Literal["rank", "dense"] = "rank"
+    rank: PositiveInt = 1
+    dtype: Literal["float32", "float16"] = "float16"
+
+
+class CurvatureConfig(_Section):
+    """The preconditioner."""
+
+    kind: Literal["woodbury", "exact", "none"] = "woodbury"
+    rank: PositiveInt = 256
+    oversample: Annotated[int, Field(ge=0)] = 10
+    power_iterations: Annotated[int, Field(ge=1, le=10)] = 3
+    damping: Literal["retained", "trace", "paper"] | Annotated[float, Field(gt=0)] = "retained"
+    tail: Literal["truncated", "tail"] = "truncated"
+
+
+class ComputeConfig(_Section):
+    """Where the work runs and how much memory it may take."""
+
+    ray: str = "local"
+    """`local` starts a private one-machine Ray; `auto` or an address attaches to a cluster."""
+    workers: Literal["auto"] | PositiveInt = "auto"
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    tokens_per_batch: PositiveInt = 8192
+    memory_gb: Annotated[float, Field(gt=0)] = 4.0
+    """Working memory of one worker beyond the model, in GiB: sizes curvature layer groups and scan blocks."""
+
+
+class StorageConfig(_Section):
+    """Object storage; credentials come from the environment, a profile or an instance role, never from here."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    allow_http: bool = False
+
+
+class Config(_Section):
+    """The whole CONFIG file."""
+
+    index: str
+    model: ModelConfig
+    corpus: CorpusConfig
+    projection: ProjectionConfig = ProjectionConfig()
+    code: CodeConfig = CodeConfig()
+    curvature: CurvatureConfig = CurvatureConfig()
+    compute: ComputeConfig = ComputeConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "Config":
+        if self.compute.tokens_per_batch < self.corpus.max_length:
+            raise ValueError(
+                f"compute.tokens_per_batch ({self.compute.tokens_per_batch}) must be at least "
+                f"corpus.max_length ({self.corpus.max_length})"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read CONFIG from a YAML file and apply `key.sub=value` overrides (values are YAML).
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown (the nearest one is named), a value is
+            out of range, or an override is malformed.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the config file {path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the config file {path} is not valid YAML: {_one_line(str(error))}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"the config file {path} must hold keys such as index, model and corpus")
+    for override in overrides or []:
+        _apply_override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], where: str = "the config") -> Config:
+    """Validate a plain dict. Raises UserError with one sentence for the first thing that is wrong."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"the override {override!r} must have the form key.sub=value")
+    *parents, leaf = key.strip().split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"the override {override!r} goes below {parent}, which is a plain value")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"the value of the override {override!r} is not valid YAML; quote it") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one sentence; unknown keys come first, as they cause the missing ones."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(_without_union_tags(location))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(location)}"
+    if problem["type"] == "missing":
+        return f"the key {key!r} is missing"
+    if problem["type"] == "value_error":
+        reason = str(problem["ctx"]["error"])
+        return f"{key}: {reason}" if key else reason
+    same_key = [p for p in problems if _without_union_tags([str(x) for x in p["loc"]]) == key.split(".")]
+    reasons = " or ".join(dict.fromkeys(_one_line(str(p["msg"])) for p in same_key))
+    return f"{key} = {problem['input']!r} is not allowed: {reasons}"
+
+
+def _without_union_tags(location: list[str]) -> list[str]:
+    """Pydantic appends the tried union member (`literal[...]`, `float`) to the location; drop it."""
+    node: Any = Config
+    known = []
+    for part in location:
+        known.append(part)
+        node = _child_model(node, part)
+        if node is None:
+            break
+    return known
+
+
+def _child_model(model: Any, key: str) -> Any:
+    field = model.model_fields.get(key)
+    is_section = field is not None and isinstance(field.annotation, type)
+    return field.annotation if is_section and issubclass(field.annotation, BaseModel) else None
+
+
+def _nearest(location: list[str]) -> str:
+    model: Any = Config
+    for part in location[:-1]:
+        model = _child_model(model, part)
+    prefix = ".".join([*location[:-1], ""])
+    matches = difflib.get_close_matches(location[-1], model.model_fields, n=1, cutoff=0.5)
+    if matches:
+        return f"; did you mean {prefix + matches[0]!r}?"
+    return f"; the keys there are {', '.join(prefix + name for name in model.model_fields)}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

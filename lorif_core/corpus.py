@@ -1,0 +1,178 @@
+"""The corpus: its files cut into shards, and the rows of a shard. A changed file is noticed, never misread."""
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lorif_core import columnar, jsonl
+from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.errors import CorpusChangedError, UserError
+from lorif_core.filesystem import SourceFile, find_files, source_file
+from lorif_core.records import ENDINGS, being_checked, column_kinds, damage_told, is_jsonl, read_records
+from lorif_core.spec import ShardRef
+
+log = logging.getLogger(__name__)
+
+SHARD_ROWS = 512
+_LISTING_THREADS = 8  # listing waits for the store, not for this machine
+
+_ALLOWED_KINDS = {"text": ("text",), "tokens": ("integers",), "id": ("text", "integer")}
+_EXPECTED = {"text": "strings", "tokens": "lists of integers", "id": "strings or integers"}
+
+
+def needed_columns(corpus: CorpusConfig) -> list[str]:
+    """Columns to read: tokens (and labels), else prompt and completion, else text; and the id."""
+    return list(dict.fromkeys(column for column, _ in _columns_with_roles(corpus)))
+
+
+def list_shards(corpus: CorpusConfig, storage: StorageConfig) -> list[ShardRef]:
+    """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; parquet row groups are never crossed.
+
+    Streams: parquet counts come from metadata, lines are counted block by block. With `corpus.id`, all ids are
+    read and held as 64-bit hashes.
+
+    Raises:
+        UserError: one sentence for the first file that is missing, of no supported format, damaged or not what
+            its ending says, or that lacks a column (the nearest is named); for an empty corpus, and for ids that
+            are null or not unique.
+    """
+    files = find_files(corpus.uri, storage, ENDINGS)
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        listed = list(pool.map(partial(_list_file, corpus), files))
+    shards = [shard for cut, _ in listed for shard in cut]
+    if not shards:
+        raise UserError(f"the corpus {corpus.uri} has no rows in its {len(files)} files; name one that has")
+    if corpus.id is not None:
+        _check_unique(corpus.id, files, [hashes for _, hashes in listed])
+    log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(files))
+    return shards
+
+
+def read_rows(
+    shard: ShardRef, columns: Sequence[str], storage: StorageConfig
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number in the file, dict with exactly `columns`) of the shard's rows, in order, streaming.
+
+    Raises:
+        CorpusChangedError: the file is not the one that was listed, or changed while it was read.
+        UserError: a line is not a JSON object or lacks a column.
+        LorifError: the file is damaged.
+    """
+    file = _unchanged(shard, storage)
+    try:
+        with damage_told(file):
+            yield from read_records(file, columns, shard.start, shard.rows, shard.offset)
+    except Exception:
+        _unchanged(shard, storage)  # what looks like damage may be a file that was replaced under the reader
+        raise
+    _unchanged(shard, storage)
+
+
+def _unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
+    try:
+        file = source_file(shard.uri, shard.name, storage)
+    except FileNotFoundError:
+        raise CorpusChangedError(f"{shard.uri} was in the corpus when it was listed and is gone") from None
+    if (file.etag, file.size) != (shard.etag, shard.size):
+        raise CorpusChangedError(
+            f"{shard.uri} changed after it was listed: its tag was {shard.etag} ({shard.size} bytes), now it is "
+            f"{file.etag} ({file.size} bytes); run the build again"
+        )
+    return file
+
+
+def _list_file(corpus: CorpusConfig, file: SourceFile) -> tuple[list[ShardRef], np.ndarray]:
+    """Check one file, cut it, and hash its ids (int64, empty without `corpus.id`)."""
+    kinds = column_kinds(file)
+    if kinds is None:
+        return [], np.zeros(0, dtype=np.int64)
+    _check_columns(file, kinds, corpus)
+    with being_checked(file):
+        shards = _cut_lines(file) if is_jsonl(file) else _cut_groups(file)
+        if corpus.id is None:
+            return shards, np.zeros(0, dtype=np.int64)
+        hashes = (hash(text) for _, text in _ids(file, corpus.id))
+        return shards, np.fromiter(hashes, dtype=np.int64)
+
+
+def _cut_lines(file: SourceFile) -> list[ShardRef]:
+    rows, offsets = jsonl.index_rows(file, SHARD_ROWS)
+    compressed = jsonl.is_compressed(file.name)
+    return [
+        _shard(file, start, min(SHARD_ROWS, rows - start), None if compressed else offset)
+        for start, offset in zip(range(0, rows, SHARD_ROWS), offsets, strict=True)
+    ]
+
+
+def _cut_groups(file: SourceFile) -> list[ShardRef]:
+    shards = []
+    first = 0
+    for size in columnar.group_sizes(file):
+        end = first + size
+        shards += [_shard(file, start, min(SHARD_ROWS, end - start)) for start in range(first, end, SHARD_ROWS)]
+        first = end
+    return shards
+
+
+def _shard(file: SourceFile, start: int, rows: int, offset: int | None = None) -> ShardRef:
+    return ShardRef(file.uri, file.name, file.etag, file.size, start, rows, offset)
+
+
+def _columns_with_roles(corpus: CorpusConfig) -> list[tuple[str, str]]:
+    if corpus.tokens is not None:
+        roles = [(corpus.tokens, "tokens"), (corpus.labels, "tokens")]
+    elif corpus.prompt is not None:
+        roles = [(corpus.prompt, "text"), (corpus.completion, "text")]
+    else:
+        roles = [(corpus.text, "text")]
+    return [(column, role) for column, role in [*roles, (corpus.id, "id")] if column is not None]
+
+
+def _check_columns(file: SourceFile, kinds: dict[str, str], corpus: CorpusConfig) -> None:
+    for column, role in _columns_with_roles(corpus):
+        if column not in kinds:
+            nearest = difflib.get_close_matches(column, kinds, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise UserError(f"{file.uri} has no column {column!r}; it has {', '.join(kinds) or 'none'}{hint}")
+        if kinds[column] not in _ALLOWED_KINDS[role]:
+            raise UserError(
+                f"the column {column!r} of {file.uri} must hold {_EXPECTED[role]}, it holds {kinds[column]}"
+            )
+
+
+def _ids(file: SourceFile, column: str) -> Iterator[tuple[int, str]]:
+    """(row, id as text). Raises UserError for a null id, or one that is neither string nor integer."""
+    for row, record in read_records(file, [column]):
+        value = record[column]
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            found = "null" if value is None else repr(value)
+            raise UserError(
+                f"the id in row {row} of {file.uri} (column {column!r}) is {found}; give every row a string or an "
+                f"integer, or leave corpus.id out"
+            )
+        yield row, str(value)
+
+
+def _check_unique(column: str, files: Sequence[SourceFile], hashes: Sequence[np.ndarray]) -> None:
+    """Raise UserError naming the first id that occurs twice; ids are read again only if hashes collide."""
+    ordered = np.sort(np.concatenate(hashes))
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if not suspects:
+        return
+    seen: dict[str, str] = {}
+    for file in files:
+        for row, text in _ids(file, column):
+            if hash(text) not in suspects:
+                continue
+            where = f"row {row} of {file.uri}"
+            if text in seen:
+                raise UserError(
+                    f"the id {text!r} (column {column!r}) is in {seen[text]} and again in {where}; make ids "
+                    f"unique or leave corpus.id out"
+                )
+            seen[text] = where

@@ -1,0 +1,152 @@
+"""Local folders and object stores behind one interface: opening them, finding files, telling versions apart."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import fsspec
+from botocore.exceptions import BotoCoreError
+from fsspec.implementations.local import LocalFileSystem
+
+from lorif_core.config import StorageConfig
+from lorif_core.errors import LorifError, UserError
+
+_BLOCK_BYTES = 2**20  # a shard is small: larger read-ahead fetches bytes that nobody reads
+_GLOB_SIGNS = ("*", "?", "[")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file as it was when it was found.
+
+    `uri` opens it from anywhere, `name` is its path below the folder, file or glob that was asked for.
+    """
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    uri: str
+    name: str
+    etag: str
+    size: int
+
+    def open(self, block_bytes: int = _BLOCK_BYTES) -> BinaryIO:
+        """Open for reading, seekable; `block_bytes` is what a remote store is asked for at a time."""
+        return self.fs.open(self.path, "rb", block_size=block_bytes)
+
+
+def open_filesystem(uri: str, storage: StorageConfig) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI, and the path inside it (absolute, for local files).
+
+    Args:
+        uri: a local path, file:// or s3://.
+        storage: endpoint, region and profile; credentials come from the environment only.
+
+    Raises:
+        UserError: another scheme, or a plain-http endpoint without `allow_http`.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme == "file":
+        fs = LocalFileSystem()
+        return fs, fs._strip_protocol(uri)
+    if scheme != "s3":
+        raise UserError(f"{uri} has the scheme {scheme}://, which is not supported; use a local path or s3://")
+    if storage.endpoint is not None and storage.endpoint.startswith("http://") and not storage.allow_http:
+        raise UserError(
+            f"storage.endpoint = {storage.endpoint} is not encrypted; use https:// or set storage.allow_http=true"
+        )
+    settings = {"endpoint_url": storage.endpoint, "profile": storage.profile}
+    fs = fsspec.filesystem(
+        "s3",
+        client_kwargs={"region_name": storage.region} if storage.region else {},
+        use_listings_cache=False,  # a cached listing would hide that a file has changed
+        **{key: value for key, value in settings.items() if value is not None},
+    )
+    return fs, fs._strip_protocol(uri)
+
+
+def entity_tag(info: dict[str, Any]) -> str:
+    """What changes when a file is written again: the ETag of an object, the time of a local file in hex ns."""
+    if "ETag" in info:
+        return str(info["ETag"]).strip('"')
+    return f"{info.get('mtime_ns') or int(info['mtime'] * 1e9):x}"
+
+
+def find_files(uri: str, storage: StorageConfig, endings: Sequence[str]) -> list[SourceFile]:
+    """Files with one of the endings at a file, below a folder, or matching a glob; sorted by name.
+
+    Hidden files and those that begin with `_`, or lie in such folders, are ignored (except a file named itself).
+
+    Raises:
+        UserError: nothing is there, nothing there has one of the endings, or it cannot be read.
+    """
+    fs, path = open_filesystem(uri, storage)
+    with contact(uri):
+        found, root = _look(fs, path)
+    files = [_source(fs, info, root) for info in found if info["type"] == "file"]
+    visible = [file for file in files if file.path == root or not _hidden(file.name)]
+    chosen = [file for file in visible if file.name.lower().endswith(tuple(endings))]
+    if not chosen:
+        raise UserError(f"{uri} has no file of a supported format; name files that end in {', '.join(endings)}")
+    return sorted(chosen, key=lambda file: file.name)
+
+
+def _look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]], str]:
+    """Infos of the candidates, and the folder (or the file itself) that their names are relative to."""
+    try:
+        info = fs.info(path)
+    except FileNotFoundError:
+        if not any(sign in path for sign in _GLOB_SIGNS):
+            raise
+        first = min(path.index(sign) for sign in _GLOB_SIGNS if sign in path)
+        return list(fs.glob(path, detail=True).values()), posixpath.dirname(path[:first])
+    if info["type"] == "directory":
+        return list(fs.find(path, detail=True).values()), path
+    return [info], path
+
+
+def _source(fs: fsspec.AbstractFileSystem, info: dict[str, Any], root: str) -> SourceFile:
+    path = info["name"]
+    uri = path if isinstance(fs, LocalFileSystem) else f"s3://{path}"
+    name = posixpath.basename(path) if path == root else posixpath.relpath(path, root)
+    return SourceFile(fs, path, uri, name, entity_tag(info), info["size"])
+
+
+def source_file(uri: str, name: str, storage: StorageConfig) -> SourceFile:
+    """One file as it is now. Raises FileNotFoundError if it is gone."""
+    fs, path = open_filesystem(uri, storage)
+    info = fs.info(path)
+    return SourceFile(fs, path, uri, name, entity_tag(info), info["size"])
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+@contextmanager
+def contact(uri: str) -> Iterator[None]:
+    """Say in one sentence why a file or store cannot be reached.
+
+    Raises:
+        UserError: it is not there, may not be read, or the credentials, profile or endpoint are wrong.
+        LorifError: the store fails.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{uri} does not exist") from None
+    except PermissionError as error:
+        raise UserError(f"{uri} may not be read ({one_line(error)}); check permissions and credentials") from None
+    except BotoCoreError as error:
+        raise UserError(
+            f"{uri} cannot be reached ({one_line(error)}); check the storage section and the credentials in the "
+            f"environment"
+        ) from None
+    except OSError as error:
+        raise LorifError(f"{uri} cannot be read: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks, cut to what a sentence can carry."""
+    return " ".join(str(error).split())[:300]

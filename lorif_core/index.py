@@ -1,0 +1,208 @@
+"""Opening an index and asking it: query -> dense gradient -> folded with H^-1 -> scan -> scores or top-k.
+
+Needs neither Ray nor Prefect. Shapes: Q queries, N rows, L layers, D = d1 d2.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorif_core.batches import collate, token_budget_batches
+from lorif_core.config import ModelConfig, StorageConfig
+from lorif_core.curvature import LayerCurvature, identity_curvature
+from lorif_core.errors import UserError
+from lorif_core.extract import Extractor
+from lorif_core.factors import CodeLayout
+from lorif_core.model import LoadedModel, check_checkpoint, fingerprint, load_model
+from lorif_core.queries import Query, as_query, query_example
+from lorif_core.scoring import FoldedQueries, score_rows
+from lorif_core.spec import CodeSpec, IndexSpec
+from lorif_core.store import Block, Generation, Store, block_rows
+from lorif_core.tokenise import Example
+from lorif_core.topk import TopK
+
+_DENSE = CodeSpec(kind="dense", dtype="float32")
+_QUERY_TOKENS_PER_BATCH = 4096
+_MEMORY_GB = 1.0  # of a notebook or `lorif query`; builds and batches have compute.memory_gb
+
+QueryInput = str | Mapping[str, Any] | Query
+ModelInput = str | ModelConfig | LoadedModel | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGradients:
+    """Token-summed losses (Q,) and projected gradients, per layer (Q, D) float32."""
+
+    losses: np.ndarray
+    layers: list[torch.Tensor]
+
+    def rows(self, chosen: slice) -> "QueryGradients":
+        """Some of the queries."""
+        return QueryGradients(self.losses[chosen], [layer[chosen] for layer in self.layers])
+
+
+class QueryEncoder:
+    """Turns queries into dense, full-precision projected gradients in the metric of one spec.
+
+    Args:
+        loaded: the model that the index was built with.
+        spec: spec of the index.
+    """
+
+    def __init__(self, loaded: LoadedModel, spec: IndexSpec) -> None:
+        self._loaded = loaded
+        self._spec = spec
+        self._extractor = Extractor(loaded, spec.layers, spec.projection, _DENSE)
+
+    def example(self, query: Query) -> Example:
+        """The query's tokens and labels. Raises UserError if nothing in it is scored."""
+        return query_example(
+            query, self._loaded.tokenizer, self._loaded.vocab_size, self._spec.tokenisation.max_length
+        )
+
+    def gradients(self, queries: Sequence[Query]) -> QueryGradients:
+        """Losses and gradients, in the order of the queries."""
+        examples = [self.example(query) for query in queries]
+        lengths = [len(example.input_ids) for example in examples]
+        losses = np.zeros(len(examples), dtype=np.float32)
+        layers = [torch.zeros(len(examples), layer.dim) for layer in self._spec.layers]
+        for indices in token_budget_batches(lengths, max(_QUERY_TOKENS_PER_BATCH, max(lengths))):
+            batch_losses, gradients = self._extractor.gradients(collate(examples, indices))
+            losses[indices] = batch_losses
+            for layer, gradient in zip(layers, gradients, strict=True):
+                layer[indices] = gradient
+        bad = [query.query_id for query, loss in zip(queries, losses, strict=True) if not np.isfinite(loss)]
+        if bad:
+            raise UserError(f"the loss of query {bad[0]!r} is not finite under this model")
+        return QueryGradients(losses, layers)
+
+
+class Index:
+    """An index opened for reading; every call sees one whole generation.
+
+    Args:
+        store: the tables.
+        generation: the generation to read; the newest if None.
+    """
+
+    def __init__(self, store: Store, generation: Generation | None = None) -> None:
+        self.store = store
+        self.generation = generation or store.latest()
+        self.spec = self.generation.index_spec
+        self.layout = CodeLayout(self.spec.layers, self.spec.code)
+        self._encoders: dict[ModelConfig, QueryEncoder] = {}
+
+    def generations(self) -> list[Generation]:
+        """All published generations, newest last."""
+        return self.store.generations()
+
+    def scores(self, queries: Sequence[QueryInput], model: ModelInput = None) -> tuple[list[str], np.ndarray]:
+        """Ids of all rows, and scores (Q, N) float32; larger = proponent.
+
+        Args:
+            queries: strings, dicts with the fields of a queries file, or `Query` objects.
+            model: a checkpoint folder or a loaded model, if not the one the index was built from.
+
+        Raises:
+            UserError: the model is not the index's checkpoint, or a query has nothing to score.
+        """
+        folded = self.fold(self.encode(queries, model))
+        ids: list[str] = []
+        parts = []
+        for block in self.blocks():
+            ids.extend(block.example_ids)
+            parts.append(score_rows(block.codes, block.scales, self.layout, folded).numpy())
+        return ids, np.concatenate(parts, axis=1)
+
+    def top_k(self, queries: Sequence[QueryInput], k: int, model: ModelInput = None) -> list[TopK]:
+        """Per query the k strongest proponents and opponents. Memory does not grow with the index."""
+        return self.top_k_folded(self.fold(self.encode(queries, model)), k)
+
+    def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> QueryGradients:
+        """Dense gradients of the queries under the index's checkpoint."""
+        parsed = [
+            query if isinstance(query, Query) else as_query(query, position)
+            for position, query in enumerate(queries)
+        ]
+        if not parsed:
+            raise UserError("there is no query")
+        return self.encoder(model).gradients(parsed)
+
+    def encoder(self, model: ModelInput = None) -> QueryEncoder:
+        """The encoder for a checkpoint, kept between calls so that the model loads once."""
+        if isinstance(model, LoadedModel):
+            return QueryEncoder(model, self.spec)
+        config = model if isinstance(model, ModelConfig) else model_config_of(self.generation, model)
+        if config not in self._encoders:
+            self._encoders[config] = QueryEncoder(load_matching(self.generation, config), self.spec)
+        return self._encoders[config]
+
+    def fold(self, gradients: QueryGradients) -> FoldedQueries:
+        """W_l = H_l^-1 Q_l of this generation's curvature; one layer's basis in memory at a time."""
+        return fold_generation(self.store, self.generation, gradients)
+
+    def top_k_folded(
+        self,
+        folded: FoldedQueries,
+        k: int,
+        fragments: Sequence[int] | None = None,
+        memory_gb: float = _MEMORY_GB,
+    ) -> list[TopK]:
+        """Top-k of folded queries over the whole generation or some fragments of it."""
+        best = [TopK(k) for _ in range(folded.count)]
+        for block in self.blocks(fragments, memory_gb):
+            scores_QB = score_rows(block.codes, block.scales, self.layout, folded).numpy()
+            for kept, scores in zip(best, scores_QB, strict=True):
+                kept.update(scores, block.example_ids)
+        return best
+
+    def blocks(self, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB) -> Iterator[Block]:
+        """Stream the generation's codes."""
+        rows = block_rows(self.layout, memory_gb)
+        return self.store.scan(self.generation.factors_version, rows, fragments)
+
+
+def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:
+    """Open the newest generation of an index at a local folder or an object-store URI.
+
+    Raises:
+        UserError: there is no index, or it has no published generation.
+    """
+    section = storage if isinstance(storage, StorageConfig) else StorageConfig(**(storage or {}))
+    return Index(Store(uri, section))
+
+
+def fold_generation(store: Store, generation: Generation, gradients: QueryGradients) -> FoldedQueries:
+    """Fold a generation's inverse curvature into query gradients."""
+    layers: Iterator[tuple[int, LayerCurvature]]
+    if generation.curvature_kind == "none":
+        layers = enumerate(identity_curvature(layer.dim) for layer in generation.index_spec.layers)
+    else:
+        layers = store.curvature_layers(generation)
+    return FoldedQueries(tuple(fitted.fold(gradients.layers[index]) for index, fitted in layers))
+
+
+def model_config_of(generation: Generation, path: str | None = None) -> ModelConfig:
+    """Where the generation's checkpoint was, or that `path` holds it now."""
+    moved = path is not None and Path(path).exists()
+    return ModelConfig(path=path or generation.model_path, revision=None if moved else generation.model_revision)
+
+
+def load_matching(generation: Generation, config: ModelConfig) -> LoadedModel:
+    """Load the checkpoint that a generation was built with, in the dtype of its spec.
+
+    Raises:
+        UserError: the checkpoint there is another one (its fingerprint differs).
+    """
+    check_checkpoint(config)
+    found = fingerprint(config)
+    if found != generation.checkpoint:
+        raise UserError(
+            f"the model {config.path} has the fingerprint {found}, but generation {generation.generation} was "
+            f"built with {generation.checkpoint}; name the right checkpoint with --model"
+        )
+    return load_model(config.model_copy(update={"dtype": generation.index_spec.model_dtype}))

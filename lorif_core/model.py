@@ -1,0 +1,309 @@
+"""The checkpoint: loading it safely, its fingerprint, the layers that are tracked, and one backward pass."""
+
+import hashlib
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.activations import FastGELUActivation, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from lorif_core.config import ModelConfig
+from lorif_core.errors import UserError
+from lorif_core.loss import head_loss, token_losses
+from lorif_core.projection import projected_size
+from lorif_core.spec import Coverage, LayerSpec
+
+log = logging.getLogger(__name__)
+
+_WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_HASH_BLOCK = 8 * 2**20
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Every nn.Linear and Conv1D by name, except the output head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+
+
+def select_layers(model: torch.nn.Module, pattern: str | None) -> dict[str, torch.nn.Module]:
+    """Linear layers whose name the regex finds; all of them for None.
+
+    Raises:
+        UserError: the regex is malformed or matches nothing (the layers are listed).
+    """
+    layers = linear_layers(model)
+    if pattern is None:
+        return layers
+    try:
+        matcher = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"model.layers = {pattern!r} is not a regular expression: {error}") from None
+    chosen = {name: module for name, module in layers.items() if matcher.search(name)}
+    if not chosen:
+        listed = ", ".join(list(layers)[:40]) + (f" and {len(layers) - 40} more" if len(layers) > 40 else "")
+        raise UserError(f"model.layers = {pattern!r} matches none of the linear layers: {listed}")
+    return chosen
+
+
+def layer_specs(layers: dict[str, torch.nn.Module], factor: int) -> tuple[LayerSpec, ...]:
+    """Shapes of the layers and of their projected gradients; Conv1D keeps its weight transposed."""
+    specs = []
+    for name, module in layers.items():
+        rows, cols = module.weight.shape
+        inner, outer = (rows, cols) if isinstance(module, Conv1D) else (cols, rows)
+        specs.append(LayerSpec(name, inner, outer, projected_size(inner, factor), projected_size(outer, factor)))
+    return tuple(specs)
+
+
+def coverage(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> Coverage:
+    """Share of the parameters whose gradients are tracked; the rest grouped by what it is."""
+    weights = {id(module.weight) for module in layers.values()}
+    groups: dict[str, int] = {}
+    tracked = total = 0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        if id(parameter) in weights:
+            tracked += parameter.numel()
+        else:
+            group = _group(model, name, parameter)
+            groups[group] = groups.get(group, 0) + parameter.numel()
+    return Coverage(tracked, total, tuple(sorted(groups.items(), key=lambda item: -item[1])))
+
+
+def _group(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> str:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, torch.nn.Embedding):
+        return "embeddings"
+    if name.endswith("bias"):
+        return "biases"
+    if isinstance(owner, torch.nn.Linear | Conv1D):
+        return "output head" if owner is model.get_output_embeddings() else "linear layers left out"
+    if parameter.dim() == 3:
+        return f"fused experts ({type(owner).__name__})"
+    return "norms" if "norm" in type(owner).__name__.lower() else type(owner).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A frozen model in evaluation mode, with its tokenizer if the checkpoint has one."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    has_linear_head: bool
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows of the input embedding: token ids must be below it."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def backward(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        """One forward and activation-only backward of the token-summed loss; hooks see the gradients.
+
+        Args:
+            ids_BT: (B, T) int64, right-padded. No attention mask is needed: attention is causal, so no real
+                token sees the padding, and the padding has no loss.
+            labels_BT: (B, T) int64, -100 where not scored.
+
+        Returns:
+            (B,) losses, float32.
+        """
+        with torch.enable_grad():
+            if not self.has_linear_head:
+                logits = self.model(input_ids=ids_BT, use_cache=False).logits
+                losses = token_losses(logits, labels_BT)
+                losses.sum().backward()
+                return losses.detach()
+            hidden = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+            head = self.model.get_output_embeddings()
+            loss = head_loss(hidden.detach(), head.weight.detach(), head.bias, labels_BT.to(hidden.device))
+            if hidden.requires_grad:
+                hidden.backward(loss.hidden_grad)
+            return loss.losses
+
+
+def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
+    """Freeze a transformers causal language model and find out whether its head is a plain linear layer."""
+    if hasattr(model, "get_base_model"):  # peft's wrapper; the adapters live inside the base model
+        model = model.get_base_model()
+    model.eval().requires_grad_(False)
+    _fuse_gelu(model)
+    return LoadedModel(model, tokenizer, _has_linear_head(model))
+
+
+def load_model(config: ModelConfig, device: str | None = None) -> LoadedModel:
+    """Load a checkpoint from a local folder or a hub id; safetensors only, unless `allow_pickle`.
+
+    Args:
+        config: the `model` section.
+        device: where to put it when `device_map` is null; None picks CUDA where there is one.
+
+    Raises:
+        UserError: the folder is missing or holds no model, or its weights would have to be unpickled.
+    """
+    check_checkpoint(config)
+    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.path,
+            dtype=config.dtype,
+            use_safetensors=None if config.allow_pickle else True,
+            device_map=config.device_map,
+            **common,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"the model {config.path} cannot be loaded: {_first_line(error)}") from error
+    if config.device_map is None:
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return prepare_model(model, _load_tokenizer(config, common))
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """A checkpoint without its weights (meta device): enough to name layers, shapes and limits."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    dtype: str
+    max_positions: int | None
+
+
+def load_skeleton(config: ModelConfig) -> Skeleton:
+    """Build the modules of a checkpoint on the meta device, adapters included.
+
+    Raises:
+        UserError: the folder is missing or holds no model.
+    """
+    check_checkpoint(config)
+    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    adapter = (Path(config.path) / "adapter_config.json").exists()
+    try:
+        base = _adapter_base(config.path) if adapter else config.path
+        settings = AutoConfig.from_pretrained(base, **common)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+            if adapter:
+                model.add_adapter(_adapter_settings(config.path))
+        tokenizer = _load_tokenizer(config, common)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"the model {config.path} cannot be loaded: {_first_line(error)}") from error
+    dtype = str(settings.dtype or torch.float32).removeprefix("torch.")
+    return Skeleton(model, tokenizer, dtype, max_positions(settings))
+
+
+def max_positions(settings: Any) -> int | None:
+    """Longest sequence the position embedding allows, where the model's config states one."""
+    return getattr(settings.get_text_config(), "max_position_embeddings", None)
+
+
+def _adapter_settings(path: str) -> Any:
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(path)
+
+
+def _adapter_base(path: str) -> str:
+    return str(_adapter_settings(path).base_model_name_or_path)
+
+
+def check_checkpoint(config: ModelConfig) -> None:
+    """Refuse a local path that is missing or holds no safetensors, before anything is imported or written."""
+    folder = Path(config.path)
+    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
+    if not folder.exists():
+        if looks_local:
+            raise UserError(f"the model folder {config.path} does not exist")
+        return  # a hub id
+    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        raise UserError(f"the model folder {config.path} has no config.json")
+    if config.allow_pickle or any(folder.glob("*.safetensors")):
+        return
+    if any(file for pattern in _WEIGHT_PATTERNS[1:] for file in folder.glob(pattern)):
+        raise UserError(
+            f"the model folder {config.path} has only pickled weights, which can run code when loaded; convert "
+            f"them to safetensors, or set model.allow_pickle=true if you trust whoever made them"
+        )
+    raise UserError(f"the model folder {config.path} has no weights (*.safetensors)")
+
+
+def fingerprint(config: ModelConfig) -> str:
+    """Identity of a checkpoint: a hash of config and weight files, or the hub's commit."""
+    folder = Path(config.path)
+    if not folder.exists():
+        settings = AutoConfig.from_pretrained(config.path, revision=config.revision)
+        return f"{config.path}@{getattr(settings, '_commit_hash', None) or config.revision or 'main'}"
+    names = ["config.json", "adapter_config.json"]
+    files = [folder / name for name in names if (folder / name).exists()]
+    files += sorted(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern))
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib releases the GIL
+        digests = list(pool.map(_file_digest, files))
+    whole = hashlib.sha256()
+    for file, digest in zip(files, digests, strict=True):
+        whole.update(f"{file.name}:{digest}\n".encode())
+    return f"sha256:{whole.hexdigest()[:32]}"
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Identity of what a tokenizer does: its full state if it is a fast one, else its vocabulary."""
+    if tokenizer is None:
+        return "none"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
+    return "sha256:" + hashlib.sha256(state.encode()).hexdigest()[:32]
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _load_tokenizer(config: ModelConfig, common: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    folder = Path(config.path)
+    has_files = not folder.exists() or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+    return AutoTokenizer.from_pretrained(config.path, **common) if has_files else None
+
+
+def _fuse_gelu(model: torch.nn.Module) -> None:
+    """GPT-2's tanh GELU is written out in a dozen kernels; torch has the same function as one."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | FastGELUActivation):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+
+
+def _has_linear_head(model: Any) -> bool:
+    """Whether logits = head(last_hidden_state), tried on a few tokens: some models scale or cap them."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or model.base_model is model:
+        return False
+    ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return torch.allclose(head(hidden).to(logits), logits, rtol=1e-3, atol=1e-3)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,136 @@
+"""What a build will do, worked out and checked before anything is written."""
+
+from dataclasses import dataclass
+
+from lorif_core.config import Config
+from lorif_core.corpus import list_shards
+from lorif_core.curvature import CurvatureSpec
+from lorif_core.errors import UserError
+from lorif_core.factors import CodeLayout
+from lorif_core.model import (
+    Skeleton,
+    coverage,
+    fingerprint,
+    layer_specs,
+    load_skeleton,
+    select_layers,
+    tokenizer_fingerprint,
+)
+from lorif_core.spec import CodeSpec, Coverage, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
+from lorif_core.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """A checked build: the spec of its rows, the shards to index, the curvature to fit."""
+
+    spec: IndexSpec
+    shards: tuple[ShardRef, ...]
+    coverage: Coverage
+    curvature: CurvatureSpec
+
+    @property
+    def rows(self) -> int:
+        """Records in the corpus; with `chunk` a record may become several examples."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def layout(self) -> CodeLayout:
+        """Row layout of the codes."""
+        return CodeLayout(self.spec.layers, self.spec.code)
+
+
+def preflight(config: Config) -> Skeleton:
+    """The checks that cost no pass over the corpus: model, layers, ranks, index, first rows of the files.
+
+    Raises:
+        UserError: as `make_plan`.
+    """
+    skeleton = load_skeleton(config.model)
+    Store(config.index, config.storage).check_spec(make_spec(config, skeleton))
+    return skeleton
+
+
+def make_plan(config: Config) -> BuildPlan:
+    """Check everything that can be checked without weights or writes.
+
+    Raises:
+        UserError: one sentence for the first thing that is wrong with model, layers, ranks, index or corpus.
+    """
+    skeleton = load_skeleton(config.model)
+    spec = make_spec(config, skeleton)
+    Store(config.index, config.storage).check_spec(spec)
+    shards = tuple(list_shards(config.corpus, config.storage))
+    rows = sum(shard.rows for shard in shards)
+    layers = select_layers(skeleton.model, config.model.layers)
+    if not config.corpus.chunk:
+        check_curvature_rank(config, spec.layers, rows)
+    return BuildPlan(spec, shards, coverage(skeleton.model, layers), curvature_spec(config))
+
+
+def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
+    """The spec of a build. Raises UserError for a layer regex, rank or length that does not fit the model."""
+    layers = layer_specs(select_layers(skeleton.model, config.model.layers), config.projection.factor)
+    _check_code_rank(config, layers)
+    _check_length(config, skeleton)
+    corpus = config.corpus
+    if corpus.tokens is None and skeleton.tokenizer is None:
+        raise UserError(
+            f"the model {config.model.path} has no tokenizer; save one beside it or name a corpus.tokens column"
+        )
+    uses_pair = corpus.tokens is None and corpus.prompt is not None
+    uses_text = corpus.tokens is None and corpus.prompt is None
+    return IndexSpec(
+        checkpoint=fingerprint(config.model),
+        model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
+        layers=layers,
+        projection=ProjectionSpec(**config.projection.model_dump()),
+        code=CodeSpec(**config.code.model_dump()),
+        tokenisation=TokenSpec(
+            tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
+            text=corpus.text if uses_text else None,
+            prompt=corpus.prompt if uses_pair else None,
+            completion=corpus.completion if uses_pair else None,
+            tokens=corpus.tokens,
+            labels=corpus.labels,
+            max_length=corpus.max_length,
+            chunk=corpus.chunk,
+        ),
+        store_text=corpus.store_text,
+    )
+
+
+def curvature_spec(config: Config) -> CurvatureSpec:
+    """The curvature section as the mathematics takes it."""
+    return CurvatureSpec(**config.curvature.model_dump(), seed=config.projection.seed)
+
+
+def check_curvature_rank(config: Config, layers: tuple[LayerSpec, ...], rows: int) -> None:
+    """Refuse a rank that was asked for and cannot be had; the default is cut to what there is instead."""
+    asked = config.curvature.kind == "woodbury" and "rank" in config.curvature.model_fields_set
+    widest = max(layer.dim for layer in layers)
+    if asked and config.curvature.rank > min(rows, widest):
+        raise UserError(
+            f"curvature.rank = {config.curvature.rank} is above what the data allows: {rows} examples and at most "
+            f"{widest} gradient dimensions a layer give at most {min(rows, widest)}"
+        )
+
+
+def _check_code_rank(config: Config, layers: tuple[LayerSpec, ...]) -> None:
+    if config.code.kind != "rank":
+        return
+    for layer in layers:
+        if config.code.rank > min(layer.d1, layer.d2):
+            raise UserError(
+                f"code.rank = {config.code.rank} is above min(d1, d2) = {min(layer.d1, layer.d2)} of layer "
+                f"{layer.name} ({layer.d1} x {layer.d2}); lower it, lower projection.factor, or leave the layer "
+                f"out with model.layers"
+            )
+
+
+def _check_length(config: Config, skeleton: Skeleton) -> None:
+    limit = skeleton.max_positions
+    if limit is not None and config.corpus.max_length > limit:
+        raise UserError(
+            f"corpus.max_length = {config.corpus.max_length} is above the model's {limit} positions; lower it"
+        )

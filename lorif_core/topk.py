@@ -1,0 +1,43 @@
+"""Streaming top-k of both ends, deterministic: equal scores are ordered by example id."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One training example and its score."""
+
+    score: float
+    example_id: str
+
+
+@dataclass(slots=True)
+class TopK:
+    """The k highest and the k lowest scores seen so far; memory is O(k) plus the ties of one block."""
+
+    k: int
+    proponents: list[Scored] = field(default_factory=list)
+    opponents: list[Scored] = field(default_factory=list)
+
+    def update(self, scores: np.ndarray, ids: Sequence[str]) -> None:
+        """Take in a block: scores (B,) with the ids of its rows."""
+        self.proponents = self._best(self.proponents + _candidates(scores, ids, self.k, 1.0), 1.0)
+        self.opponents = self._best(self.opponents + _candidates(scores, ids, self.k, -1.0), -1.0)
+
+    def merge(self, other: "TopK") -> None:
+        """Take in what another scan kept."""
+        self.proponents = self._best(self.proponents + other.proponents, 1.0)
+        self.opponents = self._best(self.opponents + other.opponents, -1.0)
+
+    def _best(self, found: Iterable[Scored], sign: float) -> list[Scored]:
+        return sorted(found, key=lambda hit: (-sign * hit.score, hit.example_id))[: self.k]
+
+
+def _candidates(scores: np.ndarray, ids: Sequence[str], k: int, sign: float) -> list[Scored]:
+    """Rows that may be in the top k: all ties with the k-th too, or the order of blocks would choose."""
+    signed = sign * scores
+    floor = -np.inf if len(signed) <= k else np.partition(signed, len(signed) - k)[len(signed) - k]
+    return [Scored(float(scores[row]), ids[row]) for row in np.flatnonzero(signed >= floor)]

@@ -1,0 +1,128 @@
+"""The demo's steps as Prefect tasks: write the corpus, train the model, ask, let it judge itself."""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from lorif_core.config import Config, parse_config
+from lorif_core.index import Index
+from lorif_core.queries import Query
+from lorif_core.report import JudgeRow
+from lorif_core.store import Store
+from tasks.demo_corpus import QUESTIONS, Paragraph, language_reference, split, write_jsonl
+from tasks.demo_judge import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
+from tasks.demo_model import POSITIONS, DemoModel, train_demo_model
+
+_HELD_OUT_SHARE = 0.08
+_JUDGED = 64
+_TOP_TOPICS = 5
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoCorpus:
+    """The demo's text on disk: passages to train on and index, and passages that the model never sees."""
+
+    path: Path
+    train: tuple[Paragraph, ...]
+    held_out: tuple[Paragraph, ...]
+
+
+@task(name="write corpus", cache_policy=NO_CACHE)
+def write_corpus(folder: Path) -> DemoCorpus:
+    """Cut the language reference into passages and write those to be indexed as jsonl."""
+    train, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
+    path = folder / "corpus" / "language-reference.jsonl"
+    path.parent.mkdir(parents=True)
+    write_jsonl(train, path)
+    get_run_logger().info("%d passages to train on, %d held out", len(train), len(held_out))
+    return DemoCorpus(path, tuple(train), tuple(held_out))
+
+
+@task(name="train model", cache_policy=NO_CACHE)
+def train_model(corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
+    """Train a tokenizer and a small GPT-2 on the passages."""
+    model = train_demo_model([paragraph.text for paragraph in corpus.train], folder / "model", seconds, _SEED)
+    get_run_logger().info(
+        "%d parameters, %d steps in %.0f s, loss %.2f (unigram %.2f)",
+        model.parameters, model.steps, model.seconds, model.final_loss, model.unigram_loss,
+    )  # fmt: skip
+    return model
+
+
+def demo_config(corpus: DemoCorpus, model: DemoModel, folder: Path) -> Config:
+    """The demo's CONFIG, also written to `folder` so that a newcomer can run `lorif build -c` on it."""
+    raw = {
+        "index": str(folder / "index"),
+        "model": {"path": str(model.folder)},
+        "corpus": {"uri": str(corpus.path), "id": "id", "max_length": POSITIONS},
+        "projection": {"factor": 4},
+        "curvature": {"rank": 64},
+        "compute": {"ray": "local", "workers": 2},
+    }
+    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+    return parse_config(raw)
+
+
+def demo_queries() -> list[Query]:
+    """The demo's questions as queries."""
+    return [
+        Query(question.question_id, None, question.prompt, question.completion, None, None)
+        for question in QUESTIONS
+    ]
+
+
+@task(name="judge", cache_policy=NO_CACHE)
+def judge(config: Config, corpus: DemoCorpus) -> list[JudgeRow]:
+    """Ask the index about its own passages and about passages it has never seen, next to BM25 and chance."""
+    started = time.perf_counter()
+    index = Index(Store(config.index, config.storage))
+    rows = [_judge_self(index, corpus), _judge_topics(index, corpus)]
+    create_table_artifact(key="self-check", table=[asdict(row) for row in rows], description="Self-check")
+    get_run_logger().info("self-check took %.1f s", time.perf_counter() - started)
+    return rows
+
+
+def _judge_self(index: Index, corpus: DemoCorpus) -> JudgeRow:
+    chosen = random.Random(_SEED).sample(corpus.train, _JUDGED)
+    own = [paragraph.paragraph_id for paragraph in chosen]
+    texts = [paragraph.text for paragraph in chosen]
+    return JudgeRow(
+        question=f"Training passage as query: is it its own top proponent? ({len(chosen)} passages)",
+        ours=self_retrieval(_proponents(index, chosen, 1), own),
+        bm25=self_retrieval(_bm25(corpus, texts, 1), own),
+        chance=1 / len(corpus.train),
+        note="BM25 sees the very words, so it is near perfect here by construction",
+    )
+
+
+def _judge_topics(index: Index, corpus: DemoCorpus) -> JudgeRow:
+    topics_of = {paragraph.paragraph_id: set(paragraph.topics) for paragraph in corpus.train}
+    known = set().union(*topics_of.values())
+    chosen = [paragraph for paragraph in corpus.held_out if known & set(paragraph.topics)]
+    topics = [set(paragraph.topics) for paragraph in chosen]
+    texts = [paragraph.text for paragraph in chosen]
+    return JudgeRow(
+        question=f"Held-out passage: a top-{_TOP_TOPICS} proponent from the same topic? ({len(chosen)} passages)",
+        ours=same_topic_at_k(_proponents(index, chosen, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
+        bm25=same_topic_at_k(_bm25(corpus, texts, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
+        chance=chance_same_topic_at_k(topics, topics_of, _TOP_TOPICS),
+        note="the model never saw these passages",
+    )
+
+
+def _proponents(index: Index, paragraphs: Sequence[Paragraph], k: int) -> list[list[str]]:
+    found = index.top_k([paragraph.text for paragraph in paragraphs], k)
+    return [[hit.example_id for hit in top.proponents] for top in found]
+
+
+def _bm25(corpus: DemoCorpus, queries: Sequence[str], k: int) -> list[list[str]]:
+    texts = [paragraph.text for paragraph in corpus.train]
+    return bm25_hits(texts, [paragraph.paragraph_id for paragraph in corpus.train], queries, k)

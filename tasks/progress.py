@@ -1,0 +1,70 @@
+"""Progress of long work: a bar on a terminal, log lines elsewhere, an artifact in the Prefect UI."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY_SECONDS = 5.0
+
+
+class Progress:
+    """Counts rows and tokens done out of a known number of rows; rows/s, tokens/s and ETA."""
+
+    def __init__(self, what: str, rows: int, done: int = 0) -> None:
+        self._what, self._rows, self._done = what, rows, done
+        self._skipped_ahead = done
+        self._tokens = 0
+        self._started = self._reported = time.monotonic()
+        self._bar: tqdm | None = None
+        self._artifact: UUID | None = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=self._rows, initial=self._done, desc=self._what, unit="row", file=sys.stderr)
+        if TaskRunContext.get() is not None:
+            key = self._what.replace(" ", "-")
+            self._artifact = create_progress_artifact(progress=self._percent(), key=key, description=self._what)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._report()
+
+    def advance(self, rows: int, tokens: int = 0) -> None:
+        """Count finished rows and their tokens."""
+        self._done += rows
+        self._tokens += tokens
+        if self._bar is not None:
+            if self._tokens:
+                self._bar.set_postfix_str(f"{self._tokens / self._elapsed():,.0f} tokens/s", refresh=False)
+            self._bar.update(rows)
+        if time.monotonic() - self._reported >= _REPORT_EVERY_SECONDS:
+            self._report()
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        rate = (self._done - self._skipped_ahead) / self._elapsed()
+        left = (self._rows - self._done) / rate if rate > 0 else float("inf")
+        log.info(
+            "%s: %d of %d rows, %.0f rows/s, %.0f tokens/s, ETA %.0f s",
+            self._what, self._done, self._rows, rate, self._tokens / self._elapsed(), left,
+        )  # fmt: skip
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, progress=self._percent())
+
+    def _elapsed(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
+
+    def _percent(self) -> float:
+        return min(100.0, 100.0 * self._done / max(self._rows, 1))

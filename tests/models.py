@@ -1,0 +1,130 @@
+"""Small random models of the three families that the tests run on, and autograd references in float64."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.pytorch_utils import Conv1D
+
+from lorif_core.batches import Batch, collate
+from lorif_core.model import LoadedModel, layer_specs, prepare_model, select_layers
+from lorif_core.spec import LayerSpec
+from lorif_core.tokenise import Example
+
+VOCAB = 61
+
+
+def gpt2(seed: int = 0, **overrides: object) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    settings = {"n_layer": 2, "n_embd": 24, "n_head": 3, "n_positions": 64, "vocab_size": VOCAB}
+    return GPT2LMHeadModel(GPT2Config(**{**settings, **overrides})).eval()
+
+
+def llama(seed: int = 0) -> LlamaForCausalLM:
+    """Grouped-query attention and a gated MLP, as Qwen has them too."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=VOCAB, max_position_embeddings=64,
+        )
+    ).eval()  # fmt: skip
+
+
+def neox(seed: int = 0) -> GPTNeoXForCausalLM:
+    torch.manual_seed(seed)
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=3, vocab_size=VOCAB,
+            max_position_embeddings=64,
+        )
+    ).eval()  # fmt: skip
+
+
+def llama_lora(seed: int = 0) -> torch.nn.Module:
+    """A LoRA adapter whose B is not zero, so that A has a gradient."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    adapted = get_peft_model(
+        llama(seed), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    return adapted.eval()
+
+
+FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
+    "gpt2": gpt2, "llama": llama, "neox": neox, "llama+lora": llama_lora,
+}  # fmt: skip
+
+
+def scaled(model: torch.nn.Module, gain: float = 3.0) -> torch.nn.Module:
+    """Random initialisation is so small that gradients barely depend on the input; make it matter."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "wte" not in name and "embed" not in name and "wpe" not in name:
+                parameter.mul_(gain)
+    return model
+
+
+def loaded(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    return prepare_model(model.to(dtype))
+
+
+def tracked(model: LoadedModel, factor: int, pattern: str | None = None) -> tuple[LayerSpec, ...]:
+    return layer_specs(select_layers(model.model, pattern), factor)
+
+
+def make_example(ids: list[int], labels: list[int] | None = None, name: str = "x") -> Example:
+    return Example(
+        example_id=name,
+        row=0,
+        input_ids=np.asarray(ids, dtype=np.int32),
+        labels=np.asarray(ids if labels is None else labels, dtype=np.int32),
+        text=None,
+        content_hash="0" * 32,
+    )
+
+
+def random_examples(count: int, seed: int = 0, shortest: int = 3, longest: int = 20) -> list[Example]:
+    rng = np.random.default_rng(seed)
+    examples = []
+    for number in range(count):
+        ids = rng.integers(0, VOCAB, rng.integers(shortest, longest + 1)).tolist()
+        labels = [-100 if rng.random() < 0.2 else token for token in ids]
+        labels[-1] = ids[-1]
+        examples.append(make_example(ids, labels, f"x{number}"))
+    return examples
+
+
+def batch_of(examples: list[Example]) -> Batch:
+    return collate(examples, list(range(len(examples))))
+
+
+def autograd_gradients(
+    model: torch.nn.Module, layers: tuple[LayerSpec, ...], example: Example
+) -> list[torch.Tensor]:
+    """Per layer dL/dW as (I, O) in float64, of the token-summed loss of one example, by plain autograd."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights = [model.get_submodule(layer.name).weight for layer in layers]
+    for weight in weights:
+        weight.requires_grad_(True)
+    ids = torch.tensor(example.input_ids[None].astype(np.int64))
+    labels = torch.tensor(example.labels[None].astype(np.int64))
+    with torch.enable_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum")
+        gradients = torch.autograd.grad(loss, weights)
+    for weight in weights:
+        weight.requires_grad_(False)
+    return [
+        gradient if isinstance(model.get_submodule(layer.name), Conv1D) else gradient.T
+        for layer, gradient in zip(layers, gradients, strict=True)
+    ]

@@ -1,0 +1,175 @@
+"""The report shows everything it is given, escapes all of it, and loads nothing."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from lorif_core.errors import LorifError
+from lorif_core.formatting import format_bytes, format_score, format_seconds
+from lorif_core.report import (
+    Hit,
+    JudgeRow,
+    LayerSection,
+    QuerySection,
+    Report,
+    Storage,
+    render,
+)
+from lorif_core.spec import Coverage
+
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+ATTACK = "<script>alert('x')</script>"
+PROPONENTS = tuple(
+    Hit(i + 1, f"for/{i}", 12.5 / (i + 1), f"proponent text {i}", f"train.jsonl, row {i}") for i in range(3)
+)
+OPPONENTS = (
+    Hit(1, "while/1", -3.25, "opponent " + "word " * 400 + "the very end", "train.jsonl, row 9"),
+    Hit(2, "while/2", -1.5, None, "train.jsonl, row 10"),
+)
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        title="What made the model say it",
+        generation=3,
+        checkpoint="demo-model@0123abcd",
+        spec="89abcdef01234567",
+        created_at="2026-01-02 03:04 UTC",
+        curvature="woodbury, rank 4",
+        queries=(
+            QuerySection("loop-else", "When does else run? ", "When no break.", 7.25, PROPONENTS, OPPONENTS),
+            QuerySection("plain", "A whole text.", None, 1e-7, PROPONENTS[:1], ()),
+        ),
+        layers=(
+            LayerSection("h.0.attn", 128, 384, 8, 24, (9.0, 4.0, 0.0, 1e-30), 0.5, 0.875),
+            LayerSection("h.0.mlp", 128, 512, 8, 32, (), 1.0, None),
+            LayerSection("h.1.mlp", 128, 512, 8, 32, (2.0,), 1.0, None),
+        ),
+        coverage=Coverage(750, 1000, (("wte", 200), ("norms", 50))),
+        storage=Storage(1234.0, 12340.0, 555, 555 * 1234),
+        timings=(("Train the demo model", 61.2), ("Index", 0.25)),
+        skipped=(("empty/1", "no scored token"),),
+        judge=(JudgeRow("Is it its own top proponent?", 0.96875, None, None, "64 passages"),),
+    )
+
+
+def test_every_hit_and_score_is_shown(report: Report) -> None:
+    page = render(report)
+    for hit in (*PROPONENTS, *OPPONENTS):
+        assert hit.example_id in page
+        assert hit.source in page
+        assert format_score(hit.score, 12.5) in page
+        assert hit.text is None or hit.text in page
+    for fact in (
+        "96.9 %",
+        "75.0 %",
+        "1,234",
+        "12,340",
+        "no scored token",
+        "87.5 %",
+        f"1.000 {TIMES} 10⁻⁷",
+        "h.0.attn",
+    ):
+        assert fact in page
+    assert page.count("<mark>When no break.</mark>") == 1
+
+
+@pytest.mark.parametrize(
+    "where", ["text", "prompt", "completion", "example_id", "source", "title", "layer", "query_id"]
+)
+def test_markup_in_user_text_is_escaped(report: Report, where: str) -> None:
+    query, layer = report.queries[0], report.layers[0]
+    if where in ("text", "example_id", "source"):
+        query = replace(query, proponents=(replace(PROPONENTS[0], **{where: ATTACK}),))
+    elif where == "layer":
+        layer = replace(layer, name=f'"{ATTACK}')
+    elif where != "title":
+        query = replace(query, **{where: ATTACK})
+    page = render(replace(report, title=ATTACK if where == "title" else "t", queries=(query,), layers=(layer,)))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+
+
+def test_nothing_is_loaded_from_the_network(report: Report) -> None:
+    page = render(report)
+    assert not re.search(r"https?://|\bsrc\s*=|@import|url\(|<link|<script|<iframe", page)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(report: Report) -> None:
+    page = render(report)
+    identifiers = re.findall(r'\bid="([^"]*)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    assert set(re.findall(r'href="#([^"]*)"', page)) <= set(identifiers)
+
+
+def test_bars_are_relative_to_the_largest_score_of_the_query(report: Report) -> None:
+    widths = re.findall(r"width:([\d.]+)%", render(report))
+    assert widths[:5] == ["100.0", "50.0", "33.33", "26.0", "12.0"]
+
+
+def test_empty_parts_still_render(report: Report) -> None:
+    empty = replace(
+        report,
+        queries=(
+            QuerySection("q", "p", None, 0.0, (), ()),
+            QuerySection("z", "p", None, 0.0, (Hit(1, "i", 0.0, "", ""),), ()),
+        ),
+        layers=(replace(report.layers[1], damping=0.0), LayerSection("zero", 1, 1, 1, 1, (0.0, 0.0), 0.0, 0.0)),
+        coverage=Coverage(0, 0, ()),
+        storage=Storage(0.0, 0.0, 0, 0),
+        timings=(),
+        skipped=(),
+        judge=(),
+    )
+    page = render(empty)
+    assert "No example was skipped." in page
+    assert "Self-check" not in page
+    assert "<polyline" not in page
+
+
+def test_control_characters_do_not_reach_the_page(report: Report) -> None:
+    query = replace(report.queries[0], prompt="a\x00b\x1bc\ud800d\n\te é 中")
+    page = render(replace(report, queries=(query,)))
+    assert "a\ufffdb\ufffdc\ufffdd\n\te é 中" in page
+    page.encode()
+
+
+def test_numbers_that_are_not_finite_are_refused(report: Report) -> None:
+    bad_hit = replace(report.queries[0], opponents=(replace(OPPONENTS[0], score=float("nan")),))
+    bad_loss = replace(report.queries[0], loss=float("inf"))
+    for query in (bad_hit, bad_loss):
+        with pytest.raises(LorifError, match="loop-else"):
+            render(replace(report, queries=(query,)))
+
+
+@pytest.mark.parametrize(
+    ("score", "largest", "shown"),
+    [
+        (12.5, 12.5, "+12.50"),
+        (-0.004, 12.5, f"{MINUS}0.00"),
+        (0.0, 12.5, "0"),
+        (-0.01234, 0.01234, f"{MINUS}0.01234"),
+        (1234567.0, 2e6, f"+1.235 {TIMES} 10⁶"),
+        (-1.5e-9, 3e-9, f"{MINUS}1.500 {TIMES} 10⁻⁹"),
+    ],
+)
+def test_score_digits(score: float, largest: float, shown: str) -> None:
+    assert format_score(score, largest) == shown
+
+
+def test_byte_units() -> None:
+    assert [format_bytes(n) for n in (0, 1023, 1536, 5 * 1024**3, 2**60)] == [
+        "0 B",
+        "1,023 B",
+        "1.5 KiB",
+        "5.0 GiB",
+        "1,024.0 PiB",
+    ]
+
+
+def test_durations() -> None:
+    shown = [format_seconds(seconds) for seconds in (0.25, 61.2, 9.87, 59.99, 7260.0)]
+    assert shown == ["0.25 s", "1 min 01 s", "9.9 s", "60.0 s", "2 h 01 min"]
