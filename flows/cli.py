@@ -6,13 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lorif_core.errors import LorifError
+from tasks.environment import quiet_libraries
+
+if TYPE_CHECKING:
+    from flows.commands import Result
 
 _CONFIG_HELP = "YAML file; any key can be overridden with key.sub=value"
 
-Handler = Callable[[argparse.Namespace], dict[str, Any]]
+Handler = Callable[[argparse.Namespace], "Result"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         reason = " ".join(str(error).split())[:500] or "no message"
         return _fail(arguments, f"{type(error).__name__}: {reason} (LORIF_DEBUG=1 shows the traceback)", 1)
-    sys.stdout.write((json.dumps(result, default=str) if arguments.json else _human(result)) + "\n")
+    sys.stdout.write((json.dumps(result.data) if arguments.json else result.text) + "\n")
     return 0
 
 
@@ -52,29 +56,12 @@ def _fail(arguments: argparse.Namespace, message: str, code: int) -> int:
     return code
 
 
-def _human(result: dict[str, Any]) -> str:
-    text = result.pop("text", None)
-    if text is not None:
-        return str(text)
-    return "\n".join(f"{key}: {value}" for key, value in result.items())
-
-
 def _configure_process() -> None:
     """Logs to stderr; no telemetry; quiet libraries. Before Prefect or transformers are imported."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in ("lorif_core", "tasks", "flows"):
         logging.getLogger(name).setLevel(logging.INFO)
-    for key, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-        "PREFECT_CLI_PROMPT": "false",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(key, value)
+    quiet_libraries()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,37 +113,37 @@ def _positive(text: str) -> int:
     return value
 
 
-def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
+def _demo(arguments: argparse.Namespace) -> "Result":
     from flows.commands import run_demo
 
     return run_demo(arguments.out)
 
 
-def _check(arguments: argparse.Namespace) -> dict[str, Any]:
+def _check(arguments: argparse.Namespace) -> "Result":
     from flows.commands import run_check
 
     return run_check(arguments.config, arguments.overrides)
 
 
-def _build(arguments: argparse.Namespace) -> dict[str, Any]:
+def _build(arguments: argparse.Namespace) -> "Result":
     from flows.commands import run_build
 
     return run_build(arguments.config, arguments.overrides)
 
 
-def _attribute(arguments: argparse.Namespace) -> dict[str, Any]:
+def _attribute(arguments: argparse.Namespace) -> "Result":
     from flows.commands import run_attribute
 
     return run_attribute(arguments.config, arguments.overrides, arguments.queries, arguments.out, arguments.top_k)
 
 
-def _query(arguments: argparse.Namespace) -> dict[str, Any]:
+def _query(arguments: argparse.Namespace) -> "Result":
     from flows.commands import run_query
 
     return run_query(arguments.index, arguments.text, arguments.completion, arguments.top_k, arguments.model)
 
 
-def _status(arguments: argparse.Namespace) -> dict[str, Any]:
+def _status(arguments: argparse.Namespace) -> "Result":
     from flows.commands import run_status
 
     return run_status(arguments.index)

@@ -3,27 +3,42 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorif_core.config import load_config
+from lorif_core.config import Config, load_config
 from lorif_core.store import Generation, Store
+from tasks.environment import lock_local_ray
 
 _EXCERPT = 160
+_OF_SUMMARY = ("queries", "scores", "generation", "rows", "skipped", "timings")
 
 
-def run_build(config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command found: plain values for `--json`, and the same for a person."""
+
+    data: dict[str, Any]
+    text: str
+
+
+def _listed(data: dict[str, Any]) -> Result:
+    return Result(data, "\n".join(f"{key}: {value}" for key, value in data.items()))
+
+
+def run_build(config_path: str, overrides: Sequence[str]) -> Result:
     """`lorif build`."""
     from lorif_core.plan import preflight
 
-    config = load_config(config_path, list(overrides))
+    config = _load(config_path, overrides)
     preflight(config)  # in a second or two, before Prefect and Ray take theirs to start
     from flows.build import build
 
     _hide_expected_tracebacks()
     generation = build(config)
     skipped = json.loads(generation.skipped_json)
-    return {
+    data = {
         "index": config.index,
         "generation": generation.generation,
         "rows": generation.rows,
@@ -33,13 +48,12 @@ def run_build(config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
         "skipped": [{"example_id": example_id, "reason": reason} for example_id, reason in skipped],
         "timings": json.loads(generation.timings_json),
     }
+    return _listed(data)
 
 
-def run_attribute(
-    config_path: str, overrides: Sequence[str], queries: str, out: str, top_k: int
-) -> dict[str, Any]:
+def run_attribute(config_path: str, overrides: Sequence[str], queries: str, out: str, top_k: int) -> Result:
     """`lorif attribute`."""
-    config = load_config(config_path, list(overrides))
+    config = _load(config_path, overrides)
     from tasks.attribute import check_attribution
 
     check_attribution(config, queries, Path(out))
@@ -47,28 +61,35 @@ def run_attribute(
 
     _hide_expected_tracebacks()
     summary = attribute(config, queries, Path(out), top_k)
-    return {"out": out, **{key: summary[key] for key in ("queries", "scores", "generation", "rows", "timings")}}
+    return _listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
 
 
-def run_check(config_path: str, overrides: Sequence[str]) -> dict[str, Any]:
+def run_check(config_path: str, overrides: Sequence[str]) -> Result:
     """`lorif check`."""
+    config = _load(config_path, overrides)
     from tasks.check import check
 
-    return check(load_config(config_path, list(overrides)))
+    return _listed(check(config))
 
 
-def run_demo(out: str) -> dict[str, Any]:
+def run_demo(out: str) -> Result:
     """`lorif demo`."""
     from lorif_core.answers import check_out_folder
 
     check_out_folder(Path(out))
+    lock_local_ray("local")
     from flows.demo import demo
 
     _hide_expected_tracebacks()
-    return demo(Path(out).resolve())
+    summary = demo(Path(out).resolve())
+    checks = [
+        f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
+        for row in summary["self_check"]
+    ]
+    return Result(summary, "\n".join([*checks, f"report: {summary['report']}"]))
 
 
-def run_query(index_uri: str, text: str, completion: str | None, top_k: int, model: str | None) -> dict[str, Any]:
+def run_query(index_uri: str, text: str, completion: str | None, top_k: int, model: str | None) -> Result:
     """`lorif query`: one machine, neither Ray nor Prefect."""
     from lorif_core.index import open_index
 
@@ -88,14 +109,20 @@ def run_query(index_uri: str, text: str, completion: str | None, top_k: int, mod
         ]
         for side, hits in sides.items()
     }  # fmt: skip
-    return {"text": _ranking(found), "generation": index.generation.generation, **found}
+    return Result({"generation": index.generation.generation, **found}, _ranking(found))
 
 
-def run_status(index_uri: str) -> dict[str, Any]:
+def run_status(index_uri: str) -> Result:
     """`lorif status`."""
     store = Store(index_uri)
     store.latest()
-    return {"index": index_uri, "generations": [_status_row(store, each) for each in store.generations()]}
+    rows = [_status_row(store, generation) for generation in store.generations()]
+    lines = [
+        f"{row['generation']:>4}  {row['created_at'][:19]}  {row['rows']:>10,} rows  "
+        f"{row['bytes_per_example']:>10,.0f} bytes/example  {row['checkpoint']}"
+        for row in rows
+    ]
+    return Result({"index": index_uri, "generations": rows}, "\n".join(lines))
 
 
 def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
@@ -119,6 +146,12 @@ def _ranking(found: dict[str, list[dict[str, Any]]]) -> str:
             excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
             lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
     return "\n".join(lines)
+
+
+def _load(config_path: str, overrides: Sequence[str]) -> Config:
+    config = load_config(config_path, list(overrides))
+    lock_local_ray(config.compute.ray)  # before anything imports Ray
+    return config
 
 
 class _WithoutExpectedTraceback(logging.Filter):

@@ -30,6 +30,18 @@ def needed_columns(corpus: CorpusConfig) -> list[str]:
     return list(dict.fromkeys(column for column, _ in _columns_with_roles(corpus)))
 
 
+def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
+    """Refuse a corpus that cannot be right, by a look at its first file only: `list_shards` reads them all.
+
+    Raises:
+        UserError: as `list_shards`.
+    """
+    file = find_files(corpus.uri, storage, ENDINGS)[0]
+    kinds = column_kinds(file)
+    if kinds is not None:
+        _check_columns(file, kinds, corpus)
+
+
 def list_shards(corpus: CorpusConfig, storage: StorageConfig) -> list[ShardRef]:
     """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; parquet row groups are never crossed.
 

@@ -86,7 +86,7 @@ class Extractor:
         labels = torch.from_numpy(batch.labels).to(device)
         wide = torch.float64 if self._loaded.dtype == torch.float64 else torch.float32
         with self._capture as capture:
-            capture.start(*ids.shape, device=device, dtype=wide)
+            capture.start(ids.shape[0], ids.shape[1], device, wide)
             losses = self._loaded.backward(ids, labels)
             codes, scales = capture.take()
         return losses, codes, scales

@@ -1,7 +1,7 @@
 """The checkpoint: loading it safely, its fingerprint, the layers that are tracked, and one backward pass."""
 
 import hashlib
-import logging
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +18,6 @@ from lorif_core.errors import UserError
 from lorif_core.loss import head_loss, token_losses
 from lorif_core.projection import projected_size
 from lorif_core.spec import Coverage, LayerSpec
-
-log = logging.getLogger(__name__)
 
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _HASH_BLOCK = 8 * 2**20
@@ -246,17 +244,19 @@ def check_checkpoint(config: ModelConfig) -> None:
 
 
 def fingerprint(config: ModelConfig) -> str:
-    """Identity of a checkpoint: a hash of config and weight files, or the hub's commit."""
+    """Identity of a checkpoint: a hash of config and weight files (an adapter's base too), or the hub's commit."""
     folder = Path(config.path)
     if not folder.exists():
         settings = AutoConfig.from_pretrained(config.path, revision=config.revision)
         return f"{config.path}@{getattr(settings, '_commit_hash', None) or config.revision or 'main'}"
+    adapter = (folder / "adapter_config.json").exists()
+    base = fingerprint(ModelConfig(path=_adapter_base(config.path))) if adapter else ""
     names = ["config.json", "adapter_config.json"]
     files = [folder / name for name in names if (folder / name).exists()]
     files += sorted(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern))
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib releases the GIL
         digests = list(pool.map(_file_digest, files))
-    whole = hashlib.sha256()
+    whole = hashlib.sha256(base.encode())
     for file, digest in zip(files, digests, strict=True):
         whole.update(f"{file.name}:{digest}\n".encode())
     return f"sha256:{whole.hexdigest()[:32]}"
@@ -267,7 +267,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
     if tokenizer is None:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
+    if backend is None:
+        state = str(sorted(tokenizer.get_vocab().items()))
+    else:
+        described = json.loads(backend.to_str())
+        # a call sets these two; they are not the tokenizer's identity
+        state = json.dumps(
+            {k: v for k, v in described.items() if k not in ("truncation", "padding")}, sort_keys=True
+        )
     return "sha256:" + hashlib.sha256(state.encode()).hexdigest()[:32]
 
 

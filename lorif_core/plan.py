@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lorif_core.config import Config
-from lorif_core.corpus import list_shards
+from lorif_core.corpus import check_first_file, list_shards
 from lorif_core.curvature import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
@@ -40,15 +40,15 @@ class BuildPlan:
         return CodeLayout(self.spec.layers, self.spec.code)
 
 
-def preflight(config: Config) -> Skeleton:
-    """The checks that cost no pass over the corpus: model, layers, ranks, index, first rows of the files.
+def preflight(config: Config) -> None:
+    """The checks that cost no pass over the corpus: model, layers, ranks, index, the corpus's first file.
 
     Raises:
         UserError: as `make_plan`.
     """
-    skeleton = load_skeleton(config.model)
-    Store(config.index, config.storage).check_spec(make_spec(config, skeleton))
-    return skeleton
+    spec = make_spec(config, load_skeleton(config.model))
+    Store(config.index, config.storage).check_spec(spec)
+    check_first_file(config.corpus, config.storage)
 
 
 def make_plan(config: Config) -> BuildPlan:

@@ -1,4 +1,4 @@
-"""What identifies stored numbers: shards of the corpus, tracked layers, and the spec that names compatible rows."""
+"""What identifies stored numbers: shards of the corpus, tracked layers, the spec that names compatible rows."""
 
 import hashlib
 import json

@@ -173,7 +173,9 @@ class Store:
             ("factors", generation.factors_version),
             ("curvature", generation.curvature_version),
         ):
-            self._require(table).tags.create(f"generation-{generation.generation}", version)
+            tags, tag = self._require(table).tags, f"generation-{generation.generation}"
+            # a run that died between tagging and appending leaves its tag behind
+            (tags.update if tag in tags.list() else tags.create)(tag, version)
         row = pa.Table.from_pylist([asdict(generation)], schema=GENERATIONS_SCHEMA)
         lance.write_dataset(
             row, self._path("generations"), mode="append", data_storage_version=_FILE_VERSION,
@@ -235,7 +237,7 @@ class Store:
     def code_bytes(self, version: int) -> int:
         """Bytes on storage of the codes and scales of a version of `factors`."""
         dataset = self._require("factors", version)
-        names = {field.id: field.name for field in dataset.lance_schema.fields()}
+        names = {field.id(): field.name() for field in dataset.lance_schema.fields()}
         fields = dataset.stats.data_stats().fields
         return sum(field.bytes_on_disk for field in fields if names.get(field.id) in ("codes", "scales"))
 

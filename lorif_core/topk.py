@@ -40,4 +40,4 @@ def _candidates(scores: np.ndarray, ids: Sequence[str], k: int, sign: float) -> 
     """Rows that may be in the top k: all ties with the k-th too, or the order of blocks would choose."""
     signed = sign * scores
     floor = -np.inf if len(signed) <= k else np.partition(signed, len(signed) - k)[len(signed) - k]
-    return [Scored(float(scores[row]), ids[row]) for row in np.flatnonzero(signed >= floor)]
+    return [Scored(float(scores[row]), ids[row]) for row in np.flatnonzero(signed >= floor).tolist()]

@@ -86,9 +86,24 @@ class ScoreActor:
         return self._index.top_k_folded(folded, k, fragments, self._memory_gb)
 
 
-def start(actor_class: Any, count: int, resources: Resources, *arguments: Any) -> list[Any]:
-    """Start `count` actors of a class; each gets its share of cores as its last argument."""
-    placed = actor_class.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
+def start(
+    actor_class: Any,
+    count: int,
+    resources: Resources,
+    *arguments: Any,
+    with_model: bool = False,
+    shares_cores: bool = False,
+) -> list[Any]:
+    """Start `count` actors of a class; each is told its share of cores as its last argument.
+
+    Args:
+        with_model: it loads the model, so it takes its GPUs; scans of codes do without.
+        shares_cores: it works only while others wait, so it reserves no cores.
+    """
+    placed = actor_class.options(
+        num_cpus=0 if shares_cores else resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_worker if with_model else 0,
+    )
     return [placed.remote(*arguments, resources.cpus_per_worker) for _ in range(count)]
 
 

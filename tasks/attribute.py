@@ -35,9 +35,8 @@ def attribute_queries(
     with cluster(config.compute) as resources:
         blocks = list(query_blocks(generation, queries, config.compute.memory_gb))
         get_run_logger().info("%d queries in %d blocks", len(queries), len(blocks))
-        # it works while the scorers wait, so it reserves no cores of its own
-        encoder = QueryActor.options(num_cpus=0, num_gpus=resources.gpus_per_worker).remote(
-            store, generation, config.model, resources.cpus_per_worker
+        (encoder,) = start(
+            QueryActor, 1, resources, store, generation, config.model, with_model=True, shares_cores=True
         )
         with Progress("score rows", generation.rows * len(blocks)) as progress:
             for block in blocks:

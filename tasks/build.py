@@ -12,7 +12,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
-from lorif_core.errors import IncompleteBuildError
+from lorif_core.errors import IncompleteBuildError, UserError
 from lorif_core.plan import BuildPlan, check_curvature_rank, make_plan
 from lorif_core.shard import Receipt
 from lorif_core.spec import ShardRef
@@ -75,6 +75,10 @@ def index_shards(config: Config, plan: BuildPlan) -> IndexedRows:
     pending = [shard for shard in plan.shards if shard.key not in committed]
     receipts = _index_pending(config, plan, store, pending) if pending else []
     rows, tokens = store.counts()
+    if rows == 0:
+        raise UserError(
+            f"no example of the corpus {config.corpus.uri} has a scored token, so there is nothing to index"
+        )
     run = sum(receipt.tokens for receipt in receipts)
     padded = sum(receipt.padded_tokens for receipt in receipts)
     skipped = {*store.skipped(), *(item for receipt in receipts for item in receipt.skipped)}
@@ -95,7 +99,7 @@ def _index_pending(config: Config, plan: BuildPlan, store: Store, pending: Seque
     done = plan.rows - sum(shard.rows for shard in pending)
     with cluster(config.compute) as resources, Progress("index shards", plan.rows, done) as progress:
         count = min(resources.workers, len(pending))
-        actors = start(IndexActor, count, resources, config, plan.spec.to_json())
+        actors = start(IndexActor, count, resources, config, plan.spec.to_json(), with_model=True)
         try:
             for outcome in dispatch(actors, pending, lambda actor, shard: actor.index.remote(shard)):
                 if isinstance(outcome, Failed):

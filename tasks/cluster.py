@@ -1,8 +1,6 @@
 """The Ray that the work runs on: a private one for this process, or a cluster that must be there."""
 
 import logging
-import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,10 +45,6 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
 
 
 def _start_local() -> None:
-    # the private Ray of one process: its ports answer only to this token
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         address="local",
         include_dashboard=False,
@@ -66,8 +60,8 @@ def _attach(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise LorifError(
-            f"no Ray cluster answers at compute.ray = {address!r}: {' '.join(str(error).split())[:200]}; start one, "
-            f"or set compute.ray=local"
+            f"no Ray cluster answers at compute.ray = {address!r}: {' '.join(str(error).split())[:200]}; start "
+            f"one, or set compute.ray=local"
         ) from None
 
 
@@ -81,7 +75,7 @@ def _resources(compute: ComputeConfig) -> Resources:
         workers = int(gpus // gpus_each) if gpus_each else max(1, cpus // _CPUS_PER_WORKER)
     if workers * gpus_each > gpus:
         raise LorifError(
-            f"compute asks for {workers} workers with {gpus_each:g} GPUs each, but the Ray cluster has {gpus:g} GPUs"
+            f"compute asks for {workers} workers with {gpus_each:g} GPUs each, but the Ray cluster has {gpus:g}"
         )
     workers = max(1, min(workers, cpus))
     return Resources(workers, max(1, cpus // workers), gpus_each)

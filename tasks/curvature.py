@@ -78,9 +78,9 @@ def layer_groups(dims: Sequence[int], rows: int, spec: CurvatureSpec, memory_gb:
         need = layer_bytes(dim, rows, spec)
         if need > budget:
             raise UserError(
-                f"the {spec.kind} curvature of layer {layer} ({dim} gradient dimensions) needs {need / 2**30:.1f} GiB "
-                f"of a worker, more than compute.memory_gb = {memory_gb:g}; raise it, lower curvature.rank or raise "
-                f"projection.factor"
+                f"the {spec.kind} curvature of layer {layer} ({dim} gradient dimensions) needs "
+                f"{need / 2**30:.1f} GiB of a worker, above compute.memory_gb = {memory_gb:g}; raise it, lower "
+                f"curvature.rank or raise projection.factor"
             )
         if used + need > budget:
             groups.append([])

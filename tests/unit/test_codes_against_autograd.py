@@ -38,7 +38,7 @@ def projected(gradient: torch.Tensor, layer: LayerSpec, projection: ProjectionSp
 
 
 def low_rank_reference(G: np.ndarray, rank: int) -> np.ndarray:
-    """U V^T by explicit block power iteration on the smaller side, from the documented start, then Ritz vectors."""
+    """U V^T by explicit block power iteration on the smaller side, then the leading Ritz vectors."""
     if G.shape[0] > G.shape[1]:
         return low_rank_reference(G.T, rank).T
     size = G.shape[0]

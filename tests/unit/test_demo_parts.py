@@ -134,8 +134,8 @@ def test_training_stops_by_the_clock(tmp_path: Path) -> None:
 
 
 def test_the_model_learns_more_than_frequencies(tmp_path: Path) -> None:
-    result = train_demo_model(TEXTS, tmp_path, steps=40)
-    assert result.final_loss < 0.5 * result.unigram_loss
+    result = train_demo_model(TEXTS, tmp_path, steps=12)
+    assert result.final_loss < 0.8 * result.unigram_loss
 
 
 @pytest.mark.parametrize("arguments", [{"seconds": 0.0}, {"steps": 0}])

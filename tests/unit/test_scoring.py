@@ -1,4 +1,4 @@
-"""Invariant: streamed scores equal a dense dot product with the decoded gradients, and top-k equals a full sort."""
+"""Invariant: streamed scores equal a dense dot product with what is stored, and top-k equals a full sort."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,197 @@
+"""Peak memory of indexing, of the curvature fit and of a query, over N and over 2N sequences: it must not grow.
+
+    python -m benchmarks.memory [--sequences 2000 --text FILE --out FILE]
+
+Every stage runs in a new process, which reports the largest resident set it ever had, before its work (libraries
+and model loaded) and after. Codes are dense, so that the table is large and a stage that held all rows of it would
+grow by as much as the table does.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer, write_corpus
+from lorif_core.config import Config, parse_config
+from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, scan_blocks
+from lorif_core.factors import CodeLayout
+from lorif_core.index import open_index
+from lorif_core.model import load_skeleton
+from lorif_core.plan import curvature_spec, make_plan, make_spec
+from lorif_core.shard import ShardIndexer
+from lorif_core.store import Generation, Store, block_rows, now
+
+_POSITIONS = 64
+_CHARACTERS = 160
+_QUERIES = [f"The {thing} was first described in the nineteenth century ." for thing in ("lobster", "river", "song")]
+
+Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Largest resident set in MiB before a stage's work and after it, and how long the work took."""
+
+    loaded: float
+    peak: float
+    seconds: float
+
+    @property
+    def above(self) -> float:
+        """What the work needed on top of libraries and model."""
+        return self.peak - self.loaded
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="lorif-memory-") as name:
+        folder = Path(name)
+        sizes = (arguments.sequences, 2 * arguments.sequences)
+        in_new_process(prepare, arguments.text, folder, sizes)
+        for stage in (index_corpus, fit_curvature, ask):
+            rows.append([in_new_process(stage, make_config(folder, size)) for size in sizes])
+        tables = [in_new_process(table_mib, make_config(folder, size)) for size in sizes]
+    names = ("index", "curvature", "query")
+    report = {name: summarise(*peaks, tables) for name, peaks in zip(names, rows, strict=True)}
+    print_table(report, sizes, tables)
+    if arguments.out:
+        result = {"sequences": sizes, "table_mib": tables, "stages": report}
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=2000)
+    parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def in_new_process(function: Callable[..., Returned], *arguments: Any) -> Returned:
+    """Call a function in a new interpreter.
+
+    Linux starts a child's peak at its parent's, so the parent only imports, as every child does, and never works.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def prepare(text: Path, folder: Path, sizes: tuple[int, int]) -> None:
+    """Write a small GPT-2 and a corpus of each size."""
+    paragraphs = load_paragraphs(text)
+    train_tokenizer(paragraphs).save_pretrained(folder / "model")
+    make_model(layers=2, width=64, positions=_POSITIONS).save_pretrained(folder / "model")
+    for size in sizes:
+        write_corpus(paragraphs, folder / f"{size}.jsonl", size, _CHARACTERS)
+
+
+def make_config(folder: Path, size: int) -> Config:
+    """Large rows, small blocks: what is held of the table at a time is little next to the table."""
+    return parse_config(
+        {
+            "index": str(folder / f"index-{size}"),
+            "model": {"path": str(folder / "model")},
+            "corpus": {"uri": str(folder / f"{size}.jsonl"), "id": "id", "max_length": _POSITIONS},
+            "projection": {"factor": 2},
+            "code": {"kind": "dense"},
+            "curvature": {"rank": 16},
+            "compute": {"memory_gb": 0.05},
+        }
+    )
+
+
+def index_corpus(config: Config) -> Peak:
+    """List the corpus, index its shards one after another and commit each of them."""
+    indexer = ShardIndexer(config, make_spec(config, load_skeleton(config.model)))
+    loaded, started = peak_mib(), time.perf_counter()
+    plan = make_plan(config)
+    store = Store(config.index)
+    store.create(plan.spec)
+    for shard in plan.shards:
+        receipt = indexer.index(shard)
+        store.commit_wave(receipt.shard, receipt.fragments, receipt.skipped)
+    return Peak(loaded, peak_mib(), time.perf_counter() - started)
+
+
+def fit_curvature(config: Config) -> Peak:
+    """Fit all layers by scans of the table, and publish the generation."""
+    store = Store(config.index)
+    spec = store.stored_spec()
+    if spec is None:
+        raise RuntimeError(f"{config.index} was not indexed")
+    layout, version = CodeLayout(spec.layers, spec.code), store.factors_version()
+    loaded, started = peak_mib(), time.perf_counter()
+
+    def scan(request: ScanRequest) -> ScanResult:
+        blocks = store.scan(version, block_rows(layout, config.compute.memory_gb))
+        return scan_blocks(((block.codes, block.scales) for block in blocks), layout, request)
+
+    rows, tokens = store.counts()
+    dims = [layer.dim for layer in spec.layers]
+    fitted = fit_layers(range(len(dims)), dims, rows, curvature_spec(config), scan)
+    named = {index: (spec.layers[index].name, layer) for index, layer in fitted.items()}
+    store.publish(
+        Generation(
+            generation=1, created_at=now(), factors_version=version,
+            curvature_version=store.write_curvature("benchmark", named), curvature="benchmark",
+            curvature_kind=config.curvature.kind, spec=spec.hash, spec_json=spec.to_json(),
+            checkpoint=spec.checkpoint, model_path=config.model.path, model_revision=None, rows=rows,
+            tokens=tokens, coverage_json="{}", skipped_json="[]", timings_json="{}",
+        )
+    )  # fmt: skip
+    return Peak(loaded, peak_mib(), time.perf_counter() - started)
+
+
+def ask(config: Config) -> Peak:
+    """Top ten of a few queries over the whole table."""
+    index = open_index(config.index)
+    index.encoder()  # loads the model
+    loaded, started = peak_mib(), time.perf_counter()
+    index.top_k(_QUERIES, 10)
+    return Peak(loaded, peak_mib(), time.perf_counter() - started)
+
+
+def table_mib(config: Config) -> float:
+    """MiB of codes and scales on storage."""
+    store = Store(config.index)
+    return round(store.code_bytes(store.factors_version()) / 2**20, 1)
+
+
+def peak_mib() -> float:
+    """Largest resident set of this process so far; Linux counts it in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def summarise(once: Peak, twice: Peak, tables: list[float]) -> dict[str, Any]:
+    """Both peaks; their ratio; and the growth as a share of the table's, 1 if all rows were held."""
+    return {
+        "peaks_mib": [asdict(once), asdict(twice)],
+        "above_loaded_mib": [round(once.above, 1), round(twice.above, 1)],
+        "ratio": round(twice.peak / once.peak, 3),
+        "share_of_table_growth": round((twice.above - once.above) / (tables[1] - tables[0]), 3),
+    }
+
+
+def print_table(report: dict[str, dict[str, Any]], sizes: tuple[int, int], tables: list[float]) -> None:
+    print(f"table of {sizes[0]} sequences {tables[0]:.0f} MiB, of {sizes[1]} sequences {tables[1]:.0f} MiB")
+    print(f"{'':>10}  {'peak MiB':>17}  {'ratio':>6}  {'above loaded MiB':>17}  {'of table growth':>15}")
+    for name, row in report.items():
+        once, twice = (peak["peak"] for peak in row["peaks_mib"])
+        above, doubled = row["above_loaded_mib"]
+        print(
+            f"{name:>10}  {once:8.0f} {twice:8.0f}  {row['ratio']:6.3f}  {above:8.0f} {doubled:8.0f}  "
+            f"{row['share_of_table_growth']:15.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()

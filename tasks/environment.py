@@ -1,0 +1,35 @@
+"""Environment that Ray, Prefect and transformers read when they are imported; so this comes before them."""
+
+import os
+import secrets
+import warnings
+
+_QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "PREFECT_CLI_PROMPT": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quiet_libraries() -> None:
+    """No telemetry, no prompts, no bars that are not ours; what the user has set stays."""
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    # Ray and Prefect start their servers with fork and exec at once, which Lance's threads survive
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
+
+def lock_local_ray(address: str) -> None:
+    """A private Ray listens on more than loopback, so it answers only to a token made for this process.
+
+    A cluster that one attaches to has its own authentication, from the user's environment.
+    """
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,58 @@
+"""Shared by all tests: quiet libraries, and the servers and small assets that the integration tests run on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.environment import lock_local_ray, quiet_libraries
+
+quiet_libraries()
+lock_local_ray("local")
+
+WORDS = ["the", "a", "cat", "dog", "bird", "sees", "likes", "red", "small", "old", "tree", "and", "then", "runs"]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 with a byte tokenizer, saved as a checkpoint."""
+    from tests.models import gpt2, scaled
+    from tests.tiny_tokenizer import VOCAB, byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    scaled(gpt2(vocab_size=VOCAB)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,100 short sentences, so three shards; row 7 is empty and must be skipped."""
+    import random
+
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "sentences.jsonl"
+    rows = [" ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for _ in range(1100)]
+    rows[7] = ""
+    path.write_text("".join(json.dumps({"id": f"s{i}", "text": text}) + "\n" for i, text in enumerate(rows)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One temporary Prefect server for the session, on loopback."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One private Ray for the session; `cluster()` finds it and leaves it running."""
+    from lorif_core.config import ComputeConfig
+    from tasks.cluster import cluster
+
+    with cluster(ComputeConfig(ray="local")):
+        yield

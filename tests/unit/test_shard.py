@@ -1,0 +1,63 @@
+"""Invariant: an example that cannot be scored is left out and named; it never becomes a row of zeros or NaN."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lorif_core.config import parse_config
+from lorif_core.extract import NON_FINITE_GRADIENT, NON_FINITE_LOSS
+from lorif_core.plan import make_plan
+from lorif_core.shard import NO_SCORED_TOKEN, ShardIndexer
+from tests.models import make_example
+
+
+@pytest.fixture
+def indexer(model_folder: Path, corpus_file: Path, tmp_path: Path) -> ShardIndexer:
+    config = parse_config(
+        {
+            "index": str(tmp_path / "index"),
+            "model": {"path": str(model_folder)},
+            "corpus": {"uri": str(corpus_file), "max_length": 64},
+            "projection": {"factor": 4},
+            "compute": {"tokens_per_batch": 64},
+        }
+    )
+    return ShardIndexer(config, make_plan(config).spec)
+
+
+def poison(indexer: ShardIndexer, token: int) -> None:
+    """Make the embedding of one token infinite: only examples that contain it are harmed."""
+    with torch.no_grad():
+        indexer.loaded.model.get_input_embeddings().weight[token] = float("inf")
+
+
+def test_bad_examples_are_skipped_counted_and_named(indexer: ShardIndexer) -> None:
+    poison(indexer, 200)
+    examples = [
+        make_example([1, 2, 3, 4], name="good"),
+        make_example([5], name="one token"),
+        make_example([5, 200, 6], name="infinite"),
+        make_example([], name="empty"),
+        make_example([7, 8, 9], [-100, -100, -100], name="masked"),
+        make_example([9, 8, 7, 6, 5], name="also good"),
+    ]
+    rows, skipped, _ = indexer.encode(examples)
+    assert [example.example_id for example in rows.examples] == ["good", "also good"]
+    assert np.isfinite(rows.codes).all() and np.isfinite(rows.losses).all() and rows.codes.any(axis=1).all()
+    reasons = dict(skipped)
+    assert reasons.pop("infinite") in (NON_FINITE_LOSS, NON_FINITE_GRADIENT)
+    assert reasons == {name: NO_SCORED_TOKEN for name in ("one token", "empty", "masked")}
+
+
+def test_a_bad_example_does_not_touch_its_neighbours(indexer: ShardIndexer) -> None:
+    """It shares the batch with good ones, and NaN spreads easily."""
+    good = [make_example([1, 2, 3, 4], name="a"), make_example([4, 3, 2, 1], name="b")]
+    alone, _, _ = indexer.encode(good)
+    poison(indexer, 200)
+    together, _, _ = indexer.encode([good[0], make_example([5, 6, 200, 6], name="infinite"), good[1]])
+    np.testing.assert_allclose(
+        together.codes.astype(np.float32), alone.codes.astype(np.float32), rtol=2e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(together.scales, alone.scales, rtol=1e-5)
