@@ -1,6 +1,6 @@
 """Peak memory of indexing, of the curvature fit and of a query, over N and over 2N sequences: it must not grow.
 
-    python -m benchmarks.memory [--sequences 2000 --text FILE --out FILE]
+    python -m benchmarks.memory [--sequences 8000 --text FILE --out FILE]
 
 Every stage runs in a new process, which reports the largest resident set it ever had, before its work (libraries
 and model loaded) and after. Codes are dense, so that the table is large and a stage that held all rows of it would
@@ -29,8 +29,8 @@ from lorif_core.plan import curvature_spec, make_plan, make_spec
 from lorif_core.shard import ShardIndexer
 from lorif_core.store import Generation, Store, block_rows, now
 
-_POSITIONS = 64
-_CHARACTERS = 160
+_POSITIONS = 32
+_CHARACTERS = 80
 _QUERIES = [f"The {thing} was first described in the nineteenth century ." for thing in ("lobster", "river", "song")]
 
 Returned = TypeVar("Returned")
@@ -70,7 +70,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=2000)
+    parser.add_argument("--sequences", type=int, default=8000)
     parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -101,10 +101,10 @@ def make_config(folder: Path, size: int) -> Config:
             "index": str(folder / f"index-{size}"),
             "model": {"path": str(folder / "model")},
             "corpus": {"uri": str(folder / f"{size}.jsonl"), "id": "id", "max_length": _POSITIONS},
-            "projection": {"factor": 2},
+            "projection": {"factor": 4},
             "code": {"kind": "dense"},
             "curvature": {"rank": 16},
-            "compute": {"memory_gb": 0.05},
+            "compute": {"memory_gb": 0.05, "tokens_per_batch": 2048},
         }
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorif_core.config import Config, load_config
+from lorif_core.errors import LorifError
 from lorif_core.store import Generation, Store
 from tasks.environment import lock_local_ray
 
@@ -35,7 +36,7 @@ def run_build(config_path: str, overrides: Sequence[str]) -> Result:
     preflight(config)  # in a second or two, before Prefect and Ray take theirs to start
     from flows.build import build
 
-    _hide_expected_tracebacks()
+    _say_failures_once()
     generation = build(config)
     skipped = json.loads(generation.skipped_json)
     data = {
@@ -59,7 +60,7 @@ def run_attribute(config_path: str, overrides: Sequence[str], queries: str, out:
     check_attribution(config, queries, Path(out))
     from flows.attribute import attribute
 
-    _hide_expected_tracebacks()
+    _say_failures_once()
     summary = attribute(config, queries, Path(out), top_k)
     return _listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
 
@@ -80,7 +81,7 @@ def run_demo(out: str) -> Result:
     lock_local_ray("local")
     from flows.demo import demo
 
-    _hide_expected_tracebacks()
+    _say_failures_once()
     summary = demo(Path(out).resolve())
     checks = [
         f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
@@ -154,17 +155,14 @@ def _load(config_path: str, overrides: Sequence[str]) -> Config:
     return config
 
 
-class _WithoutExpectedTraceback(logging.Filter):
-    """Prefect logs a traceback for every failed run; an error that we raise ourselves is one sentence."""
+class _WithoutExpectedFailures(logging.Filter):
+    """Prefect logs a failure once per task and flow, with traceback; the command line says it in one sentence."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        from lorif_core.errors import LorifError
-
-        if record.exc_info and isinstance(record.exc_info[1], LorifError):
-            record.exc_info = None
-        return True
+        expected = record.exc_info is not None and isinstance(record.exc_info[1], LorifError)
+        return not expected and not str(record.msg).startswith(("Finished in state Failed", "Task run failed"))
 
 
-def _hide_expected_tracebacks() -> None:
+def _say_failures_once() -> None:
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
-        logging.getLogger(name).addFilter(_WithoutExpectedTraceback())
+        logging.getLogger(name).addFilter(_WithoutExpectedFailures())

@@ -158,7 +158,7 @@ def _leading_basis(
     for _ in range(power_rounds(rank)):
         block = _orthonormal(apply(block))
     ritz = block.transpose(1, 2) @ apply(block)
-    if ritz.shape[2] != 2:
+    if rank > 1 or ritz.shape[2] == 1:
         _, vectors = torch.linalg.eigh(ritz)
         return block @ vectors[:, :, -rank:].flip(2)  # eigh ascends; the smallest is the spare
     # the leading eigenvector of a symmetric 2 x 2 matrix, in closed form

@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def train_demo_model(
 
     The length of the run is `seconds` of wall clock, so a faster or idler machine takes more steps and gets
     another model: runs aren't reproducible bit by bit, even with equal seeds. With `steps` the run is exactly
-    that long, whatever the clock says, and repeatable on one machine with the same number of threads.
+    that long, whatever the clock says, and repeatable on one machine.
     A text is trained on exactly as it is indexed: its own tokens, cut at `POSITIONS`, nothing added.
 
     Args:
@@ -73,19 +74,14 @@ def train_demo_model(
         raise LorifError("the demo model cannot be trained: no text has two tokens or more")
     model = _new_model(len(tokenizer), tokenizer.eos_token_id, seed)
     begin = time.monotonic()
-    taken, tokens_seen = 0, 0
-    optimizers = _optimizers(model)
-    for batch in _endless_batches(encoded, random.Random(seed)):
+
+    def progress(taken: int) -> float:
+        return (time.monotonic() - begin) / seconds if steps is None else taken / steps
+
+    with _one_thread():
+        taken, tokens_seen = _fit(model, _endless_batches(encoded, random.Random(seed)), progress, on_progress)
         elapsed = time.monotonic() - begin
-        progress = elapsed / seconds if steps is None else taken / steps
-        if progress >= 1:
-            break
-        loss = _step(model, optimizers, batch, _schedule(progress))
-        taken += 1
-        tokens_seen += sum(map(len, batch))
-        if on_progress is not None:
-            on_progress(taken, loss)
-    elapsed = time.monotonic() - begin
+        final_loss = _mean_loss(model, encoded)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return DemoModel(
@@ -94,9 +90,41 @@ def train_demo_model(
         steps=taken,
         epochs=tokens_seen / sum(map(len, encoded)),
         seconds=elapsed,
-        final_loss=_mean_loss(model, encoded),
+        final_loss=final_loss,
         unigram_loss=_unigram_loss(encoded),
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: threads that wait for one another at every small product collapse on a busy
+    machine (a tenth of the steps), and bring less than half as much again on an idle one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(
+    model: GPT2LMHeadModel,
+    batches: Iterator[list[Encoded]],
+    progress: Callable[[int], float],
+    on_progress: Callable[[int, float], None] | None,
+) -> tuple[int, int]:
+    """Train until `progress(steps taken)` reaches 1; returns the numbers of steps and of tokens seen."""
+    optimizers = _optimizers(model)
+    taken, tokens_seen = 0, 0
+    while (now := progress(taken)) < 1:
+        batch = next(batches)
+        loss = _step(model, optimizers, batch, _schedule(now))
+        taken += 1
+        tokens_seen += sum(map(len, batch))
+        if on_progress is not None:
+            on_progress(taken, loss)
+    return taken, tokens_seen
 
 
 def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -122,18 +150,10 @@ def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def _new_model(vocabulary: int, end: int, seed: int) -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=POSITIONS,
-        n_embd=_WIDTH,
-        n_layer=_LAYERS,
-        n_head=_HEADS,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=end,
-        eos_token_id=end,
-        use_cache=False,
-    )
+        vocab_size=vocabulary, n_positions=POSITIONS, n_embd=_WIDTH, n_layer=_LAYERS, n_head=_HEADS,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=end, eos_token_id=end, use_cache=False,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(config)

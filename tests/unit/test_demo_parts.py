@@ -107,8 +107,10 @@ TEXTS = ["the else clause runs when no break ends the loop", "a generator return
 
 def test_five_steps_make_a_loadable_folder(tmp_path: Path) -> None:
     losses: list[float] = []
+    threads = torch.get_num_threads()
     result = train_demo_model(TEXTS, tmp_path, steps=5, on_progress=lambda step, loss: losses.append(loss))
     assert result.steps == len(losses) == 5
+    assert torch.get_num_threads() == threads
     assert result.final_loss < losses[0]
     assert (tmp_path / "model.safetensors").is_file()
     assert not list(tmp_path.glob("*.bin"))

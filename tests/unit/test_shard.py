@@ -28,9 +28,12 @@ def indexer(model_folder: Path, corpus_file: Path, tmp_path: Path) -> ShardIndex
 
 
 def poison(indexer: ShardIndexer, token: int) -> None:
-    """Make the embedding of one token infinite: only examples that contain it are harmed."""
-    with torch.no_grad():
-        indexer.loaded.model.get_input_embeddings().weight[token] = float("inf")
+    """A fault: the embedding of one token comes out infinite, so only examples that contain it are harmed."""
+
+    def spoil(_module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((inputs[0] == token)[..., None], float("inf"))
+
+    indexer.loaded.model.get_input_embeddings().register_forward_hook(spoil)
 
 
 def test_bad_examples_are_skipped_counted_and_named(indexer: ShardIndexer) -> None:
@@ -48,7 +51,7 @@ def test_bad_examples_are_skipped_counted_and_named(indexer: ShardIndexer) -> No
     assert np.isfinite(rows.codes).all() and np.isfinite(rows.losses).all() and rows.codes.any(axis=1).all()
     reasons = dict(skipped)
     assert reasons.pop("infinite") in (NON_FINITE_LOSS, NON_FINITE_GRADIENT)
-    assert reasons == {name: NO_SCORED_TOKEN for name in ("one token", "empty", "masked")}
+    assert reasons == dict.fromkeys(("one token", "empty", "masked"), NO_SCORED_TOKEN)
 
 
 def test_a_bad_example_does_not_touch_its_neighbours(indexer: ShardIndexer) -> None:
