@@ -31,7 +31,9 @@ from lorif_core.store import Generation, Store, block_rows, now
 
 _POSITIONS = 32
 _CHARACTERS = 80
-_QUERIES = [f"The {thing} was first described in the nineteenth century ." for thing in ("lobster", "river", "song")]
+_QUERIES = [
+    f"The {thing} was first described in the nineteenth century ." for thing in ("lobster", "river", "song")
+]
 
 Returned = TypeVar("Returned")
 

@@ -24,7 +24,9 @@ from tasks.dispatch import Failed, dispatch
 from tasks.progress import Progress
 from tasks.retry import worth_retrying
 
+# A wave is one commit: large enough that versions stay few, soon enough that a kill costs little.
 _SHARDS_PER_WAVE = 16
+_SECONDS_PER_WAVE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def _index_pending(config: Config, plan: BuildPlan, store: Store, pending: Seque
     receipts: list[Receipt] = []
     failed: list[Failed] = []
     wave: list[Receipt] = []
+    wave_began = time.monotonic()
     done = plan.rows - sum(shard.rows for shard in pending)
     with cluster(config.compute) as resources, Progress("index shards", plan.rows, done) as progress:
         count = min(resources.workers, len(pending))
@@ -107,11 +110,11 @@ def _index_pending(config: Config, plan: BuildPlan, store: Store, pending: Seque
                     continue
                 wave.append(outcome.result)
                 progress.advance(outcome.item.rows, outcome.result.tokens)
-                if len(wave) == _SHARDS_PER_WAVE:
+                if len(wave) >= _SHARDS_PER_WAVE or time.monotonic() - wave_began > _SECONDS_PER_WAVE:
                     receipts += _commit(store, wave)
-                    wave = []
+                    wave, wave_began = [], time.monotonic()
         finally:
-            receipts += _commit(store, wave)
+            receipts += _commit(store, wave)  # also when a worker failed: what is finished is kept
             stop(actors)
     if failed:
         listed = "; ".join(f"{failure.item.key} ({failure.cause})" for failure in failed[:10])
