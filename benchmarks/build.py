@@ -1,6 +1,6 @@
 """Tokens per second of a build next to a training step and to the floor, on the same batches in the same run.
 
-    python -m benchmarks.build [--device cuda --dtype bfloat16 --shape gpt2|llama7b]
+    python -m benchmarks.build [--layers 4 --width 256 --length 128 --out FILE]
 
 `train` is a plain forward and backward of the model as transformers loads it, weight gradients included. `floor`
 is a forward and an activation-only backward of that same model. The build is `Extractor.extract`: both passes,
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--batches", type=int, default=4)

@@ -4,20 +4,24 @@
 
 Every stage runs in a new process, which reports the largest resident set it ever had, before its work (libraries
 and model loaded) and after. Codes are dense, so that the table is large and a stage that held all rows of it would
-grow by as much as the table does.
+grow by as much as the table does. Processes have one thread and one malloc arena: what glibc keeps of freed memory
+in the arena of each thread differs between runs by as much as a stage needs.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer, write_corpus
 from lorif_core.config import Config, parse_config
@@ -28,6 +32,7 @@ from lorif_core.model import load_skeleton
 from lorif_core.plan import curvature_spec, make_plan, make_spec
 from lorif_core.shard import ShardIndexer
 from lorif_core.store import Generation, Store, block_rows, now
+from tasks.environment import quiet_libraries
 
 _POSITIONS = 32
 _CHARACTERS = 80
@@ -54,6 +59,8 @@ class Peak:
 
 def main() -> None:
     arguments = parse_arguments()
+    quiet_libraries()
+    os.environ["MALLOC_ARENA_MAX"] = "1"
     rows = []
     with tempfile.TemporaryDirectory(prefix="lorif-memory-") as name:
         folder = Path(name)
@@ -83,7 +90,8 @@ def in_new_process(function: Callable[..., Returned], *arguments: Any) -> Return
 
     Linux starts a child's peak at its parent's, so the parent only imports, as every child does, and never works.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -176,7 +184,8 @@ def peak_mib() -> float:
 def summarise(once: Peak, twice: Peak, tables: list[float]) -> dict[str, Any]:
     """Both peaks; their ratio; and the growth as a share of the table's, 1 if all rows were held."""
     return {
-        "peaks_mib": [asdict(once), asdict(twice)],
+        "seconds": [round(once.seconds, 2), round(twice.seconds, 2)],
+        "peak_mib": [round(once.peak, 1), round(twice.peak, 1)],
         "above_loaded_mib": [round(once.above, 1), round(twice.above, 1)],
         "ratio": round(twice.peak / once.peak, 3),
         "share_of_table_growth": round((twice.above - once.above) / (tables[1] - tables[0]), 3),
@@ -185,14 +194,10 @@ def summarise(once: Peak, twice: Peak, tables: list[float]) -> dict[str, Any]:
 
 def print_table(report: dict[str, dict[str, Any]], sizes: tuple[int, int], tables: list[float]) -> None:
     print(f"table of {sizes[0]} sequences {tables[0]:.0f} MiB, of {sizes[1]} sequences {tables[1]:.0f} MiB")
-    print(f"{'':>10}  {'peak MiB':>17}  {'ratio':>6}  {'above loaded MiB':>17}  {'of table growth':>15}")
+    print(f"{'':>10}{'peak MiB':>18}  {'ratio':>6}{'above loaded MiB':>18}  {'of table growth':>15}")
     for name, row in report.items():
-        once, twice = (peak["peak"] for peak in row["peaks_mib"])
-        above, doubled = row["above_loaded_mib"]
-        print(
-            f"{name:>10}  {once:8.0f} {twice:8.0f}  {row['ratio']:6.3f}  {above:8.0f} {doubled:8.0f}  "
-            f"{row['share_of_table_growth']:15.1%}"
-        )
+        peaks, above = ("".join(f"{value:9.0f}" for value in row[key]) for key in ("peak_mib", "above_loaded_mib"))
+        print(f"{name:>10}{peaks}  {row['ratio']:6.3f}{above}  {row['share_of_table_growth']:15.1%}")
 
 
 if __name__ == "__main__":

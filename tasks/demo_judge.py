@@ -1,11 +1,14 @@
 """How the demo judges itself: does attribution find a passage itself, and passages about the same thing?"""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
 import bm25s
 
 from lorif_core.errors import LorifError
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 
 
 def self_retrieval(top_ids: Sequence[Sequence[str]], own_ids: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""Invariant: a build that is killed with all its processes, and run again, ends with the rows of an unkilled one."""
+"""Invariant: a build killed with all its processes, and run again, ends with the rows of one never killed."""
 
 import json
 import os

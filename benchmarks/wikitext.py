@@ -1,0 +1,147 @@
+"""Seconds of the real commands on real text: `lorif build` over wikitext, then `lorif query` cold and warm.
+
+    python -m benchmarks.wikitext [--sequences 4000 --layers 4 --width 256 --out FILE]
+
+Cold: files of index and checkpoint dropped from the page cache; libraries stay in it. Warm: the median of the
+queries after that. A further process takes a warm query apart, so that one sees what the seconds go to.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tasks.environment import quiet_libraries
+
+_DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
+_QUERY = "The European lobster lives in the eastern Atlantic Ocean and is caught using lobster pots ."
+_POSITIONS = 128
+_QUERIES = 4
+_TOP_K = 10
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    quiet_libraries()
+    with tempfile.TemporaryDirectory(prefix="lorif-wikitext-") as name:
+        folder = Path(name)
+        in_new_process(prepare, arguments.text, folder, arguments.sequences, arguments.layers, arguments.width)
+        config, index = write_config(folder), folder / "index"
+        build_seconds, built = lorif("build", "-c", str(config))
+        drop_from_cache(folder)
+        walls = [lorif("query", str(index), "--text", _QUERY, "--top-k", str(_TOP_K))[0] for _ in range(_QUERIES)]
+        split = in_new_process(split_query, str(index), time.time())
+    result = {
+        "model": f"GPT-2, {arguments.layers} layers, width {arguments.width}",
+        "rows": built["rows"],
+        "tokens": built["tokens"],
+        "build": {"command": build_seconds, **rounded(built["timings"])},
+        "query": {"cold": walls[0], "warm": round(statistics.median(walls[1:]), 2)},
+        "warm_query_split": rounded(split),
+    }
+    print_result(result)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=_DEFAULT_TEXT)
+    parser.add_argument("--sequences", type=int, default=4000)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def in_new_process(function: Any, *arguments: Any) -> Any:
+    """Call a function in a new interpreter; this module imports nothing large, so that one starts bare."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def prepare(text: Path, folder: Path, sequences: int, layers: int, width: int) -> None:
+    """Write the corpus and a GPT-2 at random initialisation with its tokenizer."""
+    from benchmarks.workload import load_paragraphs, make_model, train_tokenizer, write_corpus
+
+    paragraphs = load_paragraphs(text)
+    train_tokenizer(paragraphs).save_pretrained(folder / "model")
+    make_model(layers, width, _POSITIONS).save_pretrained(folder / "model")
+    write_corpus(paragraphs, folder / "corpus.jsonl", sequences)
+
+
+def write_config(folder: Path) -> Path:
+    """Everything that need not be said is left at its default."""
+    config = {
+        "index": str(folder / "index"),
+        "model": {"path": str(folder / "model")},
+        "corpus": {"uri": str(folder / "corpus.jsonl"), "id": "id", "max_length": _POSITIONS},
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def lorif(*arguments: str) -> tuple[float, dict[str, Any]]:
+    """Run a command as a user would; wall seconds and the JSON of its last line."""
+    command = [str(Path(sys.executable).with_name("lorif")), *arguments, "--json"]
+    started = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return round(time.perf_counter() - started, 2), json.loads(done.stdout.splitlines()[-1])
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Ask the kernel to forget what it holds of the files below a folder."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def split_query(index_uri: str, launched: float) -> dict[str, float]:
+    """Seconds of the steps of `lorif query`, each ending where the next begins."""
+    seconds = {"start python": time.time() - launched}
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        clock, previous = time.perf_counter(), clock
+        seconds[name] = clock - previous
+
+    from lorif_core.index import open_index
+
+    lap("import")
+    index = open_index(index_uri)
+    index.encoder()
+    lap("open index, load model")
+    folded = index.fold(index.encode([_QUERY]))
+    lap("gradient, fold")
+    (top,) = index.top_k_folded(folded, _TOP_K)
+    lap("scan")
+    hits = [hit.example_id for hit in (*top.proponents, *top.opponents)]
+    index.store.details(index.generation.factors_version, hits)
+    lap("texts of hits")
+    return seconds
+
+
+def rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in seconds.items()}
+
+
+def print_result(result: dict[str, Any]) -> None:
+    print(f"{result['model']}: {result['rows']} rows, {result['tokens']} tokens")
+    for title in ("build", "query", "warm_query_split"):
+        steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result[title].items())
+        print(f"{title.replace('_', ' ')}: {steps}")
+
+
+if __name__ == "__main__":
+    main()
