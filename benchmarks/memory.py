@@ -61,16 +61,15 @@ def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
     os.environ["MALLOC_ARENA_MAX"] = "1"
-    rows = []
+    sizes = (arguments.sequences, 2 * arguments.sequences)
+    stages = {"index": index_corpus, "curvature": fit_curvature, "query": ask}
     with tempfile.TemporaryDirectory(prefix="lorif-memory-") as name:
         folder = Path(name)
-        sizes = (arguments.sequences, 2 * arguments.sequences)
         in_new_process(prepare, arguments.text, folder, sizes)
-        for stage in (index_corpus, fit_curvature, ask):
-            rows.append([in_new_process(stage, make_config(folder, size)) for size in sizes])
-        tables = [in_new_process(table_mib, make_config(folder, size)) for size in sizes]
-    names = ("index", "curvature", "query")
-    report = {name: summarise(*peaks, tables) for name, peaks in zip(names, rows, strict=True)}
+        configs = [make_config(folder, size) for size in sizes]
+        peaks = {name: [in_new_process(stage, config) for config in configs] for name, stage in stages.items()}
+        tables = [table_mib(config) for config in configs]
+    report = {name: summarise(once, twice, tables) for name, (once, twice) in peaks.items()}
     print_table(report, sizes, tables)
     if arguments.out:
         result = {"sequences": sizes, "table_mib": tables, "stages": report}

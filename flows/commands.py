@@ -10,7 +10,7 @@ from typing import Any
 from lorif_core.config import Config, load_config
 from lorif_core.errors import LorifError
 from lorif_core.store import Generation, Store
-from tasks.environment import lock_local_ray
+from tasks.environment import fast_imports, lock_local_ray
 
 _EXCERPT = 160
 _OF_SUMMARY = ("queries", "scores", "generation", "rows", "skipped", "timings")
@@ -28,19 +28,19 @@ def _listed(data: dict[str, Any]) -> Result:
     return Result(data, "\n".join(f"{key}: {value}" for key, value in data.items()))
 
 
-def run_build(config_path: str, overrides: Sequence[str]) -> Result:
+def run_build(config: str, overrides: Sequence[str]) -> Result:
     """`lorif build`."""
     from lorif_core.plan import preflight
 
-    config = _load(config_path, overrides)
-    preflight(config)  # in a second or two, before Prefect and Ray take theirs to start
+    settings = _load(config, overrides)
+    preflight(settings)  # in a second or two, before Prefect and Ray take theirs to start
     from flows.build import build
 
     _say_failures_once()
-    generation = build(config)
+    generation = build(settings)
     skipped = json.loads(generation.skipped_json)
     data = {
-        "index": config.index,
+        "index": settings.index,
         "generation": generation.generation,
         "rows": generation.rows,
         "tokens": generation.tokens,
@@ -52,25 +52,25 @@ def run_build(config_path: str, overrides: Sequence[str]) -> Result:
     return _listed(data)
 
 
-def run_attribute(config_path: str, overrides: Sequence[str], queries: str, out: str, top_k: int) -> Result:
+def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str, top_k: int) -> Result:
     """`lorif attribute`."""
-    config = _load(config_path, overrides)
+    settings = _load(config, overrides)
     from tasks.attribute import check_attribution
 
-    check_attribution(config, queries, Path(out))
+    check_attribution(settings, queries, Path(out))
     from flows.attribute import attribute
 
     _say_failures_once()
-    summary = attribute(config, queries, Path(out), top_k)
+    summary = attribute(settings, queries, Path(out), top_k)
     return _listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
 
 
-def run_check(config_path: str, overrides: Sequence[str]) -> Result:
+def run_check(config: str, overrides: Sequence[str]) -> Result:
     """`lorif check`."""
-    config = _load(config_path, overrides)
+    settings = _load(config, overrides)
     from tasks.check import check
 
-    return _listed(check(config))
+    return _listed(check(settings))
 
 
 def run_demo(out: str) -> Result:
@@ -90,16 +90,17 @@ def run_demo(out: str) -> Result:
     return Result(summary, "\n".join([*checks, f"report: {summary['report']}"]))
 
 
-def run_query(index_uri: str, text: str, completion: str | None, top_k: int, model: str | None) -> Result:
+def run_query(index: str, text: str, completion: str | None, top_k: int, model: str | None) -> Result:
     """`lorif query`: one machine, neither Ray nor Prefect."""
-    from lorif_core.index import open_index
+    with fast_imports():
+        from lorif_core.index import open_index
 
-    index = open_index(index_uri)
+    opened = open_index(index)
     query = {"text": text} if completion is None else {"prompt": text, "completion": completion}
-    (top,) = index.top_k([query], top_k, model=model)
+    (top,) = opened.top_k([query], top_k, model=model)
     sides = {"proponents": top.proponents, "opponents": top.opponents}
-    details = index.store.details(
-        index.generation.factors_version, [hit.example_id for hits in sides.values() for hit in hits]
+    details = opened.store.details(
+        opened.generation.factors_version, [hit.example_id for hits in sides.values() for hit in hits]
     )
     found = {
         side: [
@@ -110,12 +111,12 @@ def run_query(index_uri: str, text: str, completion: str | None, top_k: int, mod
         ]
         for side, hits in sides.items()
     }  # fmt: skip
-    return Result({"generation": index.generation.generation, **found}, _ranking(found))
+    return Result({"generation": opened.generation.generation, **found}, _ranking(found))
 
 
-def run_status(index_uri: str) -> Result:
+def run_status(index: str) -> Result:
     """`lorif status`."""
-    store = Store(index_uri)
+    store = Store(index)
     store.latest()
     rows = [_status_row(store, generation) for generation in store.generations()]
     lines = [
@@ -123,7 +124,7 @@ def run_status(index_uri: str) -> Result:
         f"{row['bytes_per_example']:>10,.0f} bytes/example  {row['checkpoint']}"
         for row in rows
     ]
-    return Result({"index": index_uri, "generations": rows}, "\n".join(lines))
+    return Result({"index": index, "generations": rows}, "\n".join(lines))
 
 
 def _status_row(store: Store, generation: Generation) -> dict[str, Any]:

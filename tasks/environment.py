@@ -1,8 +1,11 @@
 """Environment that Ray, Prefect and transformers read when they are imported; so this comes before them."""
 
+import gc
 import os
 import secrets
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -23,6 +26,20 @@ def quiet_libraries() -> None:
         os.environ.setdefault(key, value)
     # Ray and Prefect start their servers with fork and exec at once, which Lance's threads survive
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
+
+@contextmanager
+def fast_imports() -> Iterator[None]:
+    """Import without garbage collection: torch and transformers make a million objects that all stay.
+
+    Collecting them while importing and once more at exit is a third of a short command's time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def lock_local_ray(address: str) -> None:

@@ -207,3 +207,13 @@ def test_another_checkpoint_is_refused_by_fingerprint(
     byte_tokenizer().save_pretrained(tmp_path)
     code, _, err = run(capsys, "query", built.index, "--text", "the cat", "--model", str(tmp_path))
     assert code == 2 and "fingerprint" in err and Store(built.index).latest().checkpoint in err
+
+
+def test_overrides_may_stand_anywhere(
+    raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    arguments = ["check", "corpus.id=null", "-c", str(config), "--json", "code.rank=7"]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "code.rank = 7" in err
