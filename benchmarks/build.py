@@ -21,7 +21,8 @@ import torch
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
 from lorif_core.batches import Batch, collate, padding_waste, token_budget_batches
 from lorif_core.extract import Extractor
-from lorif_core.model import layer_specs, prepare_model, select_layers
+from lorif_core.layers import layer_specs, select_layers
+from lorif_core.model import prepare_model
 from lorif_core.spec import CodeSpec, ProjectionSpec
 from lorif_core.tokenise import Example
 

@@ -7,15 +7,8 @@ from lorif_core.corpus import check_first_file, list_shards
 from lorif_core.curvature import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
-from lorif_core.model import (
-    Skeleton,
-    coverage,
-    fingerprint,
-    layer_specs,
-    load_skeleton,
-    select_layers,
-    tokenizer_fingerprint,
-)
+from lorif_core.layers import coverage, layer_specs, select_layers
+from lorif_core.model import Skeleton, fingerprint, load_skeleton, tokenizer_fingerprint
 from lorif_core.spec import CodeSpec, Coverage, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.store import Store
 

@@ -4,18 +4,20 @@
 layer reads ten times slower from object storage); `scales` holds one float32 a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from lorif_core.curvature import LayerCurvature
 from lorif_core.factors import CodeLayout
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tokenise import Example
 
 SPEC_KEY = b"lorif.spec"
+_COMPONENTS_PER_BATCH = 64  # of eigenvectors, which are as long as d1 d2
 _ARROW = {"float16": pa.float16(), "float32": pa.float32()}
 
 
@@ -122,3 +124,45 @@ def matrix(column: pa.Array) -> torch.Tensor:
     """A fixed-size-list column as a float32 (rows, width) tensor, copied once."""
     flat = column.flatten().to_numpy(zero_copy_only=True)
     return torch.from_numpy(flat.astype(np.float32).reshape(len(column), -1))
+
+
+def curvature_batches(
+    curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]
+) -> Iterator[pa.RecordBatch]:
+    """Fitted layers (by number, with their names) as rows of `CURVATURE_SCHEMA`, one per component."""
+    for index, (name, fitted) in layers.items():
+        vectors = fitted.basis.T.contiguous().numpy()
+        for start in range(0, len(vectors), _COMPONENTS_PER_BATCH):
+            part = vectors[start : start + _COMPONENTS_PER_BATCH]
+            n = len(part)
+            offsets = pa.array(range(0, (n + 1) * part.shape[1], part.shape[1]), type=pa.int32())
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array([curvature_id] * n),
+                    pa.array([name] * n),
+                    pa.array([index] * n, type=pa.int32()),
+                    pa.array(range(start, start + n), type=pa.int32()),
+                    pa.array(fitted.sigma2[start : start + n].numpy()),
+                    pa.array([fitted.damping] * n),
+                    pa.array([fitted.outside] * n),
+                    pa.array([fitted.trace] * n),
+                    pa.array([fitted.rows] * n, type=pa.int64()),
+                    pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1))),
+                ],
+                schema=CURVATURE_SCHEMA,
+            )
+
+
+def layer_curvature(table: pa.Table) -> LayerCurvature:
+    """The rows of one layer, in order of component, as it was fitted."""
+    flat = table.column("vector").combine_chunks().flatten().to_numpy()
+    vectors = torch.from_numpy(flat.copy()).view(table.num_rows, -1)
+    first = table.slice(0, 1).to_pylist()[0]
+    return LayerCurvature(
+        torch.from_numpy(table.column("sigma2").to_numpy().copy()),
+        vectors.T,
+        first["trace"],
+        first["rows"],
+        first["damping"],
+        first["outside"],
+    )

@@ -26,7 +26,9 @@ from lorif_core.schema import (
     GENERATIONS_SCHEMA,
     SPEC_KEY,
     ShardRows,
+    curvature_batches,
     factors_schema,
+    layer_curvature,
     matrix,
     to_table,
 )
@@ -35,7 +37,6 @@ from lorif_core.spec import IndexSpec, ShardRef
 log = logging.getLogger(__name__)
 
 _FILE_VERSION = "2.0"  # scanned fastest of 2.0, 2.1 and 2.2 (STACK.md, section 4)
-_COMPONENTS_PER_BATCH = 64
 _WAVE_PROPERTY = "lorif.wave"
 _SKIPPED_PROPERTY = "lorif.skipped"
 
@@ -159,7 +160,7 @@ class Store:
     def write_curvature(self, curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]) -> int:
         """Append fitted layers (by number, with their names); version of `curvature` afterwards."""
         dataset = self._require("curvature")
-        batches = _curvature_batches(curvature_id, layers)
+        batches = curvature_batches(curvature_id, layers)
         reader = pa.RecordBatchReader.from_batches(CURVATURE_SCHEMA, batches)
         written = lance.write_dataset(
             reader, self._path("curvature"), mode="append", schema=CURVATURE_SCHEMA,
@@ -284,7 +285,7 @@ class Store:
             table = dataset.to_table(filter=condition).sort_by("component")
             if table.num_rows == 0:
                 raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
-            yield index, _layer_curvature(table)
+            yield index, layer_curvature(table)
 
     def spectra(self, generation: Generation) -> list[dict[str, Any]]:
         """Per component: layer, layer_index, component, sigma2, damping, trace; without the vectors."""
@@ -346,43 +347,3 @@ def now() -> datetime:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
-
-
-def _curvature_batches(
-    curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]
-) -> Iterator[pa.RecordBatch]:
-    for index, (name, fitted) in layers.items():
-        vectors = fitted.basis.T.contiguous().numpy()
-        for start in range(0, len(vectors), _COMPONENTS_PER_BATCH):
-            part = vectors[start : start + _COMPONENTS_PER_BATCH]
-            n = len(part)
-            offsets = pa.array(range(0, (n + 1) * part.shape[1], part.shape[1]), type=pa.int32())
-            yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array([curvature_id] * n),
-                    pa.array([name] * n),
-                    pa.array([index] * n, type=pa.int32()),
-                    pa.array(range(start, start + n), type=pa.int32()),
-                    pa.array(fitted.sigma2[start : start + n].numpy()),
-                    pa.array([fitted.damping] * n),
-                    pa.array([fitted.outside] * n),
-                    pa.array([fitted.trace] * n),
-                    pa.array([fitted.rows] * n, type=pa.int64()),
-                    pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1))),
-                ],
-                schema=CURVATURE_SCHEMA,
-            )
-
-
-def _layer_curvature(table: pa.Table) -> LayerCurvature:
-    flat = table.column("vector").combine_chunks().flatten().to_numpy()
-    vectors = torch.from_numpy(flat.copy()).view(table.num_rows, -1)
-    first = table.slice(0, 1).to_pylist()[0]
-    return LayerCurvature(
-        torch.from_numpy(table.column("sigma2").to_numpy().copy()),
-        vectors.T,
-        first["trace"],
-        first["rows"],
-        first["damping"],
-        first["outside"],
-    )

@@ -14,17 +14,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MixtralConfig, Mixtral
 from lorif_core.config import ModelConfig
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
-from lorif_core.model import (
-    coverage,
-    fingerprint,
-    layer_specs,
-    linear_layers,
-    load_model,
-    load_skeleton,
-    prepare_model,
-    select_layers,
-    tokenizer_fingerprint,
-)
+from lorif_core.layers import coverage, layer_specs, linear_layers, select_layers
+from lorif_core.model import fingerprint, load_model, load_skeleton, prepare_model, tokenizer_fingerprint
 from lorif_core.spec import CodeSpec, ProjectionSpec
 from tests.models import FAMILIES, autograd_gradients, batch_of, gpt2, llama, random_examples, tracked
 from tests.tiny_tokenizer import byte_tokenizer
