@@ -1,11 +1,12 @@
 """Peak memory of indexing, of the curvature fit and of a query, over N and over 2N sequences: it must not grow.
 
-    python -m benchmarks.memory [--sequences 8000 --text FILE --out FILE]
+    python -m benchmarks.memory [--sequences 16000 --text FILE --out FILE]
 
 Every stage runs in a new process, which reports the largest resident set it ever had, before its work (libraries
 and model loaded) and after. Codes are dense, so that the table is large and a stage that held all rows of it would
 grow by as much as the table does. Processes have one thread and one malloc arena: what glibc keeps of freed memory
 in the arena of each thread differs between runs by as much as a stage needs.
+N must be many shards of 512: with few, a stage ends before its reads ahead and the free lists of malloc are full.
 """
 
 import argparse
@@ -63,8 +64,8 @@ def main() -> None:
     os.environ["MALLOC_ARENA_MAX"] = "1"
     sizes = (arguments.sequences, 2 * arguments.sequences)
     stages = {"index": index_corpus, "curvature": fit_curvature, "query": ask}
-    with tempfile.TemporaryDirectory(prefix="lorif-memory-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="lorif-memory-") as scratch:
+        folder = Path(scratch)
         in_new_process(prepare, arguments.text, folder, sizes)
         configs = [make_config(folder, size) for size in sizes]
         peaks = {name: [in_new_process(stage, config) for config in configs] for name, stage in stages.items()}
@@ -78,7 +79,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=8000)
+    parser.add_argument("--sequences", type=int, default=16000)
     parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
