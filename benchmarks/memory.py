@@ -128,7 +128,7 @@ def index_corpus(config: Config) -> Peak:
     store.create(plan.spec)
     for shard in plan.shards:
         receipt = indexer.index(shard)
-        store.commit_wave(receipt.shard, receipt.fragments, receipt.skipped)
+        store.commit_wave([receipt], store.factors_version())
     return Peak(loaded, peak_mib(), time.perf_counter() - started)
 
 

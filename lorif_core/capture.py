@@ -60,7 +60,7 @@ class GradientCapture:
         self._handles: list[Any] = []
         self._shape = (0, 0)
         self._pairs: defaultdict[int, _Pairs] = defaultdict(_Pairs)
-        self._waiting: defaultdict[tuple[int, ...], _Waiting] = defaultdict(_Waiting)
+        self._waiting: defaultdict[tuple[torch.device, int, int, int], _Waiting] = defaultdict(_Waiting)
         self._shared_input: tuple[torch.Tensor, str, torch.Tensor] | None = None
         self._codes = torch.empty(0)
         self._scales = torch.empty(0)
@@ -129,7 +129,7 @@ class GradientCapture:
 
     def _enqueue(self, index: int, pairs: _Pairs) -> None:
         A_BTd, E_BTd = pairs.joined()
-        waiting = self._waiting[A_BTd.shape[1], A_BTd.shape[2], E_BTd.shape[2]]
+        waiting = self._waiting[E_BTd.device, A_BTd.shape[1], A_BTd.shape[2], E_BTd.shape[2]]
         waiting.layers.append(index)
         waiting.A.append(A_BTd)
         waiting.E.append(E_BTd)

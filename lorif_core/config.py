@@ -61,6 +61,8 @@ class ProjectionConfig(_Section):
     kind: Literal["random"] = "random"
     factor: PositiveInt = 16
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    calibration_examples: PositiveInt = 512
+    """Sequences that whitened projections will be calibrated on; random ones need none."""
 
 
 class CodeConfig(_Section):
@@ -78,7 +80,9 @@ class CurvatureConfig(_Section):
     rank: PositiveInt = 256
     oversample: Annotated[int, Field(ge=0)] = 10
     power_iterations: Annotated[int, Field(ge=1, le=10)] = 3
-    damping: Literal["retained", "trace", "paper"] | Annotated[float, Field(gt=0)] = "retained"
+    damping: Literal["retained", "trace", "paper"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = (
+        "retained"
+    )
     tail: Literal["truncated", "tail"] = "truncated"
 
 
@@ -90,7 +94,7 @@ class ComputeConfig(_Section):
     workers: Literal["auto"] | PositiveInt = "auto"
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     tokens_per_batch: PositiveInt = 8192
-    memory_gb: Annotated[float, Field(gt=0)] = 4.0
+    memory_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
     """Working memory of one worker beyond the model, in GiB: sizes curvature layer groups and scan blocks."""
 
 

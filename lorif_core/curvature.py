@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout, decode_rows
 from lorif_core.projection import counter_generator
 
@@ -88,10 +89,18 @@ class LayerCurvature:
     outside: float
 
     def fold(self, queries_QD: torch.Tensor) -> torch.Tensor:
-        """H^-1 q for each row: q / outside + V (1/(sigma2 + lambda) - 1/outside) V^T q, float32 (Q, D)."""
-        gain = 1.0 / (self.sigma2 + self.damping) - 1.0 / self.outside
-        inside = (queries_QD @ self.basis) * gain.to(queries_QD)
-        return queries_QD / self.outside + inside @ self.basis.T
+        """H^-1 q for each row, float32 (Q, D): V (sigma2 + lambda)^-1 V^T q + (q - V V^T q) / outside.
+
+        That is the Woodbury identity without its difference of two large numbers, which would leave only
+        rounding where sigma2 is far above lambda.
+        """
+        inside = queries_QD @ self.basis
+        folded = (inside / (self.sigma2 + self.damping).to(inside)) @ self.basis.T
+        if self.basis.shape[1] == self.basis.shape[0]:
+            return folded
+        rest = queries_QD - inside @ self.basis.T
+        rest = rest - (rest @ self.basis) @ self.basis.T  # twice is enough
+        return folded + rest / self.outside
 
     @property
     def energy(self) -> float:
@@ -171,6 +180,40 @@ def fit_layers(
 def orthonormal(matrix_Dk: torch.Tensor) -> torch.Tensor:
     """An orthonormal basis of the columns, through a QR in float64: columns differ by powers of sigma^2."""
     return torch.linalg.qr(matrix_Dk.double()).Q.float()
+
+
+def layer_groups(dims: Sequence[int], rows: int, spec: CurvatureSpec, memory_gb: float) -> list[list[int]]:
+    """Layers fitted together: as many as fit into a worker's memory, so that passes over the data are few.
+
+    Raises:
+        UserError: one layer alone does not fit.
+    """
+    budget = memory_gb * 2**30
+    groups: list[list[int]] = []
+    used = budget
+    for layer, dim in enumerate(dims):
+        need = layer_bytes(dim, rows, spec)
+        if need > budget:
+            raise UserError(
+                f"the {spec.kind} curvature of layer {layer} ({dim} gradient dimensions) needs "
+                f"{need / 2**30:.1f} GiB of a worker, above compute.memory_gb = {memory_gb:g}; raise it, lower "
+                f"curvature.rank or raise projection.factor"
+            )
+        if not groups or used + need > budget:
+            groups.append([])
+            used = 0.0
+        groups[-1].append(layer)
+        used += need
+    return groups
+
+
+def layer_bytes(dim: int, rows: int, spec: CurvatureSpec) -> int:
+    """Bytes a pass holds for a layer: its basis and its sums, in float32, and the Gram matrix in float64."""
+    if spec.kind == "none":
+        return 0
+    size = subspace_size(dim, rows, spec)
+    basis = 0 if size == dim else 2 * 4 * dim * size
+    return basis + 8 * size * size
 
 
 def subspace_size(dim: int, rows: int, spec: CurvatureSpec) -> int:

@@ -100,11 +100,16 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec) -> LayerCod
         E_BTd: (B, T, d2) projected output gradients.
         code: kind and rank; the dtype of storage is applied by the caller.
 
-    A zero gradient gives zero codes and a zero scale, never NaN.
+    A zero gradient gives zero codes and a zero scale; one that is not finite, zero codes and a NaN scale.
     """
+    # one NaN would fail the eigensolver for the whole batch; it is told through the scale instead
+    finite = torch.isfinite(A_BTd).all(dim=(1, 2)) & torch.isfinite(E_BTd).all(dim=(1, 2))
+    A_BTd, E_BTd = (torch.where(finite[:, None, None], x, 0.0) for x in (A_BTd, E_BTd))
+    fault = torch.where(finite, 0.0, torch.nan).to(A_BTd)
     if code.kind == "dense":
         G = torch.bmm(A_BTd.transpose(1, 2), E_BTd)
-        return LayerCode(*_unit_rms(G.flatten(1)))
+        codes, scales = _unit_rms(G.flatten(1))
+        return LayerCode(codes, scales + fault)
     left_smaller = A_BTd.shape[2] <= E_BTd.shape[2]
     small, large = (A_BTd, E_BTd) if left_smaller else (E_BTd, A_BTd)
     U, V = _low_rank(small, large, code.rank)
@@ -112,7 +117,7 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec) -> LayerCod
         U, V = V, U
     u, u_scale = _unit_rms(U.flatten(1))
     v, v_scale = _unit_rms(V.flatten(1))
-    return LayerCode(torch.cat([u, v], dim=1), u_scale * v_scale)
+    return LayerCode(torch.cat([u, v], dim=1), u_scale * v_scale + fault)
 
 
 def power_rounds(rank: int) -> int:
@@ -121,9 +126,11 @@ def power_rounds(rank: int) -> int:
 
 
 def _unit_rms(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = x_BD.square().mean(dim=1).sqrt()
-    # rows so small that squaring underflows are zero gradients to every later step
-    return x_BD / scale.clamp_min(_TINY)[:, None], scale
+    """Rows of unit RMS, and the RMS; by way of the largest entry, as squares of small numbers underflow."""
+    largest = x_BD.abs().amax(dim=1).clamp_min(_TINY)
+    unit = x_BD / largest[:, None]
+    rms = unit.square().mean(dim=1).sqrt()
+    return torch.where(rms[:, None] > 0, unit / rms.clamp_min(_TINY)[:, None], 0.0), rms * largest
 
 
 def _low_rank(S_BTm: torch.Tensor, L_BTn: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,7 +167,10 @@ def _leading_basis(
     ritz = block.transpose(1, 2) @ apply(block)
     if rank > 1 or ritz.shape[2] == 1:
         _, vectors = torch.linalg.eigh(ritz)
-        return block @ vectors[:, :, -rank:].flip(2)  # eigh ascends; the smallest is the spare
+        leading = vectors[:, :, -rank:].flip(2)  # eigh ascends; the smallest is the spare
+        # eigenvectors come with either sign; codes must not depend on which
+        largest = leading.gather(1, leading.abs().argmax(dim=1, keepdim=True))
+        return block @ (leading * torch.where(largest < 0, -1.0, 1.0).to(leading))
     # the leading eigenvector of a symmetric 2 x 2 matrix, in closed form
     angle = 0.5 * torch.atan2(2 * ritz[:, 0, 1], ritz[:, 0, 0] - ritz[:, 1, 1])
     return block @ torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)[:, :, None]

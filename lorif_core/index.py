@@ -17,7 +17,7 @@ from lorif_core.curvature import LayerCurvature, identity_curvature
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
-from lorif_core.model import LoadedModel, check_checkpoint, fingerprint, load_model
+from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, as_query, query_example
 from lorif_core.scoring import FoldedQueries, score_rows
 from lorif_core.spec import CodeSpec, IndexSpec
@@ -75,9 +75,9 @@ class QueryEncoder:
             losses[indices] = batch_losses
             for layer, gradient in zip(layers, gradients, strict=True):
                 layer[indices] = gradient
-        bad = [query.query_id for query, loss in zip(queries, losses, strict=True) if not np.isfinite(loss)]
-        if bad:
-            raise UserError(f"the loss of query {bad[0]!r} is not finite under this model")
+        for row, query in enumerate(queries):
+            if not (np.isfinite(losses[row]) and all(torch.isfinite(layer[row]).all() for layer in layers)):
+                raise UserError(f"the loss or gradient of query {query.query_id!r} is not finite under this model")
         return QueryGradients(losses, layers)
 
 
@@ -196,13 +196,9 @@ def load_matching(generation: Generation, config: ModelConfig) -> LoadedModel:
     """Load the checkpoint that a generation was built with, in the dtype of its spec.
 
     Raises:
-        UserError: the checkpoint there is another one (its fingerprint differs).
+        UserError: the checkpoint or tokenizer there is another one.
     """
-    check_checkpoint(config)
-    found = fingerprint(config)
-    if found != generation.checkpoint:
-        raise UserError(
-            f"the model {config.path} has the fingerprint {found}, but generation {generation.generation} was "
-            f"built with {generation.checkpoint}; name the right checkpoint with --model"
-        )
-    return load_model(config.model_copy(update={"dtype": generation.index_spec.model_dtype}))
+    spec = generation.index_spec
+    loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}))
+    check_same_checkpoint(config, loaded, spec)
+    return loaded

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig
 from lorif_core.errors import UserError
 from lorif_core.loss import head_loss, token_losses
+from lorif_core.spec import IndexSpec
 
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _HASH_BLOCK = 8 * 2**20
@@ -61,10 +63,11 @@ class LoadedModel:
                 return losses.detach()
             hidden = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
-            loss = head_loss(hidden.detach(), head.weight.detach(), head.bias, labels_BT.to(hidden.device))
+            place = head.weight.device  # with a device_map, not always where the last layer is
+            loss = head_loss(hidden.detach().to(place), head.weight.detach(), head.bias, labels_BT.to(place))
             if hidden.requires_grad:
-                hidden.backward(loss.hidden_grad)
-            return loss.losses
+                hidden.backward(loss.hidden_grad.to(hidden.device))
+            return loss.losses.to(ids_BT.device)
 
 
 def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
@@ -96,8 +99,13 @@ def load_model(config: ModelConfig, device: str | None = None) -> LoadedModel:
             device_map=config.device_map,
             **common,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"the model {config.path} cannot be loaded: {_first_line(error)}") from error
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise UserError(
+            f"model.device_map = {config.device_map!r} leaves weights of {config.path} off the devices; "
+            f"use more of them, or another device_map"
+        )
     if config.device_map is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return prepare_model(model, _load_tokenizer(config, common))
@@ -206,6 +214,24 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
     return "sha256:" + hashlib.sha256(state.encode()).hexdigest()[:32]
 
 
+def check_same_checkpoint(config: ModelConfig, loaded: LoadedModel, spec: IndexSpec) -> None:
+    """Refuse weights or a tokenizer that are not those of a spec: a folder may have been written to meanwhile.
+
+    Raises:
+        UserError: naming both fingerprints.
+    """
+    pairs = (
+        ("model", fingerprint(config), spec.checkpoint),
+        ("tokenizer", tokenizer_fingerprint(loaded.tokenizer), spec.tokenisation.tokenizer),
+    )
+    for what, found, expected in pairs:
+        if found != expected:
+            raise UserError(
+                f"the {what} at {config.path} has the fingerprint {found}, the index was built with "
+                f"{expected}; name the right checkpoint"
+            )
+
+
 def _file_digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -229,15 +255,19 @@ def _fuse_gelu(model: torch.nn.Module) -> None:
 
 
 def _has_linear_head(model: Any) -> bool:
-    """Whether logits = head(last_hidden_state), tried on a few tokens: some models scale or cap them."""
+    """Whether logits = head(last_hidden_state), tried on a few tokens: some models scale or cap them.
+
+    A cap hardly shows in small logits, so a model that has one is believed.
+    """
     head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or model.base_model is model:
+    caps = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if not isinstance(head, torch.nn.Linear) or model.base_model is model or caps:
         return False
     ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None]
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.allclose(head(hidden).to(logits), logits, rtol=1e-3, atol=1e-3)
+        return torch.allclose(head(hidden.to(head.weight.device)).to(logits), logits, rtol=1e-3, atol=1e-3)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,10 +1,11 @@
 """What a build will do, worked out and checked before anything is written."""
 
+import sys
 from dataclasses import dataclass
 
 from lorif_core.config import Config
 from lorif_core.corpus import check_first_file, list_shards
-from lorif_core.curvature import CurvatureSpec
+from lorif_core.curvature import CurvatureSpec, layer_groups
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.layers import coverage, layer_specs, select_layers
@@ -39,8 +40,11 @@ def preflight(config: Config) -> None:
     Raises:
         UserError: as `make_plan`.
     """
-    spec = make_spec(config, load_skeleton(config.model))
-    Store(config.index, config.storage).check_spec(spec)
+    skeleton = load_skeleton(config.model)
+    check_settings(config, skeleton, tracked_layers(config, skeleton))
+    store = Store(config.index, config.storage)
+    if store.stored_spec() is not None:  # else the checkpoint need not be hashed yet
+        store.check_spec(make_spec(config, skeleton))
     check_first_file(config.corpus, config.storage)
 
 
@@ -56,28 +60,24 @@ def make_plan(config: Config) -> BuildPlan:
     shards = tuple(list_shards(config.corpus, config.storage))
     rows = sum(shard.rows for shard in shards)
     layers = select_layers(skeleton.model, config.model.layers)
-    if not config.corpus.chunk:
-        check_curvature_rank(config, spec.layers, rows)
+    # with `chunk` a record becomes several examples, so what it allows is known only once they are indexed
+    known_rows = sys.maxsize if config.corpus.chunk else rows
+    check_curvature(config, spec.layers, known_rows)
     return BuildPlan(spec, shards, coverage(skeleton.model, layers), curvature_spec(config))
 
 
 def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     """The spec of a build. Raises UserError for a layer regex, rank or length that does not fit the model."""
-    layers = layer_specs(select_layers(skeleton.model, config.model.layers), config.projection.factor)
-    _check_code_rank(config, layers)
-    _check_length(config, skeleton)
+    layers = tracked_layers(config, skeleton)
+    check_settings(config, skeleton, layers)
     corpus = config.corpus
-    if corpus.tokens is None and skeleton.tokenizer is None:
-        raise UserError(
-            f"the model {config.model.path} has no tokenizer; save one beside it or name a corpus.tokens column"
-        )
     uses_pair = corpus.tokens is None and corpus.prompt is not None
     uses_text = corpus.tokens is None and corpus.prompt is None
     return IndexSpec(
         checkpoint=fingerprint(config.model),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
         layers=layers,
-        projection=ProjectionSpec(**config.projection.model_dump()),
+        projection=ProjectionSpec(config.projection.kind, config.projection.factor, config.projection.seed),
         code=CodeSpec(**config.code.model_dump()),
         tokenisation=TokenSpec(
             tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
@@ -86,6 +86,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
             completion=corpus.completion if uses_pair else None,
             tokens=corpus.tokens,
             labels=corpus.labels,
+            id=corpus.id,
             max_length=corpus.max_length,
             chunk=corpus.chunk,
         ),
@@ -93,13 +94,31 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     )
 
 
+def tracked_layers(config: Config, skeleton: Skeleton) -> tuple[LayerSpec, ...]:
+    """The layers that the config selects, with their projected shapes."""
+    return layer_specs(select_layers(skeleton.model, config.model.layers), config.projection.factor)
+
+
+def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
+    """Refuse a code rank, a length or a corpus that does not fit the model."""
+    _check_code_rank(config, layers)
+    _check_length(config, skeleton)
+    if config.corpus.tokens is None and skeleton.tokenizer is None:
+        raise UserError(
+            f"the model {config.model.path} has no tokenizer; save one beside it or name a corpus.tokens column"
+        )
+
+
 def curvature_spec(config: Config) -> CurvatureSpec:
     """The curvature section as the mathematics takes it."""
     return CurvatureSpec(**config.curvature.model_dump(), seed=config.projection.seed)
 
 
-def check_curvature_rank(config: Config, layers: tuple[LayerSpec, ...], rows: int) -> None:
-    """Refuse a rank that was asked for and cannot be had; the default is cut to what there is instead."""
+def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) -> None:
+    """Refuse a rank that was asked for and cannot be had (the default is cut to what there is), and a fit that
+    does not fit into memory.
+    """
+    layer_groups([layer.dim for layer in layers], rows, curvature_spec(config), config.compute.memory_gb)
     asked = config.curvature.kind == "woodbury" and "rank" in config.curvature.model_fields_set
     widest = max(layer.dim for layer in layers)
     if asked and config.curvature.rank > min(rows, widest):

@@ -59,6 +59,14 @@ CURVATURE_SCHEMA = pa.schema(
     ]
 )
 
+SKIPPED_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
 GENERATIONS_SCHEMA = pa.schema(
     [
         pa.field("generation", pa.int64(), nullable=False),
@@ -83,7 +91,7 @@ GENERATIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """The storable rows of one shard, in the order of the file."""
+    """Storable rows of one shard, in the order of the file; a shard may come in several parts."""
 
     examples: Sequence[Example]
     losses: np.ndarray

@@ -1,8 +1,9 @@
 """Corpus shard -> uncommitted fragments and a receipt: the unit of work of a build. Idempotent."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -10,10 +11,10 @@ from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus import needed_columns, read_rows
 from lorif_core.extract import Extractor
-from lorif_core.model import LoadedModel, load_model
+from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.schema import ShardRows
 from lorif_core.spec import IndexSpec, ShardRef
-from lorif_core.store import Store
+from lorif_core.store import Store, block_rows
 from lorif_core.tokenise import Example, make_examples
 
 NO_SCORED_TOKEN = "no token is scored"
@@ -39,6 +40,9 @@ class ShardIndexer:
         config: the build's configuration.
         spec: the spec of its rows.
         device: where the model goes; None picks CUDA where there is one.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer is not the one of the spec.
     """
 
     def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
@@ -46,7 +50,9 @@ class ShardIndexer:
         self._spec = spec
         self._store = Store(config.index, config.storage)
         self._loaded = load_model(model_config(config, spec), device)
+        check_same_checkpoint(config.model, self._loaded, spec)
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code)
+        self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
 
     @property
     def loaded(self) -> LoadedModel:
@@ -54,34 +60,40 @@ class ShardIndexer:
         return self._loaded
 
     def index(self, shard: ShardRef) -> Receipt:
-        """Read, tokenise, run and write one shard.
+        """Read, tokenise, run and write one shard, in parts that fit into the config's memory.
 
         Raises:
             CorpusChangedError: the file is not the one that was listed.
             UserError: a record is not what the configuration says.
         """
         started = time.perf_counter()
-        examples = self.read(shard)
-        rows, skipped, padded = self.encode(examples)
-        fragments = self._store.write_rows(rows, shard, self._spec)
+        total = _Total()
+        fragments = self._store.write_rows(self._parts(shard, total), shard, self._spec)
         return Receipt(
             shard.key,
             tuple(fragments),
-            len(rows.examples),
-            sum(len(example.input_ids) for example in rows.examples),
-            padded,
-            tuple(skipped),
+            total.rows,
+            total.tokens,
+            total.padded,
+            tuple(total.skipped),
             time.perf_counter() - started,
         )
 
-    def read(self, shard: ShardRef) -> list[Example]:
+    def read(self, shard: ShardRef) -> Iterator[Example]:
         """The shard's examples, in the order of the file."""
         corpus, loaded = self._config.corpus, self._loaded
-        return [
-            example
-            for row, record in read_rows(shard, needed_columns(corpus), self._config.storage)
-            for example in make_examples(row, record, shard.name, loaded.tokenizer, corpus, loaded.vocab_size)
-        ]
+        for row, record in read_rows(shard, needed_columns(corpus), self._config.storage):
+            yield from make_examples(row, record, shard.name, loaded.tokenizer, corpus, loaded.vocab_size)
+
+    def _parts(self, shard: ShardRef, total: "_Total") -> Iterator[ShardRows]:
+        examples = self.read(shard)
+        while part := list(islice(examples, self._rows_at_once)):
+            rows, skipped, padded = self.encode(part)
+            total.rows += len(rows.examples)
+            total.tokens += sum(len(example.input_ids) for example in rows.examples)
+            total.padded += padded
+            total.skipped += skipped
+            yield rows
 
     def encode(self, examples: Sequence[Example]) -> tuple[ShardRows, list[tuple[str, str]], int]:
         """Storable rows in the order given, (id, reason) of examples left out, and tokens run with padding."""
@@ -93,7 +105,7 @@ class ShardIndexer:
         scales = np.zeros((len(examples), len(layout.slots)), np.float32)
         padded = 0
         lengths = [len(examples[i].input_ids) for i in scored]
-        for chosen in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
+        for chosen in self._batches(lengths):
             indices = [scored[j] for j in chosen]
             batch = collate(examples, indices)
             padded += batch.input_ids.size
@@ -103,6 +115,22 @@ class ShardIndexer:
         kept = [i for i in range(len(examples)) if i not in reasons]
         rows = ShardRows([examples[i] for i in kept], losses[kept], codes[kept], scales[kept])
         return rows, [(examples[i].example_id, reason) for i, reason in sorted(reasons.items())], padded
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Token-budget batches, of short examples no more than their codes' memory allows."""
+        for batch in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
+            for start in range(0, len(batch), self._rows_at_once):
+                yield batch[start : start + self._rows_at_once]
+
+
+@dataclass(slots=True)
+class _Total:
+    """Counts of a shard that grow part by part."""
+
+    rows: int = 0
+    tokens: int = 0
+    padded: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 def model_config(config: Config, spec: IndexSpec) -> ModelConfig:

@@ -75,6 +75,7 @@ class TokenSpec:
     completion: str | None
     tokens: str | None
     labels: str | None
+    id: str | None
     max_length: int
     chunk: bool
 

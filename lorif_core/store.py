@@ -9,7 +9,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from itertools import chain
+from typing import Any, Protocol
 
 import lance
 import pyarrow as pa
@@ -21,9 +22,11 @@ from lorif_core.config import StorageConfig
 from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import LorifError, UserError
 from lorif_core.factors import CodeLayout
+from lorif_core.filesystem import one_line
 from lorif_core.schema import (
     CURVATURE_SCHEMA,
     GENERATIONS_SCHEMA,
+    SKIPPED_SCHEMA,
     SPEC_KEY,
     ShardRows,
     curvature_batches,
@@ -37,8 +40,8 @@ from lorif_core.spec import IndexSpec, ShardRef
 log = logging.getLogger(__name__)
 
 _FILE_VERSION = "2.0"  # scanned fastest of 2.0, 2.1 and 2.2 (STACK.md, section 4)
-_WAVE_PROPERTY = "lorif.wave"
-_SKIPPED_PROPERTY = "lorif.skipped"
+_SHARDS_PROPERTY = "lorif.shards"
+_KEYS_PER_FILTER = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,23 @@ class Block:
     scales: torch.Tensor
 
 
+class CommittableShard(Protocol):
+    """What a commit needs of a receipt."""
+
+    @property
+    def shard(self) -> str: ...
+    @property
+    def fragments(self) -> Sequence[str]: ...
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]: ...
+
+
 class Store:
     """The tables of one index, at a local folder or an object-store URI."""
 
     def __init__(self, uri: str, storage: StorageConfig | None = None) -> None:
         self.uri = uri.rstrip("/")
         self._options = storage_options(storage or StorageConfig())
-        self._waves: dict[str, str] = {}
-        self._waves_read_to = 0
 
     # ---- writing -------------------------------------------------------------------------------------------
 
@@ -104,6 +116,7 @@ class Store:
             ("factors", factors_schema(spec)),
             ("curvature", CURVATURE_SCHEMA),
             ("generations", GENERATIONS_SCHEMA),
+            ("skipped", SKIPPED_SCHEMA),
         ):
             if self._open(name) is None:
                 lance.write_dataset(
@@ -114,48 +127,60 @@ class Store:
                     storage_options=self._options,
                 )
 
-    def write_rows(self, rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> list[str]:
-        """Write a shard's rows as uncommitted fragments; their metadata as JSON, for `commit_wave`."""
-        if not rows.examples:
+    def write_rows(self, parts: Iterator[ShardRows], shard: ShardRef, spec: IndexSpec) -> list[str]:
+        """Stream a shard's rows into uncommitted fragments; their metadata as JSON, for `commit_wave`."""
+        schema = factors_schema(spec)
+        batches = (batch for rows in parts if rows.examples for batch in to_table(rows, shard, spec).to_batches())
+        first = next(batches, None)
+        if first is None:
             return []
-        table = to_table(rows, shard, spec)
+        reader = pa.RecordBatchReader.from_batches(schema, chain([first], batches))
         fragments = write_fragments(
-            table, self._path("factors"), mode="append", schema=table.schema, storage_options=self._options
+            reader, self._path("factors"), mode="append", schema=schema, storage_options=self._options
         )
         return [json.dumps(fragment.to_json()) for fragment in fragments]
 
-    def commit_wave(self, wave: str, fragments: Sequence[str], skipped: Sequence[tuple[str, str]] = ()) -> int:
-        """Append fragments as one version, once: a wave found in the history is not committed again.
+    def commit_wave(self, receipts: Sequence[CommittableShard], since: int) -> int:
+        """Append the fragments of finished shards as one version, each shard once.
+
+        Shards that another commit has brought in after version `since` are left out: a commit that is tried again
+        after it succeeded, or a second build that overlaps, doubles nothing.
 
         Args:
-            wave: name of the set of shards; kept in the transaction.
-            fragments: what `write_rows` returned.
-            skipped: (example id, reason) of what the wave left out; kept in the transaction, so that a build
-                that resumes still lists them.
+            receipts: finished shards.
+            since: version of `factors` when the caller decided which shards were missing.
 
         Returns:
             The version of `factors` after the commit.
         """
+        self._note_skipped(receipts)
         dataset = self._require("factors")
-        if not fragments or wave in self._committed_waves(dataset):
+        present = self._shards_committed_after(dataset, since)
+        new = [receipt for receipt in receipts if receipt.shard not in present and receipt.fragments]
+        if not new:
             return int(dataset.version)
-        metadata = [lance.FragmentMetadata.from_json(fragment) for fragment in fragments]
         transaction = lance.Transaction(
             dataset.version,
-            lance.LanceOperation.Append(metadata),
-            transaction_properties={_WAVE_PROPERTY: wave, _SKIPPED_PROPERTY: json.dumps(skipped)},
+            lance.LanceOperation.Append(
+                [lance.FragmentMetadata.from_json(text) for receipt in new for text in receipt.fragments]
+            ),
+            transaction_properties={_SHARDS_PROPERTY: json.dumps([receipt.shard for receipt in new])},
         )
         committed = lance.LanceDataset.commit(self._path("factors"), transaction, storage_options=self._options)
         return int(committed.version)
 
-    def keep_only(self, shards: set[str]) -> int:
-        """Delete rows of shards that the corpus no longer has; number of shards dropped. Versioned, so that
-        published generations keep them."""
-        gone = sorted(self.committed_shards() - shards)
+    def keep_only(self, shards: set[str]) -> set[str]:
+        """Delete rows of shards that the corpus no longer has, and return the keys of those that are left.
+
+        Versioned: published generations keep their rows.
+        """
+        committed = self.committed_shards()
+        gone = sorted(committed - shards)
         dataset = self._require("factors")
-        for shard in gone:
-            dataset.delete(f"shard = '{_quoted(shard)}'")
-        return len(gone)
+        for start in range(0, len(gone), _KEYS_PER_FILTER):
+            keys = ", ".join(f"'{_quoted(key)}'" for key in gone[start : start + _KEYS_PER_FILTER])
+            dataset.delete(f"shard IN ({keys})")
+        return committed & shards
 
     def write_curvature(self, curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]) -> int:
         """Append fitted layers (by number, with their names); version of `curvature` afterwards."""
@@ -169,7 +194,16 @@ class Store:
         return int((written or dataset).version)
 
     def publish(self, generation: Generation) -> Generation:
-        """Append a generation and tag its versions, so that clean-up spares them."""
+        """Append a generation and tag its versions, so that clean-up spares them.
+
+        Raises:
+            LorifError: another build has published a generation of this number meanwhile.
+        """
+        if any(other.generation == generation.generation for other in self.generations()):
+            raise LorifError(
+                f"generation {generation.generation} of {self.uri} was published by another build meanwhile; run "
+                f"this one again"
+            )
         for table, version in (
             ("factors", generation.factors_version),
             ("curvature", generation.curvature_version),
@@ -200,10 +234,10 @@ class Store:
             shards.update(batch.column("shard").unique().to_pylist())
         return shards
 
-    def skipped(self) -> list[tuple[str, str]]:
-        """(example id, reason) of everything that the committed waves left out."""
-        waves = self._committed_waves(self._require("factors"))
-        return sorted({(example_id, reason) for text in waves.values() for example_id, reason in json.loads(text)})
+    def skipped(self, shards: set[str]) -> list[tuple[str, str]]:
+        """(example id, reason) of everything that was left out of some shards."""
+        table = self._require("skipped").to_table(columns=["shard", "example_id", "reason"])
+        return sorted({(row["example_id"], row["reason"]) for row in table.to_pylist() if row["shard"] in shards})
 
     def counts(self, version: int | None = None) -> tuple[int, int]:
         """(rows, tokens) of a version of `factors`."""
@@ -271,8 +305,8 @@ class Store:
         columns = [name for name in dataset.schema.names if name not in ("codes", "scales")]
         found: dict[str, dict[str, Any]] = {}
         wanted = sorted(set(example_ids))
-        for start in range(0, len(wanted), 500):
-            ids = ", ".join(f"'{_quoted(example_id)}'" for example_id in wanted[start : start + 500])
+        for start in range(0, len(wanted), _KEYS_PER_FILTER):
+            ids = ", ".join(f"'{_quoted(example_id)}'" for example_id in wanted[start : start + _KEYS_PER_FILTER])
             table = dataset.to_table(columns=columns, filter=f"example_id IN ({ids})")
             found.update({row["example_id"]: row for row in table.to_pylist()})
         return found
@@ -303,11 +337,9 @@ class Store:
         try:
             return lance.dataset(self._path(name), version=version, storage_options=self._options)
         except (ValueError, OSError) as error:
-            if "not found" in str(error).lower() or "was not found" in str(error):
+            if version is None and "was not found" in str(error):
                 return None
-            raise LorifError(
-                f"the index {self.uri} cannot be read: {' '.join(str(error).split())[:300]}"
-            ) from error
+            raise LorifError(f"the index {self.uri} cannot be read: {one_line(error)}") from error
 
     def _require(self, name: str, version: int | None = None) -> Any:
         dataset = self._open(name, version)
@@ -315,15 +347,27 @@ class Store:
             raise UserError(f"the index {self.uri} has no table {name}; run lorif build first")
         return dataset
 
-    def _committed_waves(self, dataset: Any) -> dict[str, str]:
-        """Waves in the history up to this version, with what they skipped; each version is read once."""
-        for version in range(self._waves_read_to + 1, dataset.version + 1):
+    @staticmethod
+    def _shards_committed_after(dataset: Any, since: int) -> set[str]:
+        shards: set[str] = set()
+        for version in range(since + 1, dataset.version + 1):
             transaction = dataset.read_transaction(version)
             properties = (transaction.transaction_properties or {}) if transaction is not None else {}
-            if _WAVE_PROPERTY in properties:
-                self._waves[properties[_WAVE_PROPERTY]] = properties[_SKIPPED_PROPERTY]
-        self._waves_read_to = dataset.version
-        return self._waves
+            shards.update(json.loads(properties.get(_SHARDS_PROPERTY, "[]")))
+        return shards
+
+    def _note_skipped(self, receipts: Sequence[CommittableShard]) -> None:
+        """Before the rows: a build that resumes lists what the earlier one left out."""
+        rows = [
+            {"shard": receipt.shard, "example_id": example_id, "reason": reason}
+            for receipt in receipts
+            for example_id, reason in receipt.skipped
+        ]
+        if rows:
+            lance.write_dataset(
+                pa.Table.from_pylist(rows, schema=SKIPPED_SCHEMA), self._path("skipped"), mode="append",
+                data_storage_version=_FILE_VERSION, storage_options=self._options,
+            )  # fmt: skip
 
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:

@@ -9,7 +9,7 @@ import torch
 from lorif_core.config import Config, ModelConfig
 from lorif_core.curvature import ScanRequest, ScanResult, scan_blocks
 from lorif_core.factors import CodeLayout
-from lorif_core.index import Index, QueryGradients
+from lorif_core.index import Index
 from lorif_core.queries import Query
 from lorif_core.scoring import FoldedQueries
 from lorif_core.shard import Receipt, ShardIndexer
@@ -30,10 +30,13 @@ class IndexActor:
 
     def __init__(self, config: Config, spec_json: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._indexer = ShardIndexer(config, IndexSpec.from_json(spec_json))
+        self._config, self._spec_json = config, spec_json
+        self._indexer: ShardIndexer | None = None
 
     def index(self, shard: ShardRef) -> Receipt:
         """See `ShardIndexer.index`."""
+        if self._indexer is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+            self._indexer = ShardIndexer(self._config, IndexSpec.from_json(self._spec_json))
         return self._indexer.index(shard)
 
 
@@ -63,12 +66,12 @@ class QueryActor:
     def __init__(self, store: Store, generation: Generation, model: ModelConfig, threads: int) -> None:
         torch.set_num_threads(threads)
         self._index = Index(store, generation)
-        self._encoder = self._index.encoder(model)
+        self._model = model
 
     @ray.method(num_returns=2)
     def fold(self, queries: Sequence[Query]) -> tuple[FoldedQueries, list[float]]:
         """Folded queries, and the token-summed loss of each."""
-        gradients: QueryGradients = self._encoder.gradients(queries)
+        gradients = self._index.encoder(self._model).gradients(queries)
         return self._index.fold(gradients), gradients.losses.tolist()
 
 

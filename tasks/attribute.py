@@ -8,16 +8,17 @@ import ray
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from ray.exceptions import RayTaskError
 
 from lorif_core.answers import Attribution, check_out_folder, write_answers
 from lorif_core.config import Config
-from lorif_core.errors import LorifError
-from lorif_core.model import check_checkpoint
+from lorif_core.errors import LorifError, UserError
+from lorif_core.model import check_checkpoint, fingerprint
 from lorif_core.queries import Query, read_queries
 from lorif_core.store import Generation, Store
 from lorif_core.topk import TopK
 from tasks.actors import QueryActor, ScoreActor, start, stop
-from tasks.cluster import Resources, cluster
+from tasks.cluster import cluster
 from tasks.dispatch import Failed, dispatch
 from tasks.progress import Progress
 from tasks.retry import worth_retrying
@@ -35,19 +36,52 @@ def attribute_queries(
     with cluster(config.compute) as resources:
         blocks = list(query_blocks(generation, queries, config.compute.memory_gb))
         get_run_logger().info("%d queries in %d blocks", len(queries), len(blocks))
-        (encoder,) = start(
+        parts = _fragment_parts(store, generation)
+        # it works while the scorers wait, so it takes no cores from them
+        encoders = start(
             QueryActor, 1, resources, store, generation, config.model, with_model=True, shares_cores=True
         )
-        with Progress("score rows", generation.rows * len(blocks)) as progress:
-            for block in blocks:
-                folded, losses = encoder.fold.remote(block)
-                best = _scan(config, store, generation, folded, len(block), k, resources, progress)
-                answers += [
-                    Attribution(query, loss, top)
-                    for query, loss, top in zip(block, ray.get(losses), best, strict=True)
-                ]
-        stop([encoder])
+        scorers = start(
+            ScoreActor, min(resources.workers, len(parts)), resources, store, generation, config.compute.memory_gb
+        )
+        try:
+            with Progress("score rows", generation.rows * len(blocks)) as progress:
+                for block in blocks:
+                    folded, losses = encoders[0].fold.remote(block)
+                    found = _losses(losses)
+                    best = [TopK(k) for _ in block]
+                    for share in _scan(scorers, parts, folded, best):
+                        progress.advance(round(generation.rows * share))
+                    answers += [Attribution(*answer) for answer in zip(block, found, best, strict=True)]
+        finally:
+            stop([*encoders, *scorers])
     return answers
+
+
+def _losses(pending: ray.ObjectRef) -> list[float]:
+    """Losses of a block's queries; a user's mistake comes out as its own sentence."""
+    try:
+        return ray.get(pending)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from None
+
+
+def _fragment_parts(store: Store, generation: Generation) -> list[list[int]]:
+    fragments = store.fragment_ids(generation.factors_version)
+    return [fragments[i : i + _FRAGMENTS_PER_CALL] for i in range(0, len(fragments), _FRAGMENTS_PER_CALL)]
+
+
+def _scan(
+    scorers: Sequence[Any], parts: Sequence[Sequence[int]], folded: ray.ObjectRef, best: Sequence[TopK]
+) -> Iterator[float]:
+    """Merge the top k of every part into `best`; yields the share of the fragments just done."""
+    total, k = sum(map(len, parts)), best[0].k
+    for outcome in dispatch(scorers, parts, lambda actor, part: actor.top_k.remote(folded, k, part)):
+        if isinstance(outcome, Failed):
+            raise LorifError(f"scoring fragments {outcome.item} failed: {outcome.cause}")
+        for kept, found in zip(best, outcome.result, strict=True):
+            kept.merge(found)
+        yield len(outcome.item) / total
 
 
 def query_blocks(generation: Generation, queries: Sequence[Query], memory_gb: float) -> Iterator[Sequence[Query]]:
@@ -56,34 +90,6 @@ def query_blocks(generation: Generation, queries: Sequence[Query], memory_gb: fl
     size = max(1, int(memory_gb * 2**30 / 4 / bytes_each))
     for first in range(0, len(queries), size):
         yield queries[first : first + size]
-
-
-def _scan(
-    config: Config,
-    store: Store,
-    generation: Generation,
-    folded: ray.ObjectRef,
-    queries: int,
-    k: int,
-    resources: Resources,
-    progress: Progress,
-) -> list[TopK]:
-    fragments = store.fragment_ids(generation.factors_version)
-    parts = [fragments[i : i + _FRAGMENTS_PER_CALL] for i in range(0, len(fragments), _FRAGMENTS_PER_CALL)]
-    actors = start(
-        ScoreActor, min(resources.workers, len(parts)), resources, store, generation, config.compute.memory_gb
-    )
-    best = [TopK(k) for _ in range(queries)]
-    try:
-        for outcome in dispatch(actors, parts, lambda actor, part: actor.top_k.remote(folded, k, part)):
-            if isinstance(outcome, Failed):
-                raise LorifError(f"scoring fragments {outcome.item} failed: {outcome.cause}")
-            for kept, found in zip(best, outcome.result, strict=True):
-                kept.merge(found)
-            progress.advance(generation.rows * len(outcome.item) // len(fragments))
-    finally:
-        stop(actors)
-    return best
 
 
 @task(name="open queries", cache_policy=NO_CACHE)
@@ -117,4 +123,10 @@ def check_attribution(config: Config, queries: str, out: Path) -> tuple[Generati
     check_out_folder(out)
     generation = Store(config.index, config.storage).latest()
     check_checkpoint(config.model)
+    found = fingerprint(config.model)
+    if found != generation.checkpoint:
+        raise UserError(
+            f"the model {config.model.path} has the fingerprint {found}, but generation {generation.generation} "
+            f"was built with {generation.checkpoint}; set model.path to that checkpoint"
+        )
     return generation, read_queries(queries, config.storage)

@@ -1,11 +1,11 @@
 """The steps of a build: plan, index the shards in waves, fit the curvature, publish a generation."""
 
-import hashlib
 import json
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
 from lorif_core.errors import IncompleteBuildError, UserError
-from lorif_core.plan import BuildPlan, check_curvature_rank, make_plan
+from lorif_core.plan import BuildPlan, check_curvature, make_plan
 from lorif_core.shard import Receipt
 from lorif_core.spec import ShardRef
 from lorif_core.store import Generation, Store, now
@@ -68,33 +68,39 @@ def index_shards(config: Config, plan: BuildPlan) -> IndexedRows:
     started = time.perf_counter()
     store = Store(config.index, config.storage)
     store.create(plan.spec)
-    dropped = store.keep_only({shard.key for shard in plan.shards})
-    if dropped:
-        get_run_logger().info(
-            "%d shards are no longer in the corpus; their rows leave the next generation", dropped
-        )
-    committed = store.committed_shards()
+    wanted = {shard.key for shard in plan.shards}
+    committed = store.keep_only(wanted)
     pending = [shard for shard in plan.shards if shard.key not in committed]
     receipts = _index_pending(config, plan, store, pending) if pending else []
-    rows, tokens = store.counts()
+    version = store.factors_version()
+    _check_complete(store, receipts)
+    rows, tokens = store.counts(version)
     if rows == 0:
-        raise UserError(
-            f"no example of the corpus {config.corpus.uri} has a scored token, so there is nothing to index"
-        )
+        raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
     run = sum(receipt.tokens for receipt in receipts)
     padded = sum(receipt.padded_tokens for receipt in receipts)
-    skipped = {*store.skipped(), *(item for receipt in receipts for item in receipt.skipped)}
     return IndexedRows(
-        store.factors_version(),
+        version,
         rows,
         tokens,
-        tuple(sorted(skipped)),
+        tuple(store.skipped(wanted)),
         1 - run / padded if padded else 0.0,
         time.perf_counter() - started,
     )
 
 
+def _check_complete(store: Store, receipts: Sequence[Receipt]) -> None:
+    """Never a silent partial index: every shard that gave rows must be in the table."""
+    missing = {receipt.shard for receipt in receipts if receipt.rows} - store.committed_shards()
+    if missing:
+        raise IncompleteBuildError(
+            f"{len(missing)} indexed shards are not in the table, nothing was published: "
+            f"{'; '.join(sorted(missing)[:10])}; run the build again, it resumes"
+        )
+
+
 def _index_pending(config: Config, plan: BuildPlan, store: Store, pending: Sequence[ShardRef]) -> list[Receipt]:
+    since = store.factors_version()
     receipts: list[Receipt] = []
     failed: list[Failed] = []
     wave: list[Receipt] = []
@@ -111,10 +117,10 @@ def _index_pending(config: Config, plan: BuildPlan, store: Store, pending: Seque
                 wave.append(outcome.result)
                 progress.advance(outcome.item.rows, outcome.result.tokens)
                 if len(wave) >= _SHARDS_PER_WAVE or time.monotonic() - wave_began > _SECONDS_PER_WAVE:
-                    receipts += _commit(store, wave)
+                    receipts += _commit(store, wave, since)
                     wave, wave_began = [], time.monotonic()
         finally:
-            receipts += _commit(store, wave)  # also when a worker failed: what is finished is kept
+            receipts += _commit(store, wave, since)  # also when a worker failed: what is finished is kept
             stop(actors)
     if failed:
         listed = "; ".join(f"{failure.item.key} ({failure.cause})" for failure in failed[:10])
@@ -125,10 +131,8 @@ def _index_pending(config: Config, plan: BuildPlan, store: Store, pending: Seque
     return receipts
 
 
-def _commit(store: Store, wave: Sequence[Receipt]) -> Sequence[Receipt]:
-    name = hashlib.sha256("\n".join(sorted(receipt.shard for receipt in wave)).encode()).hexdigest()
-    fragments = [fragment for receipt in wave for fragment in receipt.fragments]
-    store.commit_wave(name, fragments, [item for receipt in wave for item in receipt.skipped])
+def _commit(store: Store, wave: Sequence[Receipt], since: int) -> Sequence[Receipt]:
+    store.commit_wave(wave, since)
     return wave
 
 
@@ -143,7 +147,7 @@ def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows) -> tupl
     """Fit and write the curvature; (id, version of the table, seconds)."""
     started = time.perf_counter()
     store = Store(config.index, config.storage)
-    check_curvature_rank(config, plan.spec.layers, indexed.rows)
+    check_curvature(config, plan.spec.layers, indexed.rows)
     curvature_id = uuid.uuid4().hex[:16]
     version = store.curvature_version()
     if config.curvature.kind != "none":
@@ -154,6 +158,11 @@ def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows) -> tupl
                     curvature_id, {index: (names[index], fitted) for index, fitted in group.items()}
                 )
     return curvature_id, version, time.perf_counter() - started
+
+
+def _lasting(path: str) -> str:
+    """A local checkpoint's absolute path, so that a query from another folder finds it; a hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 @task(name="publish generation", cache_policy=NO_CACHE)
@@ -175,7 +184,7 @@ def publish_generation(
             spec=plan.spec.hash,
             spec_json=plan.spec.to_json(),
             checkpoint=plan.spec.checkpoint,
-            model_path=config.model.path,
+            model_path=_lasting(config.model.path),
             model_revision=config.model.revision,
             rows=indexed.rows,
             tokens=indexed.tokens,

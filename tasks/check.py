@@ -3,10 +3,12 @@
 import time
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
+
 from lorif_core.batches import token_budget_batches
 from lorif_core.config import Config
 from lorif_core.errors import UserError
-from lorif_core.filesystem import open_filesystem
+from lorif_core.filesystem import one_line, open_filesystem
 from lorif_core.plan import BuildPlan, make_plan
 from lorif_core.shard import ShardIndexer
 from tasks.cluster import cluster
@@ -51,16 +53,17 @@ def _probe_writable(config: Config) -> None:
     """Write and remove one small object beside the tables."""
     fs, path = open_filesystem(config.index, config.storage)
     probe = f"{path}/.lorif-probe"
-    existed = fs.exists(path)
+    makes_folder = "file" in fs.protocol and not fs.exists(path)  # on S3 it would make a missing bucket
     try:
-        fs.makedirs(path, exist_ok=True)
+        if makes_folder:
+            fs.makedirs(path)
         fs.pipe_file(probe, b"lorif check")
         fs.rm_file(probe)
-        if not existed and not fs.ls(path):
+        if makes_folder:
             fs.rmdir(path)
-    except OSError as error:
+    except (OSError, BotoCoreError) as error:
         raise UserError(
-            f"the index location {config.index} cannot be written: {error.strerror or error}; give this user "
+            f"the index location {config.index} cannot be written: {one_line(error)}; give this user "
             f"permission to write there, or name another index"
         ) from None
 
@@ -69,7 +72,7 @@ def _time_sample(config: Config, plan: BuildPlan) -> dict[str, float]:
     """Tokenise the first shard and run up to 20 batches of it; rates and sizes per record."""
     indexer = ShardIndexer(config, plan.spec)
     shard = plan.shards[0]
-    examples = indexer.read(shard)
+    examples = list(indexer.read(shard))
     scored = [example for example in examples if example.scored]
     if not scored:
         raise UserError(f"no token of the first shard {shard.key} would be scored; check the corpus columns")

@@ -1,14 +1,16 @@
 """The Ray that the work runs on: a private one for this process, or a cluster that must be there."""
 
 import logging
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
 
 from lorif_core.config import ComputeConfig
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
 
     Raises:
         LorifError: there is no cluster at the address.
+        UserError: the workers asked for do not fit on its nodes.
     """
     connected = ray.is_initialized()
     if not connected:
@@ -45,6 +48,8 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
 
 
 def _start_local() -> None:
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        log.warning("this private Ray also listens beyond loopback and has no token: set RAY_AUTH_MODE=token")
     ray.init(
         address="local",
         include_dashboard=False,
@@ -66,16 +71,31 @@ def _attach(address: str) -> None:
 
 
 def _resources(compute: ComputeConfig) -> Resources:
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
     gpus_each = (1.0 if gpus else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
-    if compute.workers != "auto":
-        workers = compute.workers
+    if compute.workers == "auto":
+        cpus_each = min(_CPUS_PER_WORKER, *(max(1, int(node.get("CPU", 0))) for node in nodes))
+        workers = max(1, _slots(nodes, cpus_each, gpus_each))
     else:
-        workers = int(gpus // gpus_each) if gpus_each else max(1, cpus // _CPUS_PER_WORKER)
-    if workers * gpus_each > gpus:
-        raise LorifError(
-            f"compute asks for {workers} workers with {gpus_each:g} GPUs each, but the Ray cluster has {gpus:g}"
+        workers = compute.workers
+        sizes = range(int(max(node.get("CPU", 0) for node in nodes)), 0, -1)
+        cpus_each = next((size for size in sizes if _slots(nodes, size, gpus_each) >= workers), 0)
+    if not cpus_each or _slots(nodes, cpus_each, gpus_each) < workers:
+        raise UserError(
+            f"compute asks for {workers} workers with {gpus_each:g} GPUs each, but the nodes of this Ray have "
+            f"{', '.join(_size(node) for node in nodes)}; lower compute.workers or compute.gpus_per_worker"
         )
-    workers = max(1, min(workers, cpus))
-    return Resources(workers, max(1, cpus // workers), gpus_each)
+    return Resources(workers, cpus_each, gpus_each)
+
+
+def _slots(nodes: Sequence[dict[str, float]], cpus_each: int, gpus_each: float) -> int:
+    """Workers that fit: one must lie on one node, or it would wait forever."""
+    return sum(
+        int(min(node.get("CPU", 0) // cpus_each, node.get("GPU", 0) // gpus_each if gpus_each else math.inf))
+        for node in nodes
+    )
+
+
+def _size(node: dict[str, float]) -> str:
+    return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"

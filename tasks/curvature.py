@@ -1,25 +1,23 @@
 """The distributed fit: workers sum over their own fragments, the driver orthonormalises."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ray
 
 from lorif_core.config import Config
 from lorif_core.curvature import (
     NO_ROWS,
-    CurvatureSpec,
     LayerCurvature,
     ScanRequest,
     ScanResult,
     fit_layers,
-    subspace_size,
+    layer_groups,
 )
-from lorif_core.errors import UserError
 from lorif_core.plan import BuildPlan
 from lorif_core.store import Store, block_rows
 from tasks.actors import CurvatureActor, start, stop
 from tasks.cluster import Resources
-from tasks.dispatch import Failed, dispatch
 from tasks.progress import Progress
 
 
@@ -49,49 +47,12 @@ def fit_distributed(
         stop(actors)
 
 
-def scan_all(actors: Sequence[object], request: ScanRequest, progress: Progress) -> ScanResult:
-    """One pass: every worker scans its fragments, sums are added in worker order, so the result repeats."""
+def scan_all(actors: Sequence[Any], request: ScanRequest, progress: Progress) -> ScanResult:
+    """One pass: every worker scans its fragments; sums are added in worker order, so the result repeats."""
     shared = ray.put(request)
-    finished: dict[int, ScanResult] = {}
-    total, next_worker = NO_ROWS, 0
-    for outcome in dispatch(actors, range(len(actors)), lambda _, worker: actors[worker].scan.remote(shared)):
-        if isinstance(outcome, Failed):
-            raise RuntimeError(f"a curvature worker failed: {outcome.cause}")
-        progress.advance(outcome.result.rows)
-        finished[outcome.item] = outcome.result
-        while next_worker in finished:
-            total += finished.pop(next_worker)
-            next_worker += 1
+    total = NO_ROWS
+    for pending in [actor.scan.remote(shared) for actor in actors]:
+        part = ray.get(pending)
+        progress.advance(part.rows)
+        total += part
     return total
-
-
-def layer_groups(dims: Sequence[int], rows: int, spec: CurvatureSpec, memory_gb: float) -> list[list[int]]:
-    """Layers fitted together: as many as fit into a worker's memory, so that passes over the data are few.
-
-    Raises:
-        UserError: one layer alone does not fit.
-    """
-    budget = memory_gb * 2**30
-    groups: list[list[int]] = []
-    used = budget
-    for layer, dim in enumerate(dims):
-        need = layer_bytes(dim, rows, spec)
-        if need > budget:
-            raise UserError(
-                f"the {spec.kind} curvature of layer {layer} ({dim} gradient dimensions) needs "
-                f"{need / 2**30:.1f} GiB of a worker, above compute.memory_gb = {memory_gb:g}; raise it, lower "
-                f"curvature.rank or raise projection.factor"
-            )
-        if used + need > budget:
-            groups.append([])
-            used = 0.0
-        groups[-1].append(layer)
-        used += need
-    return groups
-
-
-def layer_bytes(dim: int, rows: int, spec: CurvatureSpec) -> int:
-    """Bytes a pass holds for a layer: its basis and its sums, in float32, and the Gram matrix in float64."""
-    size = subspace_size(dim, rows, spec)
-    basis = 0 if size == dim else 2 * 4 * dim * size
-    return basis + 8 * size * size

@@ -1,6 +1,7 @@
 """The demo's steps as Prefect tasks: write the corpus, train the model, ask, let it judge itself."""
 
 import json
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def demo_config(corpus: DemoCorpus, model: DemoModel, folder: Path) -> Config:
         "corpus": {"uri": str(corpus.path), "id": "id", "max_length": POSITIONS},
         "projection": {"factor": 4},
         "curvature": {"rank": 64},
-        "compute": {"ray": "local", "workers": 2},
+        "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     return parse_config(raw)

@@ -38,11 +38,10 @@ def dispatch(
     """Run `call(actor, item)` for every item and yield outcomes in the order of completion.
 
     At most two calls per actor are in flight. An item that fails goes to the end of the queue; after
-    `attempts` failures it is yielded as Failed.
+    `attempts` failures, or when every actor has died for good, it is yielded as Failed.
 
     Raises:
         UserError: a call raised one; nothing is gained by trying it again.
-        RayActorError: every actor has died for good.
     """
     waiting = deque(enumerate(items))
     failures: dict[int, int] = {}
@@ -64,7 +63,8 @@ def dispatch(
             if isinstance(error, RayActorError):
                 free = deque(other for other in free if other is not actor)
                 if not free and not running:
-                    raise
+                    yield from (Failed(left, _cause(error)) for left in [item, *(item for _, item in waiting)])
+                    return
             else:
                 free.append(actor)
             failures[number] = failures.get(number, 0) + 1

@@ -96,7 +96,13 @@ CASES: dict[str, tuple[Callable[[dict[str, Any], Path], None], list[str]]] = {
     "curvature rank above the data": (with_keys(curvature={"rank": 1101}), ["curvature.rank = 1101", "1100"]),
     "missing model": (with_keys(model={"path": "./no-such-model"}), ["./no-such-model", "does not exist"]),
     "pickled model": (pickled_model, ["pickled", "allow_pickle"]),
-    "more gpus than there are": (with_keys(compute={"gpus_per_worker": -1}), ["compute.gpus_per_worker"]),
+    "negative gpus": (with_keys(compute={"gpus_per_worker": -1}), ["compute.gpus_per_worker"]),
+    "more gpus than there are": (with_keys(compute={"gpus_per_worker": 2}), ["compute.gpus_per_worker", "0 GPUs"]),
+    "curvature too large": (with_keys(compute={"memory_gb": 1e-6}), ["compute.memory_gb", "projection.factor"]),
+    "chunked, rank above the layers": (
+        with_keys(corpus={"chunk": True}, curvature={"rank": 9999}),
+        ["curvature.rank = 9999"],
+    ),
 }
 
 
@@ -207,6 +213,11 @@ def test_another_checkpoint_is_refused_by_fingerprint(
     byte_tokenizer().save_pretrained(tmp_path)
     code, _, err = run(capsys, "query", built.index, "--text", "the cat", "--model", str(tmp_path))
     assert code == 2 and "fingerprint" in err and Store(built.index).latest().checkpoint in err
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(built.model_dump(exclude_unset=True)))
+    (tmp_path / "q.jsonl").write_text('{"text": "the cat"}\n')
+    arguments = ["attribute", "-c", str(tmp_path / "config.yaml"), f"model.path={tmp_path}"]
+    code, _, err = run(capsys, *arguments, "--queries", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out"))
+    assert code == 2 and "fingerprint" in err and not (tmp_path / "out").exists()
 
 
 def test_overrides_may_stand_anywhere(

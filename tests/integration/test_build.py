@@ -12,7 +12,7 @@ import torch
 import lorif_core as lc
 from flows.build import build
 from lorif_core.config import Config
-from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, scan_blocks
+from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, layer_groups, scan_blocks
 from lorif_core.errors import IncompleteBuildError, UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.plan import make_plan
@@ -72,7 +72,7 @@ def test_two_ray_workers_equal_one_process(built: Config) -> None:
     layout = CodeLayout(plan.spec.layers, plan.spec.code)
     codes, scales = [], []
     for shard in plan.shards:
-        rows, _, _ = indexer.encode(indexer.read(shard))
+        rows, _, _ = indexer.encode(list(indexer.read(shard)))
         codes.append(torch.from_numpy(rows.codes).float())
         scales.append(torch.from_numpy(rows.scales))
         for row, example in enumerate(rows.examples):
@@ -96,7 +96,6 @@ def test_two_ray_workers_equal_one_process(built: Config) -> None:
 def test_layer_groups_give_the_same_curvature(built: Config) -> None:
     """With memory for one layer at a time, passes are more but numbers are equal."""
     from lorif_core.store import block_rows
-    from tasks.curvature import layer_groups
 
     plan = make_plan(built)
     dims = [layer.dim for layer in plan.spec.layers]

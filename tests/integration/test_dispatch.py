@@ -55,7 +55,8 @@ def test_a_users_mistake_stops_at_once_with_its_own_sentence() -> None:
         list(dispatch([worker], [1, 99, 2], lambda actor, item: actor.square.remote(item)))
 
 
-def test_when_every_actor_is_gone_the_failure_is_told() -> None:
+def test_when_every_actor_is_gone_every_item_left_is_named() -> None:
     worker = Worker.options(max_restarts=0, max_task_retries=0).remote()
-    with pytest.raises(ray.exceptions.RayActorError):
-        list(dispatch([worker], [1, 2, 3], lambda actor, item: actor.always_die.remote(item)))
+    outcomes = list(dispatch([worker], [1, 2, 3, 4], lambda actor, item: actor.always_die.remote(item)))
+    assert sorted(outcome.item for outcome in outcomes) == [1, 2, 3, 4]
+    assert all(isinstance(outcome, Failed) and "ActorDied" in outcome.cause for outcome in outcomes)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -26,26 +27,43 @@ def start_build(config: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_for_fragments(index: Path, process: subprocess.Popen[str]) -> None:
-    """Until a worker has written rows that nobody has committed yet."""
+def wait_for_first_commit(store: Store, process: subprocess.Popen[str]) -> None:
+    """Until some waves are committed and others are not."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if any((index / "factors.lance" / "data").glob("*")):
+        if store.stored_spec() is not None and store.counts()[0] > 0:
             return
-        time.sleep(0.02)
-    pytest.fail(f"the build wrote nothing: {process.communicate()[1][-2000:]}")
+        time.sleep(0.05)
+    pytest.fail(f"the build committed nothing: {process.communicate()[1][-2000:]}")
 
 
-def test_a_killed_build_resumes_to_the_same_rows(make_config: MakeConfig, built: Config, tmp_path: Path) -> None:
-    index = tmp_path / "index"
-    config = make_config(index, code={"dtype": "float32"}, compute={"workers": 1})
+def test_a_killed_build_resumes_to_the_same_rows(
+    make_config: MakeConfig, built: Config, corpus_file: Path, tmp_path: Path
+) -> None:
+    """Many small files, so that the kill falls between two waves."""
+    lines = corpus_file.read_text().splitlines(keepends=True)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for start in range(0, len(lines), 22):
+        (corpus / f"part-{start:04d}.jsonl").write_text("".join(lines[start : start + 22]))
+    config = make_config(
+        tmp_path / "index", corpus={"uri": str(corpus)}, code={"dtype": "float32"}, compute={"workers": 1}
+    )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     process = start_build(path)
-    wait_for_fragments(index, process)
+    store = Store(config.index)
+    wait_for_first_commit(store, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert Store(str(index)).generations() == [], "a killed run must publish nothing"
+    assert store.generations() == [], "a killed run must publish nothing"
+    before = stored_rows(config)
+    assert 0 < len(before) < ROWS, "the kill must fall between two commits"
     out, err = start_build(path).communicate(timeout=240)
     assert json.loads(out.splitlines()[-1])["rows"] == ROWS, err[-2000:]
-    assert set(stored_rows(config)) == set(stored_rows(built))
+    after, expected = stored_rows(config), stored_rows(built)
+    assert {name: after[name] for name in before} == before, "committed rows are not touched again"
+    assert after.keys() == expected.keys()
+    for name, row in after.items():
+        found, wanted = np.frombuffer(row, np.float32), np.frombuffer(expected[name], np.float32)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

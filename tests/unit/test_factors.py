@@ -56,7 +56,7 @@ def test_iterating_on_the_pairs_equals_forming_the_gradient(
 
 
 @pytest.mark.parametrize("code", [CodeSpec("rank", 1), CodeSpec("rank", 2), CodeSpec("dense")], ids=str)
-@pytest.mark.parametrize("magnitude", [1e-18, 1e-6, 1.0, 1e12])
+@pytest.mark.parametrize("magnitude", [1e-26, 1e-18, 1e-6, 1.0, 1e12])
 def test_float16_codes_do_not_under_or_overflow(code: CodeSpec, magnitude: float) -> None:
     """Gradients of well-learnt examples are tiny; their codes must be as exact as any."""
     A, E = (x.float() for x in pairs(5, 6, 8, 12))

@@ -110,7 +110,7 @@ def test_a_head_that_caps_its_logits_takes_the_models_own_path() -> None:
     torch.manual_seed(0)
     config = Gemma2Config(
         hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, vocab_size=61, max_position_embeddings=64, final_logit_softcapping=0.5, pad_token_id=0,
+        head_dim=8, vocab_size=61, max_position_embeddings=64, final_logit_softcapping=30.0, pad_token_id=0,
     )  # fmt: skip
     model = Gemma2ForCausalLM(config).eval()
     reference = copy.deepcopy(model).double()

@@ -13,14 +13,15 @@ from lorif_core.shard import NO_SCORED_TOKEN, ShardIndexer
 from tests.models import make_example
 
 
-@pytest.fixture
-def indexer(model_folder: Path, corpus_file: Path, tmp_path: Path) -> ShardIndexer:
+@pytest.fixture(params=[{"rank": 1}, {"rank": 2}, {"kind": "dense"}], ids=str)
+def indexer(request: pytest.FixtureRequest, model_folder: Path, corpus_file: Path, tmp_path: Path) -> ShardIndexer:
     config = parse_config(
         {
             "index": str(tmp_path / "index"),
             "model": {"path": str(model_folder)},
             "corpus": {"uri": str(corpus_file), "max_length": 64},
             "projection": {"factor": 4},
+            "code": request.param,
             "compute": {"tokens_per_batch": 64},
         }
     )

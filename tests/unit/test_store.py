@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import UserError
 from lorif_core.schema import ShardRows
+from lorif_core.shard import Receipt
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.store import Generation, Store, now
 from tests.models import make_example
@@ -24,7 +26,7 @@ SPEC = IndexSpec(
     layers=(LayerSpec("a", 8, 8, 4, 4), LayerSpec("b", 8, 4, 4, 2)),
     projection=ProjectionSpec(factor=2),
     code=CodeSpec("rank", 1, "float16"),
-    tokenisation=TokenSpec("none", None, None, None, "ids", None, 16, False),
+    tokenisation=TokenSpec("none", None, None, None, "ids", None, None, 16, False),
 )
 WIDTH = 4 + 4 + 4 + 2
 
@@ -52,6 +54,16 @@ def generation(store: Store, number: int, curvature: str = "c") -> Generation:
     )  # fmt: skip
 
 
+def finished(store: Store, number: int, skipped: tuple[tuple[str, str], ...] = ()) -> Receipt:
+    """A shard written by a worker and not committed."""
+    fragments = store.write_rows(iter([rows(number)]), shard(number), SPEC)
+    return Receipt(shard(number).key, tuple(fragments), 4, 12, 12, skipped, 0.0)
+
+
+def commit(store: Store, *numbers: int) -> None:
+    store.commit_wave([finished(store, number) for number in numbers], store.factors_version())
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     made = Store(str(tmp_path / "index"))
@@ -60,19 +72,45 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_a_wave_is_committed_once_by_any_committer(store: Store) -> None:
-    fragments = store.write_rows(rows(0), shard(0), SPEC)
-    first = store.commit_wave("wave-0", fragments, [("s", "why")])
-    assert store.commit_wave("wave-0", fragments) == first
+    since = store.factors_version()
+    receipts = [finished(store, 0, (("s", "why"),))]
+    first = store.commit_wave(receipts, since)
+    assert store.commit_wave(receipts, since) == first
     other = Store(store.uri)  # a process that starts after the first one died
-    assert other.commit_wave("wave-0", fragments) == first
+    assert other.commit_wave(receipts, since) == first
     assert store.counts() == (4, 12)
-    assert other.skipped() == [("s", "why")]
+    assert other.skipped({shard(0).key}) == [("s", "why")] and other.skipped(set()) == []
     assert other.committed_shards() == {shard(0).key}
+
+
+def test_two_builds_that_overlap_double_nothing(store: Store) -> None:
+    """Each has indexed the shards that were missing when it began, in waves of its own."""
+    since = store.factors_version()
+    mine, theirs = [finished(store, n) for n in (0, 1)], [finished(store, n) for n in (1, 2)]
+    store.commit_wave(mine, since)
+    Store(store.uri).commit_wave(theirs, since)
+    assert store.counts() == (12, 36)
+    assert store.committed_shards() == {shard(n).key for n in (0, 1, 2)}
+
+
+def test_a_shard_that_leaves_and_returns_is_there_again(store: Store) -> None:
+    commit(store, 0, 1)
+    assert store.keep_only({shard(1).key}) == {shard(1).key}
+    commit(store, 0)
+    assert store.committed_shards() == {shard(0).key, shard(1).key} and store.counts() == (8, 24)
+
+
+def test_cleaning_old_versions_does_not_break_the_next_build(store: Store) -> None:
+    commit(store, 0)
+    commit(store, 1)
+    store._require("factors").cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+    commit(store, 2)
+    assert store.counts() == (12, 36)
 
 
 def test_codes_come_back_as_they_were_written(store: Store) -> None:
     written = rows(3)
-    store.commit_wave("w", store.write_rows(written, shard(3), SPEC))
+    commit(store, 3)
     (block,) = store.scan(store.factors_version(), 100)
     np.testing.assert_array_equal(block.codes.numpy(), written.codes.astype(np.float32))
     np.testing.assert_array_equal(block.scales.numpy(), written.scales)
@@ -81,10 +119,10 @@ def test_codes_come_back_as_they_were_written(store: Store) -> None:
 
 
 def test_a_generation_keeps_its_rows_whatever_writers_do(store: Store) -> None:
-    store.commit_wave("w0", store.write_rows(rows(0), shard(0), SPEC))
+    commit(store, 0)
     first = store.publish(generation(store, 1))
-    store.commit_wave("w1", store.write_rows(rows(1), shard(1), SPEC))
-    assert store.keep_only({shard(1).key}) == 1
+    commit(store, 1)
+    store.keep_only({shard(1).key})
     second = store.publish(generation(store, 2))
     seen = {
         g.generation: {i for b in store.scan(g.factors_version, 9) for i in b.example_ids} for g in (first, second)
@@ -94,7 +132,7 @@ def test_a_generation_keeps_its_rows_whatever_writers_do(store: Store) -> None:
 
 
 def test_publishing_again_after_a_death_between_tag_and_row(store: Store) -> None:
-    store.commit_wave("w0", store.write_rows(rows(0), shard(0), SPEC))
+    commit(store, 0)
     store._require("factors").tags.create("generation-1", 1)
     assert store.publish(generation(store, 1)).rows == 4
     assert store.latest().generation == 1
@@ -108,7 +146,7 @@ def test_curvature_comes_back(store: Store) -> None:
     }  # fmt: skip
     store.write_curvature("old", fitted)
     store.write_curvature("c", fitted)
-    store.commit_wave("w0", store.write_rows(rows(0), shard(0), SPEC))
+    commit(store, 0)
     for index, found in store.curvature_layers(generation(store, 1)):
         expected = fitted[index][1]
         torch.testing.assert_close(found.basis, expected.basis)
@@ -133,12 +171,12 @@ def test_a_writer_killed_before_its_commit_leaves_no_row(store: Store) -> None:
     """kill -9 after fragments are on disk and before the commit: readers and the next build see nothing of it."""
     code = (
         "from tests.unit.test_store import *; import time\n"
-        f"Store({store.uri!r}).write_rows(rows(0), shard(0), SPEC); print('written', flush=True); time.sleep(60)"
+        f"finished(Store({store.uri!r}), 0); print('written', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "written\n"
         os.kill(process.pid, signal.SIGKILL)
     assert store.counts() == (0, 0) and store.committed_shards() == set()
     assert any((Path(store.uri) / "factors.lance" / "data").iterdir()), "the orphan is what this test is about"
-    store.commit_wave("w0", store.write_rows(rows(0), shard(0), SPEC))
+    commit(store, 0)
     assert store.counts() == (4, 12)
