@@ -19,8 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks.environment import quiet_libraries
-
 _DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
 _QUERY = "The European lobster lives in the eastern Atlantic Ocean and is caught using lobster pots ."
 _POSITIONS = 128
@@ -30,7 +28,6 @@ _TOP_K = 10
 
 def main() -> None:
     arguments = parse_arguments()
-    quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="lorif-wikitext-") as name:
         folder = Path(name)
         in_new_process(prepare, arguments.text, folder, arguments.sequences, arguments.layers, arguments.width)

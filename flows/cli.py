@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lorif_core.errors import LorifError
-from tasks.environment import fast_imports, quiet_libraries
+from tasks.environment import fast_imports
 
 _CONFIG_HELP = "YAML file; any key can be overridden with key.sub=value"
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
     if rest:
         arguments.overrides += rest
-    _configure_process()
+    _configure_logging()
     sys.exit(run(arguments))
 
 
@@ -63,12 +63,11 @@ def _fail(as_json: bool, message: str, code: int) -> int:
     return code
 
 
-def _configure_process() -> None:
-    """Logs to stderr; no telemetry; quiet libraries. Before Prefect or transformers are imported."""
+def _configure_logging() -> None:
+    """Logs to stderr."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in ("lorif_core", "tasks", "flows"):
         logging.getLogger(name).setLevel(logging.INFO)
-    quiet_libraries()
 
 
 def _parser() -> argparse.ArgumentParser:

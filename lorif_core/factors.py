@@ -102,22 +102,20 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec) -> LayerCod
 
     A zero gradient gives zero codes and a zero scale; one that is not finite, zero codes and a NaN scale.
     """
-    # one NaN would fail the eigensolver for the whole batch; it is told through the scale instead
-    finite = torch.isfinite(A_BTd).all(dim=(1, 2)) & torch.isfinite(E_BTd).all(dim=(1, 2))
-    A_BTd, E_BTd = (torch.where(finite[:, None, None], x, 0.0) for x in (A_BTd, E_BTd))
-    fault = torch.where(finite, 0.0, torch.nan).to(A_BTd)
     if code.kind == "dense":
         G = torch.bmm(A_BTd.transpose(1, 2), E_BTd)
-        codes, scales = _unit_rms(G.flatten(1))
-        return LayerCode(codes, scales + fault)
-    left_smaller = A_BTd.shape[2] <= E_BTd.shape[2]
-    small, large = (A_BTd, E_BTd) if left_smaller else (E_BTd, A_BTd)
-    U, V = _low_rank(small, large, code.rank)
-    if not left_smaller:
-        U, V = V, U
+        return LayerCode(*_unit_rms(G.flatten(1)))
+    A, a_scale = _unit_largest(A_BTd)
+    E, e_scale = _unit_largest(E_BTd)
+    finite = torch.isfinite(a_scale * e_scale)
+    if not finite.all():  # one NaN would fail the eigensolver for the whole batch; the scale tells it instead
+        A, E = (torch.where(finite, x, 0.0) for x in (A, E))
+    left_smaller = A.shape[2] <= E.shape[2]
+    U, V = _low_rank(A, E, code.rank) if left_smaller else reversed(_low_rank(E, A, code.rank))
     u, u_scale = _unit_rms(U.flatten(1))
     v, v_scale = _unit_rms(V.flatten(1))
-    return LayerCode(torch.cat([u, v], dim=1), u_scale * v_scale + fault)
+    magnitude = torch.where(finite, a_scale * e_scale, torch.nan).flatten()
+    return LayerCode(torch.cat([u, v], dim=1), u_scale * v_scale * magnitude)
 
 
 def power_rounds(rank: int) -> int:
@@ -133,13 +131,11 @@ def _unit_rms(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(rms[:, None] > 0, unit / rms.clamp_min(_TINY)[:, None], 0.0), rms * largest
 
 
-def _low_rank(S_BTm: torch.Tensor, L_BTn: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _low_rank(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rank-c factors (B, m, c), (B, n, c) of G = S^T L, m <= n: Q and G^T Q, Q from power iteration on G G^T.
 
-    S and L are scaled to unit size first, so the squaring in G G^T neither under- nor overflows.
+    The largest entries of S and L are 1, so the squaring in G G^T neither under- nor overflows.
     """
-    s_scale, l_scale = _amax(S_BTm), _amax(L_BTn)
-    S, L = S_BTm / s_scale, L_BTn / l_scale
     St, Lt = S.transpose(1, 2), L.transpose(1, 2)
     start = _start_basis(S.shape[2], rank).to(S).expand(len(S), -1, -1)
     if _is_implicit_cheaper(S.shape[1], S.shape[2], L.shape[2], rank):
@@ -150,7 +146,7 @@ def _low_rank(S_BTm: torch.Tensor, L_BTn: torch.Tensor, rank: int) -> tuple[torc
         gram = G @ G.transpose(1, 2)
         basis = _leading_basis(lambda Q: gram @ Q, start, rank)
         other = G.transpose(1, 2) @ basis
-    return basis, other * (s_scale * l_scale)
+    return basis, other
 
 
 def _leading_basis(
@@ -192,8 +188,10 @@ def _unit_columns(x_Bmp: torch.Tensor) -> torch.Tensor:
     return x_Bmp / x_Bmp.norm(dim=1, keepdim=True).clamp_min(_TINY)
 
 
-def _amax(x_BTd: torch.Tensor) -> torch.Tensor:
-    return x_BTd.abs().amax(dim=(1, 2), keepdim=True).clamp_min(_TINY)
+def _unit_largest(x_BTd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Examples scaled so that the largest entry is 1, and (B, 1, 1) what it was."""
+    largest = x_BTd.abs().amax(dim=(1, 2), keepdim=True)
+    return x_BTd / largest.clamp_min(_TINY), largest
 
 
 @cache

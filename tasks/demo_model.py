@@ -49,7 +49,6 @@ def train_demo_model(
     folder: Path,
     seconds: float = 60.0,
     seed: int = 0,
-    on_progress: Callable[[int, float], None] | None = None,
     steps: int | None = None,
 ) -> DemoModel:
     """Train on `texts` and save weights (safetensors) and tokenizer into `folder`.
@@ -60,7 +59,6 @@ def train_demo_model(
     A text is trained on exactly as it is indexed: its own tokens, cut at `POSITIONS`, nothing added.
 
     Args:
-        on_progress: called after every step with the number of steps taken and the loss of the last batch.
 
     Raises:
         ValueError: `seconds` or `steps` isn't positive.
@@ -79,7 +77,7 @@ def train_demo_model(
         return (time.monotonic() - begin) / seconds if steps is None else taken / steps
 
     with _one_thread():
-        taken, tokens_seen = _fit(model, _endless_batches(encoded, random.Random(seed)), progress, on_progress)
+        taken, tokens_seen = _fit(model, _endless_batches(encoded, random.Random(seed)), progress)
         elapsed = time.monotonic() - begin
         final_loss = _mean_loss(model, encoded)
     model.save_pretrained(folder)
@@ -112,18 +110,15 @@ def _fit(
     model: GPT2LMHeadModel,
     batches: Iterator[list[Encoded]],
     progress: Callable[[int], float],
-    on_progress: Callable[[int, float], None] | None,
 ) -> tuple[int, int]:
     """Train until `progress(steps taken)` reaches 1; returns the numbers of steps and of tokens seen."""
     optimizers = _optimizers(model)
     taken, tokens_seen = 0, 0
     while (now := progress(taken)) < 1:
         batch = next(batches)
-        loss = _step(model, optimizers, batch, _schedule(now))
+        _step(model, optimizers, batch, _schedule(now))
         taken += 1
         tokens_seen += sum(map(len, batch))
-        if on_progress is not None:
-            on_progress(taken, loss)
     return taken, tokens_seen
 
 
@@ -198,8 +193,8 @@ def _step(
     optimizers: list[tuple[torch.optim.Optimizer, float]],
     batch: list[Encoded],
     schedule: float,
-) -> float:
-    """One update with `schedule` times the peak learning rates; returns the batch's loss before it."""
+) -> None:
+    """One update with `schedule` times the peak learning rates."""
     loss = _batch_loss(model, batch)
     if not math.isfinite(loss.item()):
         raise LorifError("the demo model's training diverged: the loss is not finite")
@@ -210,7 +205,6 @@ def _step(
         for group in optimizer.param_groups:
             group["lr"] = schedule * peak
         optimizer.step()
-    return loss.item()
 
 
 def _schedule(progress: float) -> float:

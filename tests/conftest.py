@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.environment import lock_local_ray, quiet_libraries
+from tasks.environment import lock_local_ray
 
-quiet_libraries()
 lock_local_ray("local")
 
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "likes", "red", "small", "old", "tree", "and", "then", "runs"]
