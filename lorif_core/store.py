@@ -128,16 +128,33 @@ class Store:
                 )
 
     def write_rows(self, parts: Iterator[ShardRows], shard: ShardRef, spec: IndexSpec) -> list[str]:
-        """Stream a shard's rows into uncommitted fragments; their metadata as JSON, for `commit_wave`."""
+        """Stream a shard's rows into uncommitted fragments; their metadata as JSON, for `commit_wave`.
+
+        An error raised by `parts` comes out as it was raised.
+        """
         schema = factors_schema(spec)
-        batches = (batch for rows in parts if rows.examples for batch in to_table(rows, shard, spec).to_batches())
-        first = next(batches, None)
+        raised: list[Exception] = []
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            try:
+                for rows in parts:
+                    if rows.examples:
+                        yield from to_table(rows, shard, spec).to_batches()
+            except Exception as error:
+                raised.append(error)
+                raise
+
+        stream = batches()
+        first = next(stream, None)
         if first is None:
             return []
-        reader = pa.RecordBatchReader.from_batches(schema, chain([first], batches))
-        fragments = write_fragments(
-            reader, self._path("factors"), mode="append", schema=schema, storage_options=self._options
-        )
+        reader = pa.RecordBatchReader.from_batches(schema, chain([first], stream))
+        try:
+            fragments = write_fragments(
+                reader, self._path("factors"), mode="append", schema=schema, storage_options=self._options
+            )
+        except OSError as error:  # Lance's, with that of `parts` as text inside
+            raise raised[0] if raised else error from None
         return [json.dumps(fragment.to_json()) for fragment in fragments]
 
     def commit_wave(self, receipts: Sequence[CommittableShard], since: int) -> int:

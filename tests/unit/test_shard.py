@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from lorif_core.config import parse_config
+from lorif_core.errors import UserError
 from lorif_core.extract import NON_FINITE_GRADIENT, NON_FINITE_LOSS
 from lorif_core.plan import make_plan
 from lorif_core.shard import NO_SCORED_TOKEN, ShardIndexer
+from lorif_core.store import Store
 from tests.models import make_example
 
 
@@ -65,3 +67,27 @@ def test_a_bad_example_does_not_touch_its_neighbours(indexer: ShardIndexer) -> N
         together.codes.astype(np.float32), alone.codes.astype(np.float32), rtol=2e-3, atol=1e-3
     )
     np.testing.assert_allclose(together.scales, alone.scales, rtol=1e-5)
+
+
+def test_a_bad_record_is_told_in_its_own_words(model_folder: Path, tmp_path: Path) -> None:
+    """Rows are made while Lance writes; an error must come out as it was raised, not as Lance's."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "the cat"}\n' * 40 + '{"text": null}\n')
+    config = parse_config(
+        {
+            "index": str(tmp_path / "index"),
+            "model": {"path": str(model_folder)},
+            "corpus": {"uri": str(corpus), "max_length": 64},
+            "projection": {"factor": 4},
+            "compute": {"memory_gb": 1e-5},  # blocks of 16 rows: some are written before the bad one is read
+            "curvature": {"kind": "none"},
+        }
+    )
+    plan = make_plan(config)
+    Store(config.index).create(plan.spec)
+    with pytest.raises(UserError, match="row 40"):
+        ShardIndexer(config, plan.spec).index(plan.shards[0])
+    corpus.write_text('{"text": "the cat"}\n' * 40)
+    receipt = ShardIndexer(config, plan.spec).index(make_plan(config).shards[0])
+    Store(config.index).commit_wave([receipt], since=1)
+    assert receipt.rows == 40 and Store(config.index).counts()[0] == 40
