@@ -19,7 +19,7 @@ from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, as_query, query_example
-from lorif_core.scoring import FoldedQueries, score_rows
+from lorif_core.scoring import FoldedQueries, fold_queries, score_rows
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Block, Generation, Store, block_rows
 from lorif_core.tokenise import Example
@@ -178,12 +178,12 @@ def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = Non
 
 def fold_generation(store: Store, generation: Generation, gradients: QueryGradients) -> FoldedQueries:
     """Fold a generation's inverse curvature into query gradients."""
-    layers: Iterator[tuple[int, LayerCurvature]]
+    layers: Iterator[LayerCurvature]
     if generation.curvature_kind == "none":
-        layers = enumerate(identity_curvature(layer.dim) for layer in generation.index_spec.layers)
+        layers = (identity_curvature(layer.dim) for layer in generation.index_spec.layers)
     else:
-        layers = store.curvature_layers(generation)
-    return FoldedQueries(tuple(fitted.fold(gradients.layers[index]) for index, fitted in layers))
+        layers = (fitted for _, fitted in store.curvature_layers(generation))
+    return fold_queries(gradients.layers, layers)
 
 
 def model_config_of(generation: Generation, path: str | None = None) -> ModelConfig:

@@ -14,6 +14,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig
 from lorif_core.errors import UserError
+from lorif_core.filesystem import one_line
 from lorif_core.loss import head_loss, token_losses
 from lorif_core.spec import IndexSpec
 
@@ -100,7 +101,7 @@ def load_model(config: ModelConfig, device: str | None = None) -> LoadedModel:
             **common,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"the model {config.path} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise UserError(
             f"model.device_map = {config.device_map!r} leaves weights of {config.path} off the devices; "
@@ -139,7 +140,7 @@ def load_skeleton(config: ModelConfig) -> Skeleton:
                 model.add_adapter(_adapter_settings(config.path))
         tokenizer = _load_tokenizer(config, common)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"the model {config.path} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
     dtype = str(settings.dtype or torch.float32).removeprefix("torch.")
     return Skeleton(model, tokenizer, dtype, max_positions(settings))
 
@@ -214,22 +215,27 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
     return "sha256:" + hashlib.sha256(state.encode()).hexdigest()[:32]
 
 
-def check_same_checkpoint(config: ModelConfig, loaded: LoadedModel, spec: IndexSpec) -> None:
-    """Refuse weights or a tokenizer that are not those of a spec: a folder may have been written to meanwhile.
+def check_same_weights(config: ModelConfig, spec: IndexSpec) -> None:
+    """Refuse weights that are not those of a spec: a folder may have been written to meanwhile.
 
     Raises:
         UserError: naming both fingerprints.
     """
-    pairs = (
-        ("model", fingerprint(config), spec.checkpoint),
-        ("tokenizer", tokenizer_fingerprint(loaded.tokenizer), spec.tokenisation.tokenizer),
-    )
-    for what, found, expected in pairs:
-        if found != expected:
-            raise UserError(
-                f"the {what} at {config.path} has the fingerprint {found}, the index was built with "
-                f"{expected}; name the right checkpoint"
-            )
+    _require_same("model", config, fingerprint(config), spec.checkpoint)
+
+
+def check_same_checkpoint(config: ModelConfig, loaded: LoadedModel, spec: IndexSpec) -> None:
+    """As `check_same_weights`, and the loaded tokenizer too."""
+    check_same_weights(config, spec)
+    _require_same("tokenizer", config, tokenizer_fingerprint(loaded.tokenizer), spec.tokenisation.tokenizer)
+
+
+def _require_same(what: str, config: ModelConfig, found: str, expected: str) -> None:
+    if found != expected:
+        raise UserError(
+            f"the {what} at {config.path} has the fingerprint {found}, but the index was built with {expected}; "
+            f"name the right checkpoint"
+        )
 
 
 def _file_digest(path: Path) -> str:
@@ -268,7 +274,3 @@ def _has_linear_head(model: Any) -> bool:
         logits = model(input_ids=ids, use_cache=False).logits
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return torch.allclose(head(hidden.to(head.weight.device)).to(logits), logits, rtol=1e-3, atol=1e-3)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -3,7 +3,7 @@
 Shapes: Q queries, B rows, W code width, L layers, c rank, D = d1 d2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ class FoldedQueries:
         return len(self.weights[0])
 
 
-def fold_queries(gradients: Sequence[torch.Tensor], curvature: Sequence[LayerCurvature]) -> FoldedQueries:
+def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[LayerCurvature]) -> FoldedQueries:
     """Fold the inverse curvature into dense query gradients, per layer (Q, d1 d2)."""
     return FoldedQueries(tuple(layer.fold(gradient) for gradient, layer in zip(gradients, curvature, strict=True)))
 

@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from lorif_core.answers import Attribution, check_out_folder, write_answers
 from lorif_core.config import Config
 from lorif_core.errors import LorifError, UserError
-from lorif_core.model import check_checkpoint, fingerprint
+from lorif_core.model import check_checkpoint, check_same_weights
 from lorif_core.queries import Query, read_queries
 from lorif_core.store import Generation, Store
 from lorif_core.topk import TopK
@@ -123,10 +123,5 @@ def check_attribution(config: Config, queries: str, out: Path) -> tuple[Generati
     check_out_folder(out)
     generation = Store(config.index, config.storage).latest()
     check_checkpoint(config.model)
-    found = fingerprint(config.model)
-    if found != generation.checkpoint:
-        raise UserError(
-            f"the model {config.model.path} has the fingerprint {found}, but generation {generation.generation} "
-            f"was built with {generation.checkpoint}; set model.path to that checkpoint"
-        )
+    check_same_weights(config.model, generation.index_spec)
     return generation, read_queries(queries, config.storage)

@@ -69,9 +69,10 @@ def index_shards(config: Config, plan: BuildPlan) -> IndexedRows:
     store = Store(config.index, config.storage)
     store.create(plan.spec)
     wanted = {shard.key for shard in plan.shards}
+    since = store.factors_version()  # before looking: what another build commits from here on is not doubled
     committed = store.keep_only(wanted)
     pending = [shard for shard in plan.shards if shard.key not in committed]
-    receipts = _index_pending(config, plan, store, pending) if pending else []
+    receipts = _index_pending(config, plan, store, pending, since) if pending else []
     version = store.factors_version()
     _check_complete(store, receipts)
     rows, tokens = store.counts(version)
@@ -99,8 +100,9 @@ def _check_complete(store: Store, receipts: Sequence[Receipt]) -> None:
         )
 
 
-def _index_pending(config: Config, plan: BuildPlan, store: Store, pending: Sequence[ShardRef]) -> list[Receipt]:
-    since = store.factors_version()
+def _index_pending(
+    config: Config, plan: BuildPlan, store: Store, pending: Sequence[ShardRef], since: int
+) -> list[Receipt]:
     receipts: list[Receipt] = []
     failed: list[Failed] = []
     wave: list[Receipt] = []

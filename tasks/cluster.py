@@ -11,6 +11,7 @@ import ray
 
 from lorif_core.config import ComputeConfig
 from lorif_core.errors import LorifError, UserError
+from lorif_core.filesystem import one_line
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def _attach(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise LorifError(
-            f"no Ray cluster answers at compute.ray = {address!r}: {' '.join(str(error).split())[:200]}; start "
+            f"no Ray cluster answers at compute.ray = {address!r}: {one_line(error)}; start "
             f"one, or set compute.ray=local"
         ) from None
 

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lorif_core.errors import UserError
+from lorif_core.filesystem import one_line
 
 log = logging.getLogger(__name__)
 
@@ -78,4 +79,4 @@ def dispatch(
 
 def _cause(error: RayError) -> str:
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    return f"{type(cause).__name__}: {one_line(cause)}"
