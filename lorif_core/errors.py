@@ -13,9 +13,35 @@ class UserError(LorifError):
     exit_code = 2
 
 
-class IncompleteBuildError(LorifError):
-    """Some shards could not be indexed, so nothing was published; the message lists them."""
+class StoreUnavailableError(LorifError):
+    """The object store keeps failing or does not answer, after the libraries' own retries."""
 
 
-class CorpusChangedError(LorifError):
+class ShardInputError(LorifError):
+    """One file of the corpus cannot be used: its shards are quarantined, the others go on."""
+
+    exit_code = 2
+
+
+class CorpusChangedError(ShardInputError):
     """A corpus file is not the one that was listed (its ETag or size differs)."""
+
+
+class DamagedFileError(ShardInputError):
+    """A corpus file is cut off or its bytes cannot be decoded."""
+
+
+class IncompleteBuildError(LorifError):
+    """Some shards could not be indexed, so nothing was published; the message lists them.
+
+    Args:
+        message: one sentence.
+        exit_code: 2 if every one of them is the input's fault, else 1.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type["IncompleteBuildError"], tuple[str, int]]:
+        return type(self), (str(self), self.exit_code)
