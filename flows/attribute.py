@@ -1,7 +1,6 @@
 """Flow `attribute`: a file of queries -> proponents and opponents of each."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -11,7 +10,7 @@ from tasks.attribute import attribute_queries, open_queries, write_results
 
 
 @flow(name="attribute", flow_run_name="attribute {queries}", persist_result=False)
-def attribute(config: Config, queries: str, out: Path, top_k: int = 10) -> dict[str, Any]:
+def attribute(config: Config, queries: str, out: str, top_k: int = 10) -> dict[str, Any]:
     """Attribute every query of a file against the newest generation; the summary that is also written."""
     started = time.perf_counter()
     generation, parsed = open_queries(config, queries, out)

@@ -3,14 +3,19 @@
 from prefect import flow
 
 from lorif_core.config import Config
+from lorif_core.lease import hold_index
 from lorif_core.store import Generation
 from tasks.build import fit_curvature, index_shards, plan_build, publish_generation
 
 
 @flow(name="build", flow_run_name="build {config.index}", persist_result=False)
-def build(config: Config) -> Generation:
-    """Build an index and publish a generation. Run again after a failure, it resumes."""
+def build(config: Config, publish_incomplete: bool = False) -> Generation:
+    """Build an index and publish a generation. Run again after a failure, it resumes.
+
+    `publish_incomplete` publishes without the shards that failed every attempt, and records them.
+    """
     plan = plan_build(config)
-    indexed = index_shards(config, plan)
-    curvature = fit_curvature(config, plan, indexed)
-    return publish_generation(config, plan, indexed, curvature)
+    with hold_index(config.index, config.storage, "build") as lease:
+        indexed = index_shards(config, plan, lease, publish_incomplete)
+        curvature = fit_curvature(config, plan, indexed, lease)
+        return publish_generation(config, plan, indexed, curvature, lease)

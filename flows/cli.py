@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", "the whole story on this machine: train, index, ask, report")
     demo.add_argument("--out", default="demo-out", help="an empty or new folder (default: demo-out)")
+    demo.add_argument(
+        "--store",
+        choices=["local", "s3"],
+        default="local",
+        help="s3: corpus, checkpoint and index in an object store of the demo's own, on 127.0.0.1",
+    )
 
     check = add("check", "validate everything before spending anything, and print the plan")
     build = add("build", "build an index over a corpus and publish a generation")
@@ -92,19 +98,30 @@ def _parser() -> argparse.ArgumentParser:
     for command in (check, build, attribute):
         command.add_argument("-c", "--config", required=True, help=_CONFIG_HELP)
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a key of the config")
+    build.add_argument(
+        "--publish-incomplete",
+        action="store_true",
+        help="publish without the shards that failed every attempt, and record them",
+    )
     attribute.add_argument("--queries", required=True, help="jsonl or parquet file of queries")
-    attribute.add_argument("--out", required=True, help="an empty or new folder")
+    attribute.add_argument("--out", required=True, help="an empty or new folder, or an s3:// URI")
 
     query = add("query", "ask one question of an index, on this machine alone")
-    query.add_argument("index", help="folder or URI of the index")
     query.add_argument("--text", required=True, help="the text, or the prompt of --completion")
     query.add_argument("--completion", help="what the model said; only its tokens are scored")
     query.add_argument("--model", help="the checkpoint, if it is no longer where the index was built from")
     for command in (attribute, query):
         command.add_argument("--top-k", type=_positive, default=10, help="proponents and opponents (default: 10)")
 
-    status = add("status", "generations of an index: counts, bytes, checkpoint")
-    status.add_argument("index", help="folder or URI of the index")
+    status = add("status", "generations of an index: counts, bytes, checkpoint, builds under way")
+    gc = add("gc", "what an index no longer needs: orphaned files and receipts, expired generations")
+    gc.add_argument("--apply", action="store_true", help="remove it; without this it is only listed")
+    gc.add_argument("--keep", type=_positive, default=5, help="newest generations that are kept (default: 5)")
+    for command, sections in ((query, "storage.* and model.*"), (status, "storage.*"), (gc, "storage.*")):
+        command.add_argument("index", help="folder or URI of the index")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key.sub=value", help=f"keys of the config: {sections}"
+        )
     return parser
 
 

@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorif_core.config import Config, load_config
+from lorif_core.config import (
+    Config,
+    StorageConfig,
+    load_config,
+    parse_model,
+    parse_options,
+    parse_storage,
+)
 from lorif_core.errors import LorifError
+from lorif_core.garbage import find_garbage, remove_garbage
+from lorif_core.lease import current_holder, hold_index
+from lorif_core.objects import Objects
 from lorif_core.store import Generation, Store
 from tasks.environment import fast_imports, lock_local_ray
 
@@ -28,7 +38,7 @@ def _listed(data: dict[str, Any]) -> Result:
     return Result(data, "\n".join(f"{key}: {value}" for key, value in data.items()))
 
 
-def run_build(config: str, overrides: Sequence[str]) -> Result:
+def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -> Result:
     """`lorif build`."""
     from lorif_core.plan import preflight
 
@@ -37,8 +47,9 @@ def run_build(config: str, overrides: Sequence[str]) -> Result:
     from flows.build import build
 
     _say_failures_once()
-    generation = build(settings)
+    generation = build(settings, publish_incomplete)
     skipped = json.loads(generation.skipped_json)
+    quarantined = json.loads(generation.quarantined_json)
     data = {
         "index": settings.index,
         "generation": generation.generation,
@@ -47,6 +58,7 @@ def run_build(config: str, overrides: Sequence[str]) -> Result:
         "spec": generation.spec,
         "checkpoint": generation.checkpoint,
         "skipped": [{"example_id": example_id, "reason": reason} for example_id, reason in skipped],
+        "quarantined": [{"shard": shard, "cause": cause} for shard, cause in quarantined],
         "timings": json.loads(generation.timings_json),
     }
     return _listed(data)
@@ -57,11 +69,11 @@ def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str,
     settings = _load(config, overrides)
     from tasks.attribute import check_attribution
 
-    check_attribution(settings, queries, Path(out))
+    check_attribution(settings, queries, out)
     from flows.attribute import attribute
 
     _say_failures_once()
-    summary = attribute(settings, queries, Path(out), top_k)
+    summary = attribute(settings, queries, out, top_k)
     return _listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
 
 
@@ -73,16 +85,16 @@ def run_check(config: str, overrides: Sequence[str]) -> Result:
     return _listed(check(settings))
 
 
-def run_demo(out: str) -> Result:
+def run_demo(out: str, store: str) -> Result:
     """`lorif demo`."""
     from lorif_core.answers import check_out_folder
 
-    check_out_folder(Path(out))
+    check_out_folder(out, StorageConfig())
     lock_local_ray("local")
     from flows.demo import demo
 
     _say_failures_once()
-    summary = demo(Path(out).resolve())
+    summary = demo(Path(out).resolve(), store)
     checks = [
         f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
         for row in summary["self_check"]
@@ -90,14 +102,19 @@ def run_demo(out: str) -> Result:
     return Result(summary, "\n".join([*checks, f"report: {summary['report']}"]))
 
 
-def run_query(index: str, text: str, completion: str | None, top_k: int, model: str | None) -> Result:
+def run_query(
+    index: str, overrides: Sequence[str], text: str, completion: str | None, top_k: int, model: str | None
+) -> Result:
     """`lorif query`: one machine, neither Ray nor Prefect."""
+    options = parse_options(list(overrides), ("storage", "model"))
     with fast_imports():
-        from lorif_core.index import open_index
+        from lorif_core.index import model_config_of, open_index
 
-    opened = open_index(index)
+    opened = open_index(index, parse_storage(options.get("storage", {})))
+    found_at = model_config_of(opened.generation, model)
+    checkpoint = parse_model({"revision": found_at.revision, **options.get("model", {})}, found_at.path)
     query = {"text": text} if completion is None else {"prompt": text, "completion": completion}
-    (top,) = opened.top_k([query], top_k, model=model)
+    (top,) = opened.top_k([query], top_k, model=checkpoint)
     sides = {"proponents": top.proponents, "opponents": top.opponents}
     details = opened.store.details(
         opened.generation.factors_version, [hit.example_id for hits in sides.values() for hit in hits]
@@ -114,17 +131,49 @@ def run_query(index: str, text: str, completion: str | None, top_k: int, model: 
     return Result({"generation": opened.generation.generation, **found}, _ranking(found))
 
 
-def run_status(index: str) -> Result:
+def run_status(index: str, overrides: Sequence[str]) -> Result:
     """`lorif status`."""
-    store = Store(index)
-    store.latest()
+    store = _open_store(index, overrides)
+    objects = Objects(index, store.storage)
+    holder = current_holder(objects)
+    if holder is None:
+        store.latest()
     rows = [_status_row(store, generation) for generation in store.generations()]
     lines = [
         f"{row['generation']:>4}  {row['created_at'][:19]}  {row['rows']:>10,} rows  "
         f"{row['bytes_per_example']:>10,.0f} bytes/example  {row['checkpoint']}"
         for row in rows
     ]
-    return Result({"index": index, "generations": rows}, "\n".join(lines))
+    under_way = [] if holder is None else [str(holder)]
+    lines += [f"under way: {name}" for name in under_way]
+    return Result({"index": index, "generations": rows, "under_way": under_way}, "\n".join(lines))
+
+
+def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Result:
+    """`lorif gc`: lists; with `apply` it also removes, holding the lease."""
+    store = _open_store(index, overrides)
+    garbage = find_garbage(store, keep)
+    if apply:
+        with hold_index(index, store.storage, "gc"):
+            garbage = find_garbage(store, keep)
+            remove_garbage(store, garbage)
+    removable: dict[str, list[Any]] = {
+        "generations": list(garbage.generations),
+        "fits": list(garbage.curvatures),
+        "files": [f"{file.table}/{file.name}" for file in garbage.files],
+        "receipts": list(garbage.receipts),
+        "uploads": [upload.key for upload in garbage.uploads],
+    }
+    data = {"index": index, "removed": apply, "bytes": garbage.bytes, **removable}
+    listed = [f"  {key}: {name}" for key, names in removable.items() for name in names]
+    counts = [f"{key}: {len(names)}" for key, names in removable.items()]
+    advice = [] if apply else ["nothing was removed; add --apply to remove it"]
+    return Result(data, "\n".join([*listed, *counts, f"bytes: {garbage.bytes}", *advice]))
+
+
+def _open_store(index: str, overrides: Sequence[str]) -> Store:
+    options = parse_options(list(overrides), ("storage",))
+    return Store(index, parse_storage(options.get("storage", {})))
 
 
 def _status_row(store: Store, generation: Generation) -> dict[str, Any]:

@@ -4,14 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
+from lorif_core.filesystem import contact, open_filesystem
 from lorif_core.queries import Query
 from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
 from lorif_core.spec import Coverage
@@ -41,16 +42,18 @@ class Attribution:
     top: TopK
 
 
-def check_out_folder(out: Path) -> None:
+def check_out_folder(out: str, storage: StorageConfig) -> None:
     """Refuse an output folder that is a file or holds anything: nothing of the user's is overwritten."""
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; name a folder that is empty or not there yet")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; name a folder that is empty or not there yet")
+    fs, path = open_filesystem(out, storage)
+    with contact(out):
+        if fs.isfile(path):
+            raise UserError(f"--out {out} is a file; name a folder that is empty or not there yet")
+        if fs.isdir(path) and fs.ls(path):
+            raise UserError(f"--out {out} is not empty; name a folder that is empty or not there yet")
 
 
 def write_answers(
-    out: Path,
+    out: str,
     store: Store,
     generation: Generation,
     answers: Sequence[Attribution],
@@ -61,7 +64,7 @@ def write_answers(
     """Write the three files into `out` and return the summary.
 
     Args:
-        out: folder, made if it is not there.
+        out: folder, made if it is not there, or an s3:// URI in the store of the index.
         store: the index, for the texts and sources of the examples.
         generation: the generation that was scored.
         answers: one per query, in order.
@@ -89,10 +92,18 @@ def write_answers(
             {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance} for row in judge
         ],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), out / "scores.parquet")
-    (out / "report.html").write_text(render(report), encoding="utf-8")
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    scores = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), scores)
+    files = {
+        "scores.parquet": scores.getvalue().to_pybytes(),
+        "report.html": render(report).encode(),
+        "summary.json": (json.dumps(summary, indent=2) + "\n").encode(),
+    }
+    fs, path = open_filesystem(out, store.storage)
+    with contact(out, "write"):
+        fs.makedirs(path, exist_ok=True)
+        for name, content in files.items():
+            fs.pipe_file(f"{path}/{name}", content)
     return summary
 
 

@@ -158,6 +158,38 @@ def parse_config(raw: dict[str, Any], where: str = "the config") -> Config:
         raise UserError(f"{where}: {_explain(error)}") from None
 
 
+def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """`key.sub=value` words of a command that takes an index and no CONFIG, by section.
+
+    Raises:
+        UserError: a word is malformed, or sets a key of another section.
+    """
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(raw, override)
+    for section, keys in raw.items():
+        if section not in allowed or not isinstance(keys, dict):
+            listed = " and ".join(f"{name}.*" for name in allowed)
+            raise UserError(f"{section} cannot be set here; this command takes keys of {listed}")
+    return raw
+
+
+def parse_storage(keys: dict[str, Any]) -> StorageConfig:
+    """The storage section alone. Raises UserError with one sentence for the first thing that is wrong."""
+    try:
+        return StorageConfig.model_validate(keys)
+    except ValidationError as error:
+        raise UserError(f"storage: {_explain(error, StorageConfig)}") from None
+
+
+def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:
+    """The model section alone, for a checkpoint whose place is known."""
+    try:
+        return ModelConfig.model_validate({"path": path, **keys})
+    except ValidationError as error:
+        raise UserError(f"model: {_explain(error, ModelConfig)}") from None
+
+
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
@@ -177,27 +209,28 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"the value of the override {override!r} is not valid YAML; quote it") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: Any = None) -> str:
     """The first problem as one sentence; unknown keys come first, as they cause the missing ones."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
+    root = root or Config
     location = [str(part) for part in problem["loc"]]
-    key = ".".join(_without_union_tags(location))
+    key = ".".join(_without_union_tags(location, root))
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(location)}"
+        return f"unknown key {key!r}{_nearest(location, root)}"
     if problem["type"] == "missing":
         return f"the key {key!r} is missing"
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
         return f"{key}: {reason}" if key else reason
-    same_key = [p for p in problems if _without_union_tags([str(x) for x in p["loc"]]) == key.split(".")]
+    same_key = [p for p in problems if _without_union_tags([str(x) for x in p["loc"]], root) == key.split(".")]
     reasons = " or ".join(dict.fromkeys(_one_line(str(p["msg"])) for p in same_key))
     return f"{key} = {problem['input']!r} is not allowed: {reasons}"
 
 
-def _without_union_tags(location: list[str]) -> list[str]:
+def _without_union_tags(location: list[str], root: Any) -> list[str]:
     """Pydantic appends the tried union member (`literal[...]`, `float`) to the location; drop it."""
-    node: Any = Config
+    node = root
     known = []
     for part in location:
         known.append(part)
@@ -213,8 +246,8 @@ def _child_model(model: Any, key: str) -> Any:
     return field.annotation if is_section and issubclass(field.annotation, BaseModel) else None
 
 
-def _nearest(location: list[str]) -> str:
-    model: Any = Config
+def _nearest(location: list[str], root: Any) -> str:
+    model = root
     for part in location[:-1]:
         model = _child_model(model, part)
     prefix = ".".join([*location[:-1], ""])

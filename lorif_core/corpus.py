@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from lorif_core import columnar, jsonl
 from lorif_core.config import CorpusConfig, StorageConfig
-from lorif_core.errors import CorpusChangedError, UserError
+from lorif_core.errors import CorpusChangedError, DamagedFileError, UserError
 from lorif_core.filesystem import SourceFile, find_files, source_file
 from lorif_core.records import ENDINGS, being_checked, column_kinds, damage_told, is_jsonl, read_records
 from lorif_core.spec import ShardRef
@@ -25,44 +26,75 @@ _ALLOWED_KINDS = {"text": ("text",), "tokens": ("integers",), "id": ("text", "in
 _EXPECTED = {"text": "strings", "tokens": "lists of integers", "id": "strings or integers"}
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A corpus as it was listed: shards, and (file, cause) of files that are damaged and so have none."""
+
+    shards: tuple[ShardRef, ...]
+    damaged: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _ListedFile:
+    """Shards of one file and the hashes of its ids (int64, empty without `corpus.id`), or why it has none."""
+
+    shards: tuple[ShardRef, ...] = ()
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    damage: DamagedFileError | None = None
+
+
 def needed_columns(corpus: CorpusConfig) -> list[str]:
     """Columns to read: tokens (and labels), else prompt and completion, else text; and the id."""
     return list(dict.fromkeys(column for column, _ in _columns_with_roles(corpus)))
 
 
 def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
-    """Refuse a corpus that cannot be right, by a look at its first file only: `list_shards` reads them all.
+    """Refuse a corpus that cannot be right, by a look at its first whole file only: `list_shards` reads them all.
 
     Raises:
         UserError: as `list_shards`.
     """
-    file = find_files(corpus.uri, storage, ENDINGS)[0]
-    kinds = column_kinds(file)
-    if kinds is not None:
-        _check_columns(file, kinds, corpus)
+    for file in find_files(corpus.uri, storage, ENDINGS):
+        try:
+            kinds = column_kinds(file)
+        except DamagedFileError:
+            continue
+        if kinds is not None:
+            _check_columns(file, kinds, corpus)
+        return
 
 
-def list_shards(corpus: CorpusConfig, storage: StorageConfig) -> list[ShardRef]:
+def list_shards(corpus: CorpusConfig, storage: StorageConfig) -> Listing:
     """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; parquet row groups are never crossed.
 
     Streams: parquet counts come from metadata, lines are counted block by block. With `corpus.id`, all ids are
     read and held as 64-bit hashes.
 
+    A damaged file is set aside: the others can be indexed without it.
+
     Raises:
-        UserError: one sentence for the first file that is missing, of no supported format, damaged or not what
-            its ending says, or that lacks a column (the nearest is named); for an empty corpus, and for ids that
-            are null or not unique.
+        UserError: one sentence for the first file that is missing, of no supported format or not what its ending
+            says, or that lacks a column (the nearest is named); for an empty corpus, and for ids that are null or
+            not unique.
+        DamagedFileError: no file is whole.
     """
     files = find_files(corpus.uri, storage, ENDINGS)
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         listed = list(pool.map(partial(_list_file, corpus), files))
-    shards = [shard for cut, _ in listed for shard in cut]
+    shards = tuple(shard for file in listed for shard in file.shards)
+    damages = [file.damage for file in listed if file.damage is not None]
+    if not shards and damages:
+        raise damages[0]
     if not shards:
         raise UserError(f"the corpus {corpus.uri} has no rows in its {len(files)} files; name one that has")
     if corpus.id is not None:
-        _check_unique(corpus.id, files, [hashes for _, hashes in listed])
+        whole = [file for file, found in zip(files, listed, strict=True) if found.damage is None]
+        _check_unique(corpus.id, whole, [found.hashes for found in listed])
     log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(files))
-    return shards
+    for damage in damages:
+        log.warning("%s", damage)
+    damaged = zip(files, listed, strict=True)
+    return Listing(shards, tuple((file.name, str(found.damage)) for file, found in damaged if found.damage))
 
 
 def read_rows(
@@ -72,8 +104,8 @@ def read_rows(
 
     Raises:
         CorpusChangedError: the file is not the one that was listed, or changed while it was read.
+        DamagedFileError: the file is cut off, or its bytes cannot be decoded.
         UserError: a line is not a JSON object or lacks a column.
-        LorifError: the file is damaged.
     """
     file = _unchanged(shard, storage)
     try:
@@ -98,18 +130,21 @@ def _unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
     return file
 
 
-def _list_file(corpus: CorpusConfig, file: SourceFile) -> tuple[list[ShardRef], np.ndarray]:
-    """Check one file, cut it, and hash its ids (int64, empty without `corpus.id`)."""
-    kinds = column_kinds(file)
-    if kinds is None:
-        return [], np.zeros(0, dtype=np.int64)
-    _check_columns(file, kinds, corpus)
-    with being_checked(file):
-        shards = _cut_lines(file) if is_jsonl(file) else _cut_groups(file)
-        if corpus.id is None:
-            return shards, np.zeros(0, dtype=np.int64)
-        hashes = (hash(text) for _, text in _ids(file, corpus.id))
-        return shards, np.fromiter(hashes, dtype=np.int64)
+def _list_file(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
+    """Check one file, cut it, and hash its ids."""
+    try:
+        kinds = column_kinds(file)
+        if kinds is None:
+            return _ListedFile()
+        _check_columns(file, kinds, corpus)
+        with being_checked(file):
+            shards = tuple(_cut_lines(file) if is_jsonl(file) else _cut_groups(file))
+            if corpus.id is None:
+                return _ListedFile(shards)
+            hashes = (hash(text) for _, text in _ids(file, corpus.id))
+            return _ListedFile(shards, np.fromiter(hashes, dtype=np.int64))
+    except DamagedFileError as damage:
+        return _ListedFile(damage=damage)
 
 
 def _cut_lines(file: SourceFile) -> list[ShardRef]:

@@ -125,7 +125,7 @@ def _hidden(name: str) -> bool:
 
 
 @contextmanager
-def contact(uri: str) -> Iterator[None]:
+def contact(uri: str, doing: str = "read") -> Iterator[None]:
     """Say in one sentence why a file or store cannot be reached.
 
     Raises:
@@ -150,3 +150,11 @@ def contact(uri: str) -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """An error's message without line breaks, cut to what a sentence can carry."""
     return " ".join(str(error).split())[:300]
+
+
+def lance_options(storage: StorageConfig) -> dict[str, str]:
+    """Lance's spelling of the storage section; `aws_endpoint` is the only one that beats the environment."""
+    options = {"aws_endpoint": storage.endpoint, "aws_region": storage.region}
+    if storage.allow_http:
+        options["allow_http"] = "true"
+    return {key: value for key, value in options.items() if value is not None}

@@ -16,12 +16,16 @@ from lorif_core.store import Store
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """A checked build: the spec of its rows, the shards to index, the curvature to fit."""
+    """A checked build: the spec of its rows, the shards to index, the curvature to fit.
+
+    `damaged` are (file, cause) of the corpus's files that cannot be read.
+    """
 
     spec: IndexSpec
     shards: tuple[ShardRef, ...]
     coverage: Coverage
     curvature: CurvatureSpec
+    damaged: tuple[tuple[str, str], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -57,13 +61,14 @@ def make_plan(config: Config) -> BuildPlan:
     skeleton = load_skeleton(config.model)
     spec = make_spec(config, skeleton)
     Store(config.index, config.storage).check_spec(spec)
-    shards = tuple(list_shards(config.corpus, config.storage))
-    rows = sum(shard.rows for shard in shards)
+    listing = list_shards(config.corpus, config.storage)
+    rows = sum(shard.rows for shard in listing.shards)
     layers = select_layers(skeleton.model, config.model.layers)
     # with `chunk` a record becomes several examples, so what it allows is known only once they are indexed
     known_rows = sys.maxsize if config.corpus.chunk else rows
     check_curvature(config, spec.layers, known_rows)
-    return BuildPlan(spec, shards, coverage(skeleton.model, layers), curvature_spec(config))
+    covered = coverage(skeleton.model, layers)
+    return BuildPlan(spec, listing.shards, covered, curvature_spec(config), listing.damaged)
 
 
 def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:

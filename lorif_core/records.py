@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from lorif_core import columnar, jsonl
-from lorif_core.errors import LorifError, UserError
+from lorif_core.errors import DamagedFileError, UserError
 from lorif_core.filesystem import SourceFile, contact, one_line
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")
@@ -30,7 +30,8 @@ def column_kinds(file: SourceFile) -> dict[str, str] | None:
     """Columns and the kind of their values; of JSON lines those of the first row, None if there is none.
 
     Raises:
-        UserError: the file is not what its ending says, or is damaged.
+        UserError: the file is not what its ending says.
+        DamagedFileError: it is cut off, or its bytes cannot be decoded.
     """
     with being_checked(file):
         _check_magic(file)
@@ -62,23 +63,24 @@ def being_checked(file: SourceFile) -> Iterator[None]:
     """Around checks made before any work: whatever is wrong with the file becomes one sentence.
 
     Raises:
-        UserError: the file is damaged, gone, or may not be read.
-        LorifError: the store fails.
+        DamagedFileError: the file is cut off, or its bytes cannot be decoded.
+        UserError: it is gone, or may not be read.
+        StoreUnavailableError: the store keeps failing.
     """
-    with contact(file.uri), damage_told(file, UserError):
+    with contact(file.uri), damage_told(file):
         yield
 
 
 @contextmanager
-def damage_told(file: SourceFile, kind: type[LorifError] = LorifError) -> Iterator[None]:
-    """Turn a decoder's errors into one sentence of the given kind; those of the network pass unchanged."""
+def damage_told(file: SourceFile) -> Iterator[None]:
+    """Turn a decoder's errors into one sentence, a DamagedFileError; those of the network pass unchanged."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         # errors of the operating system and of object stores have a number, those of decoders have none
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise kind(f"{file.uri} is damaged or cut off ({one_line(error)}); restore it") from error
+        raise DamagedFileError(f"{file.uri} is damaged or cut off ({one_line(error)}); restore it") from error
 
 
 def _check_magic(file: SourceFile) -> None:
@@ -89,7 +91,9 @@ def _check_magic(file: SourceFile) -> None:
         head = raw.read(8)
         raw.seek(max(file.size - len(columnar.PARQUET_MAGIC), 0))
         foot = raw.read()
+    if any(magic.startswith(head) for magic in _MAGIC[ending]):
+        raise DamagedFileError(f"{file.uri} is cut off after {file.size} bytes; restore it")
     if not head.startswith(_MAGIC[ending]):
         raise UserError(f"{file.uri} is not a {ending} file, whatever its name says; rename or remove it")
     if ending == ".parquet" and foot != columnar.PARQUET_MAGIC:
-        raise UserError(f"{file.uri} is cut off: a parquet file ends with its footer; restore it")
+        raise DamagedFileError(f"{file.uri} is cut off: a parquet file ends with its footer; restore it")

@@ -85,6 +85,7 @@ GENERATIONS_SCHEMA = pa.schema(
         pa.field("coverage_json", pa.string(), nullable=False),
         pa.field("skipped_json", pa.string(), nullable=False),
         pa.field("timings_json", pa.string(), nullable=False),
+        pa.field("quarantined_json", pa.string(), nullable=False),
     ]
 )
 

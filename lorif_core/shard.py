@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -12,6 +13,7 @@ from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus import needed_columns, read_rows
 from lorif_core.extract import Extractor
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
+from lorif_core.receipts import Receipt, Receipts
 from lorif_core.schema import ShardRows
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Store, block_rows
@@ -20,21 +22,8 @@ from lorif_core.tokenise import Example, make_examples
 NO_SCORED_TOKEN = "no token is scored"
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """A finished shard: metadata of its uncommitted fragments, counts, and what was left out and why."""
-
-    shard: str
-    fragments: tuple[str, ...]
-    rows: int
-    tokens: int
-    padded_tokens: int
-    skipped: tuple[tuple[str, str], ...]
-    seconds: float
-
-
 class ShardIndexer:
-    """Indexes shards with one loaded model.
+    """Indexes shards with one loaded model, several at once: one computes while others read and write.
 
     Args:
         config: the build's configuration.
@@ -53,6 +42,9 @@ class ShardIndexer:
         check_same_checkpoint(config.model, self._loaded, spec)
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code)
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
+        self._receipts = Receipts(config.index, config.storage)
+        # one thread, always the same, uses the model: threads of computing that take turns fight over the cores
+        self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     @property
     def loaded(self) -> LoadedModel:
@@ -60,16 +52,18 @@ class ShardIndexer:
         return self._loaded
 
     def index(self, shard: ShardRef) -> Receipt:
-        """Read, tokenise, run and write one shard, in parts that fit into the config's memory.
+        """Read, tokenise, run and write one shard, in parts that fit into the config's memory; then its receipt.
 
         Raises:
             CorpusChangedError: the file is not the one that was listed.
-            UserError: a record is not what the configuration says.
+            DamagedFileError: the file is cut off, or its bytes cannot be decoded.
+            UserError: a record is not what the configuration says, or the store refuses.
+            StoreUnavailableError: the store keeps failing.
         """
         started = time.perf_counter()
         total = _Total()
         fragments = self._store.write_rows(self._parts(shard, total), shard, self._spec)
-        return Receipt(
+        receipt = Receipt(
             shard.key,
             tuple(fragments),
             total.rows,
@@ -78,6 +72,8 @@ class ShardIndexer:
             tuple(total.skipped),
             time.perf_counter() - started,
         )
+        self._receipts.write(receipt, self._spec.hash)
+        return receipt
 
     def read(self, shard: ShardRef) -> Iterator[Example]:
         """The shard's examples, in the order of the file."""
@@ -88,7 +84,7 @@ class ShardIndexer:
     def _parts(self, shard: ShardRef, total: "_Total") -> Iterator[ShardRows]:
         examples = self.read(shard)
         while part := list(islice(examples, self._rows_at_once)):
-            rows, skipped, padded = self.encode(part)
+            rows, skipped, padded = self._compute.submit(self.encode, part).result()
             total.rows += len(rows.examples)
             total.tokens += sum(len(example.input_ids) for example in rows.examples)
             total.padded += padded

@@ -111,7 +111,7 @@ class IndexSpec:
     tokenisation: TokenSpec
     store_text: bool = True
     loss: str = "token-summed cross-entropy"
-    format: int = field(default=1)
+    format: int = field(default=2)
 
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal strings."""

@@ -1,25 +1,24 @@
 """The steps of batch attribution: fold the queries, scan the index on all workers, write the answers."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from ray.exceptions import RayTaskError
 
 from lorif_core.answers import Attribution, check_out_folder, write_answers
 from lorif_core.config import Config
-from lorif_core.errors import LorifError, UserError
+from lorif_core.errors import LorifError
 from lorif_core.model import check_checkpoint, check_same_weights
 from lorif_core.queries import Query, read_queries
+from lorif_core.scoring import FoldedQueries
 from lorif_core.store import Generation, Store
 from lorif_core.topk import TopK
-from tasks.actors import QueryActor, ScoreActor, start, stop
+from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import cluster
-from tasks.dispatch import Failed, dispatch
+from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
 from tasks.retry import worth_retrying
 
@@ -38,32 +37,32 @@ def attribute_queries(
         get_run_logger().info("%d queries in %d blocks", len(queries), len(blocks))
         parts = _fragment_parts(store, generation)
         # it works while the scorers wait, so it takes no cores from them
-        encoders = start(
-            QueryActor, 1, resources, store, generation, config.model, with_model=True, shares_cores=True
+        encoders = Workers(
+            lambda: start(
+                QueryActor, resources, store, generation, config.model, with_model=True, shares_cores=True
+            ),
+            1,
         )
-        scorers = start(
-            ScoreActor, min(resources.workers, len(parts)), resources, store, generation, config.compute.memory_gb
+        scorers = Workers(
+            lambda: start(ScoreActor, resources, store, generation, config.compute.memory_gb),
+            min(resources.workers, len(parts)),
         )
-        try:
-            with Progress("score rows", generation.rows * len(blocks)) as progress:
-                for block in blocks:
-                    folded, losses = encoders[0].fold.remote(block)
-                    found = _losses(losses)
-                    best = [TopK(k) for _ in block]
-                    for share in _scan(scorers, parts, folded, best):
-                        progress.advance(round(generation.rows * share))
-                    answers += [Attribution(*answer) for answer in zip(block, found, best, strict=True)]
-        finally:
-            stop([*encoders, *scorers])
+        with encoders, scorers, Progress("score rows", generation.rows * len(blocks)) as progress:
+            for block in blocks:
+                folded, losses = _fold(encoders, block)
+                best = [TopK(k) for _ in block]
+                for share in _scan(scorers, parts, ray.put(folded), best):
+                    progress.advance(round(generation.rows * share))
+                answers += [Attribution(*answer) for answer in zip(block, losses, best, strict=True)]
     return answers
 
 
-def _losses(pending: ray.ObjectRef) -> list[float]:
-    """Losses of a block's queries; a user's mistake comes out as its own sentence."""
-    try:
-        return ray.get(pending)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UserError) else error from None
+def _fold(encoders: Workers, block: Sequence[Query]) -> tuple[FoldedQueries, list[float]]:
+    """Folded queries of a block, and their losses."""
+    (outcome,) = encoders.run([block], lambda actor, queries: actor.fold.remote(queries))
+    if isinstance(outcome, Failed):
+        raise LorifError(f"encoding {len(block)} queries failed: {outcome.cause}")
+    return outcome.result
 
 
 def _fragment_parts(store: Store, generation: Generation) -> list[list[int]]:
@@ -72,11 +71,11 @@ def _fragment_parts(store: Store, generation: Generation) -> list[list[int]]:
 
 
 def _scan(
-    scorers: Sequence[Any], parts: Sequence[Sequence[int]], folded: ray.ObjectRef, best: Sequence[TopK]
+    scorers: Workers, parts: Sequence[Sequence[int]], folded: ray.ObjectRef, best: Sequence[TopK]
 ) -> Iterator[float]:
     """Merge the top k of every part into `best`; yields the share of the fragments just done."""
     total, k = sum(map(len, parts)), best[0].k
-    for outcome in dispatch(scorers, parts, lambda actor, part: actor.top_k.remote(folded, k, part)):
+    for outcome in scorers.run(parts, lambda actor, part: actor.top_k.remote(folded, k, part)):
         if isinstance(outcome, Failed):
             raise LorifError(f"scoring fragments {outcome.item} failed: {outcome.cause}")
         for kept, found in zip(best, outcome.result, strict=True):
@@ -93,14 +92,14 @@ def query_blocks(generation: Generation, queries: Sequence[Query], memory_gb: fl
 
 
 @task(name="open queries", cache_policy=NO_CACHE)
-def open_queries(config: Config, queries: str, out: Path) -> tuple[Generation, list[Query]]:
+def open_queries(config: Config, queries: str, out: str) -> tuple[Generation, list[Query]]:
     """The newest generation and the parsed queries; everything is checked before the scan begins."""
     return check_attribution(config, queries, out)
 
 
 @task(name="write results", cache_policy=NO_CACHE)
 def write_results(
-    config: Config, generation: Generation, answers: Sequence[Attribution], out: Path, seconds: float
+    config: Config, generation: Generation, answers: Sequence[Attribution], out: str, seconds: float
 ) -> dict[str, Any]:
     """Write scores, report and summary, and show the summary as an artifact."""
     store = Store(config.index, config.storage)
@@ -108,19 +107,19 @@ def write_results(
     summary = write_answers(out, store, generation, answers, title, [("attribute", seconds)])
     create_markdown_artifact(
         f"{len(answers)} queries against generation {generation.generation} ({generation.rows} rows): "
-        f"`{out / 'report.html'}`",
+        f"`{out}/report.html`",
         key="attribution",
     )
     return summary
 
 
-def check_attribution(config: Config, queries: str, out: Path) -> tuple[Generation, list[Query]]:
+def check_attribution(config: Config, queries: str, out: str) -> tuple[Generation, list[Query]]:
     """Everything that can be wrong with a batch before work begins.
 
     Raises:
         UserError: the output folder is not empty, the index or the queries file is not what it should be.
     """
-    check_out_folder(out)
+    check_out_folder(out, config.storage)
     generation = Store(config.index, config.storage).latest()
     check_checkpoint(config.model)
     check_same_weights(config.model, generation.index_spec)

@@ -1,8 +1,8 @@
 """The steps of a build: plan, index the shards in waves, fit the curvature, publish a generation."""
 
+import hashlib
 import json
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,21 +12,22 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
-from lorif_core.errors import IncompleteBuildError, UserError
+from lorif_core.datafiles import DataFiles
+from lorif_core.errors import IncompleteBuildError, ShardInputError, UserError
+from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan, check_curvature, make_plan
-from lorif_core.shard import Receipt
+from lorif_core.receipts import Receipt, Receipts
 from lorif_core.spec import ShardRef
 from lorif_core.store import Generation, Store, now
-from tasks.actors import IndexActor, start, stop
+from tasks.actors import SHARDS_AT_ONCE, IndexActor, start
 from tasks.cluster import cluster
 from tasks.curvature import fit_distributed
-from tasks.dispatch import Failed, dispatch
+from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
 from tasks.retry import worth_retrying
+from tasks.waves import Waves
 
-# A wave is one commit: large enough that versions stay few, soon enough that a kill costs little.
-_SHARDS_PER_WAVE = 16
-_SECONDS_PER_WAVE = 60.0
+_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class IndexedRows:
     rows: int
     tokens: int
     skipped: tuple[tuple[str, str], ...]
+    quarantined: tuple[tuple[str, str], ...]
     padding_waste: float
     seconds: float
 
@@ -59,83 +61,99 @@ def plan_build(config: Config) -> BuildPlan:
 @task(
     name="index shards", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2, retry_condition_fn=worth_retrying
 )
-def index_shards(config: Config, plan: BuildPlan) -> IndexedRows:
+def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomplete: bool) -> IndexedRows:
     """Index the shards that are not committed yet and commit them wave by wave.
+
+    Args:
+        config: the build's configuration.
+        plan: what to index.
+        lease: of the index, held by this process.
+        publish_incomplete: go on without the shards that failed every attempt.
 
     Raises:
         IncompleteBuildError: shards failed every attempt; they are listed, the others are committed.
+        LeaseHeldError: another process has taken the index over.
+        StoreUnavailableError: the store keeps failing.
     """
     started = time.perf_counter()
-    store = Store(config.index, config.storage)
+    store, receipts = Store(config.index, config.storage), Receipts(config.index, config.storage)
+    lease.confirm()
     store.create(plan.spec)
+    waves = Waves(store, receipts, lease, plan.spec.hash, store.factors_version())
     wanted = {shard.key for shard in plan.shards}
-    since = store.factors_version()  # before looking: what another build commits from here on is not doubled
     committed = store.keep_only(wanted)
-    pending = [shard for shard in plan.shards if shard.key not in committed]
-    receipts = _index_pending(config, plan, store, pending, since) if pending else []
+    missing = [shard.key for shard in plan.shards if shard.key not in committed]
+    waves.adopt(DataFiles(config.index, config.storage).adoptable(receipts.of_shards(plan.spec.hash, missing)))
+    adopted = {receipt.shard for receipt in waves.committed}
+    if adopted:
+        get_run_logger().info("%d shards that an earlier run had finished are adopted", len(adopted))
+    pending = [shard for shard in plan.shards if shard.key not in committed | adopted]
+    failed = _index_pending(config, plan, pending, waves) if pending else []
+    _refuse_incomplete(plan, failed, publish_incomplete)
+    _check_complete(store, waves.committed)
     version = store.factors_version()
-    _check_complete(store, receipts)
     rows, tokens = store.counts(version)
     if rows == 0:
         raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
-    run = sum(receipt.tokens for receipt in receipts)
-    padded = sum(receipt.padded_tokens for receipt in receipts)
+    run = sum(receipt.tokens for receipt in waves.committed)
+    padded = sum(receipt.padded_tokens for receipt in waves.committed)
     return IndexedRows(
         version,
         rows,
         tokens,
         tuple(store.skipped(wanted)),
+        (*plan.damaged, *((failure.item.key, failure.cause) for failure in failed)),
         1 - run / padded if padded else 0.0,
         time.perf_counter() - started,
     )
 
 
+def _index_pending(config: Config, plan: BuildPlan, pending: Sequence[ShardRef], waves: Waves) -> list[Failed]:
+    """Index shards on all workers and commit them; those that failed every attempt."""
+    failed: list[Failed] = []
+    done = plan.rows - sum(shard.rows for shard in pending)
+    with cluster(config.compute) as resources, Progress("index shards", plan.rows, done) as progress:
+        spec = plan.spec.to_json()
+        count = min(resources.workers, len(pending))
+        with Workers(lambda: start(IndexActor, resources, config, spec, with_model=True), count) as workers:
+            outcomes = workers.run(
+                pending, lambda actor, shard: actor.index.remote(shard), in_flight=SHARDS_AT_ONCE
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, Failed):
+                    failed.append(outcome)
+                else:
+                    progress.advance(outcome.item.rows, outcome.result.tokens)
+                    waves.add(outcome.result)
+        waves.commit()
+    return failed
+
+
+def _refuse_incomplete(plan: BuildPlan, failed: Sequence[Failed], publish_incomplete: bool) -> None:
+    """Never a silent partial index: what is missing is listed, and left out only on demand."""
+    causes = [f"{name} ({cause})" for name, cause in plan.damaged]
+    causes += [f"{failure.item.key} ({failure.cause})" for failure in failed]
+    if not causes:
+        return
+    listed = "; ".join(causes[:_LISTED]) + (f"; and {len(causes) - _LISTED} more" if len(causes) > _LISTED else "")
+    if publish_incomplete:
+        get_run_logger().warning("%d quarantined, and published without: %s", len(causes), listed)
+        return
+    input_only = all(isinstance(failure.fault, ShardInputError) for failure in failed)
+    raise IncompleteBuildError(
+        f"{len(causes)} shards or files are quarantined, nothing was published: {listed}; mend them and run the "
+        f"build again, it resumes, or add --publish-incomplete to go on without them",
+        exit_code=2 if input_only else 1,
+    )
+
+
 def _check_complete(store: Store, receipts: Sequence[Receipt]) -> None:
-    """Never a silent partial index: every shard that gave rows must be in the table."""
     missing = {receipt.shard for receipt in receipts if receipt.rows} - store.committed_shards()
     if missing:
         raise IncompleteBuildError(
             f"{len(missing)} indexed shards are not in the table, nothing was published: "
-            f"{'; '.join(sorted(missing)[:10])}; run the build again, it resumes"
+            f"{'; '.join(sorted(missing)[:_LISTED])}; run the build again, it resumes"
         )
-
-
-def _index_pending(
-    config: Config, plan: BuildPlan, store: Store, pending: Sequence[ShardRef], since: int
-) -> list[Receipt]:
-    receipts: list[Receipt] = []
-    failed: list[Failed] = []
-    wave: list[Receipt] = []
-    wave_began = time.monotonic()
-    done = plan.rows - sum(shard.rows for shard in pending)
-    with cluster(config.compute) as resources, Progress("index shards", plan.rows, done) as progress:
-        count = min(resources.workers, len(pending))
-        actors = start(IndexActor, count, resources, config, plan.spec.to_json(), with_model=True)
-        try:
-            for outcome in dispatch(actors, pending, lambda actor, shard: actor.index.remote(shard)):
-                if isinstance(outcome, Failed):
-                    failed.append(outcome)
-                    continue
-                wave.append(outcome.result)
-                progress.advance(outcome.item.rows, outcome.result.tokens)
-                if len(wave) >= _SHARDS_PER_WAVE or time.monotonic() - wave_began > _SECONDS_PER_WAVE:
-                    receipts += _commit(store, wave, since)
-                    wave, wave_began = [], time.monotonic()
-        finally:
-            receipts += _commit(store, wave, since)  # also when a worker failed: what is finished is kept
-            stop(actors)
-    if failed:
-        listed = "; ".join(f"{failure.item.key} ({failure.cause})" for failure in failed[:10])
-        raise IncompleteBuildError(
-            f"{len(failed)} of {len(pending)} shards failed, nothing was published: {listed}; mend them and run "
-            f"the build again, it resumes"
-        )
-    return receipts
-
-
-def _commit(store: Store, wave: Sequence[Receipt], since: int) -> Sequence[Receipt]:
-    store.commit_wave(wave, since)
-    return wave
 
 
 @task(
@@ -145,21 +163,30 @@ def _commit(store: Store, wave: Sequence[Receipt], since: int) -> Sequence[Recei
     retry_delay_seconds=2,
     retry_condition_fn=worth_retrying,
 )
-def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows) -> tuple[str, int, float]:
-    """Fit and write the curvature; (id, version of the table, seconds)."""
+def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows, lease: Lease) -> tuple[str, int, float]:
+    """Fit and write the curvature; (id, version of the table, seconds).
+
+    The id names the rows and the settings, so a fit that was killed goes on with the layers that are missing.
+    """
     started = time.perf_counter()
     store = Store(config.index, config.storage)
     check_curvature(config, plan.spec.layers, indexed.rows)
-    curvature_id = uuid.uuid4().hex[:16]
-    version = store.curvature_version()
+    curvature_id = _curvature_id(plan, indexed)
     if config.curvature.kind != "none":
         names = [layer.name for layer in plan.spec.layers]
+        missing = sorted(set(range(len(names))) - store.fitted_layers(curvature_id))
         with cluster(config.compute) as resources:
-            for group in fit_distributed(config, plan, store, indexed.version, indexed.rows, resources):
-                version = store.write_curvature(
+            for group in fit_distributed(config, plan, store, indexed.version, indexed.rows, missing, resources):
+                lease.confirm()
+                store.write_curvature(
                     curvature_id, {index: (names[index], fitted) for index, fitted in group.items()}
                 )
-    return curvature_id, version, time.perf_counter() - started
+    return curvature_id, store.curvature_version(), time.perf_counter() - started
+
+
+def _curvature_id(plan: BuildPlan, indexed: IndexedRows) -> str:
+    fitted = [plan.spec.hash, indexed.version, asdict(plan.curvature)]
+    return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _lasting(path: str) -> str:
@@ -169,12 +196,13 @@ def _lasting(path: str) -> str:
 
 @task(name="publish generation", cache_policy=NO_CACHE)
 def publish_generation(
-    config: Config, plan: BuildPlan, indexed: IndexedRows, curvature: tuple[str, int, float]
+    config: Config, plan: BuildPlan, indexed: IndexedRows, curvature: tuple[str, int, float], lease: Lease
 ) -> Generation:
     """Append the generation that readers will see, and show it as an artifact."""
     store = Store(config.index, config.storage)
     curvature_id, curvature_version, curvature_seconds = curvature
     previous = store.generations()
+    lease.confirm()
     generation = store.publish(
         Generation(
             generation=previous[-1].generation + 1 if previous else 1,
@@ -192,6 +220,7 @@ def publish_generation(
             tokens=indexed.tokens,
             coverage_json=json.dumps(asdict(plan.coverage)),
             skipped_json=json.dumps(indexed.skipped),
+            quarantined_json=json.dumps(indexed.quarantined),
             timings_json=json.dumps({"index": indexed.seconds, "curvature": curvature_seconds}),
         )
     )
@@ -199,7 +228,8 @@ def publish_generation(
         key="generation",
         table=[
             {"generation": generation.generation, "rows": generation.rows, "tokens": generation.tokens,
-             "skipped": len(indexed.skipped), "padding waste": f"{indexed.padding_waste:.2%}",
+             "skipped": len(indexed.skipped), "quarantined": len(indexed.quarantined),
+             "padding waste": f"{indexed.padding_waste:.2%}",
              "index seconds": round(indexed.seconds, 1), "curvature seconds": round(curvature_seconds, 1)}
         ],
         description=f"Published generation {generation.generation} of {config.index}",

@@ -4,9 +4,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -20,11 +22,14 @@ from lorif_core.store import Store
 from tasks.demo_corpus import QUESTIONS, Paragraph, language_reference, split, write_jsonl
 from tasks.demo_judge import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
 from tasks.demo_model import POSITIONS, DemoModel, train_demo_model
+from tasks.demo_store import MotoServer, upload_folder
+from tasks.environment import environment
 
 _HELD_OUT_SHARE = 0.08
 _JUDGED = 64
 _TOP_TOPICS = 5
 _SEED = 0
+_BUCKET = "lorif-demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +63,41 @@ def train_model(corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
     return model
 
 
-def demo_config(corpus: DemoCorpus, model: DemoModel, folder: Path) -> Config:
+@dataclass(frozen=True, slots=True)
+class DemoPlace:
+    """Where the demo keeps corpus, checkpoint and index: below the output folder, or in an object store."""
+
+    index: str
+    storage: dict[str, Any]
+    server: MotoServer | None = None
+
+    def bring(self, folder: Path) -> str:
+        """The URI of a folder's files there, copied if need be."""
+        return str(folder) if self.server is None else upload_folder(self.server, folder, _BUCKET, folder.name)
+
+
+@contextmanager
+def demo_place(store: str, folder: Path) -> Iterator[DemoPlace]:
+    """The place for the demo's data; an object store runs until the end of the block."""
+    if store == "local":
+        yield DemoPlace(str(folder / "index"), {})
+        return
+    with MotoServer() as server, environment(server.environment()):
+        server.make_bucket(_BUCKET)
+        get_run_logger().info("corpus, checkpoint and index are in s3://%s at %s", _BUCKET, server.url)
+        yield DemoPlace(f"s3://{_BUCKET}/index", server.storage(), server)
+
+
+def demo_config(place: DemoPlace, corpus: DemoCorpus, model: DemoModel, folder: Path) -> Config:
     """The demo's CONFIG, also written to `folder` so that a newcomer can run `lorif build -c` on it."""
     raw = {
-        "index": str(folder / "index"),
-        "model": {"path": str(model.folder)},
-        "corpus": {"uri": str(corpus.path), "id": "id", "max_length": POSITIONS},
+        "index": place.index,
+        "model": {"path": place.bring(model.folder)},
+        "corpus": {"uri": place.bring(corpus.path.parent), "id": "id", "max_length": POSITIONS},
         "projection": {"factor": 4},
         "curvature": {"rank": 64},
         "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
+        "storage": place.storage,
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     return parse_config(raw)

@@ -1,20 +1,27 @@
-"""The bounded dispatcher: items to actors, few in flight, results as they come, poison set aside."""
+"""Workers that are replaced when they die, and items handed to them: few in flight, poison set aside."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from lorif_core.errors import UserError
+from lorif_core.errors import LorifError, ShardInputError, StoreUnavailableError, UserError
 from lorif_core.filesystem import one_line
 
 log = logging.getLogger(__name__)
 
-_IN_FLIGHT_PER_ACTOR = 2  # one running, one waiting: an actor never idles between two calls
+_ATTEMPTS = 3
+_ATTEMPTS_AT_BAD_INPUT = 2  # what looks like a damaged file may have been an answer cut off
+_OUTAGES_IN_A_ROW = 3  # each has taken the libraries' own retries already
+_START_TIMEOUT_SECONDS = 300.0
+_REPORT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,56 +34,196 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An item that failed every attempt, and the last cause."""
+    """An item that failed every attempt, the last cause, and the error itself if it is one of ours."""
 
     item: Any
     cause: str
+    fault: LorifError | None
 
 
-def dispatch(
-    actors: Sequence[Any], items: Sequence[Any], call: Callable[[Any, Any], Any], attempts: int = 3
-) -> Iterator[Done | Failed]:
-    """Run `call(actor, item)` for every item and yield outcomes in the order of completion.
+@dataclass(slots=True)
+class _Job:
+    """An item on its way; a suspect was in flight with others when their worker died, so it runs alone."""
 
-    At most two calls per actor are in flight. An item that fails goes to the end of the queue; after
-    `attempts` failures, or when every actor has died for good, it is yielded as Failed.
+    item: Any
+    failures: int = 0
+    suspect: bool = False
 
-    Raises:
-        UserError: a call raised one; nothing is gained by trying it again.
+
+@dataclass(slots=True)
+class _Worker:
+    actor: Any
+    is_up: bool = False
+    alone: bool = False
+    jobs: dict[Any, _Job] = field(default_factory=dict)
+    died_with: int = 0
+
+    def has_room(self, job: _Job, in_flight: int) -> bool:
+        if not self.is_up or self.alone:
+            return False
+        return not self.jobs if job.suspect else len(self.jobs) < in_flight
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """A number of actors for the length of a `with`; one that dies, alone or with its node, is replaced.
+
+    An actor is given work once it is up, so a replacement for which there is no room holds no item back.
+
+    Args:
+        spawn: starts one actor, with max_restarts=0 and max_task_retries=0.
+        count: how many to have.
     """
-    waiting = deque(enumerate(items))
-    failures: dict[int, int] = {}
-    free = deque(actor for _ in range(_IN_FLIGHT_PER_ACTOR) for actor in actors)
-    running: dict[Any, tuple[Any, int, Any]] = {}
-    while waiting or running:
-        while waiting and free:
-            actor = free.popleft()
-            number, item = waiting.popleft()
-            running[call(actor, item)] = (actor, number, item)
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        actor, number, item = running.pop(ready)
+
+    def __init__(self, spawn: Callable[[], Any], count: int) -> None:
+        self._spawn = spawn
+        self._count = count
+        self._workers: list[_Worker] = []
+        self._starting: dict[Any, _Worker] = {}
+        self._failures_in_a_row = 0
+
+    def __enter__(self) -> "Workers":
+        for _ in range(self._count):
+            self._start_one()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
+        self._starting.clear()
+
+    def run(
+        self, items: Sequence[Any], call: Callable[[Any, Any], Any], in_flight: int = 2
+    ) -> Iterator[Done | Failed]:
+        """Run `call(actor, item)` for every item and yield outcomes in the order of completion.
+
+        Args:
+            items: what to work on.
+            call: makes the call and returns its reference.
+            in_flight: calls that an actor has at once, running or waiting.
+
+        Raises:
+            UserError: a call raised one; nothing is gained by trying it again.
+            StoreUnavailableError: several calls in a row ended in one.
+            LorifError: workers keep dying, or none could be started.
+        """
+        waiting = deque(_Job(item) for item in items)
+        running: dict[Any, tuple[_Worker, _Job]] = {}
+        idle_since = time.monotonic()
+        while waiting or running:
+            self._hand_out(waiting, running, call, in_flight)
+            ready, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=_REPORT_SECONDS)
+            idle_since = time.monotonic() if running or any(w.is_up for w in self._workers) else idle_since
+            if not ready:
+                _warn_of_no_start(idle_since)
+            elif ready[0] in self._starting:
+                self._note_start(ready[0])
+            else:
+                worker, job = running.pop(ready[0])
+                outcome = self._finish(ready[0], worker, job)
+                if outcome is None:
+                    waiting.append(job)
+                else:
+                    yield outcome
+
+    def _hand_out(
+        self,
+        waiting: deque[_Job],
+        running: dict[Any, tuple[_Worker, _Job]],
+        call: Callable[[Any, Any], Any],
+        in_flight: int,
+    ) -> None:
+        for _ in range(len(waiting)):
+            job = waiting.popleft()
+            free = [worker for worker in self._workers if worker.has_room(job, in_flight)]
+            if not free:
+                waiting.appendleft(job)
+                return
+            worker = min(free, key=lambda candidate: len(candidate.jobs))
+            reference = call(worker.actor, job.item)
+            worker.jobs[reference] = job
+            worker.alone = job.suspect
+            running[reference] = (worker, job)
+
+    def _finish(self, reference: Any, worker: _Worker, job: _Job) -> Done | Failed | None:
+        """What a finished call means for its job: done, failed for good, or None for another attempt."""
+        together = worker.died_with or len(worker.jobs)
+        del worker.jobs[reference]
+        worker.alone = worker.alone and bool(worker.jobs)
         try:
-            yield Done(item, ray.get(ready))
-            free.append(actor)
+            result = ray.get(reference)
+            self._failures_in_a_row = 0
+            return Done(job.item, result)
         except RayError as error:
-            if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
-                raise error.cause from None
+            fault = _fault(error)
+            if isinstance(fault, UserError):
+                raise fault from None
             if isinstance(error, RayActorError):
-                free = deque(other for other in free if other is not actor)
-                if not free and not running:
-                    yield from (Failed(left, _cause(error)) for left in [item, *(item for _, item in waiting)])
-                    return
-            else:
-                free.append(actor)
-            failures[number] = failures.get(number, 0) + 1
-            cause = _cause(error)
-            log.warning("attempt %d of %d failed: %s", failures[number], attempts, cause)
-            if failures[number] >= attempts:
-                yield Failed(item, cause)
-            else:
-                waiting.append((number, item))
+                self._replace(worker, together)
+                job.suspect = True
+            if not isinstance(error, RayActorError) or together == 1:  # else a neighbour may have killed it
+                job.failures += 1
+            self._failures_in_a_row += 1
+            self._stop_if_all_fail(fault, _cause(error))
+            log.warning("attempt %d of %d failed: %s", job.failures, _ATTEMPTS, _cause(error))
+            limit = _ATTEMPTS_AT_BAD_INPUT if isinstance(fault, ShardInputError) else _ATTEMPTS
+            return Failed(job.item, _cause(error), fault) if job.failures >= limit else None
+
+    def _stop_if_all_fail(self, fault: LorifError | None, cause: str) -> None:
+        if isinstance(fault, StoreUnavailableError) and self._failures_in_a_row >= _OUTAGES_IN_A_ROW:
+            raise fault from None
+        if self._failures_in_a_row >= 4 * _ATTEMPTS * max(2, self._count):
+            raise LorifError(f"{self._failures_in_a_row} calls in a row failed, the last one with: {cause}")
+
+    def _start_one(self) -> None:
+        worker = _Worker(self._spawn())
+        self._workers.append(worker)
+        self._starting[worker.actor.__ray_ready__.remote()] = worker
+
+    def _note_start(self, reference: Any) -> None:
+        worker = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+            worker.is_up = True
+        except RayError as error:
+            self._failures_in_a_row += 1
+            self._stop_if_all_fail(None, _cause(error))
+            self._replace(worker, 0)
+
+    def _replace(self, worker: _Worker, died_with: int) -> None:
+        """Put a new actor in the place of a dead one, once; its other calls come out as failed by themselves."""
+        if worker in self._workers:
+            worker.is_up, worker.died_with = False, died_with
+            self._workers.remove(worker)
+            ray.kill(worker.actor)  # if only unreachable, it must not come back
+            self._start_one()
+
+
+def _warn_of_no_start(idle_since: float) -> None:
+    waited = time.monotonic() - idle_since
+    if waited < _REPORT_SECONDS / 2:
+        return
+    room = ", ".join(
+        f"{count:g} {name}" for name, count in ray.available_resources().items() if name in ("CPU", "GPU")
+    )
+    if waited > _START_TIMEOUT_SECONDS:
+        raise LorifError(
+            f"no worker could be started within {waited:.0f} s: the cluster has {room or 'no CPU'} free; free "
+            f"resources, add nodes, or lower compute.workers or compute.gpus_per_worker"
+        )
+    log.warning("no worker is up after %.0f s; the cluster has %s free", waited, room or "no CPU")
+
+
+def _fault(error: RayError) -> LorifError | None:
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, LorifError) else None
 
 
 def _cause(error: RayError) -> str:
+    fault = _fault(error)
+    if fault is not None:
+        return one_line(fault)
     cause = error.cause if isinstance(error, RayTaskError) else error
     return f"{type(cause).__name__}: {one_line(cause)}"

@@ -4,7 +4,7 @@ import gc
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 _QUIET = {
@@ -26,6 +26,21 @@ def quiet_libraries() -> None:
         os.environ.setdefault(key, value)
     # Ray and Prefect start their servers with fork and exec at once, which Lance's threads survive
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the length of the block; workers that start in it inherit them."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 @contextmanager

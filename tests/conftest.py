@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.demo_store import MotoServer
 from tasks.environment import lock_local_ray
 
 lock_local_ray("local")
@@ -55,3 +56,12 @@ def ray_session() -> Iterator[None]:
 
     with cluster(ComputeConfig(ray="local")):
         yield
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[MotoServer]:
+    """One moto server for the session; its credentials are in the environment before Ray starts workers."""
+    with MotoServer() as server, pytest.MonkeyPatch.context() as environment:
+        for key, value in server.environment().items():
+            environment.setenv(key, value)
+        yield server

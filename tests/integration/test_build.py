@@ -15,6 +15,7 @@ from lorif_core.config import Config
 from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, layer_groups, scan_blocks
 from lorif_core.errors import IncompleteBuildError, UserError
 from lorif_core.factors import CodeLayout
+from lorif_core.lease import hold_index
 from lorif_core.plan import make_plan
 from lorif_core.shard import NO_SCORED_TOKEN, ShardIndexer
 from lorif_core.store import Store
@@ -136,8 +137,13 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
 
     from tasks.build import index_shards
 
+    @flow
+    def index_only() -> None:
+        with hold_index(config.index, config.storage, "build") as lease:
+            index_shards.fn(config, plan, lease, False)
+
     with pytest.raises(IncompleteBuildError, match=r"b\.jsonl"):
-        flow(index_shards.fn)(config, plan)
+        index_only()
     store = Store(config.index)
     assert store.generations() == []
     assert len(stored_rows(config)) == 599
@@ -176,7 +182,7 @@ def test_attribute_writes_its_three_files(built: Config, tmp_path: Path) -> None
     queries = tmp_path / "queries.jsonl"
     queries.write_text('{"id": "q1", "text": "the cat sees"}\n{"id": "q2", "prompt": "a ", "completion": "dog"}\n')
     out = tmp_path / "out"
-    summary = attribute(built, str(queries), out, 3)
+    summary = attribute(built, str(queries), str(out), 3)
     table = pq.read_table(out / "scores.parquet").to_pylist()
     assert len(table) == 2 * 2 * 3 == summary["scores"]
     assert list(table[0]) == ["query_id", "rank", "side", "example_id", "score", "shard", "checkpoint", "text"]
@@ -187,4 +193,4 @@ def test_attribute_writes_its_three_files(built: Config, tmp_path: Path) -> None
     assert "<html" in (out / "report.html").read_text()
     assert json.loads((out / "summary.json").read_text())["bytes_per_example"] > 0
     with pytest.raises(UserError, match="not empty"):
-        attribute(built, str(queries), out, 3)
+        attribute(built, str(queries), str(out), 3)

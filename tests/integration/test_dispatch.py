@@ -2,18 +2,21 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
-from lorif_core.errors import UserError
-from tasks.dispatch import Done, Failed, dispatch
+from lorif_core.errors import DamagedFileError, LorifError, StoreUnavailableError, UserError
+from tasks.dispatch import Done, Failed, Workers
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@ray.remote(max_restarts=3, max_task_retries=3, num_cpus=0.5)
+@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0.5, max_concurrency=3)
 class Worker:
     def square(self, item: int) -> int:
         if item == 13:
@@ -29,34 +32,65 @@ class Worker:
             os.kill(os.getpid(), signal.SIGKILL)
         return marker
 
-    def always_die(self, item: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def die_of(self, item: int, poison: int) -> int:
+        if item == poison:
+            time.sleep(0.05)  # its neighbours are on their way by now
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)
+        return item
+
+    def refuse(self, folder: str, item: int) -> None:
+        (Path(folder) / f"{item}-{time.monotonic_ns()}").touch()
+        raise DamagedFileError(f"file {item} is cut off")
+
+    def store_fails(self, item: int) -> None:
+        raise StoreUnavailableError("s3://bucket/index does not answer")
+
+
+def run(
+    items: list[Any], call: Callable[[Any, Any], Any], count: int = 2, in_flight: int = 2
+) -> list[Done | Failed]:
+    with Workers(Worker.remote, count) as workers:
+        return list(workers.run(items, call, in_flight))
 
 
 def test_every_item_once_and_poison_set_aside() -> None:
-    workers = [Worker.remote() for _ in range(2)]
-    outcomes = list(dispatch(workers, list(range(20)), lambda worker, item: worker.square.remote(item)))
+    outcomes = run(list(range(20)), lambda worker, item: worker.square.remote(item))
     done = {outcome.item: outcome.result for outcome in outcomes if isinstance(outcome, Done)}
     (failed,) = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert done == {item: item * item for item in range(20) if item != 13}
-    assert failed.item == 13 and "ValueError: unlucky" in failed.cause
+    assert failed.item == 13 and "ValueError: unlucky" in failed.cause and failed.fault is None
 
 
-def test_a_killed_actor_is_restarted_and_its_call_repeated(tmp_path: Path) -> None:
+def test_a_killed_actor_is_replaced_and_its_calls_repeated(tmp_path: Path) -> None:
     markers = [str(tmp_path / name) for name in "abc"]
-    worker = Worker.remote()
-    outcomes = list(dispatch([worker], markers, lambda actor, marker: actor.die_once.remote(marker)))
+    outcomes = run(markers, lambda actor, marker: actor.die_once.remote(marker), count=1)
     assert sorted(outcome.result for outcome in outcomes if isinstance(outcome, Done)) == markers
 
 
+def test_an_item_that_kills_its_worker_is_found_and_its_neighbours_are_not_blamed() -> None:
+    outcomes = run(list(range(6)), lambda actor, item: actor.die_of.remote(item, 3), count=1, in_flight=3)
+    assert sorted(outcome.item for outcome in outcomes if isinstance(outcome, Done)) == [0, 1, 2, 4, 5]
+    (failed,) = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    assert failed.item == 3 and "ActorDied" in failed.cause
+
+
 def test_a_users_mistake_stops_at_once_with_its_own_sentence() -> None:
-    worker = Worker.remote()
     with pytest.raises(UserError, match="the corpus is wrong"):
-        list(dispatch([worker], [1, 99, 2], lambda actor, item: actor.square.remote(item)))
+        run([1, 99, 2], lambda actor, item: actor.square.remote(item), count=1)
 
 
-def test_when_every_actor_is_gone_every_item_left_is_named() -> None:
-    worker = Worker.options(max_restarts=0, max_task_retries=0).remote()
-    outcomes = list(dispatch([worker], [1, 2, 3, 4], lambda actor, item: actor.always_die.remote(item)))
-    assert sorted(outcome.item for outcome in outcomes) == [1, 2, 3, 4]
-    assert all(isinstance(outcome, Failed) and "ActorDied" in outcome.cause for outcome in outcomes)
+def test_a_damaged_file_is_looked_at_twice_and_its_sentence_kept(tmp_path: Path) -> None:
+    (failed,) = run([4], lambda actor, item: actor.refuse.remote(str(tmp_path), item), count=1)
+    assert isinstance(failed, Failed) and isinstance(failed.fault, DamagedFileError)
+    assert failed.cause == "file 4 is cut off" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_store_that_keeps_failing_stops_the_run() -> None:
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        run(list(range(50)), lambda actor, item: actor.store_fails.remote(item))
+
+
+def test_when_every_worker_dies_of_everything_the_run_ends() -> None:
+    with pytest.raises(LorifError, match="in a row failed"):
+        run(list(range(100)), lambda actor, item: actor.die_of.remote(item, item))

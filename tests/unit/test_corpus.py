@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from lorif_core import jsonl
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus import SHARD_ROWS, list_shards, needed_columns, read_rows
-from lorif_core.errors import CorpusChangedError, LorifError, UserError
+from lorif_core.errors import CorpusChangedError, DamagedFileError, LorifError, UserError
 from lorif_core.filesystem import entity_tag, open_filesystem, source_file
 from lorif_core.spec import ShardRef
 
@@ -76,7 +76,7 @@ def read_all(shards: list[ShardRef], columns: Sequence[str] = ("text",)) -> list
 @given(groups=st.lists(st.integers(1, 1100), min_size=1, max_size=4))
 def test_shards_read_back_are_the_file(tmp_path: Path, name: str, groups: list[int]) -> None:
     rows = rows_of(sum(groups))
-    shards = list_shards(corpus(write(tmp_path / name, rows, groups)), STORAGE)
+    shards = list_shards(corpus(write(tmp_path / name, rows, groups)), STORAGE).shards
     assert read_all(shards) == [(i, {"text": row["text"]}) for i, row in enumerate(rows)]
     assert all(shard.rows <= SHARD_ROWS for shard in shards)
     assert len({shard.key for shard in shards}) == len(shards)
@@ -121,23 +121,23 @@ def test_folders_globs_and_names(tmp_path: Path) -> None:
         write(tmp_path / name, rows_of(2))
     for name in ("a.JSONL", "notes.csv"):
         (tmp_path / name).write_bytes(to_lines(rows_of(2)))
-    listed = list_shards(corpus(tmp_path), STORAGE)
+    listed = list_shards(corpus(tmp_path), STORAGE).shards
     assert [shard.name for shard in listed] == ["a.JSONL", "b/1.parquet", "b/2.jsonl", "b/c/3.jsonl.gz"]
     assert [shard.uri for shard in listed] == [str(tmp_path / shard.name) for shard in listed]
-    assert listed == list_shards(corpus(f"file://{tmp_path}/"), STORAGE)
+    assert listed == list_shards(corpus(f"file://{tmp_path}/"), STORAGE).shards
     for pattern, names in (
         ("b/*.jsonl", ["2.jsonl"]),
         ("*/*.parquet", ["b/1.parquet"]),
         ("b/**/*.jsonl*", ["2.jsonl", "c/3.jsonl.gz"]),
         ("b/.y.jsonl", [".y.jsonl"]),
     ):
-        assert [shard.name for shard in list_shards(corpus(tmp_path / pattern), STORAGE)] == names
+        assert [shard.name for shard in list_shards(corpus(tmp_path / pattern), STORAGE).shards] == names
 
 
 def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "d" / "a.jsonl", rows_of(3))
     monkeypatch.chdir(tmp_path)
-    (shard,) = list_shards(corpus("d"), STORAGE)
+    (shard,) = list_shards(corpus("d"), STORAGE).shards
     assert (shard.uri, shard.name) == (str(tmp_path / "d" / "a.jsonl"), "a.jsonl")
 
 
@@ -152,7 +152,7 @@ def test_needed_columns_by_precedence() -> None:
 def test_tokens_and_only_the_columns_asked_for(tmp_path: Path, name: str) -> None:
     rows = [{"ids": [1, 2, i], "id": f"k{i}", "text": "t"} for i in range(4)]
     settings = corpus(write(tmp_path / name, rows), tokens="ids", id="id")
-    shards = list_shards(settings, STORAGE)
+    shards = list_shards(settings, STORAGE).shards
     assert read_all(shards, needed_columns(settings)) == [(i, {"ids": [1, 2, i], "id": f"k{i}"}) for i in range(4)]
 
 
@@ -160,9 +160,9 @@ def test_compressed_members_and_a_byte_order_mark(tmp_path: Path) -> None:
     parts = [to_lines(rows_of(3)), to_lines(rows_of(5)[3:])]
     for name, pack in (("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)):
         (tmp_path / name).write_bytes(b"".join(pack(part) for part in parts))
-        assert len(read_all(list_shards(corpus(tmp_path / name), STORAGE))) == 5
+        assert len(read_all(list_shards(corpus(tmp_path / name), STORAGE).shards)) == 5
     marked = write(tmp_path / "bom.jsonl", [], lines=b"\xef\xbb\xbf" + parts[0])
-    assert len(read_all(list_shards(corpus(marked), STORAGE))) == 3
+    assert len(read_all(list_shards(corpus(marked), STORAGE).shards)) == 3
 
 
 def refusal(path: Path | str, **columns: Any) -> str:
@@ -177,16 +177,9 @@ def refusal(path: Path | str, **columns: Any) -> str:
     ("name", "content", "reason"),
     [
         ("a.parquet", b"no parquet at all", "is not a .parquet file"),
-        ("a.parquet", b"", "is not a .parquet file"),
-        ("a.parquet", b"PAR1" + b"x" * 50, "is cut off"),
-        ("a.parquet", b"PAR1" + b"x" * 50 + b"PAR1", "is damaged or cut off"),
         ("a.arrow", b"FEA1 old feather", "is not a .arrow file"),
-        ("a.arrow", b"ARROW1\0\0garbage", "is damaged or cut off"),
-        ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0abc", "is damaged or cut off"),
         ("a.jsonl.gz", b"plain", "is not a .gz file"),
         ("a.jsonl.zst", b"plain", "is not a .zst file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], "is damaged or cut off"),
-        ("a.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 50)[:-3], "is damaged or cut off"),
         ("a.jsonl", b"\n \n[1, 2]\n", "line 3 of"),
         ("a.jsonl", b"text\nhello\n", "line 1 of"),
         ("a.jsonl", gzip.compress(b"{}"), "is not valid JSON"),
@@ -201,6 +194,32 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, reason: 
     message = refusal(tmp_path)
     assert reason in message
     assert str(tmp_path / name) in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.parquet", b"", "is cut off after 0 bytes"),
+        ("a.arrow", b"ARR", "is cut off after 3 bytes"),
+        ("a.parquet", b"PAR1" + b"x" * 50, "is cut off"),
+        ("a.parquet", b"PAR1" + b"x" * 50 + b"PAR1", "is damaged or cut off"),
+        ("a.arrow", b"ARROW1\0\0garbage", "is damaged or cut off"),
+        ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0abc", "is damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], "is damaged or cut off"),
+        ("a.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 50)[:-3], "is damaged or cut off"),
+    ],
+)
+def test_a_damaged_file_is_set_aside_and_the_others_are_listed(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DamagedFileError, match=reason):
+        list_shards(corpus(tmp_path), STORAGE)
+    write(tmp_path / "z.jsonl", rows_of(2))
+    listing = list_shards(corpus(tmp_path), STORAGE)
+    assert [shard.name for shard in listing.shards] == ["z.jsonl"]
+    ((damaged, cause),) = listing.damaged
+    assert damaged == name and reason in cause and str(tmp_path / name) in cause
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -227,7 +246,7 @@ def test_ids_that_repeat_or_are_null(tmp_path: Path, name: str, last: int | None
 
 def test_unique_ids_pass(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", rows_of(1100))
-    assert sum(shard.rows for shard in list_shards(corpus(tmp_path, id="id"), STORAGE)) == 1100
+    assert sum(shard.rows for shard in list_shards(corpus(tmp_path, id="id"), STORAGE).shards) == 1100
 
 
 @pytest.mark.parametrize("value", [1.5, True, ["x"]])
@@ -268,12 +287,12 @@ def test_entity_tags() -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_changed_file_is_noticed(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, rows_of(5))
-    (shard,) = list_shards(corpus(path), STORAGE)
+    (shard,) = list_shards(corpus(path), STORAGE).shards
     later = path.stat().st_mtime_ns + 10**9
     os.utime(path, ns=(later, later))
     with pytest.raises(CorpusChangedError) as caught:
         read_all([shard])
-    (now,) = list_shards(corpus(path), STORAGE)
+    (now,) = list_shards(corpus(path), STORAGE).shards
     assert all(part in str(caught.value) for part in (str(path), shard.etag, now.etag))
     path.unlink()
     with pytest.raises(CorpusChangedError, match="is gone"):
@@ -282,7 +301,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path, name: str) -> None:
 
 def test_a_file_that_changes_under_the_reader_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", rows_of(5))
-    (shard,) = list_shards(corpus(path), STORAGE)
+    (shard,) = list_shards(corpus(path), STORAGE).shards
     reader = read_rows(shard, ["text"], STORAGE)
     next(reader)
     write(path, rows_of(6))
@@ -295,7 +314,7 @@ def test_damage_that_listing_cannot_see_is_told_when_read(tmp_path: Path) -> Non
     content = bytearray(path.read_bytes())
     content[4 : len(content) // 2] = b"\xff" * (len(content) // 2 - 4)
     path.write_bytes(content)
-    (shard,) = list_shards(corpus(path), STORAGE)
+    (shard,) = list_shards(corpus(path), STORAGE).shards
     with pytest.raises(LorifError, match=r"a\.parquet is damaged or cut off"):
         read_all([shard])
 
@@ -309,7 +328,7 @@ def test_later_lines_are_checked_when_read(tmp_path: Path) -> None:
         (b"[" * 100_000 + b"\n", "line 602 of .*a.jsonl is not valid JSON"),
         (b'{"text": "\xff"}\n', "line 602 of .*a.jsonl is not valid JSON"),
     ):
-        shards = list_shards(corpus(write(tmp_path / "a.jsonl", [], lines=good + bad)), STORAGE)
+        shards = list_shards(corpus(write(tmp_path / "a.jsonl", [], lines=good + bad)), STORAGE).shards
         assert len(read_all(shards[:1])) == SHARD_ROWS
         with pytest.raises(UserError, match=reason):
             read_all(shards[1:])
@@ -322,6 +341,6 @@ def test_an_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_shards_follow_each_other(tmp_path: Path) -> None:
-    shards = list_shards(corpus(write(tmp_path / "a.jsonl", rows_of(1300))), STORAGE)
+    shards = list_shards(corpus(write(tmp_path / "a.jsonl", rows_of(1300))), STORAGE).shards
     assert [shard.rows for shard in shards] == [512, 512, 276]
     assert all(after.start == before.start + before.rows for before, after in pairwise(shards))

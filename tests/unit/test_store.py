@@ -8,14 +8,15 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import lance
 import numpy as np
 import pytest
 import torch
 
 from lorif_core.curvature import LayerCurvature
-from lorif_core.errors import UserError
+from lorif_core.errors import LorifError, UserError
+from lorif_core.receipts import Receipt
 from lorif_core.schema import ShardRows
-from lorif_core.shard import Receipt
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.store import Generation, Store, now
 from tests.models import make_example
@@ -103,7 +104,7 @@ def test_a_shard_that_leaves_and_returns_is_there_again(store: Store) -> None:
 def test_cleaning_old_versions_does_not_break_the_next_build(store: Store) -> None:
     commit(store, 0)
     commit(store, 1)
-    store._require("factors").cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+    store._tables.require("factors").cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
     commit(store, 2)
     assert store.counts() == (12, 36)
 
@@ -133,7 +134,7 @@ def test_a_generation_keeps_its_rows_whatever_writers_do(store: Store) -> None:
 
 def test_publishing_again_after_a_death_between_tag_and_row(store: Store) -> None:
     commit(store, 0)
-    store._require("factors").tags.create("generation-1", 1)
+    store._tables.require("factors").tags.create("generation-1", 1)
     assert store.publish(generation(store, 1)).rows == 4
     assert store.latest().generation == 1
 
@@ -180,3 +181,47 @@ def test_a_writer_killed_before_its_commit_leaves_no_row(store: Store) -> None:
     assert any((Path(store.uri) / "factors.lance" / "data").iterdir()), "the orphan is what this test is about"
     commit(store, 0)
     assert store.counts() == (4, 12)
+
+
+def test_a_commit_that_slips_in_between_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault: while we commit, a committer that was stopped for long wakes up and commits one of our shards."""
+    since = store.factors_version()
+    late, ours = finished(store, 0), [finished(store, 0), finished(store, 1)]
+    real = lance.LanceDataset.commit
+    calls: list[int] = []
+
+    def interrupted(*arguments: object, **keywords: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            Store(store.uri).commit_wave([late], since)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", interrupted)
+    store.commit_wave(ours, since)
+    assert store.counts()[0] == 8 and store.committed_shards() == {shard(0).key, shard(1).key}
+
+
+def test_an_answer_that_was_lost_does_not_double(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault: the commit succeeds, its answer is lost, and the caller tries again."""
+    since, wave = store.factors_version(), [finished(store, 0), finished(store, 1)]
+    real = lance.LanceDataset.commit
+
+    def lost(*arguments: object, **keywords: object) -> object:
+        real(*arguments, **keywords)
+        monkeypatch.setattr(lance.LanceDataset, "commit", real)
+        raise OSError("connection reset by peer")
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", lost)
+    with pytest.raises(LorifError):
+        store.commit_wave(wave, since)
+    store.commit_wave(wave, since)
+    assert store.counts()[0] == 8
+
+
+def test_what_a_committer_doubled_before_it_died_is_taken_out_by_the_next_build(store: Store) -> None:
+    wave = [finished(store, 0), finished(store, 1)]
+    store.commit_wave(wave, store.factors_version())
+    store.commit_wave(wave[:1], store.factors_version())  # it did not look
+    assert store.counts()[0] == 12
+    assert store.keep_only({shard(0).key, shard(1).key}) == {shard(0).key, shard(1).key}
+    assert store.counts()[0] == 8

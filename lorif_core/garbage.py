@@ -1,0 +1,96 @@
+"""What an index no longer needs: expired generations, files that no kept version names, receipts of no use.
+
+Kept is what a kept generation or the newest version of a table refers to, and what a receipt of an unfinished
+build names. Removing takes the lease, so it never runs beside a build.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from lorif_core.datafiles import DataFile, DataFiles, Upload
+from lorif_core.errors import UserError
+from lorif_core.lease import current_holder
+from lorif_core.objects import Objects
+from lorif_core.receipts import Receipts
+from lorif_core.store import TABLES, Store
+
+_UPLOAD_AGE = timedelta(hours=1)  # of an unfinished multipart upload: no worker takes that long over one
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What can be removed.
+
+    Attributes:
+        generations: numbers of expired generations.
+        curvatures: ids of fits that no kept generation uses.
+        files: data files.
+        receipts: names of receipt objects.
+        uploads: multipart uploads that were begun and never ended.
+    """
+
+    generations: tuple[int, ...]
+    curvatures: tuple[str, ...]
+    files: tuple[DataFile, ...]
+    receipts: tuple[str, ...]
+    uploads: tuple[Upload, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the data files."""
+        return sum(file.size for file in self.files)
+
+
+def find_garbage(store: Store, keep: int) -> Garbage:
+    """What an index no longer needs if its newest `keep` generations are kept.
+
+    While a build runs, what was written since it began is left out: it may be the build's.
+
+    Raises:
+        UserError: there is no index.
+    """
+    if store.stored_spec() is None:
+        Objects(store.uri, store.storage).check_container()
+        raise UserError(f"the index {store.uri} does not exist; name one that lorif build has made")
+    holder = current_holder(Objects(store.uri, store.storage))
+    generations = store.generations()
+    kept = generations[-keep:]
+    data = DataFiles(store.uri, store.storage)
+    useless, awaited = _judge_receipts(store, data)
+    files: list[DataFile] = []
+    for table in TABLES:
+        versions = {generation.versions[table] for generation in kept if table in generation.versions}
+        needed = data.named(table, versions) | awaited
+        files += [file for file in data.listed(table) if file.name not in needed]
+    return Garbage(
+        generations=tuple(generation.generation for generation in generations[:-keep]),
+        curvatures=tuple(sorted(store.curvature_ids() - {generation.curvature for generation in kept})),
+        files=tuple(file for file in files if holder is None or file.modified < holder.begun),
+        receipts=tuple(useless),
+        uploads=tuple(data.unfinished_uploads(_UPLOAD_AGE)),
+    )
+
+
+def remove_garbage(store: Store, garbage: Garbage) -> None:
+    """Remove it. The caller holds the lease."""
+    store.retire(garbage.generations, garbage.curvatures)
+    store.drop_old_versions()
+    data = DataFiles(store.uri, store.storage)
+    data.remove(garbage.files)  # what no version ever named; the others are gone with their versions
+    Receipts(store.uri, store.storage).remove_named(garbage.receipts)
+    data.abort(garbage.uploads)
+
+
+def _judge_receipts(store: Store, data: DataFiles) -> tuple[list[str], set[str]]:
+    """Receipts of no use (committed, of another spec, unreadable, without files), and files of the others."""
+    receipts = Receipts(store.uri, store.storage).all()
+    spec, committed = store.stored_spec(), store.committed_shards()
+    alive = {
+        name: receipt
+        for name, receipt in receipts.items()
+        if receipt is not None and receipt.shard not in committed and spec is not None and spec.hash in name
+    }
+    whole = {receipt.shard for receipt in data.adoptable(list(alive.values()))}
+    kept = {name: receipt for name, receipt in alive.items() if receipt.shard in whole}
+    files = {file for receipt in kept.values() for file, _ in receipt.files}
+    return sorted(receipts.keys() - kept.keys()), files
