@@ -5,11 +5,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorif_core.errors import UserError
 
+
+def check_uri(uri: str) -> str:
+    """A URI or path as it is. Raises UserError, without repeating it, if it carries credentials."""
+    scheme, separator, rest = uri.partition("://")
+    if separator and any(sign in rest.split("/")[0] for sign in "@:"):
+        raise UserError(
+            f"a URI that begins with {scheme}:// carries credentials; give them in the environment, a profile or "
+            f"a role, and write {scheme}://bucket/path"
+        )
+    return uri
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
+Uri = Annotated[str, AfterValidator(check_uri)]
 
 
 class _Section(BaseModel):
@@ -17,9 +30,9 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """The checkpoint: a local folder or a hub id."""
+    """The checkpoint: a local folder, an s3:// URI or a hub id."""
 
-    path: str
+    path: Uri
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     layers: str | None = None
@@ -33,7 +46,7 @@ class ModelConfig(_Section):
 class CorpusConfig(_Section):
     """Where the training examples are, and which columns make an example."""
 
-    uri: str
+    uri: Uri
     text: str | None = "text"
     prompt: str | None = None
     completion: str | None = None
@@ -110,7 +123,7 @@ class StorageConfig(_Section):
 class Config(_Section):
     """The whole CONFIG file."""
 
-    index: str
+    index: Uri
     model: ModelConfig
     corpus: CorpusConfig
     projection: ProjectionConfig = ProjectionConfig()
@@ -216,6 +229,9 @@ def _explain(error: ValidationError, root: Any = None) -> str:
     root = root or Config
     location = [str(part) for part in problem["loc"]]
     key = ".".join(_without_union_tags(location, root))
+    if problem["type"] == "extra_forbidden" and (location[0] == "storage" or root is StorageConfig):
+        advice = "credentials come from the environment, a profile or a role, never from the config"
+        return f"unknown key {key!r}{_nearest(location, root)}; {advice}"
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest(location, root)}"
     if problem["type"] == "missing":

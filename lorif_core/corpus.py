@@ -13,8 +13,8 @@ import numpy as np
 from lorif_core import columnar, jsonl
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.errors import CorpusChangedError, DamagedFileError, UserError
-from lorif_core.filesystem import SourceFile, find_files, source_file
-from lorif_core.records import ENDINGS, being_checked, column_kinds, damage_told, is_jsonl, read_records
+from lorif_core.filesystem import SourceFile, contact, find_files, source_file
+from lorif_core.records import ENDINGS, being_checked, column_kinds, is_jsonl, read_records
 from lorif_core.spec import ShardRef
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def read_rows(
     """
     file = _unchanged(shard, storage)
     try:
-        with damage_told(file):
+        with being_checked(file):
             yield from read_records(file, columns, shard.start, shard.rows, shard.offset)
     except Exception:
         _unchanged(shard, storage)  # what looks like damage may be a file that was replaced under the reader
@@ -118,10 +118,11 @@ def read_rows(
 
 
 def _unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
-    try:
-        file = source_file(shard.uri, shard.name, storage)
-    except FileNotFoundError:
-        raise CorpusChangedError(f"{shard.uri} was in the corpus when it was listed and is gone") from None
+    with contact(shard.uri):
+        try:
+            file = source_file(shard.uri, shard.name, storage)
+        except FileNotFoundError:
+            raise CorpusChangedError(f"{shard.uri} was in the corpus when it was listed and is gone") from None
     if (file.etag, file.size) != (shard.etag, shard.size):
         raise CorpusChangedError(
             f"{shard.uri} changed after it was listed: its tag was {shard.etag} ({shard.size} bytes), now it is "

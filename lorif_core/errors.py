@@ -17,6 +17,12 @@ class StoreUnavailableError(LorifError):
     """The object store keeps failing or does not answer, after the libraries' own retries."""
 
 
+class StoreUnreachableError(StoreUnavailableError):
+    """Nothing answers at the endpoint: at the start of a command most likely a wrong one."""
+
+    exit_code = 2
+
+
 class ShardInputError(LorifError):
     """One file of the corpus cannot be used: its shards are quarantined, the others go on."""
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import fsspec
-from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
-from lorif_core.config import StorageConfig
-from lorif_core.errors import LorifError, UserError
+from lorif_core.config import StorageConfig, check_uri
+from lorif_core.connection import require_bucket, s3_filesystem
+from lorif_core.errors import UserError
+from lorif_core.faults import STORE_ERRORS, explain
 
 _BLOCK_BYTES = 2**20  # a shard is small: larger read-ahead fetches bytes that nobody reads
 _GLOB_SIGNS = ("*", "?", "[")
@@ -44,26 +45,20 @@ def open_filesystem(uri: str, storage: StorageConfig) -> tuple[fsspec.AbstractFi
         storage: endpoint, region and profile; credentials come from the environment only.
 
     Raises:
-        UserError: another scheme, or a plain-http endpoint without `allow_http`.
+        UserError: another scheme, or the store or its bucket cannot be reached with this configuration.
+        StoreUnavailableError: the store keeps failing.
     """
-    scheme, separator, _ = uri.partition("://")
+    scheme, separator, _ = check_uri(uri).partition("://")
     if not separator or scheme == "file":
         fs = LocalFileSystem()
         return fs, fs._strip_protocol(uri)
     if scheme != "s3":
-        raise UserError(f"{uri} has the scheme {scheme}://, which is not supported; use a local path or s3://")
-    if storage.endpoint is not None and storage.endpoint.startswith("http://") and not storage.allow_http:
-        raise UserError(
-            f"storage.endpoint = {storage.endpoint} is not encrypted; use https:// or set storage.allow_http=true"
-        )
-    settings = {"endpoint_url": storage.endpoint, "profile": storage.profile}
-    fs = fsspec.filesystem(
-        "s3",
-        client_kwargs={"region_name": storage.region} if storage.region else {},
-        use_listings_cache=False,  # a cached listing would hide that a file has changed
-        **{key: value for key, value in settings.items() if value is not None},
-    )
-    return fs, fs._strip_protocol(uri)
+        shown = uri.partition("?")[0]  # the query of a presigned URL is a credential
+        raise UserError(f"{shown} has the scheme {scheme}://, which is not supported; use a local path or s3://")
+    fs = s3_filesystem(storage)
+    path = fs._strip_protocol(uri)
+    require_bucket(uri, path.partition("/")[0], storage)
+    return fs, path
 
 
 def entity_tag(info: dict[str, Any]) -> str:
@@ -129,32 +124,9 @@ def contact(uri: str, doing: str = "read") -> Iterator[None]:
     """Say in one sentence why a file or store cannot be reached.
 
     Raises:
-        UserError: it is not there, may not be read, or the credentials, profile or endpoint are wrong.
-        LorifError: the store fails.
+        LorifError: as `explain` classifies it.
     """
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"{uri} does not exist") from None
-    except PermissionError as error:
-        raise UserError(f"{uri} may not be read ({one_line(error)}); check permissions and credentials") from None
-    except BotoCoreError as error:
-        raise UserError(
-            f"{uri} cannot be reached ({one_line(error)}); check the storage section and the credentials in the "
-            f"environment"
-        ) from None
-    except OSError as error:
-        raise LorifError(f"{uri} cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks, cut to what a sentence can carry."""
-    return " ".join(str(error).split())[:300]
-
-
-def lance_options(storage: StorageConfig) -> dict[str, str]:
-    """Lance's spelling of the storage section; `aws_endpoint` is the only one that beats the environment."""
-    options = {"aws_endpoint": storage.endpoint, "aws_region": storage.region}
-    if storage.allow_http:
-        options["allow_http"] = "true"
-    return {key: value for key, value in options.items() if value is not None}
+    except STORE_ERRORS as error:
+        raise explain(error, uri, doing) from None  # what it came from may quote signed headers

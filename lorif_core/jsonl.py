@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from lorif_core.errors import UserError
-from lorif_core.filesystem import SourceFile, one_line
+from lorif_core.faults import one_line
+from lorif_core.filesystem import SourceFile
 
 _SCAN_BYTES = 8 * 2**20
 _READ_BYTES = 2**20

@@ -14,7 +14,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig
 from lorif_core.errors import UserError
-from lorif_core.filesystem import one_line
+from lorif_core.faults import one_line
 from lorif_core.loss import head_loss, token_losses
 from lorif_core.spec import IndexSpec
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from lorif_core import columnar, jsonl
 from lorif_core.errors import DamagedFileError, UserError
-from lorif_core.filesystem import SourceFile, contact, one_line
+from lorif_core.faults import one_line
+from lorif_core.filesystem import SourceFile, contact
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")
 

@@ -15,9 +15,10 @@ import pyarrow as pa
 from lance.fragment import write_fragments
 
 from lorif_core.config import StorageConfig
+from lorif_core.connection import lance_options
 from lorif_core.errors import UserError
 from lorif_core.faults import explain
-from lorif_core.filesystem import lance_options
+from lorif_core.filesystem import open_filesystem
 
 _FILE_VERSION = "2.0"  # scanned fastest of 2.0, 2.1 and 2.2 (STACK.md, section 4)
 _KEYS_PROPERTY = "lorif.keys"
@@ -165,7 +166,10 @@ class Tables:
         return [fragment for fragment, key in zip(added, owners, strict=True) if key in repeated]
 
     def _options(self) -> dict[str, str]:
-        return lance_options(self.storage)
+        open_filesystem(
+            self.uri, self.storage
+        )  # Lance cannot tell wrong credentials from a table that is not there
+        return lance_options(self.storage) if self.uri.startswith("s3://") else {}
 
 
 def _commits_after(dataset: Any, since: int) -> Iterator[tuple[int, dict[str, int]]]:
@@ -188,4 +192,4 @@ def store_told(uri: str, doing: str = "read") -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        raise explain(error, uri, doing) from error
+        raise explain(error, uri, doing) from None  # what it came from may quote signed headers

@@ -20,12 +20,18 @@ from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
-from tasks.retry import worth_retrying
+from tasks.retry import RETRY_DELAYS, worth_retrying
 
 _FRAGMENTS_PER_CALL = 8
 
 
-@task(name="attribute", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
+@task(
+    name="attribute",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
 def attribute_queries(
     config: Config, generation: Generation, queries: Sequence[Query], k: int
 ) -> list[Attribution]:

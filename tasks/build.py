@@ -24,7 +24,7 @@ from tasks.cluster import cluster
 from tasks.curvature import fit_distributed
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
-from tasks.retry import worth_retrying
+from tasks.retry import RETRY_DELAYS, worth_retrying
 from tasks.waves import Waves
 
 _LISTED = 10
@@ -59,7 +59,11 @@ def plan_build(config: Config) -> BuildPlan:
 
 
 @task(
-    name="index shards", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2, retry_condition_fn=worth_retrying
+    name="index shards",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
 )
 def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomplete: bool) -> IndexedRows:
     """Index the shards that are not committed yet and commit them wave by wave.
@@ -160,7 +164,7 @@ def _check_complete(store: Store, receipts: Sequence[Receipt]) -> None:
     name="fit curvature",
     cache_policy=NO_CACHE,
     retries=2,
-    retry_delay_seconds=2,
+    retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=worth_retrying,
 )
 def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows, lease: Lease) -> tuple[str, int, float]:

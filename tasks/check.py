@@ -8,7 +8,8 @@ from botocore.exceptions import BotoCoreError
 from lorif_core.batches import token_budget_batches
 from lorif_core.config import Config
 from lorif_core.errors import UserError
-from lorif_core.filesystem import one_line, open_filesystem
+from lorif_core.faults import one_line
+from lorif_core.filesystem import open_filesystem
 from lorif_core.plan import BuildPlan, make_plan
 from lorif_core.shard import ShardIndexer
 from tasks.cluster import cluster

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lorif_core.errors import LorifError, ShardInputError, StoreUnavailableError, UserError
-from lorif_core.filesystem import one_line
+from lorif_core.faults import one_line
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class Workers(AbstractContextManager["Workers"]):
 
     def _stop_if_all_fail(self, fault: LorifError | None, cause: str) -> None:
         if isinstance(fault, StoreUnavailableError) and self._failures_in_a_row >= _OUTAGES_IN_A_ROW:
-            raise fault from None
+            raise StoreUnavailableError(str(fault)) from None
         if self._failures_in_a_row >= 4 * _ATTEMPTS * max(2, self._count):
             raise LorifError(f"{self._failures_in_a_row} calls in a row failed, the last one with: {cause}")
 

@@ -5,13 +5,15 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.exceptions import MissingResult
 
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, StoreUnavailableError
+
+RETRY_DELAYS = [5.0, 30.0]  # seconds: a store that is restarted is back by then
 
 
 async def worth_retrying(_task: Any, _run: Any, state: State) -> bool:
-    """Not for errors that we raise ourselves: the same run would end the same way."""
+    """A store may recover; with our other errors the same run would end the same way."""
     try:
         outcome = await state.aresult(raise_on_failure=False)
     except MissingResult:
         return True
-    return not isinstance(outcome, LorifError)
+    return isinstance(outcome, StoreUnavailableError) or not isinstance(outcome, LorifError)

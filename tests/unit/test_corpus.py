@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from lorif_core import jsonl
 from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.connection import s3_filesystem
 from lorif_core.corpus import SHARD_ROWS, list_shards, needed_columns, read_rows
 from lorif_core.errors import CorpusChangedError, DamagedFileError, LorifError, UserError
 from lorif_core.filesystem import entity_tag, open_filesystem, source_file
@@ -274,8 +275,8 @@ def test_other_schemes_are_refused(uri: str) -> None:
 def test_a_plain_http_endpoint_must_be_allowed() -> None:
     with pytest.raises(UserError, match=r"storage.endpoint = http://host is not encrypted"):
         open_filesystem("s3://bucket/x", StorageConfig(endpoint="http://host"))
-    fs, path = open_filesystem("s3://bucket/x", StorageConfig(endpoint="http://host", allow_http=True))
-    assert (fs.protocol[0], path) == ("s3", "bucket/x")
+    fs = s3_filesystem(StorageConfig(endpoint="http://host", allow_http=True))
+    assert fs.endpoint_url == "http://host"
 
 
 def test_entity_tags() -> None:

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from lorif_core.config import StorageConfig
-from lorif_core.errors import UserError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.queries import Query, as_query, query_example, read_queries
 from tests.tiny_tokenizer import VOCAB, byte_tokenizer
 
@@ -116,8 +116,9 @@ def test_a_file_without_query_columns_lists_what_it_has(tmp_path: Path, ending: 
 )
 def test_refused_files(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(LorifError, match=reason) as caught:
         read_queries(str(tmp_path / name), STORAGE)
+    assert caught.value.exit_code == 2
 
 
 def test_missing_or_several_files_are_refused(tmp_path: Path) -> None:

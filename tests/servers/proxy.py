@@ -1,0 +1,216 @@
+"""A proxy before an object store that makes requests fail: as stores and networks do, at a rate, from a seed.
+
+`python -m tests.servers.proxy URL --latency 0.05` prints the address it listens at and serves until it is killed.
+"""
+
+import argparse
+import http.client
+import random
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+Kind = Literal["slow_down", "reset_before", "reset_after", "stall", "truncate", "latency", "answer"]
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with which requests.
+
+    Attributes:
+        kind: `slow_down`: 503; `reset_before` or `reset_after` the store got the request: the connection is
+            reset; `stall`: no answer for `seconds`; `truncate`: half a body; `latency`: `seconds` more; `answer`:
+            a canned one, with `status` and `code`.
+        rate: share of the matching requests.
+        match: regular expression searched in "METHOD /path?query".
+    """
+
+    kind: Kind
+    rate: float = 1.0
+    match: str = ""
+    seconds: float = 0.0
+    status: int = 500
+    code: str = ""
+    extra: str = ""
+
+    def body(self) -> bytes:
+        """The error as S3 writes it."""
+        return (
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{self.code}</Code><Message>{self.code} of the '
+            f"proxy</Message>{self.extra}<RequestId>1</RequestId></Error>"
+        ).encode()
+
+
+class FaultProxy(AbstractContextManager["FaultProxy"]):
+    """Forwards requests to a store; `fault` is what happens to them and may be changed at any time.
+
+    Attributes:
+        fault: what goes wrong now, or None.
+        requests: how many came in.
+        hit: how many of them the fault met.
+    """
+
+    def __init__(self, upstream: str, seed: int = 0, fault: Fault | None = None) -> None:
+        self.fault = fault
+        self.requests = self.hit = 0
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        place = urlsplit(upstream)
+        assert place.hostname is not None and place.port is not None
+        handler = type("Handler", (_Handler,), {"proxy": self, "upstream": (place.hostname, place.port)})
+        self._server = _Server(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> "FaultProxy":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.fault = None
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """Its address, an endpoint."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def draw(self, request: str) -> Fault | None:
+        """The fault that meets a request, if one does."""
+        with self._lock:
+            self.requests += 1
+            fault = self.fault
+            if fault is None or not re.search(fault.match, request) or self._random.random() >= fault.rate:
+                return None
+            self.hit += 1
+            return fault
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is not news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    proxy: FaultProxy
+    upstream: tuple[str, int]
+    _connection: http.client.HTTPConnection | None = None
+
+    def _serve(self) -> None:
+        body = self._body()
+        fault = self.proxy.draw(f"{self.command} {self.path}")
+        kind = None if fault is None else fault.kind
+        if fault is None or kind in ("latency", "reset_after", "truncate"):
+            if fault is not None and kind == "latency":
+                time.sleep(fault.seconds)
+            self._answer(kind, *self._forward(body))
+        elif kind == "slow_down":
+            self._canned(Fault("answer", status=503, code="SlowDown"))
+        elif kind == "answer":
+            self._canned(fault)
+        else:
+            if kind == "stall":
+                time.sleep(fault.seconds)
+            self._reset()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815 - http.server looks for these names
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        headers["Content-Length"] = str(len(body))
+        for attempt in range(2):
+            if self._connection is None:
+                self._connection = http.client.HTTPConnection(*self.upstream)
+            try:
+                self._connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                for name, value in headers.items():
+                    self._connection.putheader(name, value)
+                self._connection.endheaders(body)
+                answer = self._connection.getresponse()
+                return answer.status, answer.getheaders(), answer.read()
+            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+                self._connection.close()
+                self._connection = None  # an idle connection that the store has closed
+                if attempt:
+                    raise
+        raise AssertionError
+
+    def _answer(self, kind: Kind | None, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        if kind == "reset_after":
+            self._reset()
+            return
+        cut = len(body) // 2 if kind == "truncate" else len(body)
+        if kind == "truncate" and not body:
+            self._reset()
+            return
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP | {"content-length"}:
+                self.send_header(name, value)
+        length = {name.lower(): value for name, value in headers}.get("content-length", str(len(body)))
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:cut])
+        if cut < len(body):
+            self._reset()
+
+    def _canned(self, fault: Fault) -> None:
+        body = b"" if self.command == "HEAD" else fault.body()
+        self.send_response_only(fault.status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _reset(self) -> None:
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Silent."""
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("upstream")
+    parser.add_argument("--latency", type=float, default=0.0)
+    arguments = parser.parse_args()
+    fault = Fault("latency", seconds=arguments.latency) if arguments.latency else None
+    with FaultProxy(arguments.upstream, fault=fault) as proxy:
+        sys.stdout.write(f"{proxy.url}\n")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
