@@ -121,7 +121,7 @@ def make_config(folder: Path, size: int) -> Config:
 
 def index_corpus(config: Config) -> Peak:
     """List the corpus, index its shards one after another and commit each of them."""
-    indexer = ShardIndexer(config, make_spec(config, load_skeleton(config.model)))
+    indexer = ShardIndexer(config, make_spec(config, load_skeleton(config.model, config.storage)))
     loaded, started = peak_mib(), time.perf_counter()
     plan = make_plan(config)
     store = Store(config.index)

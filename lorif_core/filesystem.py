@@ -87,6 +87,18 @@ def find_files(uri: str, storage: StorageConfig, endings: Sequence[str]) -> list
     return sorted(chosen, key=lambda file: file.name)
 
 
+def list_folder(uri: str, storage: StorageConfig) -> list[SourceFile]:
+    """The files that lie directly in a folder, sorted by name; empty if there is no such folder."""
+    fs, path = open_filesystem(uri, storage)
+    with contact(uri):
+        try:
+            infos = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+    files = [_source(fs, info, path.rstrip("/")) for info in infos if info["type"] == "file"]
+    return sorted(files, key=lambda file: file.name)
+
+
 def _look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]], str]:
     """Infos of the candidates, and the folder (or the file itself) that their names are relative to."""
     try:

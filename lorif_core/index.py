@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lorif_core.batches import collate, token_budget_batches
-from lorif_core.config import ModelConfig, StorageConfig
+from lorif_core.config import ModelConfig, StorageConfig, parse_storage
 from lorif_core.curvature import LayerCurvature, identity_curvature
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
@@ -138,7 +138,9 @@ class Index:
             return QueryEncoder(model, self.spec)
         config = model if isinstance(model, ModelConfig) else model_config_of(self.generation, model)
         if config not in self._encoders:
-            self._encoders[config] = QueryEncoder(load_matching(self.generation, config), self.spec)
+            self._encoders[config] = QueryEncoder(
+                load_matching(self.generation, config, self.store.storage), self.spec
+            )
         return self._encoders[config]
 
     def fold(self, gradients: QueryGradients) -> FoldedQueries:
@@ -172,7 +174,7 @@ def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = Non
     Raises:
         UserError: there is no index, or it has no published generation.
     """
-    section = storage if isinstance(storage, StorageConfig) else StorageConfig(**(storage or {}))
+    section = storage if isinstance(storage, StorageConfig) else parse_storage(dict(storage or {}))
     return Index(Store(uri, section))
 
 
@@ -192,13 +194,13 @@ def model_config_of(generation: Generation, path: str | None = None) -> ModelCon
     return ModelConfig(path=path or generation.model_path, revision=None if moved else generation.model_revision)
 
 
-def load_matching(generation: Generation, config: ModelConfig) -> LoadedModel:
+def load_matching(generation: Generation, config: ModelConfig, storage: StorageConfig) -> LoadedModel:
     """Load the checkpoint that a generation was built with, in the dtype of its spec.
 
     Raises:
         UserError: the checkpoint or tokenizer there is another one.
     """
     spec = generation.index_spec
-    loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}))
-    check_same_checkpoint(config, loaded, spec)
+    loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}), storage)
+    check_same_checkpoint(config, storage, loaded, spec)
     return loaded

@@ -1,10 +1,10 @@
-"""The checkpoint: loading it safely, its fingerprint, and one backward pass."""
+"""The model: loading it safely from its checkpoint, and one backward pass."""
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +12,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
-from lorif_core.config import ModelConfig
+from lorif_core.checkpoint import Checkpoint, locate
+from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.faults import one_line
 from lorif_core.loss import head_loss, token_losses
 from lorif_core.spec import IndexSpec
-
-_WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-_HASH_BLOCK = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +78,31 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
     return LoadedModel(model, tokenizer, _has_linear_head(model))
 
 
-def load_model(config: ModelConfig, device: str | None = None) -> LoadedModel:
-    """Load a checkpoint from a local folder or a hub id; safetensors only, unless `allow_pickle`.
+def load_model(config: ModelConfig, storage: StorageConfig, device: str | None = None) -> LoadedModel:
+    """Load a checkpoint from a local folder, an object store or the hub; safetensors only, unless `allow_pickle`.
 
     Args:
         config: the `model` section.
+        storage: how to reach an object store.
         device: where to put it when `device_map` is null; None picks CUDA where there is one.
 
     Raises:
         UserError: the folder is missing or holds no model, or its weights would have to be unpickled.
+        StoreUnavailableError: the store keeps failing.
     """
-    check_checkpoint(config)
-    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
+    checkpoint = locate(config, storage)
+    base = checkpoint.base()
+    with _loading(config):
         model = AutoModelForCausalLM.from_pretrained(
-            config.path,
+            (base or checkpoint).whole(),
             dtype=config.dtype,
             use_safetensors=None if config.allow_pickle else True,
             device_map=config.device_map,
-            **common,
+            **_common(base or checkpoint),
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
+        if base is not None:
+            model.load_adapter(checkpoint.whole())
+        tokenizer = _load_tokenizer(checkpoint)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise UserError(
             f"model.device_map = {config.device_map!r} leaves weights of {config.path} off the devices; "
@@ -109,7 +110,7 @@ def load_model(config: ModelConfig, device: str | None = None) -> LoadedModel:
         )
     if config.device_map is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return prepare_model(model, _load_tokenizer(config, common))
+    return prepare_model(model, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,32 +123,24 @@ class Skeleton:
     max_positions: int | None
 
 
-def load_skeleton(config: ModelConfig) -> Skeleton:
-    """Build the modules of a checkpoint on the meta device, adapters included.
+def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
+    """Build the modules of a checkpoint on the meta device, adapters included; no weights are fetched.
 
     Raises:
         UserError: the folder is missing or holds no model.
+        StoreUnavailableError: the store keeps failing.
     """
-    check_checkpoint(config)
-    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    adapter = (Path(config.path) / "adapter_config.json").exists()
-    try:
-        base = _adapter_base(config.path) if adapter else config.path
-        settings = AutoConfig.from_pretrained(base, **common)
+    checkpoint = locate(config, storage)
+    base = checkpoint.base()
+    with _loading(config):
+        settings = AutoConfig.from_pretrained((base or checkpoint).settings(), **_common(base or checkpoint))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
-            if adapter:
-                model.add_adapter(_adapter_settings(config.path))
-        tokenizer = _load_tokenizer(config, common)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
+            if base is not None:
+                model.add_adapter(_adapter_settings(checkpoint.settings()))
+        tokenizer = _load_tokenizer(checkpoint)
     dtype = str(settings.dtype or torch.float32).removeprefix("torch.")
     return Skeleton(model, tokenizer, dtype, max_positions(settings))
-
-
-def max_positions(settings: Any) -> int | None:
-    """Longest sequence the position embedding allows, where the model's config states one."""
-    return getattr(settings.get_text_config(), "max_position_embeddings", None)
 
 
 def _adapter_settings(path: str) -> Any:
@@ -156,47 +149,23 @@ def _adapter_settings(path: str) -> Any:
     return PeftConfig.from_pretrained(path)
 
 
-def _adapter_base(path: str) -> str:
-    return str(_adapter_settings(path).base_model_name_or_path)
+def _common(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.config
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
 
 
-def check_checkpoint(config: ModelConfig) -> None:
-    """Refuse a local path that is missing or holds no safetensors, before anything is imported or written."""
-    folder = Path(config.path)
-    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1
-    if not folder.exists():
-        if looks_local:
-            raise UserError(f"the model folder {config.path} does not exist")
-        return  # a hub id
-    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
-        raise UserError(f"the model folder {config.path} has no config.json")
-    if config.allow_pickle or any(folder.glob("*.safetensors")):
-        return
-    if any(file for pattern in _WEIGHT_PATTERNS[1:] for file in folder.glob(pattern)):
-        raise UserError(
-            f"the model folder {config.path} has only pickled weights, which can run code when loaded; convert "
-            f"them to safetensors, or set model.allow_pickle=true if you trust whoever made them"
-        )
-    raise UserError(f"the model folder {config.path} has no weights (*.safetensors)")
+@contextmanager
+def _loading(config: ModelConfig) -> Iterator[None]:
+    """Errors of transformers as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
 
 
-def fingerprint(config: ModelConfig) -> str:
-    """Identity of a checkpoint: a hash of config and weight files (an adapter's base too), or the hub's commit."""
-    folder = Path(config.path)
-    if not folder.exists():
-        settings = AutoConfig.from_pretrained(config.path, revision=config.revision)
-        return f"{config.path}@{getattr(settings, '_commit_hash', None) or config.revision or 'main'}"
-    adapter = (folder / "adapter_config.json").exists()
-    base = fingerprint(ModelConfig(path=_adapter_base(config.path))) if adapter else ""
-    names = ["config.json", "adapter_config.json"]
-    files = [folder / name for name in names if (folder / name).exists()]
-    files += sorted(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern))
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib releases the GIL
-        digests = list(pool.map(_file_digest, files))
-    whole = hashlib.sha256(base.encode())
-    for file, digest in zip(files, digests, strict=True):
-        whole.update(f"{file.name}:{digest}\n".encode())
-    return f"sha256:{whole.hexdigest()[:32]}"
+def max_positions(settings: Any) -> int | None:
+    """Longest sequence the position embedding allows, where the model's config states one."""
+    return getattr(settings.get_text_config(), "max_position_embeddings", None)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
@@ -215,18 +184,20 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
     return "sha256:" + hashlib.sha256(state.encode()).hexdigest()[:32]
 
 
-def check_same_weights(config: ModelConfig, spec: IndexSpec) -> None:
+def check_same_weights(config: ModelConfig, storage: StorageConfig, spec: IndexSpec) -> None:
     """Refuse weights that are not those of a spec: a folder may have been written to meanwhile.
 
     Raises:
         UserError: naming both fingerprints.
     """
-    _require_same("model", config, fingerprint(config), spec.checkpoint)
+    _require_same("model", config, locate(config, storage).fingerprint(), spec.checkpoint)
 
 
-def check_same_checkpoint(config: ModelConfig, loaded: LoadedModel, spec: IndexSpec) -> None:
+def check_same_checkpoint(
+    config: ModelConfig, storage: StorageConfig, loaded: LoadedModel, spec: IndexSpec
+) -> None:
     """As `check_same_weights`, and the loaded tokenizer too."""
-    check_same_weights(config, spec)
+    check_same_weights(config, storage, spec)
     _require_same("tokenizer", config, tokenizer_fingerprint(loaded.tokenizer), spec.tokenisation.tokenizer)
 
 
@@ -238,18 +209,10 @@ def _require_same(what: str, config: ModelConfig, found: str, expected: str) -> 
         )
 
 
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _load_tokenizer(config: ModelConfig, common: dict[str, Any]) -> PreTrainedTokenizerBase | None:
-    folder = Path(config.path)
-    has_files = not folder.exists() or any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
-    return AutoTokenizer.from_pretrained(config.path, **common) if has_files else None
+def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
+    if not checkpoint.on_hub and not any(name.startswith(("tokenizer", "vocab")) for name in checkpoint.names):
+        return None
+    return AutoTokenizer.from_pretrained(checkpoint.settings(), **_common(checkpoint))
 
 
 def _fuse_gelu(model: torch.nn.Module) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,10 +51,9 @@ class NodeFolder:
 
     def __init__(self, uri: str, files: Sequence[SourceFile], storage: StorageConfig) -> None:
         manifest = sorted((file.name, file.etag, file.size) for file in files)
-        described = json.dumps([uri, storage.endpoint, manifest])
-        self._uri = uri
+        self._uri, self._place = uri, _digest([uri, storage.endpoint])
         self._root = Path(os.environ.get("LORIF_CACHE") or "~/.cache/lorif").expanduser()
-        self.path = self._root / "checkpoints" / hashlib.sha256(described.encode()).hexdigest()[:32]
+        self.path = self._root / "checkpoints" / f"{self._place}-{_digest(manifest)}"
 
     def fetch(self, files: Sequence[SourceFile]) -> None:
         """Bring some of the files here; those that are here are not fetched again, nor by two processes at once.
@@ -91,7 +90,7 @@ class NodeFolder:
 
     def _missing(self, files: Sequence[SourceFile]) -> list[SourceFile]:
         """Small files first: they are all that some of the waiting processes need."""
-        sizes = {file.name: file.stat().st_size for file in self.path.glob("*")}
+        sizes = {file.name: file.stat().st_size for file in self.path.glob("[!.]*")}
         missing = [file for file in files if sizes.get(file.name) != file.size]
         return sorted(missing, key=lambda file: (file.size, file.name))
 
@@ -99,6 +98,7 @@ class NodeFolder:
         """Fetch files in parts, several at once; each takes its name when it is whole. Under the lock."""
         total = sum(file.size for file in files)
         self._sweep()  # what a killed process has left
+        self._remove_former()
         self._require_room(total)
         log.info("fetching %d files, %.1f MB, of %s", len(files), total / 1e6, self._uri)
         started = time.perf_counter()
@@ -173,6 +173,13 @@ class NodeFolder:
             for draft in self.path.glob(".*.part"):
                 draft.unlink()
 
+    def _remove_former(self) -> None:
+        """Remove what this node keeps of files that were at the URI before and were overwritten."""
+        for former in self.path.parent.glob(f"{self._place}-*"):
+            if former.is_dir() and former != self.path:
+                shutil.rmtree(former, ignore_errors=True)  # a process that has opened it keeps its files
+                former.with_suffix(".json").unlink(missing_ok=True)
+
     def _require_room(self, needed: int) -> None:
         with self._cache_told():
             free = shutil.disk_usage(self.path).free
@@ -209,7 +216,11 @@ class NodeFolder:
             ) from None
 
 
-def file_digests(paths: Sequence[Path]) -> Mapping[str, str]:
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]
+
+
+def file_digests(paths: Sequence[Path]) -> dict[str, str]:
     """SHA-256 of files of one folder, by name; a file that has not changed is read once per process."""
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         return dict(zip([path.name for path in paths], pool.map(_file_digest, paths), strict=True))

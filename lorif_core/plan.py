@@ -3,13 +3,14 @@
 import sys
 from dataclasses import dataclass
 
+from lorif_core.checkpoint import locate
 from lorif_core.config import Config
 from lorif_core.corpus import check_first_file, list_shards
 from lorif_core.curvature import CurvatureSpec, layer_groups
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.layers import coverage, layer_specs, select_layers
-from lorif_core.model import Skeleton, fingerprint, load_skeleton, tokenizer_fingerprint
+from lorif_core.model import Skeleton, load_skeleton, tokenizer_fingerprint
 from lorif_core.spec import CodeSpec, Coverage, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.store import Store
 
@@ -44,7 +45,7 @@ def preflight(config: Config) -> None:
     Raises:
         UserError: as `make_plan`.
     """
-    skeleton = load_skeleton(config.model)
+    skeleton = load_skeleton(config.model, config.storage)
     check_settings(config, skeleton, tracked_layers(config, skeleton))
     store = Store(config.index, config.storage)
     if store.stored_spec() is not None:  # else the checkpoint need not be hashed yet
@@ -58,7 +59,7 @@ def make_plan(config: Config) -> BuildPlan:
     Raises:
         UserError: one sentence for the first thing that is wrong with model, layers, ranks, index or corpus.
     """
-    skeleton = load_skeleton(config.model)
+    skeleton = load_skeleton(config.model, config.storage)
     spec = make_spec(config, skeleton)
     Store(config.index, config.storage).check_spec(spec)
     listing = list_shards(config.corpus, config.storage)
@@ -79,7 +80,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     uses_pair = corpus.tokens is None and corpus.prompt is not None
     uses_text = corpus.tokens is None and corpus.prompt is None
     return IndexSpec(
-        checkpoint=fingerprint(config.model),
+        checkpoint=locate(config.model, config.storage).fingerprint(),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
         layers=layers,
         projection=ProjectionSpec(config.projection.kind, config.projection.factor, config.projection.seed),

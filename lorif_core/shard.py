@@ -38,8 +38,8 @@ class ShardIndexer:
         self._config = config
         self._spec = spec
         self._store = Store(config.index, config.storage)
-        self._loaded = load_model(model_config(config, spec), device)
-        check_same_checkpoint(config.model, self._loaded, spec)
+        self._loaded = load_model(model_config(config, spec), config.storage, device)
+        check_same_checkpoint(config.model, config.storage, self._loaded, spec)
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code)
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
         self._receipts = Receipts(config.index, config.storage)

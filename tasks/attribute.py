@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from lorif_core.answers import Attribution, check_out_folder, write_answers
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
-from lorif_core.model import check_checkpoint, check_same_weights
+from lorif_core.model import check_same_weights
 from lorif_core.queries import Query, read_queries
 from lorif_core.scoring import FoldedQueries
 from lorif_core.store import Generation, Store
@@ -28,7 +28,7 @@ _FRAGMENTS_PER_CALL = 8
 @task(
     name="attribute",
     cache_policy=NO_CACHE,
-    retries=2,
+    retries=len(RETRY_DELAYS),
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=worth_retrying,
 )
@@ -127,6 +127,5 @@ def check_attribution(config: Config, queries: str, out: str) -> tuple[Generatio
     """
     check_out_folder(out, config.storage)
     generation = Store(config.index, config.storage).latest()
-    check_checkpoint(config.model)
-    check_same_weights(config.model, generation.index_spec)
+    check_same_weights(config.model, config.storage, generation.index_spec)
     return generation, read_queries(queries, config.storage)

@@ -61,7 +61,7 @@ def plan_build(config: Config) -> BuildPlan:
 @task(
     name="index shards",
     cache_policy=NO_CACHE,
-    retries=2,
+    retries=len(RETRY_DELAYS),
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=worth_retrying,
 )
@@ -163,7 +163,7 @@ def _check_complete(store: Store, receipts: Sequence[Receipt]) -> None:
 @task(
     name="fit curvature",
     cache_policy=NO_CACHE,
-    retries=2,
+    retries=len(RETRY_DELAYS),
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=worth_retrying,
 )

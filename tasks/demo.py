@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -82,7 +83,11 @@ def demo_place(store: str, folder: Path) -> Iterator[DemoPlace]:
     if store == "local":
         yield DemoPlace(str(folder / "index"), {})
         return
-    with MotoServer() as server, environment(server.environment()):
+    with (
+        MotoServer() as server,
+        TemporaryDirectory() as cache,
+        environment({**server.environment(), "LORIF_CACHE": cache}),
+    ):
         server.make_bucket(_BUCKET)
         get_run_logger().info("corpus, checkpoint and index are in s3://%s at %s", _BUCKET, server.url)
         yield DemoPlace(f"s3://{_BUCKET}/index", server.storage(), server)

@@ -14,6 +14,14 @@ lock_local_ray("local")
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "likes", "red", "small", "old", "tree", "and", "then", "runs"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def node_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What this node keeps of checkpoints lies in a folder of the session."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LORIF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny GPT-2 with a byte tokenizer, saved as a checkpoint."""
@@ -49,8 +57,8 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One private Ray for the session; `cluster()` finds it and leaves it running."""
+def ray_session(moto: MotoServer) -> Iterator[None]:
+    """One private Ray for the session, whose workers know moto's credentials; `cluster()` finds and leaves it."""
     from lorif_core.config import ComputeConfig
     from tasks.cluster import cluster
 

@@ -10,13 +10,14 @@ from tasks.demo_corpus import QUESTIONS
 
 
 @pytest.mark.usefixtures("prefect_server", "ray_session")
-def test_the_demo_tells_the_whole_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_the_demo_tells_the_whole_story(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a model trained for two seconds: the story is the same, the answers are worse."""
     import flows.demo
 
     monkeypatch.setattr(flows.demo, "_TRAINING_SECONDS", 2.0)
     out = tmp_path / "demo"
-    summary = flows.demo.demo(out)
+    summary = flows.demo.demo(out, store)
     assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "report"}
     assert summary["queries"] == len(QUESTIONS) >= 8
     assert {"index", "curvature", "train", "attribute"} <= set(summary["timings"])
@@ -28,4 +29,5 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path, monkeypatch: pytest.Monk
     for question in QUESTIONS:
         assert question.question_id in page
     sides = pq.read_table(out / "scores.parquet").column("side").to_pylist()
+    assert (out / "index").exists() == (store == "local")
     assert sides.count("proponent") == sides.count("opponent") == 5 * len(QUESTIONS)

@@ -11,14 +11,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from lorif_core.config import ModelConfig
+from lorif_core.checkpoint import locate
+from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.layers import coverage, layer_specs, linear_layers, select_layers
-from lorif_core.model import fingerprint, load_model, load_skeleton, prepare_model, tokenizer_fingerprint
+from lorif_core.model import load_model, load_skeleton, prepare_model, tokenizer_fingerprint
 from lorif_core.spec import CodeSpec, ProjectionSpec
 from tests.models import FAMILIES, autograd_gradients, batch_of, gpt2, llama, random_examples, tracked
 from tests.tiny_tokenizer import byte_tokenizer
+
+STORAGE = StorageConfig()
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def adapter_folder(tmp_path: Path) -> Path:
 def test_a_skeleton_names_the_layers_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     FAMILIES[family]().save_pretrained(tmp_path)
     config = ModelConfig(path=str(tmp_path))
-    skeleton, model = load_skeleton(config), load_model(config)
+    skeleton, model = load_skeleton(config, STORAGE), load_model(config, STORAGE)
     assert layer_specs(select_layers(skeleton.model, None), 4) == tracked(model, 4)
     assert skeleton.dtype == str(model.dtype).removeprefix("torch.") == "float32"
     assert skeleton.tokenizer is None and skeleton.max_positions == 64
@@ -50,19 +53,19 @@ def test_a_skeleton_names_the_layers_of_the_loaded_model(family: str, tmp_path: 
 
 def test_an_adapter_folder_loads_with_its_base(adapter_folder: Path) -> None:
     config = ModelConfig(path=str(adapter_folder), layers="lora_")
-    skeleton, model = load_skeleton(config), load_model(config)
+    skeleton, model = load_skeleton(config, STORAGE), load_model(config, STORAGE)
     specs = layer_specs(select_layers(model.model, config.layers), 2)
     assert specs == layer_specs(select_layers(skeleton.model, config.layers), 2)
     assert len(specs) == 2 * 2 * 2 and all(".lora_A." in spec.name or ".lora_B." in spec.name for spec in specs)
-    before = fingerprint(config)
+    before = locate(config, STORAGE).fingerprint()
     gpt2(seed=3).save_pretrained(adapter_folder.parent / "base")
-    assert fingerprint(config) != before, "another base is another model"
+    assert locate(config, STORAGE).fingerprint() != before, "another base is another model"
 
 
 def test_the_fingerprint_follows_the_weights_not_the_folder(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         gpt2(seed=seed).save_pretrained(tmp_path / name)
-    a, b, c = (fingerprint(ModelConfig(path=str(tmp_path / name))) for name in "abc")
+    a, b, c = (locate(ModelConfig(path=str(tmp_path / name)), STORAGE).fingerprint() for name in "abc")
     assert a == b != c
 
 
@@ -79,15 +82,15 @@ def test_pickled_weights_need_consent(tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="allow_pickle"):
-        load_model(ModelConfig(path=str(tmp_path)))
-    loaded = load_model(ModelConfig(path=str(tmp_path), allow_pickle=True))
+        load_model(ModelConfig(path=str(tmp_path)), STORAGE)
+    loaded = load_model(ModelConfig(path=str(tmp_path), allow_pickle=True), STORAGE)
     torch.testing.assert_close(loaded.model.transformer.wpe.weight, model.transformer.wpe.weight)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     gpt2().config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no weights"):
-        load_model(ModelConfig(path=str(tmp_path)))
+        load_model(ModelConfig(path=str(tmp_path)), STORAGE)
 
 
 def test_coverage_names_what_is_not_tracked() -> None:
