@@ -82,7 +82,10 @@ def run_check(config: str, overrides: Sequence[str]) -> Result:
     settings = _load(config, overrides)
     from tasks.check import check
 
-    return _listed(check(settings))
+    data = check(settings)
+    passed = "\n".join(f"ok  {name}: {finding}" for name, finding in data["checks"].items())
+    costs = {key: value for key, value in data.items() if key != "checks"}
+    return Result(data, f"{passed}\n{_listed(costs).text}")
 
 
 def run_demo(out: str, store: str) -> Result:

@@ -18,6 +18,7 @@ from botocore.exceptions import (
     EndpointConnectionError,
     HTTPClientError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
@@ -96,6 +97,7 @@ _ERRNO = {
     errno.EISDIR: "EISDIR",
 }
 _TYPES: tuple[tuple[type[Exception], str], ...] = (
+    (ParamValidationError, "InvalidBucketName"),
     (ProfileNotFound, "ProfileNotFound"),
     (NoCredentialsError, "NoCredentials"),
     (PartialCredentialsError, "PartialCredentials"),
@@ -139,9 +141,7 @@ def explain(error: Exception, uri: str, doing: str = "read") -> LorifError:
     text = " ".join(str(link) for link in chain)
     code = _code(chain, text)
     if code in _ADVICE:
-        known = _REGION.search(text)
-        region = f", {known[1] or known[2]}" if known else ""
-        sentence = _ADVICE[code].format(uri=uri, done=_DONE[doing], region=region)
+        sentence = _ADVICE[code].format(uri=uri, done=_DONE[doing], region=_region(chain, text))
         return LorifError(sentence) if code in ("ENOSPC", "QuotaExceeded") else UserError(sentence)
     if isinstance(error, FileNotFoundError) or code in ("404", "NoSuchKey"):
         return UserError(f"{uri} does not exist")
@@ -199,6 +199,14 @@ def _code(chain: list[Exception], text: str) -> str | None:
     found += ["AccessDenied" for link in chain if isinstance(link, PermissionError)]
     names = [_SAME.get(code, code) for code in found]
     return next((name for name in names if name in _ADVICE or name in _BUSY), names[0] if names else None)
+
+
+def _region(chain: list[Exception], text: str) -> str:
+    """The region that the store has named, as it stands in a sentence; empty if it has not."""
+    answers = [link.response.get("Error", {}) for link in chain if isinstance(link, ClientError)]
+    named = [str(answer["Region"]) for answer in answers if "Region" in answer]
+    named += [known[1] or known[2] for known in _REGION.finditer(text)]
+    return f", {named[0]}" if named else ""
 
 
 def _is_unreachable(chain: list[Exception], text: str) -> bool:

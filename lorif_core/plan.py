@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lorif_core.checkpoint import locate
 from lorif_core.config import Config
-from lorif_core.corpus import check_first_file, list_shards
+from lorif_core.corpus import Listing, check_first_file, list_shards
 from lorif_core.curvature import CurvatureSpec, layer_groups
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
@@ -60,13 +60,17 @@ def make_plan(config: Config) -> BuildPlan:
         UserError: one sentence for the first thing that is wrong with model, layers, ranks, index or corpus.
     """
     skeleton = load_skeleton(config.model, config.storage)
+    check_settings(config, skeleton, tracked_layers(config, skeleton))
+    return plan_of(config, skeleton, list_shards(config.corpus, config.storage))
+
+
+def plan_of(config: Config, skeleton: Skeleton, listing: Listing) -> BuildPlan:
+    """The plan for a model and a corpus that were looked at. Raises UserError as `make_plan`."""
     spec = make_spec(config, skeleton)
     Store(config.index, config.storage).check_spec(spec)
-    listing = list_shards(config.corpus, config.storage)
-    rows = sum(shard.rows for shard in listing.shards)
     layers = select_layers(skeleton.model, config.model.layers)
     # with `chunk` a record becomes several examples, so what it allows is known only once they are indexed
-    known_rows = sys.maxsize if config.corpus.chunk else rows
+    known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
     check_curvature(config, spec.layers, known_rows)
     covered = coverage(skeleton.model, layers)
     return BuildPlan(spec, listing.shards, covered, curvature_spec(config), listing.damaged)

@@ -1,37 +1,124 @@
 """`lorif check`: everything a build needs, tried before anything is spent, and what the build will cost."""
 
 import time
-from typing import Any
-
-from botocore.exceptions import BotoCoreError
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from lorif_core.batches import token_budget_batches
 from lorif_core.config import Config
-from lorif_core.errors import UserError
-from lorif_core.faults import one_line
-from lorif_core.filesystem import open_filesystem
-from lorif_core.plan import BuildPlan, make_plan
+from lorif_core.corpus import Listing, list_shards
+from lorif_core.errors import LorifError, UserError
+from lorif_core.layers import coverage, select_layers
+from lorif_core.lease import current_holder
+from lorif_core.model import Skeleton, load_skeleton
+from lorif_core.objects import Objects
+from lorif_core.plan import BuildPlan, check_settings, plan_of, tracked_layers
+from lorif_core.probe import probe_conditional_put
 from lorif_core.shard import ShardIndexer
-from tasks.cluster import cluster
+from tasks.cluster import Resources, cluster
 
 _TIMED_BATCHES = 20
 
+Found = TypeVar("Found")
+
+
+class Checks:
+    """Runs named checks and goes on after one that fails, so that all there is to mend is told at once."""
+
+    def __init__(self) -> None:
+        self.findings: dict[str, str] = {}
+        self._failures: dict[str, LorifError] = {}
+
+    def run(self, name: str, attempt: Callable[[], tuple[Found, str]]) -> Found | None:
+        """What a check returns, noting its finding; None if it fails."""
+        try:
+            result, self.findings[name] = attempt()
+        except LorifError as error:
+            self._failures[name] = error
+            return None
+        return result
+
+    def stop_if_failed(self) -> None:
+        """Raise one error for all failures: of the user's kind only if every one of them is."""
+        if not self._failures:
+            return
+        first = {str(error): name for name, error in reversed(self._failures.items())}
+        told = "; ".join(f"{name}: {error}" for name, error in self._failures.items() if first[str(error)] == name)
+        kind = UserError if all(error.exit_code == 2 for error in self._failures.values()) else LorifError
+        raise kind(told)
+
 
 def check(config: Config) -> dict[str, Any]:
-    """Try corpus, tokeniser, model, layers, index location and Ray; the plan as plain values.
+    """Try model, layers, corpus, index location, Ray and a sample; the findings and the plan as plain values.
 
     Raises:
-        UserError: the first thing that is wrong, with its fix.
-        LorifError: Ray does not answer or has not the GPUs asked for.
+        UserError: what is wrong, each with its fix.
+        LorifError: a store or Ray does not answer.
     """
-    plan = make_plan(config)
-    _probe_writable(config)
+    checks = Checks()
+    skeleton = checks.run("model", lambda: _check_model(config))
+    listing = checks.run("corpus", lambda: _check_corpus(config))
+    checks.run("index", lambda: _check_index(config))
+    resources = checks.run("ray", lambda: _check_ray(config))
+    plan = None
+    if skeleton is not None and listing is not None:
+        plan = checks.run("plan", lambda: _check_plan(config, skeleton, listing))
+    sample = None if plan is None else checks.run("sample", lambda: _check_sample(config, plan))
+    checks.stop_if_failed()
+    assert plan is not None and sample is not None and resources is not None
+    return {"checks": checks.findings, **_costs(plan, sample, resources)}
+
+
+def _check_model(config: Config) -> tuple[Skeleton, str]:
+    skeleton = load_skeleton(config.model, config.storage)
+    layers = tracked_layers(config, skeleton)
+    check_settings(config, skeleton, layers)
+    covered = coverage(skeleton.model, select_layers(skeleton.model, config.model.layers))
+    return skeleton, f"{len(layers)} layers, {covered.sentence()}"
+
+
+def _check_corpus(config: Config) -> tuple[Listing, str]:
+    listing = list_shards(config.corpus, config.storage)
+    if listing.damaged:
+        causes = "; ".join(cause for _, cause in listing.damaged)
+        raise UserError(
+            f"{len(listing.damaged)} files are damaged and would be quarantined: {causes}; restore them, or "
+            f"build with --publish-incomplete"
+        )
+    return listing, f"{sum(shard.rows for shard in listing.shards):,} records in {len(listing.shards)} shards"
+
+
+def _check_index(config: Config) -> tuple[bool, str]:
+    """Write and remove small objects beside the tables, several writers at once."""
+    objects = Objects(config.index, config.storage)
+    found = probe_conditional_put(objects)
+    objects.remove_folder()
+    holder = current_holder(objects)
+    in_use = "" if holder is None else f"; {holder} is using it, a build would wait for it or refuse"
+    return True, f"writable; {found.sentence()}{in_use}"
+
+
+def _check_ray(config: Config) -> tuple[Resources, str]:
     with cluster(config.compute) as resources:
-        workers, gpus = resources.workers, resources.workers * resources.gpus_per_worker
+        gpus = resources.gpus_per_worker
+        return resources, f"{resources.workers} workers, each {resources.cpus_per_worker} CPUs and {gpus:g} GPUs"
+
+
+def _check_plan(config: Config, skeleton: Skeleton, listing: Listing) -> tuple[BuildPlan, str]:
+    plan = plan_of(config, skeleton, listing)
+    return plan, f"spec {plan.spec.hash}, {plan.layout.bytes_per_example:,.0f} bytes per example"
+
+
+def _check_sample(config: Config, plan: BuildPlan) -> tuple[dict[str, float], str]:
     sample = _time_sample(config, plan)
+    return sample, f"{sample['tokens']:,.0f} tokens run at {sample['tokens_per_second']:,.0f} tokens/s"
+
+
+def _costs(plan: BuildPlan, sample: dict[str, float], resources: Resources) -> dict[str, Any]:
     tokens = round(sample["tokens_per_record"] * plan.rows)
     examples = round(sample["examples_per_record"] * plan.rows)
-    layout = plan.layout
+    # workers without GPUs share the cores that the sample had to itself
+    speedup = resources.workers if resources.gpus_per_worker else 1
     return {
         "records": plan.rows,
         "shards": len(plan.shards),
@@ -40,33 +127,14 @@ def check(config: Config) -> dict[str, Any]:
         "layers": len(plan.spec.layers),
         "coverage": plan.coverage.sentence(),
         "spec": plan.spec.hash,
-        "bytes_per_example": layout.bytes_per_example,
-        "dense_bytes_per_example": layout.dense_bytes_per_example(),
-        "index_bytes": layout.bytes_per_example * examples,
-        "workers": workers,
-        "gpus": gpus,
+        "bytes_per_example": plan.layout.bytes_per_example,
+        "dense_bytes_per_example": plan.layout.dense_bytes_per_example(),
+        "index_bytes": plan.layout.bytes_per_example * examples,
+        "workers": resources.workers,
+        "gpus": resources.workers * resources.gpus_per_worker,
         "tokens_per_second": sample["tokens_per_second"],
-        "estimated_hours": tokens / sample["tokens_per_second"] / (workers if gpus else 1) / 3600,
+        "estimated_hours": tokens / sample["tokens_per_second"] / speedup / 3600,
     }
-
-
-def _probe_writable(config: Config) -> None:
-    """Write and remove one small object beside the tables."""
-    fs, path = open_filesystem(config.index, config.storage)
-    probe = f"{path}/.lorif-probe"
-    makes_folder = "file" in fs.protocol and not fs.exists(path)  # on S3 it would make a missing bucket
-    try:
-        if makes_folder:
-            fs.makedirs(path)
-        fs.pipe_file(probe, b"lorif check")
-        fs.rm_file(probe)
-        if makes_folder:
-            fs.rmdir(path)
-    except (OSError, BotoCoreError) as error:
-        raise UserError(
-            f"the index location {config.index} cannot be written: {one_line(error)}; give this user "
-            f"permission to write there, or name another index"
-        ) from None
 
 
 def _time_sample(config: Config, plan: BuildPlan) -> dict[str, float]:
@@ -88,5 +156,6 @@ def _time_sample(config: Config, plan: BuildPlan) -> dict[str, float]:
     return {
         "tokens_per_record": tokens / shard.rows,
         "examples_per_record": len(examples) / shard.rows,
+        "tokens": sum(len(example.input_ids) for example in timed),
         "tokens_per_second": sum(len(example.input_ids) for example in timed) / seconds,
     }

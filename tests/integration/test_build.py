@@ -20,19 +20,9 @@ from lorif_core.plan import make_plan
 from lorif_core.shard import NO_SCORED_TOKEN, ShardIndexer
 from lorif_core.store import Store
 from tests.integration.conftest import MakeConfig
+from tests.integration.rows import stored_rows
 
 ROWS = 1099
-
-
-def stored_rows(config: Config, version: int | None = None) -> dict[str, bytes]:
-    """example_id -> bytes of its codes and scales."""
-    store = Store(config.index)
-    found: dict[str, bytes] = {}
-    for block in store.scan(version or store.factors_version(), 500):
-        for row, example_id in enumerate(block.example_ids):
-            assert example_id not in found, f"{example_id} is stored twice"
-            found[example_id] = block.codes[row].numpy().tobytes() + block.scales[row].numpy().tobytes()
-    return found
 
 
 def test_a_generation_has_every_row_once_and_lists_what_it_skipped(built: Config) -> None:

@@ -15,7 +15,8 @@ import yaml
 from lorif_core.config import Config
 from lorif_core.store import Store
 from tests.integration.conftest import MakeConfig
-from tests.integration.test_build import ROWS, stored_rows
+from tests.integration.rows import stored_rows
+from tests.integration.test_build import ROWS
 
 LORIF = [str(Path(sys.executable).parent / "lorif")]
 

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +31,7 @@ class Fault:
     Attributes:
         kind: `slow_down`: 503; `reset_before` or `reset_after` the store got the request: the connection is
             reset; `stall`: no answer for `seconds`; `truncate`: half a body; `latency`: `seconds` more; `answer`:
-            a canned one, with `status` and `code`.
+            a canned one, with `status` and `code`, or a `page`.
         rate: share of the matching requests.
         match: regular expression searched in "METHOD /path?query".
     """
@@ -42,13 +43,13 @@ class Fault:
     status: int = 500
     code: str = ""
     extra: str = ""
+    page: str = ""
 
     def body(self) -> bytes:
-        """The error as S3 writes it."""
-        return (
-            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{self.code}</Code><Message>{self.code} of the '
-            f"proxy</Message>{self.extra}<RequestId>1</RequestId></Error>"
-        ).encode()
+        """The error as S3 writes it, or the page."""
+        head = '<?xml version="1.0" encoding="UTF-8"?>'
+        told = f"<Code>{self.code}</Code><Message>{self.code} of the proxy</Message>{self.extra}"
+        return (self.page or f"{head}\n<Error>{told}<RequestId>1</RequestId></Error>").encode()
 
 
 class FaultProxy(AbstractContextManager["FaultProxy"]):
@@ -56,12 +57,14 @@ class FaultProxy(AbstractContextManager["FaultProxy"]):
 
     Attributes:
         fault: what goes wrong now, or None.
+        watch: is shown every request, before it meets a fault; it may change the fault.
         requests: how many came in.
         hit: how many of them the fault met.
     """
 
     def __init__(self, upstream: str, seed: int = 0, fault: Fault | None = None) -> None:
         self.fault = fault
+        self.watch: Callable[[str], None] = lambda request: None
         self.requests = self.hit = 0
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -91,6 +94,7 @@ class FaultProxy(AbstractContextManager["FaultProxy"]):
         """The fault that meets a request, if one does."""
         with self._lock:
             self.requests += 1
+            self.watch(request)
             fault = self.fault
             if fault is None or not re.search(fault.match, request) or self._random.random() >= fault.rate:
                 return None
@@ -185,6 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = b"" if self.command == "HEAD" else fault.body()
         self.send_response_only(fault.status)
         self.send_header("Content-Type", "application/xml")
+        if region := re.search("<Region>(.+)</Region>", fault.extra):
+            self.send_header("x-amz-bucket-region", region[1])
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
