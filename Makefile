@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-chaos test-s3 lint bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-chaos: $(VENV)/.installed
+	$(BIN)/python -m pytest -m chaos --log-cli-level=WARNING
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from lorif_core.config import Config, parse_config
+from tasks.demo_store import MotoServer
+from tests.integration.s3 import make_place
 
 MakeConfig = Callable[..., Config]
 
@@ -41,3 +43,10 @@ def built(
     config = make_config(tmp_path_factory.mktemp("built") / "index", code={"dtype": "float32"})
     build(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def s3_place(moto: MotoServer, model_folder: Path) -> MotoServer:
+    """moto with a bucket that holds a tiny model and two corpora of small shards."""
+    make_place(moto, model_folder, (12, 44))
+    return moto

@@ -4,70 +4,29 @@ sentence and a bounded time, and the generation that is there still answers.
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 import lorif_core as lc
 from flows.build import build
-from lorif_core.config import Config, parse_config
 from lorif_core.store import Store
-from tasks.demo_store import MotoServer, upload_folder
-from tests.conftest import WORDS
+from tasks.demo_store import MotoServer
 from tests.integration.rows import stored_rows
+from tests.integration.s3 import ROWS_PER_SHARD, put_shards, s3_config
 from tests.integration.test_bad_input import run
 from tests.servers.proxy import Fault, FaultProxy
 
-BUCKET = "faults"
-SHARDS, ROWS = 12, 8
+SHARDS = 12
+CORPUS = f"corpus-{SHARDS}"
 STATED_SECONDS = 180  # README, Limitations: until a build gives a dead store up
 
-MakeS3Config = Callable[..., Config]
-
-
-def put_shards(server: MotoServer, folder: str, numbers: range) -> None:
-    """Small files, a shard each."""
-    for number in numbers:
-        rows = [
-            {
-                "id": f"{number}-{row}",
-                "text": " ".join(WORDS[(number * 7 + row * step) % 14] for step in range(2, 7)),
-            }
-            for row in range(ROWS)
-        ]
-        body = "".join(json.dumps(row) + "\n" for row in rows)
-        server.client().put_object(Bucket=BUCKET, Key=f"{folder}/{number:03d}.jsonl", Body=body.encode())
-
 
 @pytest.fixture(scope="module")
-def place(moto: MotoServer, model_folder: Path) -> MotoServer:
-    """A bucket with a model and a corpus of small shards."""
-    moto.make_bucket(BUCKET)
-    upload_folder(moto, model_folder, BUCKET, "model")
-    put_shards(moto, "corpus", range(SHARDS))
-    return moto
-
-
-def s3_config(endpoint: str, index: str, corpus: str = "corpus", **sections: Any) -> Config:
-    raw: dict[str, Any] = {
-        "index": f"s3://{BUCKET}/{index}",
-        "model": {"path": f"s3://{BUCKET}/model"},
-        "corpus": {"uri": f"s3://{BUCKET}/{corpus}", "id": "id", "max_length": 64},
-        "projection": {"factor": 4},
-        "curvature": {"rank": 8, "power_iterations": 1},
-        "compute": {"workers": 2, "tokens_per_batch": 2048},
-        "storage": {"endpoint": endpoint, "region": "us-east-1", "allow_http": True},
-    }
-    return parse_config({**raw, **sections})
-
-
-@pytest.fixture(scope="module")
-def undisturbed(place: MotoServer, prefect_server: None, ray_session: None) -> dict[str, bytes]:
+def undisturbed(s3_place: MotoServer, prefect_server: None, ray_session: None) -> dict[str, bytes]:
     """Rows of a build that met no fault."""
-    config = s3_config(place.url, "undisturbed")
+    config = s3_config(s3_place.url, "undisturbed", CORPUS)
     build(config)
     return stored_rows(config)
 
@@ -84,11 +43,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", [*FAULTS, pytest.param("stall", marks=pytest.mark.chaos)])
 def test_a_build_among_faults_has_the_same_rows(
-    kind: str, place: MotoServer, undisturbed: dict[str, bytes]
+    kind: str, s3_place: MotoServer, undisturbed: dict[str, bytes]
 ) -> None:
     fault = FAULTS.get(kind, Fault("stall", 0.05, seconds=30))
-    with FaultProxy(place.url, seed=7, fault=fault) as proxy:
-        config = s3_config(proxy.url, kind.replace(" ", "-"))
+    with FaultProxy(s3_place.url, seed=7, fault=fault) as proxy:
+        config = s3_config(proxy.url, kind.replace(" ", "-"), CORPUS)
         generation = build(config)
         assert proxy.hit > 3, "the fault is what this test is about"
         proxy.fault = None
@@ -96,14 +55,14 @@ def test_a_build_among_faults_has_the_same_rows(
 
 
 def test_a_store_that_dies_stops_the_build_and_the_old_generation_answers(
-    place: MotoServer, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    s3_place: MotoServer, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_shards(place, "growing", range(4))
-    with FaultProxy(place.url) as proxy:
+    put_shards(s3_place, "growing", range(4))
+    with FaultProxy(s3_place.url) as proxy:
         config = s3_config(proxy.url, "dies", "growing")
         build(config)
         before = lc.open_index(config.index, config.storage).scores(["the cat sees"])
-        put_shards(place, "growing", range(4, SHARDS))
+        put_shards(s3_place, "growing", range(4, SHARDS))
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
 
@@ -124,6 +83,6 @@ def test_a_store_that_dies_stops_the_build_and_the_old_generation_answers(
         proxy.watch, proxy.fault = lambda request: None, None
         ids, scores = lc.open_index(config.index, config.storage).scores(["the cat sees"])
         assert ids == before[0] and (scores == before[1]).all()
-        assert build(config).rows == SHARDS * ROWS
+        assert build(config).rows == SHARDS * ROWS_PER_SHARD
         assert stored_rows(config) == undisturbed
         assert len(Store(config.index, config.storage).generations()) == 2

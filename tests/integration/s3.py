@@ -1,0 +1,48 @@
+"""Builds on an object store: a bucket with a tiny model and a corpus of small shards, and configs over them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorif_core.config import Config, parse_config
+from tasks.demo_store import MotoServer, upload_folder
+from tests.conftest import WORDS
+
+BUCKET = "lorif-tests"
+ROWS_PER_SHARD = 8
+
+
+def make_place(server: MotoServer, model_folder: Path, sizes: tuple[int, ...]) -> None:
+    """The bucket, the model, and a corpus of each size in shards."""
+    server.make_bucket(BUCKET)
+    upload_folder(server, model_folder, BUCKET, "model")
+    for shards in sizes:
+        put_shards(server, f"corpus-{shards}", range(shards))
+
+
+def put_shards(server: MotoServer, folder: str, numbers: range) -> None:
+    """Small files of different texts, a shard each."""
+    for number in numbers:
+        texts = [
+            " ".join(WORDS[(number * 7 + row * k) % 14] for k in range(2, 7)) for row in range(ROWS_PER_SHARD)
+        ]
+        rows = [json.dumps({"id": f"{number}-{row}", "text": text}) for row, text in enumerate(texts)]
+        server.client().put_object(
+            Bucket=BUCKET, Key=f"{folder}/{number:03d}.jsonl", Body="\n".join([*rows, ""]).encode()
+        )
+
+
+def s3_config(endpoint: str, index: str, corpus: str, **sections: Any) -> Config:
+    """A small build from and to the bucket."""
+    raw: dict[str, Any] = {
+        "index": f"s3://{BUCKET}/{index}",
+        "model": {"path": f"s3://{BUCKET}/model"},
+        "corpus": {"uri": f"s3://{BUCKET}/{corpus}", "id": "id", "max_length": 64},
+        "projection": {"factor": 4},
+        "curvature": {"rank": 8, "power_iterations": 1},
+        "compute": {"workers": 2, "tokens_per_batch": 2048},
+        "storage": {"endpoint": endpoint, "region": "us-east-1", "allow_http": True},
+    }
+    for name, section in sections.items():
+        raw[name] = {**raw.get(name, {}), **section}
+    return parse_config(raw)
