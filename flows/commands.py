@@ -158,7 +158,7 @@ def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Resu
     garbage = find_garbage(store, keep)
     if apply:
         with hold_index(index, store.storage, "gc"):
-            garbage = find_garbage(store, keep)
+            garbage = find_garbage(store, keep, held=True)
             remove_garbage(store, garbage)
     removable: dict[str, list[Any]] = {
         "generations": list(garbage.generations),

@@ -41,10 +41,15 @@ class Garbage:
         return sum(file.size for file in self.files)
 
 
-def find_garbage(store: Store, keep: int) -> Garbage:
+def find_garbage(store: Store, keep: int, *, held: bool = False) -> Garbage:
     """What an index no longer needs if its newest `keep` generations are kept.
 
     While a build runs, what was written since it began is left out: it may be the build's.
+
+    Args:
+        store: the index.
+        keep: newest generations that are kept.
+        held: the caller holds the lease, so no build runs.
 
     Raises:
         UserError: there is no index.
@@ -52,7 +57,7 @@ def find_garbage(store: Store, keep: int) -> Garbage:
     if store.stored_spec() is None:
         Objects(store.uri, store.storage).check_container()
         raise UserError(f"the index {store.uri} does not exist; name one that lorif build has made")
-    holder = current_holder(Objects(store.uri, store.storage))
+    holder = None if held else current_holder(Objects(store.uri, store.storage))
     generations = store.generations()
     kept = generations[-keep:]
     data = DataFiles(store.uri, store.storage)

@@ -7,7 +7,7 @@ version of each table. Readers only ever open generations, so nothing a writer d
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 _KEYS_PER_FILTER = 500
 TABLES = ("factors", "curvature", "generations", "skipped")
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -64,6 +66,11 @@ class Generation:
     skipped_json: str
     timings_json: str
     quarantined_json: str = "[]"
+
+    def shows_what(self, other: "Generation") -> bool:
+        """Whether readers of both see the same."""
+        told: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "timings_json": "", "curvature_version": 0}
+        return replace(self, **told) == replace(other, **told)
 
     @property
     def versions(self) -> dict[str, int]:

@@ -202,32 +202,37 @@ def _lasting(path: str) -> str:
 def publish_generation(
     config: Config, plan: BuildPlan, indexed: IndexedRows, curvature: tuple[str, int, float], lease: Lease
 ) -> Generation:
-    """Append the generation that readers will see, and show it as an artifact."""
+    """Append the generation that readers will see, and show it as an artifact.
+
+    A build that changes nothing, such as one that is run again because it died at its very end, publishes nothing.
+    """
     store = Store(config.index, config.storage)
     curvature_id, curvature_version, curvature_seconds = curvature
     previous = store.generations()
-    lease.confirm()
-    generation = store.publish(
-        Generation(
-            generation=previous[-1].generation + 1 if previous else 1,
-            created_at=now(),
-            factors_version=indexed.version,
-            curvature_version=curvature_version,
-            curvature=curvature_id,
-            curvature_kind=config.curvature.kind,
-            spec=plan.spec.hash,
-            spec_json=plan.spec.to_json(),
-            checkpoint=plan.spec.checkpoint,
-            model_path=_lasting(config.model.path),
-            model_revision=config.model.revision,
-            rows=indexed.rows,
-            tokens=indexed.tokens,
-            coverage_json=json.dumps(asdict(plan.coverage)),
-            skipped_json=json.dumps(indexed.skipped),
-            quarantined_json=json.dumps(indexed.quarantined),
-            timings_json=json.dumps({"index": indexed.seconds, "curvature": curvature_seconds}),
-        )
+    generation = Generation(
+        generation=previous[-1].generation + 1 if previous else 1,
+        created_at=now(),
+        factors_version=indexed.version,
+        curvature_version=curvature_version,
+        curvature=curvature_id,
+        curvature_kind=config.curvature.kind,
+        spec=plan.spec.hash,
+        spec_json=plan.spec.to_json(),
+        checkpoint=plan.spec.checkpoint,
+        model_path=_lasting(config.model.path),
+        model_revision=config.model.revision,
+        rows=indexed.rows,
+        tokens=indexed.tokens,
+        coverage_json=json.dumps(asdict(plan.coverage)),
+        skipped_json=json.dumps(indexed.skipped),
+        quarantined_json=json.dumps(indexed.quarantined),
+        timings_json=json.dumps({"index": indexed.seconds, "curvature": curvature_seconds}),
     )
+    if previous and generation.shows_what(previous[-1]):
+        get_run_logger().info("nothing has changed since generation %d, which stands", previous[-1].generation)
+        return previous[-1]
+    lease.confirm()
+    store.publish(generation)
     create_table_artifact(
         key="generation",
         table=[

@@ -32,12 +32,12 @@ def put_shards(server: MotoServer, folder: str, numbers: range) -> None:
         )
 
 
-def s3_config(endpoint: str, index: str, corpus: str, **sections: Any) -> Config:
+def s3_config(endpoint: str, index: str, folder: str, **sections: Any) -> Config:
     """A small build from and to the bucket."""
     raw: dict[str, Any] = {
         "index": f"s3://{BUCKET}/{index}",
         "model": {"path": f"s3://{BUCKET}/model"},
-        "corpus": {"uri": f"s3://{BUCKET}/{corpus}", "id": "id", "max_length": 64},
+        "corpus": {"uri": f"s3://{BUCKET}/{folder}", "id": "id", "max_length": 64},
         "projection": {"factor": 4},
         "curvature": {"rank": 8, "power_iterations": 1},
         "compute": {"workers": 2, "tokens_per_batch": 2048},

@@ -164,6 +164,8 @@ def test_a_rebuild_drops_rows_that_left_the_corpus_and_readers_keep_theirs(
     with pytest.raises(UserError, match=r"projection\.factor \(4 there, 8 here\)"):
         build(make_config(tmp_path / "index", corpus={"uri": str(corpus)}, projection={"factor": 8}))
     assert len(Store(config.index).generations()) == 2
+    assert build(config).generation == 2, "a build that changes nothing publishes nothing"
+    assert len(Store(config.index).generations()) == 2
 
 
 def test_attribute_writes_its_three_files(built: Config, tmp_path: Path) -> None:
