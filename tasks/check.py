@@ -100,8 +100,13 @@ def _check_index(config: Config) -> tuple[bool, str]:
 
 def _check_ray(config: Config) -> tuple[Resources, str]:
     with cluster(config.compute) as resources:
-        gpus = resources.gpus_per_worker
-        return resources, f"{resources.workers} workers, each {resources.cpus_per_worker} CPUs and {gpus:g} GPUs"
+        size = f"{resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} GPUs"
+        if resources.fit < resources.workers:
+            raise UserError(
+                f"of the {resources.workers} workers of {size} that compute asks for, {resources.fit} fit on the "
+                f"nodes that are there; add nodes, or lower compute.workers or compute.gpus_per_worker"
+            )
+        return resources, f"{resources.workers} workers, each {size}"
 
 
 def _check_plan(config: Config, skeleton: Skeleton, listing: Listing) -> tuple[BuildPlan, str]:

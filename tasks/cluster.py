@@ -20,11 +20,12 @@ _CPUS_PER_WORKER = 4  # more threads than that gain little on one model; more wo
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """How many workers there are, and what each of them holds."""
+    """How many workers are asked for, what each of them holds, and how many fit on the nodes there are now."""
 
     workers: int
     cpus_per_worker: int
     gpus_per_worker: float
+    fit: int
 
 
 @contextmanager
@@ -36,7 +37,8 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
 
     Raises:
         LorifError: there is no cluster at the address.
-        UserError: the workers asked for do not fit on its nodes.
+        UserError: not even one of the workers asked for fits on any of its nodes. Fewer than asked for are no
+            error: a node may have been lost, or may still be coming.
     """
     connected = ray.is_initialized()
     if not connected:
@@ -81,13 +83,17 @@ def _resources(compute: ComputeConfig) -> Resources:
     else:
         workers = compute.workers
         sizes = range(int(max(node.get("CPU", 0) for node in nodes)), 0, -1)
-        cpus_each = next((size for size in sizes if _slots(nodes, size, gpus_each) >= workers), 0)
-    if not cpus_each or _slots(nodes, cpus_each, gpus_each) < workers:
-        raise UserError(
+        cpus_each = next((size for size in sizes if _slots(nodes, size, gpus_each) >= workers), 1)
+    fit = _slots(nodes, cpus_each, gpus_each) if cpus_each else 0
+    if fit < workers:
+        told = (
             f"compute asks for {workers} workers with {gpus_each:g} GPUs each, but the nodes of this Ray have "
-            f"{', '.join(_size(node) for node in nodes)}; lower compute.workers or compute.gpus_per_worker"
+            f"{', '.join(_size(node) for node in nodes)}, room for {fit}"
         )
-    return Resources(workers, cpus_each, gpus_each)
+        if fit == 0:
+            raise UserError(f"{told}; lower compute.workers or compute.gpus_per_worker")
+        log.warning("%s", told)
+    return Resources(workers, cpus_each, gpus_each, fit)
 
 
 def _slots(nodes: Sequence[dict[str, float]], cpus_each: int, gpus_each: float) -> int:

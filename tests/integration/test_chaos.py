@@ -37,6 +37,7 @@ CORPUS = "corpus-44"
 KINDS = ("actor", "driver", "group")
 SECONDS_TO_IMPORT = 4.0
 SECONDS_OF_A_BUILD = 6.0
+SECONDS_OF_AN_ACTOR = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +118,15 @@ def torment(victim: Victim, rng: random.Random, kills: int, kinds: tuple[str, ..
     victim.start()
     next_at = time.monotonic() + SECONDS_TO_IMPORT
     while sum(done.values()) < kills:
-        next_at += rng.uniform(0, SECONDS_OF_A_BUILD)
+        kind = rng.choice(kinds)
+        if kind == "actor":
+            while victim.process.poll() is None and not any(living_actors()):
+                time.sleep(0.02)
+            next_at = time.monotonic() + rng.uniform(0, SECONDS_OF_AN_ACTOR)
+        else:
+            next_at += rng.uniform(0, SECONDS_OF_A_BUILD)
         while time.monotonic() < next_at and victim.process.poll() is None:
             time.sleep(0.02)
-        kind = rng.choice(kinds)
         if victim.kill(kind, rng):
             done[kind] += 1
         if victim.process.poll() == 0:
