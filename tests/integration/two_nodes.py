@@ -1,6 +1,7 @@
 """Run as a program: a build on a Ray of two nodes, one of which is removed without grace while it indexes.
 
 `python -m tests.integration.two_nodes CONFIG` prints one line of JSON: rows, and shards finished before the loss.
+It is a process of its own because a process has one Ray; the environment brings that Ray's token.
 """
 
 import json
@@ -12,8 +13,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from lorif_core.config import Config, load_config
-from tasks.environment import lock_local_ray
 
+LOOPBACK = "127.0.0.2"  # Ray turns 127.0.0.1 into an address that other machines can reach
 SHARDS_BEFORE_THE_LOSS = 6
 
 
@@ -24,14 +25,20 @@ def receipts(config: Config) -> int:
     return len(Objects(config.index, config.storage).names("receipts"))
 
 
+def alive() -> int:
+    """Nodes that Ray believes to be there."""
+    return len([node for node in ray.nodes() if node["Alive"]])
+
+
 def main() -> None:
     """Build, and lose a node on the way."""
     config = load_config(sys.argv[1])
-    place = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    place = {"num_cpus": 1, "node_ip_address": LOOPBACK, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=place)
-    second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    second = cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK)
     ray.init(address=cluster.address, log_to_driver=False)
-    assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+    assert alive() == 2
+    assert ray.get_runtime_context().get_node_id() != second.node_id, "the driver's own node must stay"
     lost: list[int] = []
 
     def lose_a_node() -> None:
@@ -46,12 +53,13 @@ def main() -> None:
 
     generation = build(config)
     thread.join()
-    alive = len([node for node in ray.nodes() if node["Alive"]])
-    sys.stdout.write(json.dumps({"rows": generation.rows, "finished": lost[0], "alive": alive}) + "\n")
+    deadline = time.monotonic() + 60
+    while alive() > 1 and time.monotonic() < deadline:  # Ray needs some missed heartbeats to be sure
+        time.sleep(0.5)
+    sys.stdout.write(json.dumps({"rows": generation.rows, "finished": lost[0], "alive": alive()}) + "\n")
     ray.shutdown()
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    lock_local_ray("local")
     main()
