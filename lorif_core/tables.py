@@ -56,8 +56,8 @@ class Tables:
         dataset = self.open(name, version)
         if dataset is None and version is not None:
             raise UserError(
-                f"the index {self.uri} no longer has version {version} of the table {name}: the generation that read "
-                f"it was collected; open the index again"
+                f"the index {self.uri} no longer has version {version} of the table {name}: the generation that "
+                f"read it was collected; open the index again"
             )
         if dataset is None:
             raise UserError(f"the index {self.uri} has no table {name}; run lorif build first")
