@@ -1,6 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs: each makes .venv and installs what is missing.
 VENV := .venv
 BIN := $(VENV)/bin
+SWIFT := .venv-swift
 
 .PHONY: demo test test-chaos test-s3 lint bench clean
 
@@ -8,6 +9,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# apart from ours, which must not get what Swift needs
+$(SWIFT)/.installed: tests/servers/swift-constraints.txt
+	test -x $(SWIFT)/bin/python || python3 -m venv $(SWIFT)
+	$(SWIFT)/bin/pip install --quiet --disable-pip-version-check --constraint tests/servers/swift-constraints.txt swift
 	touch $@
 
 demo: $(VENV)/.installed
@@ -20,6 +27,9 @@ test: $(VENV)/.installed
 test-chaos: $(VENV)/.installed
 	$(BIN)/python -m pytest -m chaos --log-cli-level=WARNING
 
+test-s3: $(VENV)/.installed $(SWIFT)/.installed
+	LORIF_SWIFT=$(SWIFT) $(BIN)/python -m pytest -m swift
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -30,6 +40,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.build
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.wikitext
+	$(BIN)/python -m benchmarks.latency
 
 clean:
-	rm -rf $(VENV) demo-out build *.egg-info
+	rm -rf $(VENV) $(SWIFT) demo-out build *.egg-info

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes overrides in one place only; they may stand before and after options
-    misplaced = [word for word in rest if word.startswith("-") or "overrides" not in arguments]
+    misplaced = [word.partition("=")[0] for word in rest if word.startswith("-") or "overrides" not in arguments]
     if misplaced:
         parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
     if rest:
@@ -47,10 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
         return _fail(as_json, str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail(as_json, "interrupted; run the same command again, it resumes", 130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - nothing is hidden: this is where a command ends
+        from lorif_core.faults import one_line, without_secrets
+
         if os.environ.get("LORIF_DEBUG"):
-            raise
-        reason = " ".join(str(error).split())[:500] or "no message"
+            sys.stderr.write(without_secrets(traceback.format_exc()))
+        reason = one_line(error) or "no message"
         return _fail(as_json, f"{type(error).__name__}: {reason} (LORIF_DEBUG=1 shows the traceback)", 1)
     sys.stdout.write((json.dumps(result.data) if as_json else result.text) + "\n")
     return 0

@@ -1,6 +1,7 @@
 """CONFIG: the YAML file of a build, its `key.sub=value` overrides, and the sentences that refuse a bad one."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,16 +12,30 @@ from lorif_core.errors import UserError
 from lorif_core.presets import DEFAULT_PRESET, PresetName, with_preset
 from lorif_core.spec import CodeDtype, CodeKind
 
+_ADVICE = "give them in the environment, a profile or a role"
+_SIGNED = re.compile(r"[?&](x-(amz|goog)-[\w-]+|awsaccesskeyid|signature|sig)=", re.I)
+
 
 def check_uri(uri: str) -> str:
-    """A URI or path as it is. Raises UserError, without repeating it, if it carries credentials."""
+    """A URI or path as it is. Raises UserError, without repeating them, if it carries credentials."""
     scheme, separator, rest = uri.partition("://")
     if separator and any(sign in rest.split("/")[0] for sign in "@:"):
         raise UserError(
-            f"a URI that begins with {scheme}:// carries credentials; give them in the environment, a profile or "
-            f"a role, and write {scheme}://bucket/path"
+            f"a URI that begins with {scheme}:// carries credentials; {_ADVICE}, and write {scheme}://bucket/path"
+        )
+    if _SIGNED.search(uri):
+        raise UserError(
+            f"{uri.partition('?')[0]} is presigned, so its query carries credentials; {_ADVICE}, and write "
+            f"s3://bucket/path"
         )
     return uri
+
+
+def check_endpoint(endpoint: str, name: str = "storage.endpoint") -> str:
+    """An endpoint as it is. Raises UserError, without repeating it, if it carries or may carry credentials."""
+    if any(sign in endpoint for sign in "@?#"):
+        raise UserError(f"{name} carries credentials, or a query; {_ADVICE}, and write https://host:port")
+    return endpoint
 
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -131,7 +146,7 @@ class ComputeConfig(Section):
 class StorageConfig(Section):
     """Object storage; credentials come from the environment, a profile or an instance role, never from here."""
 
-    endpoint: str | None = None
+    endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = None
     region: str | None = None
     profile: str | None = None
     allow_http: bool = False
@@ -180,7 +195,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except OSError as error:
         raise UserError(f"the config file {path} cannot be read: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {path} is not valid YAML: {_one_line(str(error))}") from None
+        raise UserError(f"the config file {path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(raw, dict):
         raise UserError(f"the config file {path} must hold keys such as index, model and corpus")
     for override in overrides or []:
@@ -232,7 +247,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set a key of nested dicts from `key.sub=value`. Raises UserError for one that is malformed."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"the override {override!r} must have the form key.sub=value")
+        raise UserError(f"the override {key!r} must have the form key.sub=value")
     *parents, leaf = key.strip().split(".")
     node = raw
     for parent in parents:
@@ -240,12 +255,12 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise UserError(f"the override {override!r} goes below {parent}, which is a plain value")
+            raise UserError(f"the override {key!r} goes below {parent}, which is a plain value")
         node = child
     try:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UserError(f"the value of the override {override!r} is not valid YAML; quote it") from None
+        raise UserError(f"the value of the override {key!r} is not valid YAML; quote it") from None
 
 
 def explain_invalid(error: ValidationError, root: Any = None) -> str:
@@ -255,7 +270,8 @@ def explain_invalid(error: ValidationError, root: Any = None) -> str:
     root = root or Config
     location = [str(part) for part in problem["loc"]]
     key = ".".join(_without_union_tags(location, root))
-    if problem["type"] == "extra_forbidden" and (location[0] == "storage" or root is StorageConfig):
+    in_storage = location[:1] == ["storage"] or root is StorageConfig
+    if problem["type"] == "extra_forbidden" and in_storage:
         advice = "credentials come from the environment, a profile or a role, never from the config"
         return f"unknown key {key!r}{_nearest(location, root)}; {advice}"
     if problem["type"] == "extra_forbidden":
@@ -267,7 +283,9 @@ def explain_invalid(error: ValidationError, root: Any = None) -> str:
         return f"{key}: {reason}" if key else reason
     same_key = [p for p in problems if _without_union_tags([str(x) for x in p["loc"]], root) == key.split(".")]
     reasons = " or ".join(dict.fromkeys(_one_line(str(p["msg"])) for p in same_key))
-    return f"{key} = {problem['input']!r} is not allowed: {reasons}"
+    # a value of the storage section, or a nested one, may be or hold a credential that was put there by mistake
+    shown = "" if in_storage or isinstance(problem["input"], dict | list) else f" = {problem['input']!r}"
+    return f"{key}{shown} is not allowed: {reasons}"
 
 
 def _without_union_tags(location: list[str], root: Any) -> list[str]:
@@ -297,6 +315,14 @@ def _nearest(location: list[str], root: Any) -> str:
     if matches:
         return f"; did you mean {prefix + matches[0]!r}?"
     return f"; the keys there are {', '.join(prefix + name for name in model.model_fields)}"
+
+
+def _yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong and where, without the line itself, which may hold a credential."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return _one_line(str(error))
 
 
 def _one_line(text: str) -> str:

@@ -13,9 +13,9 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ProfileNotFound
 from s3fs import S3FileSystem
 
-from lorif_core.config import StorageConfig
+from lorif_core.config import StorageConfig, check_endpoint
 from lorif_core.errors import UserError
-from lorif_core.faults import STORE_ERRORS, explain
+from lorif_core.faults import STORE_ERRORS, explain, remember_secrets
 
 # a request that meets silence is given up after this; a whole operation after about a minute
 _SECONDS_TO_CONNECT = 5
@@ -28,6 +28,7 @@ _LANCE_LIMITS = {
     "client_max_retries": "4",
     "client_retry_timeout": "25",
 }
+_CREDENTIALS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 def s3_filesystem(storage: StorageConfig) -> S3FileSystem:
@@ -80,9 +81,7 @@ def endpoint_of(storage: StorageConfig) -> str | None:
         name, endpoint = "storage.endpoint", storage.endpoint
     if endpoint is None:
         return None
-    place = urlsplit(endpoint)
-    if "@" in place.netloc:
-        raise UserError(f"{name} carries credentials; give them in the environment, a profile or a role instead")
+    place = urlsplit(check_endpoint(endpoint, name))
     if place.scheme not in ("http", "https") or not place.hostname:
         raise UserError(f"{name} = {endpoint} is not a URL; write it as https://host:port")
     http_is_fine = storage.allow_http or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"
@@ -123,9 +122,11 @@ def require_bucket(uri: str, bucket: str, storage: StorageConfig) -> None:
 def _of_profile(storage: StorageConfig, key: str) -> str | None:
     """A setting of the profile in the AWS configuration files."""
     try:
-        return _session(storage.profile).get_scoped_config().get(key)
+        settings = _session(storage.profile).get_scoped_config()
     except ProfileNotFound as error:
         raise explain(error, storage.profile or os.environ.get("AWS_PROFILE", "the store")) from None
+    remember_secrets(settings.get(name) for name in _CREDENTIALS)
+    return settings.get(key)
 
 
 def _credentials_of_profile(storage: StorageConfig) -> dict[str, str | None]:
@@ -139,11 +140,9 @@ def _credentials_of_profile(storage: StorageConfig) -> dict[str, str | None]:
         raise explain(error, f"the profile {storage.profile}") from None
     if frozen is None:
         raise UserError(f"the profile {storage.profile} has no credentials; add them to it, or name another")
-    return {
-        "aws_access_key_id": frozen.access_key,
-        "aws_secret_access_key": frozen.secret_key,
-        "aws_session_token": frozen.token,
-    }
+    values = (frozen.access_key, frozen.secret_key, frozen.token)
+    remember_secrets(values)
+    return dict(zip(_CREDENTIALS, values, strict=True))
 
 
 @lru_cache(maxsize=8)

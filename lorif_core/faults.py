@@ -8,7 +8,7 @@ credentials struck out: S3 echoes signed headers, session tokens among them.
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException
 
 import aiohttp
@@ -34,8 +34,9 @@ _ADVICE = {
     "InvalidBucketName": "{uri} has a name that no bucket can have; check the URI",
     "InvalidAccessKeyId": "{uri} cannot be {done}: the store does not know the access key; check "
     "AWS_ACCESS_KEY_ID or the profile",
+    # which some stores, Swift among them, say of an access key that they do not know, too
     "SignatureDoesNotMatch": "{uri} cannot be {done}: the secret key is not that of the access key; check "
-    "AWS_SECRET_ACCESS_KEY or the profile",
+    "AWS_SECRET_ACCESS_KEY and AWS_ACCESS_KEY_ID, or the profile",
     "ExpiredToken": "{uri} cannot be {done}: the session token has expired; get a new one and run again",
     "InvalidToken": "{uri} cannot be {done}: the session token is not valid; check AWS_SESSION_TOKEN or get a "
     "new one",
@@ -104,6 +105,8 @@ _TYPES: tuple[tuple[type[Exception], str], ...] = (
     (SSLError, "SSL"),
     (aiohttp.ClientSSLError, "SSL"),
 )
+_ERROR_PAGE = re.compile(r"(?:<\?xml[^>]*>\s*)?<Error>(.*?)(?:</Error>|$)", re.S)
+_TOLD_IN_PAGE = re.compile(r"<(?:Code|Message)>([^<]*)")
 _IN_XML = re.compile(r"<Code>(\w[\w.]*)</Code>")
 _IN_STATUS = re.compile(r"status code:? (\d{3})")
 _REGION = re.compile(r"<Region>([\w-]+)</Region>|expecting '([\w-]+)'")
@@ -118,9 +121,11 @@ _NO_CREDENTIALS = re.compile(r"credential.{0,40}(not loaded|no providers|not fou
 _NOT_XML = re.compile(
     r"unable to parse response|invalid XML|syntax error: line|no close tag|Invalid list response"
 )
+_REFUSED_CONDITION = ("PreconditionFailed", "412", "ConditionalRequestConflict")
 _DONE = {"read": "read", "write": "written"}
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "RAY_AUTH_TOKEN")
 _SHORTEST_SECRET = 8  # what is shorter is a placeholder, and may be a part of words
+_secrets_of_profiles: set[str] = set()
 
 
 def explain(error: Exception, uri: str, doing: str = "read") -> LorifError:
@@ -158,14 +163,34 @@ def explain(error: Exception, uri: str, doing: str = "read") -> LorifError:
     return LorifError(f"{uri} cannot be {_DONE[doing]}: {one_line(error)}")
 
 
+def is_refused_condition(error: Exception) -> bool:
+    """Whether a store refused a conditional put because an object is there, or is just being written.
+
+    s3fs says FileExistsError only where the answer names the condition, as that of AWS does.
+    """
+    answers = [link.response for link in _chain(error) if isinstance(link, ClientError)]
+    codes = {str(answer.get("Error", {}).get("Code", "")) for answer in answers}
+    return isinstance(error, FileExistsError) or not codes.isdisjoint(_REFUSED_CONDITION)
+
+
 def one_line(error: Exception) -> str:
     """An error's message without line breaks and credentials, cut to what a sentence can carry."""
-    text = " ".join(str(error).split())
-    for name in _SECRETS:
-        value = os.environ.get(name, "")
+    return " ".join(without_secrets(str(error)).split())[:300]
+
+
+def without_secrets(text: str) -> str:
+    """A text of a library without credentials. S3's error pages quote the request: code and message are left."""
+    text = _ERROR_PAGE.sub(lambda page: ": ".join(_TOLD_IN_PAGE.findall(page[1])), text)
+    secrets = {os.environ.get(name, "") for name in _SECRETS} | _secrets_of_profiles
+    for value in sorted(secrets, key=len, reverse=True):
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "***")
-    return text[:300]
+    return text
+
+
+def remember_secrets(values: Iterable[str | None]) -> None:
+    """Strike the credentials of a profile out of every text, as those of the environment are."""
+    _secrets_of_profiles.update(value for value in values if value)
 
 
 def _chain(error: BaseException | None) -> Iterator[Exception]:

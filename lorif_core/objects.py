@@ -17,6 +17,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from lorif_core.config import StorageConfig
+from lorif_core.faults import is_refused_condition
 from lorif_core.filesystem import contact, entity_tag, open_filesystem
 
 _FOLDER = "_lorif"
@@ -72,8 +73,9 @@ class Objects:
                 else:
                     fs.pipe_file(path, _encoded(value), mode="create")
                 return True
-            except FileExistsError:
-                pass
+            except OSError as error:
+                if not is_refused_condition(error):
+                    raise
         return self.get(name) == value
 
     def get(self, name: str) -> dict[str, Any] | None:

@@ -54,9 +54,13 @@ class Tables:
     def require(self, name: str, version: int | None = None) -> Any:
         """A table as a Lance dataset. Raises UserError if it is not there."""
         dataset = self.open(name, version)
+        if dataset is None and version is not None:
+            raise UserError(
+                f"the index {self.uri} no longer has version {version} of the table {name}: the generation that "
+                f"read it was collected; open the index again"
+            )
         if dataset is None:
-            what = f"table {name}" if version is None else f"version {version} of the table {name} any more"
-            raise UserError(f"the index {self.uri} has no {what}; run lorif build first")
+            raise UserError(f"the index {self.uri} has no table {name}; run lorif build first")
         return dataset
 
     def scan(self, name: str, version: int | None = None, **options: Any) -> Iterator[pa.RecordBatch]:

@@ -7,12 +7,15 @@ from typing import Any
 from lorif_core.config import Config, parse_config
 from tasks.demo_store import MotoServer, upload_folder
 from tests.conftest import WORDS
+from tests.servers.swift import SwiftServer
 
 BUCKET = "lorif-tests"
 ROWS_PER_SHARD = 8
 
+Server = MotoServer | SwiftServer
 
-def make_place(server: MotoServer, model_folder: Path, sizes: tuple[int, ...]) -> None:
+
+def make_place(server: Server, model_folder: Path, sizes: tuple[int, ...]) -> None:
     """The bucket, the model, and a corpus of each size in shards."""
     server.make_bucket(BUCKET)
     upload_folder(server, model_folder, BUCKET, "model")
@@ -20,16 +23,17 @@ def make_place(server: MotoServer, model_folder: Path, sizes: tuple[int, ...]) -
         put_shards(server, f"corpus-{shards}", range(shards))
 
 
-def put_shards(server: MotoServer, folder: str, numbers: range) -> None:
+def put_shards(server: Server, folder: str, numbers: range) -> None:
     """Small files of different texts, a shard each."""
     for number in numbers:
-        texts = [
-            " ".join(WORDS[(number * 7 + row * k) % 14] for k in range(2, 7)) for row in range(ROWS_PER_SHARD)
-        ]
-        rows = [json.dumps({"id": f"{number}-{row}", "text": text}) for row, text in enumerate(texts)]
-        server.client().put_object(
-            Bucket=BUCKET, Key=f"{folder}/{number:03d}.jsonl", Body="\n".join([*rows, ""]).encode()
-        )
+        server.client().put_object(Bucket=BUCKET, Key=f"{folder}/{number:03d}.jsonl", Body=shard_file(number))
+
+
+def shard_file(number: int) -> bytes:
+    """A small file of texts that are no other file's."""
+    texts = [" ".join(WORDS[(number * 7 + row * k) % 14] for k in range(2, 7)) for row in range(ROWS_PER_SHARD)]
+    rows = [json.dumps({"id": f"{number}-{row}", "text": text}) for row, text in enumerate(texts)]
+    return "\n".join([*rows, ""]).encode()
 
 
 def s3_config(endpoint: str, index: str, folder: str, **sections: Any) -> Config:
