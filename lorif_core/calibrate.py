@@ -27,7 +27,7 @@ class SampledShard:
 
 
 def calibration_sample(shards: Sequence[ShardRef], examples: int) -> list[SampledShard]:
-    """About `examples` examples over all shards, as many of each as its share of the rows; a function of the corpus."""
+    """`examples` examples over all shards, of each its share of the rows; a function of the corpus."""
     total = sum(shard.rows for shard in shards)
     sample, before = [], 0
     for shard in shards:

@@ -39,14 +39,14 @@ Take = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 class GradientCapture:
-    """Context manager: while open, every backward pass of the model hands the pairs (A, E) of each layer to `take`.
+    """Context manager: while open, every backward pass of the model hands each layer's pair (A, E) to `take`.
 
     Args:
         layers: the tracked layers, by name, for messages.
         modules: their modules, in the same order; inputs must be (B, T, I) or (B T, I).
         projections: P_in and P_out per layer.
-        take: is called with a layer's number, A (B, T, d1) and E (B, T, d2), once per layer and backward pass; T is
-            that of the batch as often as the model uses the module.
+        take: is called with a layer's number, A (B, T, d1) and E (B, T, d2), once per layer and backward pass; T
+            is that of the batch as often as the model uses the module.
     """
 
     def __init__(

@@ -39,8 +39,8 @@ class SubsetsConfig(Section):
 class EvaluationConfig(Section):
     """The whole EVALUATION file.
 
-    `config` is CONFIG without `index`; its `model` is the checkpoint that training starts from. `methods` are names
-    with the keys of CONFIG that make them, `compare` pairs of names whose difference is reported.
+    `config` is CONFIG without `index`; its `model` is the checkpoint that training starts from. `methods` are
+    names with the keys of CONFIG that make them, `compare` pairs of names whose difference is reported.
     """
 
     config: dict[str, Any]
@@ -48,7 +48,7 @@ class EvaluationConfig(Section):
     training: TrainingConfig = TrainingConfig()
     subsets: SubsetsConfig = SubsetsConfig()
     methods: dict[str, dict[str, Any]]
-    compare: list[tuple[str, str]] = []
+    compare: tuple[tuple[str, str], ...] = ()
     bm25: bool = True
 
     def base(self) -> Config:

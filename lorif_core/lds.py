@@ -1,7 +1,7 @@
 """LDS, the linear datamodelling score (TRAK, arXiv 2303.14186, section 2), with bootstrap intervals.
 
-Per query the Spearman correlation over subsets of two numbers: the sum of the scores of the examples in the subset,
-and minus the query's loss under a model that was trained on the subset. Mean over queries.
+Per query the Spearman correlation over subsets of two numbers: the sum of the scores of the subset's examples, and
+minus the query's loss under a model that was trained on the subset. Mean over queries.
 
 Shapes: M subsets, Q queries, N examples.
 """
@@ -68,9 +68,9 @@ def bootstrap(
 ) -> tuple[dict[str, Interval], dict[tuple[str, str], Interval]]:
     """Mean LDS of each method, and paired differences (first minus second), over resampled subsets and queries.
 
-    All methods see the same resamples, so that their differences are paired. A subset that is drawn twice ties with
-    itself, which costs a resample a little of its correlation: values come from the data as they are, and intervals
-    are shifted by the resamples' mean shift.
+    All methods see the same resamples, so that their differences are paired. A subset that is drawn twice ties
+    with itself, which costs a resample a little of its correlation: values come from the data as they are, and
+    intervals are shifted by the resamples' mean shift.
 
     Args:
         methods: scores (Q, N) by name.

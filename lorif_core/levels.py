@@ -18,7 +18,7 @@ def is_float(dtype: str) -> bool:
 
 
 def quantise(x_Bnc: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels (B, n, c) and scales (B, c) >= 0 with levels * scale ~ x, column by column; a zero column has scale 0."""
+    """Levels (B, n, c) and scales (B, c) >= 0, levels * scale ~ x, column by column; of a zero column 0."""
     largest = x_Bnc.abs().amax(dim=1, keepdim=True)
     unit = x_Bnc / largest.clamp_min(_TINY)  # squares of small numbers underflow
     if dtype == "sign":
@@ -43,7 +43,7 @@ def packed_bytes(levels: int, dtype: str) -> int:
 
 
 def pack(levels_Bn: torch.Tensor, dtype: str) -> torch.Tensor:
-    """(B, packed_bytes) uint8: `sign` a bit each, 1 for +1; `int4` half a byte each, level + 8; first ones lowest."""
+    """(B, packed_bytes) uint8: `sign` a bit each, 1 for +1; `int4` half a byte, level + 8; first ones lowest."""
     per_byte = PER_BYTE[dtype]
     bits = 8 // per_byte
     whole = (levels_Bn > 0).to(torch.uint8) if dtype == "sign" else (levels_Bn + 8).to(torch.uint8)

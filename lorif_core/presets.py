@@ -1,4 +1,4 @@
-"""Presets: documented sets of keys of CONFIG, below what the user writes. README, "Which preset?", has the evidence."""
+"""Presets: sets of keys of CONFIG, below what the user writes. README, "Which preset?", has the evidence."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -6,7 +6,10 @@ from typing import Any, Literal, get_args
 PresetName = Literal["paper", "compact", "balanced", "quality"]
 DEFAULT_PRESET: PresetName = "balanced"
 
-_WHITENED = {"projection": {"kind": "whitened", "factor": 2}, "curvature": {"kind": "none"}}
+_WHITENED: dict[str, dict[str, Any]] = {
+    "projection": {"kind": "whitened", "factor": 2},
+    "curvature": {"kind": "none"},
+}
 PRESETS: dict[PresetName, dict[str, dict[str, Any]]] = {
     # LoRIF as published: random projections, rank-1 factors, truncated SVD with its damping, factored queries
     "paper": {

@@ -40,9 +40,9 @@ def rademacher_signs(rows: int, cols: int, seed: int, key: str) -> np.ndarray:
 class Side:
     """One side of a layer's projection: x -> scale * (x @ matrix).
 
-    `matrix` is (features, d) in the layer's dtype, of unit RMS (for random signs: +-1, exact in every dtype); None is
-    the identity (f = 1). `scale` is applied in float32 after the product. Sides of equal `key` are the same matrix,
-    so layers that read the same activation share its projection.
+    `matrix` is (features, d) in the layer's dtype, of unit RMS (for random signs: +-1, exact in every dtype); None
+    is the identity (f = 1). `scale` is applied in float32 after the product. Sides of equal `key` are the same
+    matrix, so layers that read the same activation share its projection.
     """
 
     key: str

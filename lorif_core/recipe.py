@@ -1,6 +1,6 @@
 """A training recipe: how a checkpoint becomes another one on some examples, the same way every time.
 
-The ground truth of an evaluation trains a model again and again, on subsets of the corpus. Shapes: B rows, T tokens.
+The ground truth of an evaluation trains a model again and again, on subsets. Shapes: B rows, T tokens.
 """
 
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[LayerCur
 def score_rows(
     codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, folded: FoldedQueries
 ) -> torch.Tensor:
-    """(Q, B) float32 scores of rows as they are stored: codes (B, W), or (B, bytes) if packed, and float32 scales."""
+    """(Q, B) float32 scores of stored rows: codes (B, W), or (B, bytes) if packed, and float32 scales."""
     scores_QB = torch.zeros(folded.count, len(codes), device=codes.device)
     block_rows = decode_rows(max(slot.layer.dim for slot in layout.slots))
     for start in range(0, len(codes), block_rows):

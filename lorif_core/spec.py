@@ -63,7 +63,7 @@ class ProjectionSpec:
 
 @dataclass(frozen=True, slots=True)
 class CodeSpec:
-    """What is stored of a projected gradient G: rank-c factors (`cut`: of signs), or G itself (`dense`, LoGRA's)."""
+    """What is stored of a projected gradient G: rank-c factors (`cut`: of signs), or G itself (`dense`)."""
 
     kind: CodeKind = "rank"
     rank: int = 1

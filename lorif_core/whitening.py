@@ -1,8 +1,8 @@
-"""Whitening of projected gradients: the K-FAC metric in the projected space, so that a dot product is an influence.
+"""Whitening of projected gradients: the K-FAC metric in the projected space; a dot product is an influence.
 
 For a layer A = E[x x^T] and S = E[d d^T] over tokens, seen through the random projections: A_p = P_in^T A P_in and
-S_p = P_out^T S P_out. P_in <- P_in (A_p + eps I)^-1/2 and P_out <- P_out (S_p + eps I)^-1/2 with eps relative to the
-mean eigenvalue (DESIGN section 3, RESEARCH). The sums are additive: statistics of new data are added to old ones.
+S_p = P_out^T S P_out. P_in <- P_in (A_p + eps I)^-1/2 and P_out <- P_out (S_p + eps I)^-1/2 with eps relative to
+the mean eigenvalue (DESIGN section 3, RESEARCH). The sums are additive: statistics of new data are added to old ones.
 
 Shapes: B batch, T tokens, d the size of a side.
 """
@@ -22,7 +22,7 @@ SIDES: tuple[SideName, SideName] = ("in", "out")
 
 @dataclass(slots=True)
 class Covariances:
-    """Sums over tokens of x x^T (d1, d1) and d d^T (d2, d2) of every layer by (number, side), float64, on the CPU."""
+    """Sums over tokens of x x^T (d1, d1) and d d^T (d2, d2) by (layer, side), float64, on the CPU."""
 
     sums: dict[tuple[int, SideName], torch.Tensor] = field(default_factory=dict)
     tokens: int = 0
@@ -84,7 +84,7 @@ class CovarianceSink:
 def second_moment(x_Nd: torch.Tensor) -> torch.Tensor:
     """x^T x in float64 on the CPU, without tokens that are not finite: a build leaves their examples out too.
 
-    Multiplied in float32 at most, after the largest entry is scaled to 1: squares of tiny gradients would underflow.
+    Multiplied in float32 at most, the largest entry scaled to 1: squares of tiny gradients would underflow.
     """
     finite = x_Nd[torch.isfinite(x_Nd).all(dim=1)]
     largest = float(finite.abs().amax()) if finite.numel() else 0.0
@@ -107,7 +107,7 @@ class KroneckerWhitening:
 
 
 def inverse_root(covariance: torch.Tensor, epsilon: float = EPSILON) -> torch.Tensor:
-    """(C + eps mean(eigenvalues of C) I)^-1/2 of a positive semi-definite C, float64; the identity where C is zero.
+    """(C + eps mean(eigenvalues of C) I)^-1/2 of a positive semi-definite C, float64; the identity for zero.
 
     Whatever the rank or the magnitude of C: it is scaled to a mean eigenvalue of 1 first.
     """

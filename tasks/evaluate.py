@@ -50,7 +50,7 @@ def make_truth(evaluation: EvaluationConfig, out: str) -> tuple[list[str], Truth
     """Ids of the examples and the ground truth; runs that are kept in `out` are not trained again.
 
     Raises:
-        UserError: `out` holds another ground truth, or the checkpoint, corpus or queries are not what they should be.
+        UserError: `out` holds another ground truth, or checkpoint, corpus or queries are not what they should be.
     """
     config = evaluation.base()
     folder = TruthFolder(out, config.storage)

@@ -1,4 +1,4 @@
-"""What the testbeds compare: the baselines, the presets, and the codes around them. Names say how rows are stored."""
+"""What the testbeds compare: baselines, presets, and the codes around them. Names say how rows are stored."""
 
 from typing import Any
 

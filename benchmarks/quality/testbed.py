@@ -3,8 +3,8 @@
     python -m benchmarks.quality.testbed FOLDER --size small|large [--text FILE --pretrain FILE]
 
 Writes FOLDER/model, corpus.jsonl, queries.jsonl and evaluation.yaml, ready for
-`lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`. Texts default to WikiText-2 beside the repository, else to
-the demo's corpus.
+`lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`. Texts default to WikiText-2 beside the repository, else
+to the demo's corpus.
 """
 
 import argparse

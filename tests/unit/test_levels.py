@@ -1,4 +1,6 @@
-"""Invariant: levels are the numbers that their dtype allows, packing loses none of them, and the scale fits best."""
+"""Invariant: levels are the numbers that their dtype allows, packing loses none, and the scale fits best."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -89,6 +91,4 @@ def test_every_cut_term_makes_the_remainder_smaller(d1: int, d2: int, rank: int,
         encoded = encode(A, E, code)
         layout = CodeLayout([LayerSpec("l", d1, d2, d1, d2)], code)
         left.append((G - layout.decode(encoded.codes, encoded.scales, 0).view(3, d1, d2)).norm())
-    assert left[0] < G.norm() and all(
-        after <= before + 1e-5 for before, after in zip(left, left[1:], strict=False)
-    )
+    assert left[0] < G.norm() and all(after <= before + 1e-5 for before, after in pairwise(left))
