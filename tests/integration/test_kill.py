@@ -30,7 +30,7 @@ def start_build(config: Path) -> subprocess.Popen[str]:
 
 def wait_for_first_commit(store: Store, process: subprocess.Popen[str]) -> None:
     """Until some waves are committed and others are not."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # a busy machine takes its time to start Prefect and Ray
     while time.monotonic() < deadline and process.poll() is None:
         if store.stored_spec() is not None and store.counts()[0] > 0:
             return

@@ -238,8 +238,8 @@ def runs(
     folder = Path(tempfile.mkdtemp(prefix="ls"))
     config = s3_config(proxy.url, INDEX, "secrets-corpus", compute={"workers": 1}, curvature={"kind": "none"})
     made = Runs(config, credentials, folder)
+    ending = made.start("build")
     try:
-        ending = made.start("build")
         refuse_a_build(made, s3_place)
         assert made.finish("build", ending) == 0, made.said("build")
         assert proxy.keys == {ENVIRONMENT["AWS_ACCESS_KEY_ID"]}
@@ -250,6 +250,8 @@ def runs(
         collect(made, s3_place)
         yield made
     finally:
+        if ending.poll() is None:
+            ending.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
