@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorif_core.errors import UserError
-from lorif_core.presets import DEFAULT_PRESET, PresetName, with_preset
+from lorif_core.presets import PresetName, with_preset
 from lorif_core.spec import CodeDtype, CodeKind
 
 _ADVICE = "give them in the environment, a profile or a role"
@@ -155,7 +155,7 @@ class StorageConfig(Section):
 class Config(Section):
     """The whole CONFIG file."""
 
-    preset: PresetName = DEFAULT_PRESET
+    preset: PresetName | None = None
     """Defaults of other keys (`presets.py`); explicit keys win."""
     index: Uri
     model: ModelConfig

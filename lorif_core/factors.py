@@ -1,9 +1,9 @@
 """Codes: what is stored of one example's projected gradients, and back.
 
 A projected gradient is G = A^T E with A = X P_in (T x d1) and E = D P_out (T x d2). `rank` stores
-sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` does too, with u_k and v_k of +-1; `dense`
-stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers (`quantise`); every term has a
-scale s_k.
+sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` does too, with u_k and v_k of +-1;
+`dense` stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers (`quantise`); every
+term has a scale s_k.
 
 Shapes: B batch, T tokens, c rank, W levels of a row over all layers, S scales of a row over all layers.
 """

@@ -1,16 +1,15 @@
 """Presets: sets of keys of CONFIG, below what the user writes. README, "Which preset?", has the evidence."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 PresetName = Literal["paper", "compact", "balanced", "quality"]
-DEFAULT_PRESET: PresetName = "balanced"
 
 _WHITENED: dict[str, dict[str, Any]] = {
     "projection": {"kind": "whitened", "factor": 2},
     "curvature": {"kind": "none"},
 }
-PRESETS: dict[PresetName, dict[str, dict[str, Any]]] = {
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # LoRIF as published: random projections, rank-1 factors, truncated SVD with its damping, factored queries
     "paper": {
         "projection": {"kind": "random", "factor": 16},
@@ -29,13 +28,12 @@ PRESETS: dict[PresetName, dict[str, dict[str, Any]]] = {
 
 
 def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A raw CONFIG with its preset's keys where it has none of its own; what is not a preset is left for later.
+    """A raw CONFIG with its preset's keys where it has none of its own; a name that is none is refused later.
 
-    A key of `code` or `curvature` whose meaning hangs on another `kind` than the preset's is not taken over.
+    Of a section whose `kind` is another than the preset's nothing is taken over: its keys go with their kind.
     """
-    name = raw.get("preset", DEFAULT_PRESET)
     merged = dict(raw)
-    for section, keys in PRESETS[name].items() if name in get_args(PresetName) else ():
+    for section, keys in PRESETS.get(str(raw.get("preset")), {}).items():
         own = raw.get(section)
         if own is not None and not isinstance(own, Mapping):
             continue  # refused where sections are validated

@@ -1,8 +1,8 @@
 """Whitening of projected gradients: the K-FAC metric in the projected space; a dot product is an influence.
 
 For a layer A = E[x x^T] and S = E[d d^T] over tokens, seen through the random projections: A_p = P_in^T A P_in and
-S_p = P_out^T S P_out. P_in <- P_in (A_p + eps I)^-1/2 and P_out <- P_out (S_p + eps I)^-1/2 with eps relative to
-the mean eigenvalue (DESIGN section 3, RESEARCH). The sums are additive: statistics of new data are added to old ones.
+S_p = P_out^T S P_out. P_in <- P_in (A_p + eps I)^-1/2 and P_out <- P_out (S_p + eps I)^-1/2 with eps
+relative to the mean eigenvalue (DESIGN section 3, RESEARCH). The sums are additive: those of new data are added.
 
 Shapes: B batch, T tokens, d the size of a side.
 """
