@@ -6,6 +6,8 @@ again, or a committer that was stopped for long woke up) is taken out again at o
 """
 
 import json
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +18,14 @@ from lance.fragment import write_fragments
 
 from lorif_core.config import StorageConfig
 from lorif_core.connection import lance_options
-from lorif_core.errors import UserError
+from lorif_core.errors import StoreUnavailableError, UserError
 from lorif_core.faults import explain
 from lorif_core.filesystem import open_filesystem
 
+log = logging.getLogger(__name__)
+
+_TRIES = 4
+_SECONDS_OF_RETRIES = 4.0
 _FILE_VERSION = "2.0"  # scanned fastest of 2.0, 2.1 and 2.2 (STACK.md, section 4)
 _KEYS_PROPERTY = "lorif.keys"
 _MAX_ROWS_PER_FILE = 2**31 - 1  # one call makes one fragment, so that a key is in one fragment
@@ -118,11 +124,25 @@ class Tables:
     def append(self, name: str, fragments: Mapping[str, Sequence[str]], since: int) -> Any:
         """Commit written fragments by key as one version, each key once; the table as it is afterwards.
 
+        A commit whose connection breaks is tried again here: Lance does not, as it cannot know that it may.
+
         Args:
             name: the table.
             fragments: metadata as JSON of the fragments of each key.
             since: a version whose keys the caller knows; keys of later ones are left out.
         """
+        for _ in range(_TRIES - 1):
+            began = time.monotonic()
+            try:
+                return self._append_once(name, fragments, since)
+            except StoreUnavailableError as error:
+                if time.monotonic() - began > _SECONDS_OF_RETRIES:
+                    raise  # the libraries have tried for long enough
+                log.warning("committing again: %s", error)
+                time.sleep(1)
+        return self._append_once(name, fragments, since)
+
+    def _append_once(self, name: str, fragments: Mapping[str, Sequence[str]], since: int) -> Any:
         with store_told(self.uri, "write"):
             dataset = self.require(name)
             present = {key for _, keys in _commits_after(dataset, since) for key in keys}

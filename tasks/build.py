@@ -198,7 +198,13 @@ def _lasting(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
-@task(name="publish generation", cache_policy=NO_CACHE)
+@task(
+    name="publish generation",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
 def publish_generation(
     config: Config, plan: BuildPlan, indexed: IndexedRows, curvature: tuple[str, int, float], lease: Lease
 ) -> Generation:

@@ -11,12 +11,14 @@ import yaml
 
 import lorif_core as lc
 from flows.build import build
+from lorif_core.config import StorageConfig
 from lorif_core.store import Store
 from tasks.demo_store import MotoServer
 from tests.integration.rows import stored_rows
-from tests.integration.s3 import ROWS_PER_SHARD, put_shards, s3_config
+from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, put_shards, s3_config
 from tests.integration.test_bad_input import run
-from tests.servers.proxy import Fault, FaultProxy
+from tests.servers.proxy import Fault, FaultProxy, Kind
+from tests.unit.test_store import SPEC, finished
 
 SHARDS = 12
 CORPUS = f"corpus-{SHARDS}"
@@ -86,3 +88,24 @@ def test_a_store_that_dies_stops_the_build_and_the_old_generation_answers(
         assert build(config).rows == SHARDS * ROWS_PER_SHARD
         assert stored_rows(config) == undisturbed
         assert len(Store(config.index, config.storage).generations()) == 2
+
+
+@pytest.mark.parametrize("kind", ["reset_before", "reset_after"])
+def test_a_commit_that_is_cut_off_is_made_once(kind: Kind, s3_place: MotoServer) -> None:
+    """Lance does not try again, as it cannot know whether the store has the commit."""
+    with FaultProxy(s3_place.url) as proxy:
+        storage = StorageConfig(endpoint=proxy.url, region="us-east-1", allow_http=True)
+        store = Store(f"s3://{BUCKET}/cut-off-{kind}", storage)
+        store.create(SPEC)
+        receipt, since = finished(store, 0), store.factors_version()
+        commits: list[str] = []
+
+        def cut_the_first_off(request: str) -> None:
+            if request.startswith("PUT") and "_versions" in request:
+                commits.append(request)
+                proxy.fault = Fault(kind, match="^PUT.*_versions") if len(commits) == 1 else None
+
+        proxy.watch = cut_the_first_off
+        store.commit_wave([receipt], since)
+        proxy.watch = lambda request: None
+        assert proxy.hit == 1 and store.counts() == (4, 12) and store.factors_version() == since + 1

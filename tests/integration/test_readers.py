@@ -21,6 +21,7 @@ from tests.integration.s3 import BUCKET, put_shards, s3_config
 
 FOLDER = "corpus-readers"
 QUERIES = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
+PAUSE = 0.5  # between questions; without it the readers keep the builds waiting for the cores
 Answer = tuple[int, list[str], np.ndarray]
 
 
@@ -50,7 +51,7 @@ class Readers:
 
     def _ask(self, model: LoadedModel) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE):
                 self.answers.append(answer(lc.open_index(self._config.index, self._config.storage), model))
         except BaseException as error:  # noqa: BLE001 - the test shows it
             self.errors.append(error)

@@ -4,6 +4,7 @@ that is written, logged, printed, recorded or raised; and no object of an index 
 
 import base64
 import json
+import logging
 import os
 import pickle
 import pickletools
@@ -286,8 +287,22 @@ def attribute(made: Runs, proxy: Overhearing) -> None:
 def refuse_the_library(config: Config, proxy: Overhearing) -> None:
     """The flow without the command line, which keeps tracebacks of our errors out of Prefect's logs."""
     storage = config.storage.model_copy(update={"profile": PROFILE})
-    with served(proxy, refusal("OddRefusal", PROFILE)), pytest.raises(LorifError, match=MARK):
+    with unfiltered_logs(), served(proxy, refusal("OddRefusal", PROFILE)), pytest.raises(LorifError, match=MARK):
         build(config.model_copy(update={"storage": storage}))
+
+
+@contextmanager
+def unfiltered_logs() -> Iterator[None]:
+    """Without the filters that the command line has added, if an earlier test has called it in this process."""
+    loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")]
+    filters = [logger.filters[:] for logger in loggers]
+    for logger in loggers:
+        logger.filters.clear()
+    try:
+        yield
+    finally:
+        for logger, kept in zip(loggers, filters, strict=True):
+            logger.filters[:] = kept
 
 
 def answer_locally(config: Config, out: str) -> None:
