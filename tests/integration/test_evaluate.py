@@ -62,7 +62,7 @@ def test_the_whole_evaluation_and_again(
     evaluation = load_evaluation(path)
     trainer, folder = Trainer(evaluation), TruthFolder(str(out), StorageConfig())
     run_once(trainer, folder, "00003-1", evaluation.base())  # what an earlier, killed run has left
-    early = folder.done()
+    early, kept = folder.done(), folder._losses("00003-1")
     code, printed, err = run(capsys, "evaluate", "lds", "-c", path, "--out", str(out), "--json")
     assert code == 0, err[-2000:]
     summary = json.loads(printed.splitlines()[-1])
@@ -84,9 +84,9 @@ def test_the_whole_evaluation_and_again(
 
     _, truth = folder.read(evaluation)
     assert truth.members.sum(axis=1).tolist() == [EXAMPLES // 2] * SUBSETS
-    assert folder._losses("00003-1") == pytest.approx(trainer.losses(3, 1), rel=1e-6), "a run repeats"
+    assert folder._losses("00003-1") == kept, "what is there is not trained again"
     again = np.mean([trainer.losses(3, seed) for seed in range(2)], axis=0)
-    np.testing.assert_allclose(truth.losses[3], again, rtol=0.05)  # on other threads sums are rounded otherwise
+    np.testing.assert_allclose(truth.losses[3], again, rtol=0.05)  # threads round sums in any order
     whole = folder._losses(WHOLE)
     assert np.mean(whole) < np.mean(truth.losses), "twice the data, a lower loss"
 
