@@ -6,6 +6,7 @@ from lorif_core.config import Config
 from lorif_core.lease import hold_index
 from lorif_core.store import Generation
 from tasks.build import fit_curvature, index_shards, plan_build, publish_generation
+from tasks.calibrate import calibrate
 
 
 @flow(name="build", flow_run_name="build {config.index}", persist_result=False)
@@ -16,6 +17,7 @@ def build(config: Config, publish_incomplete: bool = False) -> Generation:
     """
     plan = plan_build(config)
     with hold_index(config.index, config.storage, "build") as lease:
+        plan = calibrate(config, plan, lease)
         indexed = index_shards(config, plan, lease, publish_incomplete)
         curvature = fit_curvature(config, plan, indexed, lease)
         return publish_generation(config, plan, indexed, curvature, lease)

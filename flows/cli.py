@@ -109,6 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     attribute.add_argument("--queries", required=True, help="jsonl or parquet file of queries")
     attribute.add_argument("--out", required=True, help="an empty or new folder, or an s3:// URI")
 
+    evaluate = add(
+        "evaluate", "measure attribution quality: LDS of methods, recall of planted sources, tail-patch"
+    )
+    evaluate.add_argument("measure", choices=["lds"])
+    evaluate.add_argument("-c", "--config", required=True, help="YAML file of the evaluation")
+    evaluate.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a key of the file")
+    evaluate.add_argument("--out", required=True, help="a folder or s3:// URI; run again with it, it resumes")
+
     query = add("query", "ask one question of an index, on this machine alone")
     query.add_argument("--text", required=True, help="the text, or the prompt of --completion")
     query.add_argument("--completion", help="what the model said; only its tokens are scored")

@@ -77,6 +77,35 @@ def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str,
     return _listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
 
 
+def run_evaluate(measure: str, config: str, overrides: Sequence[str], out: str) -> Result:
+    """`lorif evaluate lds`."""
+    from lorif_core.evaluation import load_evaluation
+    from lorif_core.frontier import require_plotting
+
+    evaluation = load_evaluation(config, list(overrides))
+    require_plotting()
+    lock_local_ray(evaluation.base().compute.ray)
+    from flows.evaluate import evaluate_lds
+
+    _say_failures_once()
+    summary = evaluate_lds(evaluation, _absolute(out))
+    lines = [
+        f"{row['method']:<40} {row['lds']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  "
+        + ("" if row["bytes_per_example"] is None else f"{row['bytes_per_example']:>12,.0f} bytes")
+        for row in summary["methods"]
+    ]
+    lines += [
+        f"{row['first']} - {row['second']}: {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        for row in summary["differences"]
+    ]
+    return Result(summary, "\n".join(lines))
+
+
+def _absolute(out: str) -> str:
+    """Workers may have another working folder."""
+    return out if "://" in out else str(Path(out).resolve())
+
+
 def run_check(config: str, overrides: Sequence[str]) -> Result:
     """`lorif check`."""
     settings = _load(config, overrides)

@@ -30,11 +30,13 @@ class Batch:
         indices: of the examples, in the order of the rows.
         input_ids: (B, T) int64, 0 in the padding.
         labels: (B, T) int64, -100 in the padding.
+        lengths: (B,) int64, tokens of each row without its padding.
     """
 
     indices: list[int]
     input_ids: np.ndarray
     labels: np.ndarray
+    lengths: np.ndarray
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -60,14 +62,14 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
 
 def collate(examples: Sequence[TokenRow], indices: Sequence[int]) -> Batch:
     """Pad the chosen examples on the right to the longest of them."""
-    longest = max((len(examples[i].input_ids) for i in indices), default=0)
+    lengths = np.array([len(examples[i].input_ids) for i in indices], dtype=np.int64)
+    longest = int(lengths.max(initial=0))
     ids_BT = np.full((len(indices), longest), _PADDING_ID, dtype=np.int64)
     labels_BT = np.full((len(indices), longest), _MASKED, dtype=np.int64)
-    for row, i in enumerate(indices):
-        length = len(examples[i].input_ids)
+    for row, (i, length) in enumerate(zip(indices, lengths.tolist(), strict=True)):
         ids_BT[row, :length] = examples[i].input_ids
         labels_BT[row, :length] = examples[i].labels
-    return Batch(list(indices), ids_BT, labels_BT)
+    return Batch(list(indices), ids_BT, labels_BT, lengths)
 
 
 def padding_waste(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:

@@ -9,6 +9,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorif_core.errors import UserError
+from lorif_core.presets import PresetName, with_preset
+from lorif_core.spec import CodeDtype, CodeKind
 
 _ADVICE = "give them in the environment, a profile or a role"
 _SIGNED = re.compile(r"[?&](x-(amz|goog)-[\w-]+|awsaccesskeyid|signature|sig)=", re.I)
@@ -40,11 +42,13 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Uri = Annotated[str, AfterValidator(check_uri)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a YAML file: unknown keys are refused, values do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The checkpoint: a local folder, an s3:// URI or a hub id."""
 
     path: Uri
@@ -58,7 +62,7 @@ class ModelConfig(_Section):
     """Opt in to weights that are not safetensors; unpickling runs code of whoever made them."""
 
 
-class CorpusConfig(_Section):
+class CorpusConfig(Section):
     """Where the training examples are, and which columns make an example."""
 
     uri: Uri
@@ -83,25 +87,31 @@ class CorpusConfig(_Section):
         return self
 
 
-class ProjectionConfig(_Section):
+class ProjectionConfig(Section):
     """Two-sided projection of the gradients."""
 
-    kind: Literal["random"] = "random"
+    kind: Literal["random", "whitened"] = "random"
     factor: PositiveInt = 16
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     calibration_examples: PositiveInt = 512
-    """Sequences that whitened projections will be calibrated on; random ones need none."""
+    """Sequences of the corpus that whitened projections are calibrated on; random ones need none."""
 
 
-class CodeConfig(_Section):
+class CodeConfig(Section):
     """What is stored of each projected gradient."""
 
-    kind: Literal["rank", "dense"] = "rank"
+    kind: CodeKind = "rank"
     rank: PositiveInt = 1
-    dtype: Literal["float32", "float16"] = "float16"
+    dtype: CodeDtype = "float16"
+
+    @model_validator(mode="after")
+    def _cut_factors_are_signs(self) -> "CodeConfig":
+        if self.kind == "cut" and self.dtype != "sign":
+            raise ValueError(f"kind cut keeps signs; set dtype: sign instead of {self.dtype}")
+        return self
 
 
-class CurvatureConfig(_Section):
+class CurvatureConfig(Section):
     """The preconditioner."""
 
     kind: Literal["woodbury", "exact", "none"] = "woodbury"
@@ -114,7 +124,14 @@ class CurvatureConfig(_Section):
     tail: Literal["truncated", "tail"] = "truncated"
 
 
-class ComputeConfig(_Section):
+class QueryConfig(Section):
+    """How a query is represented when it is scored."""
+
+    factored: bool = False
+    """Keep only the rank of the stored codes of its gradient too, as the paper does; dense is better and free."""
+
+
+class ComputeConfig(Section):
     """Where the work runs and how much memory it may take."""
 
     ray: str = "local"
@@ -126,7 +143,7 @@ class ComputeConfig(_Section):
     """Working memory of one worker beyond the model, in GiB: sizes curvature layer groups and scan blocks."""
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """Object storage; credentials come from the environment, a profile or an instance role, never from here."""
 
     endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = None
@@ -135,17 +152,25 @@ class StorageConfig(_Section):
     allow_http: bool = False
 
 
-class Config(_Section):
+class Config(Section):
     """The whole CONFIG file."""
 
+    preset: PresetName | None = None
+    """Defaults of other keys (`presets.py`); explicit keys win."""
     index: Uri
     model: ModelConfig
     corpus: CorpusConfig
     projection: ProjectionConfig = ProjectionConfig()
     code: CodeConfig = CodeConfig()
     curvature: CurvatureConfig = CurvatureConfig()
+    query: QueryConfig = QueryConfig()
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, raw: Any) -> Any:
+        return with_preset(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "Config":
@@ -174,7 +199,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not isinstance(raw, dict):
         raise UserError(f"the config file {path} must hold keys such as index, model and corpus")
     for override in overrides or []:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return parse_config(raw, str(path))
 
 
@@ -183,7 +208,7 @@ def parse_config(raw: dict[str, Any], where: str = "the config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        raise UserError(f"{where}: {explain_invalid(error)}") from None
 
 
 def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -194,7 +219,7 @@ def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, d
     """
     raw: dict[str, Any] = {}
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     for section, keys in raw.items():
         if section not in allowed or not isinstance(keys, dict):
             listed = " and ".join(f"{name}.*" for name in allowed)
@@ -207,7 +232,7 @@ def parse_storage(keys: dict[str, Any]) -> StorageConfig:
     try:
         return StorageConfig.model_validate(keys)
     except ValidationError as error:
-        raise UserError(f"storage: {_explain(error, StorageConfig)}") from None
+        raise UserError(f"storage: {explain_invalid(error, StorageConfig)}") from None
 
 
 def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:
@@ -215,10 +240,11 @@ def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate({"path": path, **keys})
     except ValidationError as error:
-        raise UserError(f"model: {_explain(error, ModelConfig)}") from None
+        raise UserError(f"model: {explain_invalid(error, ModelConfig)}") from None
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set a key of nested dicts from `key.sub=value`. Raises UserError for one that is malformed."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"the override {key!r} must have the form key.sub=value")
@@ -237,7 +263,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"the value of the override {key!r} is not valid YAML; quote it") from None
 
 
-def _explain(error: ValidationError, root: Any = None) -> str:
+def explain_invalid(error: ValidationError, root: Any = None) -> str:
     """The first problem as one sentence; unknown keys come first, as they cause the missing ones."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]

@@ -116,7 +116,7 @@ def identity_curvature(dim: int) -> LayerCurvature:
 def scan_blocks(
     blocks: Iterable[tuple[torch.Tensor, torch.Tensor]], layout: CodeLayout, request: ScanRequest
 ) -> ScanResult:
-    """The sums of `request` over blocks of codes (B, W) and scales (B, L), both float32.
+    """The sums of `request` over blocks of codes as they are stored and float32 scales (B, S).
 
     Only one block of one layer is decoded at a time; products accumulate in float32, grams in float64.
     """

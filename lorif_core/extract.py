@@ -1,6 +1,6 @@
 """Token batch -> codes: one backward pass of the model, seen through projections, kept as codes.
 
-Shapes: B batch, T tokens, W code width, L layers, D = d1 d2.
+Shapes: B batch, T tokens, W levels and S scales of a row, D = d1 d2.
 """
 
 from dataclasses import dataclass
@@ -9,18 +9,22 @@ import numpy as np
 import torch
 
 from lorif_core.batches import Batch
-from lorif_core.capture import GradientCapture
+from lorif_core.capture import CodeSink, GradientCapture
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
+from lorif_core.levels import PER_BYTE, pack
 from lorif_core.model import LoadedModel
 from lorif_core.projection import ProjectionSet
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
+from lorif_core.whitening import Covariances, CovarianceSink, KroneckerWhitening
 
 NON_FINITE_LOSS = "the loss is not finite"
 NON_FINITE_GRADIENT = "the gradient is not finite"
 ZERO_GRADIENT = "the gradient is zero"
 
-_STORED = {"float16": torch.float16, "float32": torch.float32}
+STORED: dict[str, type[np.generic]] = {
+    "float32": np.float32, "float16": np.float16, "int8": np.int8, "int4": np.uint8, "sign": np.uint8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,8 @@ class ExtractedBatch:
 
     Attributes:
         losses: (B,) float32 token-summed losses.
-        codes: (B, W) in the dtype of storage.
-        scales: (B, L) float32.
+        codes: (B, W) in the dtype of storage, or (B, bytes) uint8 if levels are packed.
+        scales: (B, S) float32.
         faults: per example the reason why its row must not be stored, or None.
     """
 
@@ -48,30 +52,34 @@ class Extractor:
         layers: tracked layers by spec; their modules are found by name.
         projection: kind, factor, seed.
         code: what to keep of each gradient.
+        covariances: of `whitened` projections.
 
     Raises:
         UserError: the model lacks one of the layers.
     """
 
     def __init__(
-        self, loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec, code: CodeSpec
+        self,
+        loaded: LoadedModel,
+        layers: tuple[LayerSpec, ...],
+        projection: ProjectionSpec,
+        code: CodeSpec,
+        covariances: Covariances | None = None,
     ) -> None:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded
-        try:
-            modules = [loaded.model.get_submodule(layer.name) for layer in layers]
-        except AttributeError as error:
-            raise UserError(f"the model has not the layers of the index: {error}") from None
-        placements = [(module.weight.device, module.weight.dtype) for module in modules]
-        self._capture = GradientCapture(modules, self.layout, ProjectionSet(layers, projection, placements))
+        self._sink = CodeSink(self.layout)
+        whitening = None if covariances is None else KroneckerWhitening(covariances)
+        modules = tracked_modules(loaded, layers)
+        projections = ProjectionSet(layers, projection, placements(modules), whitening)
+        self._capture = GradientCapture(layers, modules, projections, self._sink.take)
 
     def extract(self, batch: Batch) -> ExtractedBatch:
         """Codes of a batch, in storage dtype, with the reasons for rows that must be left out."""
         losses, codes, scales = self._run(batch)
         faults = _faults(losses, scales)
-        stored = codes.to(_STORED[self.layout.code.dtype])
         return ExtractedBatch(
-            losses.float().cpu().numpy(), stored.cpu().numpy(), scales.float().cpu().numpy(), faults
+            losses.float().cpu().numpy(), self._stored(codes), scales.float().cpu().numpy(), faults
         )
 
     def gradients(self, batch: Batch) -> tuple[np.ndarray, list[torch.Tensor]]:
@@ -81,15 +89,67 @@ class Extractor:
         return losses.float().cpu().numpy(), decoded
 
     def _run(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        device = self._loaded.device
-        ids = torch.from_numpy(batch.input_ids).to(device)
-        labels = torch.from_numpy(batch.labels).to(device)
         wide = torch.float64 if self._loaded.dtype == torch.float64 else torch.float32
-        with self._capture as capture:
-            capture.start(ids.shape[0], ids.shape[1], device, wide)
-            losses = self._loaded.backward(ids, labels)
-            codes, scales = capture.take()
-        return losses, codes, scales
+        self._sink.start(len(batch.input_ids), self._loaded.device, wide)
+        losses = run_captured(self._loaded, self._capture, batch)
+        return losses, *self._sink.codes()
+
+    def _stored(self, codes: torch.Tensor) -> np.ndarray:
+        dtype, slots = self.layout.code.dtype, self.layout.slots
+        if dtype in PER_BYTE:
+            codes = torch.cat([pack(codes[:, slot.start : slot.stop], dtype) for slot in slots], dim=1)
+        return codes.cpu().numpy().astype(STORED[dtype])
+
+
+class Calibrator:
+    """Adds up the covariances of randomly projected activations and gradients over batches.
+
+    Args:
+        loaded: the model.
+        layers: tracked layers by spec.
+        projection: factor and seed of the projections that will be whitened.
+    """
+
+    def __init__(self, loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec) -> None:
+        self._loaded = loaded
+        self._sink = CovarianceSink([(layer.d1, layer.d2) for layer in layers])
+        modules = tracked_modules(loaded, layers)
+        projections = ProjectionSet(layers, projection, placements(modules))
+        self._capture = GradientCapture(layers, modules, projections, self._sink.take)
+
+    def add(self, batch: Batch) -> None:
+        """One forward and backward of a batch."""
+        self._sink.start(batch.lengths, batch.input_ids.shape[1])
+        run_captured(self._loaded, self._capture, batch)
+
+    @property
+    def covariances(self) -> Covariances:
+        """The sums so far."""
+        return self._sink.covariances
+
+
+def tracked_modules(loaded: LoadedModel, layers: tuple[LayerSpec, ...]) -> list[torch.nn.Module]:
+    """The modules of the layers. Raises UserError if the model lacks one of them."""
+    try:
+        return [loaded.model.get_submodule(layer.name) for layer in layers]
+    except AttributeError as error:
+        raise UserError(f"the model has not the layers of the index: {error}") from None
+
+
+def placements(modules: list[torch.nn.Module]) -> list[tuple[torch.device, torch.dtype]]:
+    """Device and dtype of each module's weight."""
+    return [(module.weight.device, module.weight.dtype) for module in modules]
+
+
+def run_captured(loaded: LoadedModel, capture: GradientCapture, batch: Batch) -> torch.Tensor:
+    """One forward and backward under a capture; (B,) token-summed losses."""
+    ids = torch.from_numpy(batch.input_ids).to(loaded.device)
+    labels = torch.from_numpy(batch.labels).to(loaded.device)
+    with capture:
+        capture.start(*ids.shape)
+        losses = loaded.backward(ids, labels)
+        capture.finish()
+    return losses
 
 
 def _faults(losses: torch.Tensor, scales: torch.Tensor) -> list[str | None]:

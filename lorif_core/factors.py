@@ -1,10 +1,11 @@
 """Codes: what is stored of one example's projected gradients, and back.
 
-A projected gradient is G = A^T E with A = X P_in (T x d1) and E = D P_out (T x d2). `rank` stores U V^T ~ G by
-block power iteration (LoRIF section 3.2); `dense` stores G. Every code is scaled to unit RMS so that float16
-neither under- nor overflows; the scale is kept in float32, one per row and layer.
+A projected gradient is G = A^T E with A = X P_in (T x d1) and E = D P_out (T x d2). `rank` stores
+sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` does too, with u_k and v_k of +-1;
+`dense` stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers (`quantise`); every
+term has a scale s_k.
 
-Shapes: B batch, T tokens, c rank, W = code width over all layers, L layers.
+Shapes: B batch, T tokens, c rank, W levels of a row over all layers, S scales of a row over all layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,70 +14,93 @@ from functools import cache
 
 import torch
 
+from lorif_core.levels import PER_BYTE, is_float, packed_bytes, quantise, signs, unpack
 from lorif_core.projection import counter_generator
 from lorif_core.spec import CodeSpec, LayerSpec
 
 # A matrix-vector product moves a matrix for every multiply-add; a product of matrices reuses it.
 _MATVEC_PENALTY = 32
 _TINY = 1e-30
+_CUT_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSlot:
-    """Where one layer's code lies in a row: U (or G) at [start, middle), V at [middle, stop)."""
+    """Where one layer's levels lie in a row: U (or G) at [start, middle), V at [middle, stop); and its scales.
+
+    `packed` is where they lie in bytes, if levels are packed several to a byte.
+    """
 
     layer: LayerSpec
     start: int
     middle: int
     stop: int
+    scales: slice
+    packed: slice
 
 
 class CodeLayout:
     """The row layout of the codes of all layers, concatenated in layer order.
 
-    A `rank` slot holds U (d1 x c, row-major) then V (d2 x c); a `dense` slot holds G (d1 x d2, row-major).
+    A slot of `rank` or `cut` holds U (d1 x c, row-major) then V (d2 x c) and c scales; a `dense` one holds G
+    (d1 x d2, row-major) and one scale. Levels of less than a byte are packed, every slot from a byte of its own.
     """
 
     def __init__(self, layers: Sequence[LayerSpec], code: CodeSpec) -> None:
         self.code = code
         self.slots: list[LayerSlot] = []
-        start = 0
-        for layer in layers:
-            middle = start + (layer.d1 * code.rank if code.kind == "rank" else layer.dim)
-            stop = middle + (layer.d2 * code.rank if code.kind == "rank" else 0)
-            self.slots.append(LayerSlot(layer, start, middle, stop))
-            start = stop
+        self.terms = 1 if code.kind == "dense" else code.rank
+        start = byte = 0
+        for number, layer in enumerate(layers):
+            middle = start + (layer.dim if code.kind == "dense" else layer.d1 * code.rank)
+            stop = middle + (0 if code.kind == "dense" else layer.d2 * code.rank)
+            size = packed_bytes(stop - start, code.dtype)
+            scales = slice(number * self.terms, (number + 1) * self.terms)
+            self.slots.append(LayerSlot(layer, start, middle, stop, scales, slice(byte, byte + size)))
+            start, byte = stop, byte + size
         self.width = start
+        self.scales = len(layers) * self.terms
+        self.stored_width = byte if code.dtype in PER_BYTE else start
 
     @property
     def bytes_per_example(self) -> int:
-        """Arithmetic size of one row: codes in their dtype and one float32 scale a layer."""
-        return self.width * (2 if self.code.dtype == "float16" else 4) + 4 * len(self.slots)
+        """Arithmetic size of one row: levels as they are stored, and scales.
+
+        Float codes have float32 scales, the others float16 ones and one float32 for the row.
+        """
+        item = {"float32": 4, "float16": 2}.get(self.code.dtype, 1)
+        return item * self.stored_width + (4 * self.scales if is_float(self.code.dtype) else 2 * self.scales + 4)
 
     def dense_bytes_per_example(self) -> int:
-        """The same row with G itself in the same dtype, as LoGRA stores it."""
-        dense = CodeSpec(kind="dense", dtype=self.code.dtype)
+        """The same row with G itself in float16, as LoGRA stores it."""
+        dense = CodeSpec(kind="dense", dtype="float16")
         return CodeLayout([slot.layer for slot in self.slots], dense).bytes_per_example
 
-    def factors(self, codes_BW: torch.Tensor, slot: LayerSlot) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views (B, d1, c), (B, d2, c) of a `rank` slot, without the scale."""
-        rows, rank = codes_BW.shape[0], self.code.rank
-        u = codes_BW[:, slot.start : slot.middle].view(rows, slot.layer.d1, rank)
-        v = codes_BW[:, slot.middle : slot.stop].view(rows, slot.layer.d2, rank)
-        return u, v
+    def levels(self, codes: torch.Tensor, slot: LayerSlot) -> torch.Tensor:
+        """Levels (B, width of the slot) of one layer as floats, from codes (B, W), or (B, bytes) if packed."""
+        if codes.dtype == torch.uint8:
+            return unpack(codes[:, slot.packed], self.code.dtype, slot.stop - slot.start)
+        levels = codes[:, slot.start : slot.stop]
+        return levels if levels.dtype in (torch.float32, torch.float64) else levels.float()
+
+    def factors(self, codes: torch.Tensor, slot: LayerSlot) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, d1, c) and (B, d2, c) of a slot that is not dense, without the scales."""
+        levels, left = self.levels(codes, slot), slot.middle - slot.start
+        rows, rank = len(levels), self.code.rank
+        return levels[:, :left].view(rows, -1, rank), levels[:, left:].view(rows, -1, rank)
 
     def decode(
-        self, codes_BW: torch.Tensor, scales_BL: torch.Tensor, index: int, out: torch.Tensor | None = None
+        self, codes: torch.Tensor, scales_BS: torch.Tensor, index: int, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(B, d1 d2): the stored gradients of layer number `index`, scale included."""
+        """(B, d1 d2): the stored gradients of layer number `index`, scales included."""
         slot = self.slots[index]
-        scale = scales_BL[:, index, None]
+        scales = scales_BS[:, slot.scales]
         if self.code.kind == "dense":
-            return torch.mul(codes_BW[:, slot.start : slot.middle], scale, out=out)
-        u, v = self.factors(codes_BW, slot)
+            return torch.mul(self.levels(codes, slot), scales, out=out)
+        u, v = self.factors(codes, slot)
         shaped = None if out is None else out.view(len(u), slot.layer.d1, slot.layer.d2)
         multiply = torch.mul if self.code.rank == 1 else torch.bmm  # an outer product needs no GEMM
-        return multiply(u * scale[:, :, None], v.transpose(1, 2), out=shaped).view(len(u), slot.layer.dim)
+        return multiply(u * scales[:, None, :], v.transpose(1, 2), out=shaped).view(len(u), slot.layer.dim)
 
 
 def decode_rows(dim: int) -> int:
@@ -86,7 +110,7 @@ def decode_rows(dim: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerCode:
-    """Codes (B, width of the slot) and scales (B,) of one layer, in float32 or float64."""
+    """Levels (B, width of the slot) and scales (B, terms) of one layer, in float32 or float64."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -98,37 +122,33 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec) -> LayerCod
     Args:
         A_BTd: (B, T, d1) projected activations; rows of masked tokens may hold anything where E is zero.
         E_BTd: (B, T, d2) projected output gradients.
-        code: kind and rank; the dtype of storage is applied by the caller.
+        code: kind, rank, and the dtype whose levels are taken; packing is the caller's.
 
-    A zero gradient gives zero codes and a zero scale; one that is not finite, zero codes and a NaN scale.
+    A zero gradient gives a zero scale; one that is not finite, a NaN scale.
     """
-    if code.kind == "dense":
-        G = torch.bmm(A_BTd.transpose(1, 2), E_BTd)
-        return LayerCode(*_unit_rms(G.flatten(1)))
     A, a_scale = _unit_largest(A_BTd)
     E, e_scale = _unit_largest(E_BTd)
     finite = torch.isfinite(a_scale * e_scale)
     if not finite.all():  # one NaN would fail the eigensolver for the whole batch; the scale tells it instead
         A, E = (torch.where(finite, x, 0.0) for x in (A, E))
+    magnitude = torch.where(finite, a_scale * e_scale, torch.nan)[:, :, 0]
+    if code.kind == "dense":
+        G = torch.bmm(A.transpose(1, 2), E)
+        levels, scales = quantise(G.flatten(1)[:, :, None], code.dtype)
+        return LayerCode(levels.flatten(1), scales * magnitude)
+    if code.kind == "cut":
+        U, V, scales = cut_factors(A, E, code.rank)
+        return LayerCode(torch.cat([U.flatten(1), V.flatten(1)], dim=1), scales * magnitude)
     left_smaller = A.shape[2] <= E.shape[2]
     U, V = _low_rank(A, E, code.rank) if left_smaller else reversed(_low_rank(E, A, code.rank))
-    u, u_scale = _unit_rms(U.flatten(1))
-    v, v_scale = _unit_rms(V.flatten(1))
-    magnitude = torch.where(finite, a_scale * e_scale, torch.nan).flatten()
-    return LayerCode(torch.cat([u, v], dim=1), u_scale * v_scale * magnitude)
+    u, u_scale = quantise(U, code.dtype)
+    v, v_scale = quantise(V, code.dtype)
+    return LayerCode(torch.cat([u.flatten(1), v.flatten(1)], dim=1), u_scale * v_scale * magnitude)
 
 
 def power_rounds(rank: int) -> int:
     """8 rounds for rank 1, 16 above (DESIGN, section 2)."""
     return 8 if rank == 1 else 16
-
-
-def _unit_rms(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of unit RMS, and the RMS; by way of the largest entry, as squares of small numbers underflow."""
-    largest = x_BD.abs().amax(dim=1).clamp_min(_TINY)
-    unit = x_BD / largest[:, None]
-    rms = unit.square().mean(dim=1).sqrt()
-    return torch.where(rms[:, None] > 0, unit / rms.clamp_min(_TINY)[:, None], 0.0), rms * largest
 
 
 def _low_rank(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,6 +167,30 @@ def _low_rank(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor
         basis = _leading_basis(lambda Q: gram @ Q, start, rank)
         other = G.transpose(1, 2) @ basis
     return basis, other
+
+
+def cut_factors(
+    A_BTd: torch.Tensor, E_BTd: torch.Tensor, rank: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Signs U (B, d1, c) and V (B, d2, c), and scales (B, c) >= 0, with sum_k s_k u_k v_k^T ~ G = A^T E.
+
+    Term after term the cut norm of what is left is climbed, u = sign(R v) and v = sign(R^T u) in turn; one step of
+    each makes the remainder smaller, whatever the start. It begins near the leading right vector of what is left.
+    """
+    rest = A_BTd.transpose(1, 2) @ E_BTd
+    size = rest.shape[1] * rest.shape[2]
+    start = _start_basis(rest.shape[1], 1)[:, :1].to(rest).expand(len(rest), -1, -1)
+    terms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for _ in range(rank):
+        v = signs(rest.transpose(1, 2) @ (rest @ (rest.transpose(1, 2) @ start)))
+        for _ in range(_CUT_ROUNDS):
+            u = signs(rest @ v)
+            v = signs(rest.transpose(1, 2) @ u)
+        scale = (u.transpose(1, 2) @ rest @ v) / size
+        rest = rest - scale * (u @ v.transpose(1, 2))
+        terms.append((u, v, scale[:, :, 0]))
+    U, V, scales = (torch.cat(parts, dim=-1) for parts in zip(*terms, strict=True))
+    return U, V, scales
 
 
 def _leading_basis(

@@ -24,6 +24,7 @@ from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Block, Generation, Store, block_rows
 from lorif_core.tokenise import Example
 from lorif_core.topk import TopK
+from lorif_core.whitening import Covariances
 
 _DENSE = CodeSpec(kind="dense", dtype="float32")
 _QUERY_TOKENS_PER_BATCH = 4096
@@ -46,17 +47,27 @@ class QueryGradients:
 
 
 class QueryEncoder:
-    """Turns queries into dense, full-precision projected gradients in the metric of one spec.
+    """Turns queries into full-precision projected gradients in the metric of one spec; dense, unless `factored`.
 
     Args:
         loaded: the model that the index was built with.
         spec: spec of the index.
+        covariances: of a whitened projection.
+        factored: keep only the rank of the stored codes of a query too, as the paper does.
     """
 
-    def __init__(self, loaded: LoadedModel, spec: IndexSpec) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        spec: IndexSpec,
+        covariances: Covariances | None = None,
+        *,
+        factored: bool = False,
+    ) -> None:
         self._loaded = loaded
         self._spec = spec
-        self._extractor = Extractor(loaded, spec.layers, spec.projection, _DENSE)
+        code = CodeSpec("rank", spec.code.rank, "float32") if factored else _DENSE
+        self._extractor = Extractor(loaded, spec.layers, spec.projection, code, covariances)
 
     def example(self, query: Query) -> Example:
         """The query's tokens and labels. Raises UserError if nothing in it is scored."""
@@ -135,13 +146,16 @@ class Index:
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
         """The encoder for a checkpoint, kept between calls so that the model loads once."""
         if isinstance(model, LoadedModel):
-            return QueryEncoder(model, self.spec)
+            return self._new_encoder(model)
         config = model if isinstance(model, ModelConfig) else model_config_of(self.generation, model)
         if config not in self._encoders:
-            self._encoders[config] = QueryEncoder(
-                load_matching(self.generation, config, self.store.storage), self.spec
-            )
+            loaded = load_matching(self.generation, config, self.store.storage)
+            self._encoders[config] = self._new_encoder(loaded)
         return self._encoders[config]
+
+    def _new_encoder(self, loaded: LoadedModel) -> QueryEncoder:
+        covariances = self.store.whitening(self.spec.projection.whitening)
+        return QueryEncoder(loaded, self.spec, covariances, factored=self.generation.factored_query)
 
     def fold(self, gradients: QueryGradients) -> FoldedQueries:
         """W_l = H_l^-1 Q_l of this generation's curvature; one layer's basis in memory at a time."""

@@ -87,7 +87,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         checkpoint=locate(config.model, config.storage).fingerprint(),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
         layers=layers,
-        projection=ProjectionSpec(config.projection.kind, config.projection.factor, config.projection.seed),
+        projection=_projection_spec(config),
         code=CodeSpec(**config.code.model_dump()),
         tokenisation=TokenSpec(
             tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
@@ -102,6 +102,16 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         ),
         store_text=corpus.store_text,
     )
+
+
+def _projection_spec(config: Config) -> ProjectionSpec:
+    """With the whitening that the index has, if it has one: rows of a whitening are comparable with no others."""
+    wanted = config.projection
+    if wanted.kind == "random":
+        return ProjectionSpec("random", wanted.factor, wanted.seed)
+    stored = Store(config.index, config.storage).stored_spec()
+    whitening = None if stored is None else stored.projection.whitening
+    return ProjectionSpec("whitened", wanted.factor, wanted.seed, wanted.calibration_examples, whitening)
 
 
 def tracked_layers(config: Config, skeleton: Skeleton) -> tuple[LayerSpec, ...]:
@@ -139,7 +149,7 @@ def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) ->
 
 
 def _check_code_rank(config: Config, layers: tuple[LayerSpec, ...]) -> None:
-    if config.code.kind != "rank":
+    if config.code.kind == "dense":
         return
     for layer in layers:
         if config.code.rank > min(layer.d1, layer.d2):

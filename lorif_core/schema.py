@@ -1,9 +1,11 @@
 """The columns of the tables, readable with plain lancedb, and rows <-> Arrow.
 
 `factors`: one row per training example. `codes` is one wide fixed-size column for all layers (a column per
-layer reads ten times slower from object storage); `scales` holds one float32 a layer.
+layer reads ten times slower from object storage), `scales` has one number a layer and term: float32 beside float
+codes; beside others float16, to be multiplied by the row's `magnitude`, as they are a good part of a small code.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +15,17 @@ import torch
 
 from lorif_core.curvature import LayerCurvature
 from lorif_core.factors import CodeLayout
-from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.levels import is_float
+from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
 from lorif_core.tokenise import Example
+from lorif_core.whitening import Covariances
 
 SPEC_KEY = b"lorif.spec"
 _COMPONENTS_PER_BATCH = 64  # of eigenvectors, which are as long as d1 d2
-_ARROW = {"float16": pa.float16(), "float32": pa.float32()}
+_ARROW = {
+    "float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "int4": pa.uint8(), "sign": pa.uint8(),
+}  # fmt: skip
+CODE_COLUMNS = ("codes", "scales", "magnitude")
 
 
 def factors_schema(spec: IndexSpec) -> pa.Schema:
@@ -37,10 +44,12 @@ def factors_schema(spec: IndexSpec) -> pa.Schema:
     ]
     if spec.store_text:
         fields.append(pa.field("text", pa.string()))
-    fields += [
-        pa.field("codes", pa.list_(_ARROW[spec.code.dtype], layout.width), nullable=False),
-        pa.field("scales", pa.list_(pa.float32(), len(spec.layers)), nullable=False),
-    ]
+    fields.append(pa.field("codes", pa.list_(_ARROW[spec.code.dtype], layout.stored_width), nullable=False))
+    if is_float(spec.code.dtype):
+        fields.append(pa.field("scales", pa.list_(pa.float32(), layout.scales), nullable=False))
+    else:
+        fields.append(pa.field("scales", pa.list_(pa.float16(), layout.scales), nullable=False))
+        fields.append(pa.field("magnitude", pa.float32(), nullable=False))
     return pa.schema(fields, metadata={SPEC_KEY: spec.to_json().encode()})
 
 
@@ -56,6 +65,19 @@ CURVATURE_SCHEMA = pa.schema(
         pa.field("trace", pa.float64(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("vector", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+WHITENING_SCHEMA = pa.schema(
+    [
+        pa.field("whitening", pa.string(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("layer_index", pa.int32(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("examples", pa.int64(), nullable=False),
+        pa.field("sums", pa.list_(pa.float64()), nullable=False),
     ]
 )
 
@@ -86,6 +108,7 @@ GENERATIONS_SCHEMA = pa.schema(
         pa.field("skipped_json", pa.string(), nullable=False),
         pa.field("timings_json", pa.string(), nullable=False),
         pa.field("quarantined_json", pa.string(), nullable=False),
+        pa.field("factored_query", pa.bool_(), nullable=False),
     ]
 )
 
@@ -101,9 +124,11 @@ class ShardRows:
 
 
 def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> pa.Table:
-    """Rows (n, W) codes and (n, L) scales as an Arrow table of `factors_schema(spec)`."""
+    """Codes as they are stored and float32 scales (n, S) as an Arrow table of `factors_schema(spec)`."""
     schema = factors_schema(spec)
     n = len(rows.examples)
+    magnitude = np.ones(n, np.float32) if is_float(spec.code.dtype) else rows.scales.max(axis=1)
+    scales = rows.scales / np.where(magnitude > 0, magnitude, 1.0)[:, None]
     columns: dict[str, object] = {
         "example_id": [example.example_id for example in rows.examples],
         "shard": [shard.key] * n,
@@ -116,7 +141,8 @@ def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> pa.Table:
         "spec": [spec.hash] * n,
         "text": [example.text for example in rows.examples],
         "codes": _fixed_size(rows.codes),
-        "scales": _fixed_size(rows.scales),
+        "scales": _fixed_size(scales.astype(np.float32 if is_float(spec.code.dtype) else np.float16)),
+        "magnitude": magnitude,
     }
     arrays = [
         column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, type=field.type)
@@ -129,10 +155,42 @@ def _fixed_size(matrix: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
 
 
-def matrix(column: pa.Array) -> torch.Tensor:
-    """A fixed-size-list column as a float32 (rows, width) tensor, copied once."""
+def code_matrix(column: pa.Array) -> torch.Tensor:
+    """A fixed-size-list column as a (rows, width) tensor of the dtype that is stored, read-only, not copied."""
     flat = column.flatten().to_numpy(zero_copy_only=True)
-    return torch.from_numpy(flat.astype(np.float32).reshape(len(column), -1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(flat.reshape(len(column), -1))
+
+
+def scale_matrix(batch: pa.RecordBatch) -> torch.Tensor:
+    """Scales (rows, S) float32 of a batch, magnitudes included."""
+    scales = code_matrix(batch.column("scales")).float()
+    if "magnitude" not in batch.schema.names:
+        return scales
+    return scales * torch.from_numpy(batch.column("magnitude").to_numpy().copy())[:, None]
+
+
+def whitening_batches(covariances: Covariances, layers: Sequence[LayerSpec]) -> Iterator[pa.RecordBatch]:
+    """Covariances as rows of `WHITENING_SCHEMA`, one per layer and side."""
+    name = covariances.digest()
+    for (index, side), sums in sorted(covariances.sums.items()):
+        row = {
+            "whitening": name, "layer": layers[index].name, "layer_index": index, "side": side, "size": len(sums),
+            "tokens": covariances.tokens, "examples": covariances.examples, "sums": sums.numpy().reshape(-1),
+        }  # fmt: skip
+        yield pa.RecordBatch.from_pylist([row], schema=WHITENING_SCHEMA)
+
+
+def whitening_of(table: pa.Table) -> Covariances:
+    """Inverse of `whitening_batches`."""
+    found = Covariances()
+    for batch in table.to_batches():
+        for row, values in zip(batch.drop_columns("sums").to_pylist(), batch.column("sums"), strict=True):
+            sums = torch.from_numpy(values.values.to_numpy().copy()).view(row["size"], -1)
+            found.sums[row["layer_index"], row["side"]] = sums
+            found.tokens, found.examples = row["tokens"], row["examples"]
+    return found
 
 
 def curvature_batches(

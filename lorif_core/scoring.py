@@ -1,6 +1,6 @@
 """Scores of stored rows against folded queries: s = sum_l < H_l^-1 Q_l, decode(code_l) >.
 
-Shapes: Q queries, B rows, W code width, L layers, c rank, D = d1 d2.
+Shapes: Q queries, B rows, W levels and S scales of a row, c rank, D = d1 d2.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,29 +33,32 @@ def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[LayerCur
 
 
 def score_rows(
-    codes_BW: torch.Tensor, scales_BL: torch.Tensor, layout: CodeLayout, folded: FoldedQueries
+    codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, folded: FoldedQueries
 ) -> torch.Tensor:
-    """(Q, B) float32 scores of rows given as float32 codes and scales."""
-    scores_QB = torch.zeros(folded.count, len(codes_BW), device=codes_BW.device)
+    """(Q, B) float32 scores of stored rows: codes (B, W), or (B, bytes) if packed, and float32 scales."""
+    scores_QB = torch.zeros(folded.count, len(codes), device=codes.device)
     block_rows = decode_rows(max(slot.layer.dim for slot in layout.slots))
-    for start in range(0, len(codes_BW), block_rows):
+    for start in range(0, len(codes), block_rows):
         rows = slice(start, start + block_rows)
         for index, weight_QD in enumerate(folded.weights):
-            scores_QB[:, rows] += _score_layer(codes_BW[rows], scales_BL[rows], layout, index, weight_QD)
+            scores_QB[:, rows] += _score_layer(codes[rows], scales_BS[rows], layout, index, weight_QD)
     return scores_QB
 
 
 def _score_layer(
-    codes: torch.Tensor, scales: torch.Tensor, layout: CodeLayout, index: int, weight_QD: torch.Tensor
+    codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, index: int, weight_QD: torch.Tensor
 ) -> torch.Tensor:
     """(Q, B) of one layer: u^T W v per query where queries are few, else decode and multiply."""
-    queries = len(weight_QD)
-    if layout.code.kind == "dense" or queries * layout.code.rank >= _DECODE_FROM_QUERIES:
-        return weight_QD @ layout.decode(codes, scales, index).T
-    layer = layout.slots[index].layer
-    u, v = layout.factors(codes, layout.slots[index])
+    queries, slot = len(weight_QD), layout.slots[index]
+    scales = scales_BS[:, slot.scales]
+    if layout.code.kind == "dense":
+        return (weight_QD @ layout.levels(codes, slot).T) * scales.T
+    if queries * layout.terms >= _DECODE_FROM_QUERIES:
+        return weight_QD @ layout.decode(codes, scales_BS, index).T
+    layer = slot.layer
+    u, v = layout.factors(codes, slot)
     weight = weight_QD.view(queries, layer.d1, layer.d2).permute(1, 0, 2).reshape(layer.d1, queries * layer.d2)
     left = u.transpose(1, 2).reshape(-1, layer.d1) @ weight  # (B c, Q d2)
     right = v.transpose(1, 2).reshape(-1, 1, layer.d2)
-    per_factor = left.view(-1, queries, layer.d2).mul_(right).sum(dim=2)
-    return (per_factor.view(len(codes), -1, queries).sum(dim=1) * scales[:, index, None]).T
+    per_term = left.view(-1, queries, layer.d2).mul_(right).sum(dim=2).view(len(codes), -1, queries)
+    return (per_term * scales[:, :, None]).sum(dim=1).T

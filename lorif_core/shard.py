@@ -11,7 +11,7 @@ import numpy as np
 from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus import needed_columns, read_rows
-from lorif_core.extract import Extractor
+from lorif_core.extract import STORED, Extractor
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.receipts import Receipt, Receipts
 from lorif_core.schema import ShardRows
@@ -40,7 +40,8 @@ class ShardIndexer:
         self._store = Store(config.index, config.storage)
         self._loaded = load_model(model_config(config, spec), config.storage, device)
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
-        self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code)
+        covariances = self._store.whitening(spec.projection.whitening)
+        self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, covariances)
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
         self._receipts = Receipts(config.index, config.storage)
         # one thread, always the same, uses the model: threads of computing that take turns fight over the cores
@@ -77,9 +78,7 @@ class ShardIndexer:
 
     def read(self, shard: ShardRef) -> Iterator[Example]:
         """The shard's examples, in the order of the file."""
-        corpus, loaded = self._config.corpus, self._loaded
-        for row, record in read_rows(shard, needed_columns(corpus), self._config.storage):
-            yield from make_examples(row, record, shard.name, loaded.tokenizer, corpus, loaded.vocab_size)
+        return read_examples(shard, self._config, self._loaded)
 
     def _parts(self, shard: ShardRef, total: "_Total") -> Iterator[ShardRows]:
         examples = self.read(shard)
@@ -97,8 +96,8 @@ class ShardIndexer:
         scored = [i for i in range(len(examples)) if i not in reasons]
         layout = self._extractor.layout
         losses = np.zeros(len(examples), np.float32)
-        codes = np.zeros((len(examples), layout.width), layout.code.dtype)
-        scales = np.zeros((len(examples), len(layout.slots)), np.float32)
+        codes = np.zeros((len(examples), layout.stored_width), STORED[layout.code.dtype])
+        scales = np.zeros((len(examples), layout.scales), np.float32)
         padded = 0
         lengths = [len(examples[i].input_ids) for i in scored]
         for chosen in self._batches(lengths):
@@ -117,6 +116,12 @@ class ShardIndexer:
         for batch in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
             for start in range(0, len(batch), self._rows_at_once):
                 yield batch[start : start + self._rows_at_once]
+
+
+def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Iterator[Example]:
+    """The shard's examples, in the order of the file."""
+    for row, record in read_rows(shard, needed_columns(config.corpus), config.storage):
+        yield from make_examples(row, record, shard.name, loaded.tokenizer, config.corpus, loaded.vocab_size)
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-CodeKind = Literal["rank", "dense"]
-CodeDtype = Literal["float32", "float16"]
+CodeKind = Literal["rank", "dense", "cut"]
+CodeDtype = Literal["float32", "float16", "int8", "int4", "sign"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,21 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionSpec:
-    """Two-sided projection, LoRIF section 3.1: d1 = ceil(I/f), d2 = ceil(O/f)."""
+    """Two-sided projection, LoRIF section 3.1: d1 = ceil(I/f), d2 = ceil(O/f).
 
-    kind: Literal["random"] = "random"
+    `whitening` names the covariances of a `whitened` one; it is None until they are measured.
+    """
+
+    kind: Literal["random", "whitened"] = "random"
     factor: int = 16
     seed: int = 0
+    calibration_examples: int | None = None
+    whitening: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CodeSpec:
-    """What is stored of a projected gradient G: rank-c factors, or G itself (`dense`, the LoGRA baseline)."""
+    """What is stored of a projected gradient G: rank-c factors (`cut`: of signs), or G itself (`dense`)."""
 
     kind: CodeKind = "rank"
     rank: int = 1
@@ -111,7 +116,7 @@ class IndexSpec:
     tokenisation: TokenSpec
     store_text: bool = True
     loss: str = "token-summed cross-entropy"
-    format: int = field(default=2)
+    format: int = field(default=3)
 
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal strings."""

@@ -4,6 +4,7 @@ Writers append uncommitted fragments; one committer turns a wave of them into a 
 version of each table. Readers only ever open generations, so nothing a writer does can change what they see.
 """
 
+import json
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,19 +24,25 @@ from lorif_core.factors import CodeLayout
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipt
 from lorif_core.schema import (
+    CODE_COLUMNS,
     CURVATURE_SCHEMA,
     GENERATIONS_SCHEMA,
     SKIPPED_SCHEMA,
     SPEC_KEY,
+    WHITENING_SCHEMA,
     ShardRows,
+    code_matrix,
     curvature_batches,
     factors_schema,
     layer_curvature,
-    matrix,
+    scale_matrix,
     to_table,
+    whitening_batches,
+    whitening_of,
 )
-from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
 from lorif_core.tables import Tables, store_told
+from lorif_core.whitening import Covariances
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +73,7 @@ class Generation:
     skipped_json: str
     timings_json: str
     quarantined_json: str = "[]"
+    factored_query: bool = False
 
     def shows_what(self, other: "Generation") -> bool:
         """Whether readers of both see the same."""
@@ -78,6 +86,11 @@ class Generation:
         return {"factors": self.factors_version, "curvature": self.curvature_version}
 
     @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of the build's stages."""
+        return json.loads(self.timings_json)
+
+    @property
     def index_spec(self) -> IndexSpec:
         """The spec of the rows."""
         return IndexSpec.from_json(self.spec_json)
@@ -85,7 +98,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of one scanned batch: ids and, as float32 tensors, codes (B, W) and scales (B, L)."""
+    """Rows of one scanned batch: ids, codes (B, W or bytes) as they are stored, and float32 scales (B, S)."""
 
     example_ids: list[str]
     codes: torch.Tensor
@@ -118,6 +131,26 @@ class Store:
         self._tables.create("generations", GENERATIONS_SCHEMA)
         self._tables.create("skipped", SKIPPED_SCHEMA)
         self._tables.create("factors", factors_schema(spec))
+
+    def write_whitening(self, covariances: Covariances, layers: Sequence[LayerSpec]) -> None:
+        """Keep the covariances of a calibration; their digest names them."""
+        self._tables.create("whitening", WHITENING_SCHEMA)
+        since = int(self._tables.require("whitening").version)
+        fragments = self._tables.write("whitening", whitening_batches(covariances, layers), WHITENING_SCHEMA)
+        self._tables.append("whitening", {covariances.digest(): fragments}, since)
+
+    def whitening(self, name: str | None) -> Covariances | None:
+        """The covariances of that name; None for None, which is a random projection.
+
+        Raises:
+            LorifError: they are not there.
+        """
+        if name is None:
+            return None
+        found = whitening_of(self._tables.read("whitening", filter=f"whitening = '{_quoted(name)}'"))
+        if not found.sums or found.digest() != name:
+            raise LorifError(f"the index {self.uri} lacks the whitening {name}, or it is damaged; rebuild it")
+        return found
 
     def write_rows(self, parts: Iterator[ShardRows], shard: ShardRef, spec: IndexSpec) -> list[str]:
         """Stream a shard's rows into an uncommitted fragment; its metadata as JSON, for `commit_wave`.
@@ -276,7 +309,7 @@ class Store:
         dataset = self._tables.require("factors", version)
         names = {field.id(): field.name() for field in dataset.lance_schema.fields()}
         fields = dataset.stats.data_stats().fields
-        return sum(field.bytes_on_disk for field in fields if names.get(field.id) in ("codes", "scales"))
+        return sum(field.bytes_on_disk for field in fields if names.get(field.id) in CODE_COLUMNS)
 
     def fragment_ids(self, version: int) -> list[int]:
         """Fragments of a version of `factors`: the units in which workers share a scan."""
@@ -286,10 +319,11 @@ class Store:
         """Stream codes of a version of `factors`, or of some of its fragments, in blocks of `batch_rows`."""
         dataset = self._tables.require("factors", version)
         chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
+        columns = ["example_id", *(name for name in dataset.schema.names if name in CODE_COLUMNS)]
         batches = self._tables.scan(
             "factors",
             version,
-            columns=["example_id", "codes", "scales"],
+            columns=columns,
             fragments=chosen,
             batch_size=batch_rows,
             batch_readahead=2,
@@ -299,14 +333,14 @@ class Store:
             if batch.num_rows:
                 yield Block(
                     batch.column("example_id").to_pylist(),
-                    matrix(batch.column("codes")),
-                    matrix(batch.column("scales")),
+                    code_matrix(batch.column("codes")),
+                    scale_matrix(batch),
                 )
 
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Descriptive columns (all but codes and scales) of some examples, by id."""
+        """Descriptive columns (all but the code's) of some examples, by id."""
         names = self._tables.require("factors", version).schema.names
-        columns = [name for name in names if name not in ("codes", "scales")]
+        columns = [name for name in names if name not in CODE_COLUMNS]
         found: dict[str, dict[str, Any]] = {}
         wanted = sorted(set(example_ids))
         for start in range(0, len(wanted), _KEYS_PER_FILTER):
@@ -380,7 +414,7 @@ def _shards_by_fragment(batch: pa.RecordBatch) -> set[tuple[str, int]]:
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:
     """Rows of a scanned block: as stored and as float32 they take at most an eighth of the memory."""
-    per_row = layout.bytes_per_example + 4 * (layout.width + len(layout.slots))
+    per_row = layout.bytes_per_example + 4 * (layout.width + layout.scales)
     return max(16, min(4096, int(memory_gb * 2**30 / 8 / per_row)))
 
 

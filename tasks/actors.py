@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import torch
 
+from lorif_core.calibrate import SampledShard, ShardCalibrator
 from lorif_core.config import Config, ModelConfig
 from lorif_core.curvature import ScanRequest, ScanResult, scan_blocks
 from lorif_core.factors import CodeLayout
@@ -18,6 +19,7 @@ from lorif_core.shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Generation, Store
 from lorif_core.topk import TopK
+from lorif_core.whitening import Covariances
 from tasks.cluster import Resources
 
 SHARDS_AT_ONCE = 3  # one is read while one computes and one is written
@@ -39,6 +41,22 @@ class IndexActor:
             if self._indexer is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
                 self._indexer = ShardIndexer(self._config, IndexSpec.from_json(self._spec_json))
         return self._indexer.index(shard)
+
+
+@ray.remote
+class CalibrationActor:
+    """Loads the model once and adds up covariances over samples of shards."""
+
+    def __init__(self, config: Config, spec_json: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._config, self._spec_json = config, spec_json
+        self._calibrator: ShardCalibrator | None = None
+
+    def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
+        """See `ShardCalibrator.covariances`."""
+        if self._calibrator is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+            self._calibrator = ShardCalibrator(self._config, IndexSpec.from_json(self._spec_json))
+        return self._calibrator.covariances(sample)
 
 
 @ray.remote

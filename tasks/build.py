@@ -222,6 +222,7 @@ def publish_generation(
         curvature_version=curvature_version,
         curvature=curvature_id,
         curvature_kind=config.curvature.kind,
+        factored_query=config.query.factored,
         spec=plan.spec.hash,
         spec_json=plan.spec.to_json(),
         checkpoint=plan.spec.checkpoint,

@@ -52,7 +52,7 @@ from tests.integration.test_bad_input import run
 from tests.servers.proxy import Fault, FaultProxy
 
 SHARDS = 4
-TASKS = 2 + 4 + 3 + 1  # of the refused build, the one that ends, the attribution and the library's build
+TASKS = 3 + 5 + 3 + 1  # of the refused build, the one that ends, the attribution and the library's build
 INDEX = "secrets-index"
 REFUSED = "secrets-index-refused"
 ANSWERS = "secrets-answers"
@@ -603,7 +603,8 @@ def is_plain(kind: pa.DataType) -> bool:
     """Whether a column is text or numbers, so that no bytes of an object can be in it."""
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.types.is_floating(kind.value_type)
-    tests = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp)
+    known = pa.types
+    tests = (known.is_string, known.is_integer, known.is_floating, known.is_timestamp, known.is_boolean)
     return any(test(kind) for test in tests)
 
 

@@ -138,7 +138,7 @@ def test_a_module_used_twice_sums_both_uses() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(torch.tanh(self.layer(x)))
 
-    from lorif_core.capture import GradientCapture
+    from lorif_core.capture import CodeSink, GradientCapture
 
     torch.manual_seed(0)
     net = Twice().double()
@@ -151,8 +151,11 @@ def test_a_module_used_twice_sums_both_uses() -> None:
         (gradient,) = torch.autograd.grad((net(x[b : b + 1]) - target[b]).square().sum(), [net.layer.weight])
         expected.append(gradient.T.flatten())
     net.requires_grad_(False)
-    with GradientCapture([net.layer], layout, sides) as capture:
-        capture.start(3, 5, torch.device("cpu"), torch.float64)
+    sink = CodeSink(layout)
+    sink.start(3, torch.device("cpu"), torch.float64)
+    with GradientCapture(layers, [net.layer], sides, sink.take) as capture:
+        capture.start(3, 5)
         (net(x) - target).square().sum().backward()
-        codes, scales = capture.take()
+        capture.finish()
+    codes, scales = sink.codes()
     torch.testing.assert_close(layout.decode(codes, scales, 0), torch.stack(expected))

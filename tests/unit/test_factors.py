@@ -17,7 +17,7 @@ def decoded(A: torch.Tensor, E: torch.Tensor, code: CodeSpec, dtype: torch.dtype
     layer = LayerSpec("l", A.shape[2], E.shape[2], A.shape[2], E.shape[2])
     encoded = encode(A, E, code)
     codes = encoded.codes if dtype is None else encoded.codes.to(dtype).to(A)
-    return CodeLayout([layer], code).decode(codes, encoded.scales[:, None], 0).view(len(A), A.shape[2], E.shape[2])
+    return CodeLayout([layer], code).decode(codes, encoded.scales, 0).view(len(A), A.shape[2], E.shape[2])
 
 
 def pairs(batch: int, tokens: int, d1: int, d2: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +78,7 @@ def test_layout_bytes_are_the_arithmetic() -> None:
     layers = [LayerSpec("a", 10, 20, 5, 10), LayerSpec("b", 6, 6, 3, 3)]
     layout = CodeLayout(layers, CodeSpec("rank", 2, "float16"))
     assert layout.width == 2 * (5 + 10) + 2 * (3 + 3)
-    assert layout.bytes_per_example == 2 * layout.width + 4 * 2
+    assert layout.bytes_per_example == 2 * layout.width + 4 * 2 * 2
     assert layout.dense_bytes_per_example() == 2 * (50 + 9) + 4 * 2
 
 

@@ -21,7 +21,7 @@ EXAMPLES = random_examples(10, seed=4)
 def scores_of(extractor: Extractor, order: list[int], sizes: list[int]) -> np.ndarray:
     """(Q, N) scores of EXAMPLES, encoded in the given order and batch sizes."""
     codes = torch.zeros(len(EXAMPLES), extractor.layout.width)
-    scales = torch.zeros(len(EXAMPLES), len(extractor.layout.slots))
+    scales = torch.zeros(len(EXAMPLES), extractor.layout.scales)
     start = 0
     for size in sizes:
         indices = order[start : start + size]

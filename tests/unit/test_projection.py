@@ -45,7 +45,7 @@ def test_siblings_share_the_input_side_only() -> None:
     layers = tuple(LayerSpec(f"block.{name}", 8, 8, 4, 4) for name in ("q_proj", "k_proj"))
     sides = ProjectionSet(layers, ProjectionSpec(factor=2), [(torch.device("cpu"), torch.float32)] * 2).layers
     assert sides[0].inner is sides[1].inner
-    assert not torch.equal(sides[0].outer.signs, sides[1].outer.signs)
+    assert not torch.equal(sides[0].outer.matrix, sides[1].outer.matrix)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 64))

@@ -19,7 +19,7 @@ LAYERS = (LayerSpec("a", 6, 8, 6, 8), LayerSpec("b", 9, 4, 9, 4))
 def test_scores_are_the_dot_product_with_what_is_stored(code: CodeSpec, queries: int) -> None:
     layout = CodeLayout(LAYERS, code)
     rng = torch.Generator().manual_seed(0)
-    codes, scales = torch.randn(700, layout.width, generator=rng), torch.rand(700, 2, generator=rng)
+    codes, scales = torch.randn(700, layout.width, generator=rng), torch.rand(700, layout.scales, generator=rng)
     weights = [torch.randn(queries, layer.dim, generator=rng) for layer in LAYERS]
     expected = sum(
         weight.double() @ layout.decode(codes.double(), scales.double(), index).T

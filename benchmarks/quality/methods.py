@@ -1,0 +1,63 @@
+"""What the testbeds compare: baselines, presets, and the codes around them. Names say how rows are stored."""
+
+from typing import Any
+
+
+def _whitened(factor: int, **code: Any) -> dict[str, Any]:
+    return {
+        "projection": {"kind": "whitened", "factor": factor}, "code": code, "curvature": {"kind": "none"},
+    }  # fmt: skip
+
+
+def _woodbury(rank: int, **more: Any) -> dict[str, Any]:
+    return {"curvature": {"kind": "woodbury", "rank": rank, **more}}
+
+
+def _paper(factor: int, factored: bool, **code: Any) -> dict[str, Any]:
+    return {
+        "preset": "paper",
+        "projection": {"kind": "random", "factor": factor},
+        "code": {"kind": "rank", "dtype": "float16", **code},
+        "query": {"factored": factored},
+    }
+
+
+# a rank of all rows and one pass span the whole row space: the curvature is exact
+_LOGRA = {"code": {"kind": "dense", "dtype": "float16"}, **_woodbury(2048, power_iterations=1)}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "gradient dot": {
+        "projection": {"kind": "random", "factor": 1},
+        "code": {"kind": "dense", "dtype": "float16"},
+        "curvature": {"kind": "none"},
+    },
+    "K-FAC": _whitened(1, kind="dense", dtype="float16"),
+    "LoGRA f4": {"projection": {"kind": "random", "factor": 4}, **_LOGRA},
+    "LoGRA f8": {"projection": {"kind": "random", "factor": 8}, **_LOGRA},
+    "LoRIF f4 c1, as published": _paper(4, factored=True, rank=1),
+    "LoRIF f4 c1, dense query": _paper(4, factored=False, rank=1),
+    "LoRIF f16 c1, as published": _paper(16, factored=True, rank=1),
+    "compact": {"preset": "compact"},
+    "balanced": {"preset": "balanced"},
+    "quality": {"preset": "quality"},
+    "whitened f2 rank 1 sign": _whitened(2, kind="rank", rank=1, dtype="sign"),
+    "whitened f2 rank 2 sign": _whitened(2, kind="rank", rank=2, dtype="sign"),
+    "whitened f2 rank 8 sign": _whitened(2, kind="rank", rank=8, dtype="sign"),
+    "whitened f2 cut 1": _whitened(2, kind="cut", rank=1, dtype="sign"),
+    "whitened f2 cut 4": _whitened(2, kind="cut", rank=4, dtype="sign"),
+    "whitened f4 rank 1 int4": _whitened(4, kind="rank", rank=1, dtype="int4"),
+    "whitened f4 rank 1 int8": _whitened(4, kind="rank", rank=1, dtype="int8"),
+    "whitened f4 dense sign": _whitened(4, kind="dense", dtype="sign"),
+    "whitened f2 dense sign": _whitened(2, kind="dense", dtype="sign"),
+    "whitened f1 rank 4 sign": _whitened(1, kind="rank", rank=4, dtype="sign"),
+    "whitened f1 rank 8 sign": _whitened(1, kind="rank", rank=8, dtype="sign"),
+}
+
+COMPARE = [
+    ("balanced", "LoGRA f4"),
+    ("compact", "LoGRA f4"),
+    ("quality", "K-FAC"),
+    ("compact", "LoRIF f4 c1, as published"),
+    ("balanced", "LoRIF f4 c1, as published"),
+    ("compact", "LoRIF f16 c1, as published"),
+]

@@ -1,0 +1,105 @@
+"""EVALUATION: the YAML file of `lorif evaluate lds`: a corpus, a training recipe, and the methods to compare."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from lorif_core.config import Config, PositiveInt, Section, Uri, apply_override, explain_invalid, parse_config
+from lorif_core.errors import UserError
+from lorif_core.recipe import Recipe
+
+BM25 = "BM25"
+
+
+class TrainingConfig(Section):
+    """How a model is trained from the checkpoint on a subset of the corpus (`recipe.py`)."""
+
+    epochs: PositiveInt = 3
+    batch: PositiveInt = 16
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def recipe(self) -> Recipe:
+        """The same for the trainer."""
+        return Recipe(**self.model_dump())
+
+
+class SubsetsConfig(Section):
+    """Random subsets of the corpus, and how often a model is trained on each."""
+
+    count: Annotated[int, Field(ge=3)] = 40
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    seeds: PositiveInt = 1
+
+
+class EvaluationConfig(Section):
+    """The whole EVALUATION file.
+
+    `config` is CONFIG without `index`; its `model` is the checkpoint that training starts from. `methods` are
+    names with the keys of CONFIG that make them, `compare` pairs of names whose difference is reported.
+    """
+
+    config: dict[str, Any]
+    queries: Uri
+    training: TrainingConfig = TrainingConfig()
+    subsets: SubsetsConfig = SubsetsConfig()
+    methods: dict[str, dict[str, Any]]
+    compare: tuple[tuple[str, str], ...] = ()
+    bm25: bool = True
+
+    def base(self) -> Config:
+        """CONFIG of the checkpoint that training starts from; its index is never made."""
+        return parse_config({**self.config, "index": "unused"}, "config")
+
+    def method(self, name: str, index: str, model: str) -> Config:
+        """CONFIG of a method. Raises UserError naming it for keys that are wrong."""
+        raw: dict[str, Any] = {**self.config, "index": index}
+        keys = self.methods[name]
+        for section, values in keys.items():
+            own = raw.get(section)
+            raw[section] = {**own, **values} if isinstance(own, dict) and isinstance(values, dict) else values
+        raw["model"] = {**raw.get("model", {}), "path": model}
+        return parse_config(raw, f"methods.{name}")
+
+
+def load_evaluation(path: str | Path, overrides: list[str] | None = None) -> EvaluationConfig:
+    """Read EVALUATION and check every method's keys.
+
+    Raises:
+        UserError: one sentence for the first thing that is wrong.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the evaluation file {path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the evaluation file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"the evaluation file {path} must hold keys such as config, queries and methods")
+    for override in overrides or []:
+        apply_override(raw, override)
+    try:
+        evaluation = EvaluationConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain_invalid(error, EvaluationConfig)}") from None
+    _check(evaluation, str(path))
+    return evaluation
+
+
+def _check(evaluation: EvaluationConfig, path: str) -> None:
+    if not evaluation.methods:
+        raise UserError(f"{path} names no methods; give at least one")
+    evaluation.base()
+    for name in evaluation.methods:
+        if "/" in name or name in ("", BM25):
+            raise UserError(f"{path}: {name!r} cannot be the name of a method; choose another, without a slash")
+        evaluation.method(name, "unused", "unused")
+    known = {*evaluation.methods, *([BM25] if evaluation.bm25 else [])}
+    for pair in evaluation.compare:
+        for name in pair:
+            if name not in known:
+                raise UserError(f"{path}: compare names {name!r}, which is none of {', '.join(sorted(known))}")

@@ -1,0 +1,125 @@
+"""The frontier of an evaluation: LDS against bytes on disk, as CSV, JSON and a plot."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lorif_core.config import StorageConfig
+from lorif_core.errors import UserError
+from lorif_core.filesystem import contact, open_filesystem
+from lorif_core.lds import Interval, Truth
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A method's scores and what they cost.
+
+    Attributes:
+        name: of the method.
+        scores: (Q, N) float32.
+        bytes_per_example: on storage; None for a method without an index.
+        timings: seconds of the build's stages.
+        query_seconds: encoding, folding and scanning for all queries.
+    """
+
+    name: str
+    scores: np.ndarray
+    bytes_per_example: float | None
+    timings: Mapping[str, float]
+    query_seconds: float
+
+
+def write_frontier(
+    out: str,
+    storage: StorageConfig,
+    measured: Sequence[Measured],
+    intervals: Mapping[str, Interval],
+    differences: Mapping[tuple[str, str], Interval],
+    truth: Truth,
+) -> dict[str, Any]:
+    """Write lds.csv, lds.json and lds.svg into `out`; the contents of the JSON."""
+    rows = [_row(found, intervals[found.name]) for found in measured]
+    compared = [
+        {"first": first, "second": second, "difference": difference.value, "low": difference.low,
+         "high": difference.high}
+        for (first, second), difference in differences.items()
+    ]  # fmt: skip
+    subsets, queries = truth.losses.shape
+    summary = {
+        "subsets": subsets, "seeds": truth.seeds, "queries": queries, "examples": truth.members.shape[1],
+        "seed_agreement": truth.agreement, "methods": rows, "differences": compared,
+    }  # fmt: skip
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    files = {
+        "lds.csv": table.getvalue().encode(),
+        "lds.json": (json.dumps(summary, indent=2) + "\n").encode(),
+        "lds.svg": _plot(rows),
+    }
+    fs, path = open_filesystem(out, storage)
+    with contact(out, "write"):
+        for name, content in files.items():
+            fs.pipe_file(f"{path}/{name}", content)
+    return summary
+
+
+def _row(found: Measured, interval: Interval) -> dict[str, Any]:
+    return {
+        "method": found.name,
+        "lds": round(interval.value, 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
+        "bytes_per_example": None if found.bytes_per_example is None else round(found.bytes_per_example, 1),
+        "index_seconds": round(found.timings.get("index", 0.0), 1),
+        "fit_seconds": round(found.timings.get("calibrate", 0.0) + found.timings.get("curvature", 0.0), 1),
+        "query_seconds": round(found.query_seconds, 1),
+    }
+
+
+def require_plotting() -> None:
+    """Raise UserError, before any work, unless the libraries of the optional set `evaluate` are installed."""
+    try:
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'lorif-pipeline[evaluate]'") from None
+
+
+def _plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """LDS with its interval against bytes per example, logarithmic, as SVG."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    placed = [row for row in rows if row["bytes_per_example"] is not None]
+    for row in placed:
+        spread = [[max(row["lds"] - row["low"], 0)], [max(row["high"] - row["lds"], 0)]]
+        axes.errorbar(row["bytes_per_example"], row["lds"], yerr=spread, fmt="o", capsize=2, color="C0")
+        axes.annotate(
+            row["method"],
+            (row["bytes_per_example"], row["lds"]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            size=7,
+        )
+    for row in rows:
+        if row["bytes_per_example"] is None:
+            axes.axhline(row["lds"], linestyle=":", color="0.5")
+            axes.annotate(row["method"], (0.01, row["lds"]), xycoords=("axes fraction", "data"), size=7)
+    if placed:
+        axes.set_xscale("log")
+    axes.set_xlabel("bytes per example on disk")
+    axes.set_ylabel("LDS, 95 % interval")
+    axes.grid(alpha=0.3)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()

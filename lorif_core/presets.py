@@ -1,0 +1,44 @@
+"""Presets: sets of keys of CONFIG, below what the user writes. README, "Which preset?", has the evidence."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+PresetName = Literal["paper", "compact", "balanced", "quality"]
+
+_WHITENED: dict[str, dict[str, Any]] = {
+    "projection": {"kind": "whitened", "factor": 2},
+    "curvature": {"kind": "none"},
+}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # LoRIF as published: random projections, rank-1 factors, truncated SVD with its damping, factored queries
+    "paper": {
+        "projection": {"kind": "random", "factor": 16},
+        "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
+        "curvature": {"kind": "woodbury", "damping": "paper"},
+        "query": {"factored": True},
+    },
+    "compact": {**_WHITENED, "code": {"kind": "cut", "rank": 2, "dtype": "sign"}},
+    "balanced": {**_WHITENED, "code": {"kind": "rank", "rank": 4, "dtype": "sign"}},
+    "quality": {
+        "projection": {"kind": "whitened", "factor": 1},
+        "code": {"kind": "dense", "dtype": "sign"},
+        "curvature": {"kind": "none"},
+    },
+}
+
+
+def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A raw CONFIG with its preset's keys where it has none of its own; a name that is none is refused later.
+
+    Of a section whose `kind` is another than the preset's nothing is taken over: its keys go with their kind.
+    """
+    merged = dict(raw)
+    for section, keys in PRESETS.get(str(raw.get("preset")), {}).items():
+        own = raw.get(section)
+        if own is not None and not isinstance(own, Mapping):
+            continue  # refused where sections are validated
+        own = own or {}
+        if "kind" in keys and own.get("kind", keys["kind"]) != keys["kind"]:
+            continue
+        merged[section] = {**keys, **own}
+    return merged

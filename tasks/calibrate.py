@@ -1,0 +1,80 @@
+"""The calibration of whitened projections: samples of shards on all workers, their sums added in a fixed order."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from lorif_core.calibrate import SampledShard, calibration_sample
+from lorif_core.config import Config
+from lorif_core.errors import LorifError, UserError
+from lorif_core.lease import Lease
+from lorif_core.plan import BuildPlan
+from lorif_core.store import Store
+from lorif_core.whitening import Covariances
+from tasks.actors import CalibrationActor, start
+from tasks.cluster import cluster
+from tasks.dispatch import Failed, Workers
+from tasks.progress import Progress
+from tasks.retry import RETRY_DELAYS, worth_retrying
+
+_PARTS = 8  # however many workers there are, so that the sums, added part after part, repeat
+
+
+@task(
+    name="calibrate",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
+def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
+    """The plan with its whitening settled: the index's own, or one measured now and kept with the index.
+
+    Raises:
+        UserError: no example of the sample has a scored token.
+        LeaseHeldError: another process has taken the index over.
+    """
+    if plan.spec.projection.kind == "random" or plan.spec.projection.whitening is not None:
+        return plan
+    store = Store(config.index, config.storage)
+    if (stored := store.stored_spec()) is not None:  # another build has calibrated since this one was planned
+        return _settled(plan, stored.projection.whitening)
+    sample = calibration_sample(plan.shards, config.projection.calibration_examples)
+    covariances = _measure(config, plan, sample)
+    if covariances.tokens == 0:
+        raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
+    get_run_logger().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
+    settled = _settled(plan, covariances.digest())
+    lease.confirm()
+    store.write_whitening(covariances, plan.spec.layers)
+    store.create(settled.spec)  # from here on the index has this whitening and no other
+    return settled
+
+
+def _settled(plan: BuildPlan, whitening: str | None) -> BuildPlan:
+    return replace(plan, spec=replace(plan.spec, projection=replace(plan.spec.projection, whitening=whitening)))
+
+
+def _measure(config: Config, plan: BuildPlan, sample: Sequence[SampledShard]) -> Covariances:
+    spec, count = plan.spec.to_json(), min(_PARTS, len(sample))
+    parts = [(number, sample[number::count]) for number in range(count)]
+    found: dict[int, Covariances] = {}
+    total = Covariances()
+    with (
+        cluster(config.compute) as resources,
+        Workers(
+            lambda: start(CalibrationActor, resources, config, spec, with_model=True),
+            min(resources.workers, count),
+        ) as workers,
+        Progress("calibrate", sum(part.examples for part in sample)) as progress,
+    ):
+        for outcome in workers.run(parts, lambda actor, part: actor.covariances.remote(part[1]), in_flight=1):
+            if isinstance(outcome, Failed):
+                raise LorifError(f"calibrating on {len(outcome.item[1])} shards failed: {outcome.cause}")
+            found[outcome.item[0]] = outcome.result
+            progress.advance(outcome.result.examples, outcome.result.tokens)
+    for number in range(count):
+        total.add(found.pop(number))
+    return total
