@@ -27,7 +27,7 @@ def make_config(model_folder: Path, corpus_file: Path) -> MakeConfig:
             "compute": {"workers": 2, "tokens_per_batch": 2048},
         }
         for name, section in sections.items():
-            raw[name] = {**raw.get(name, {}), **section}
+            raw[name] = {**raw.get(name, {}), **section} if isinstance(section, dict) else section
         return parse_config(raw)
 
     return make
