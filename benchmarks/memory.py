@@ -111,9 +111,9 @@ def make_config(folder: Path, size: int) -> Config:
             "index": str(folder / f"index-{size}"),
             "model": {"path": str(folder / "model")},
             "corpus": {"uri": str(folder / f"{size}.jsonl"), "id": "id", "max_length": _POSITIONS},
-            "projection": {"factor": 4},
+            "projection": {"kind": "random", "factor": 4},
             "code": {"kind": "dense"},
-            "curvature": {"rank": 16},
+            "curvature": {"kind": "woodbury", "rank": 16},
             "compute": {"memory_gb": 0.05, "tokens_per_batch": 2048},
         }
     )

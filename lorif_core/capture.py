@@ -156,10 +156,11 @@ class CodeSink:
 
     Args:
         layout: row layout of the codes.
+        unbiased: scale factors so that <G, decoded> = |G|^2 (`factors.encode`).
     """
 
-    def __init__(self, layout: CodeLayout) -> None:
-        self._layout = layout
+    def __init__(self, layout: CodeLayout, *, unbiased: bool) -> None:
+        self._layout, self._unbiased = layout, unbiased
         self._batch = 0
         self._waiting: defaultdict[tuple[torch.device, int, int, int], _Waiting] = defaultdict(_Waiting)
         self._codes = torch.empty(0)
@@ -193,7 +194,8 @@ class CodeSink:
     def _encode(self, waiting: _Waiting) -> None:
         if not waiting.layers:
             return
-        encoded = encode(_cat(waiting.A, dim=0), _cat(waiting.E, dim=0), self._layout.code)
+        A, E = _cat(waiting.A, dim=0), _cat(waiting.E, dim=0)
+        encoded = encode(A, E, self._layout.code, unbiased=self._unbiased)
         for index, codes, scales in zip(
             waiting.layers, encoded.codes.split(self._batch), encoded.scales.split(self._batch), strict=True
         ):

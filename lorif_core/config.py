@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorif_core.errors import UserError
-from lorif_core.presets import PresetName, with_preset
+from lorif_core.presets import DEFAULT_PRESET, PresetName, with_preset
 from lorif_core.spec import CodeDtype, CodeKind
 
 _ADVICE = "give them in the environment, a profile or a role"
@@ -123,6 +123,13 @@ class CurvatureConfig(Section):
     )
     tail: Literal["truncated", "tail"] = "truncated"
 
+    @model_validator(mode="after")
+    def _settings_have_a_use(self) -> "CurvatureConfig":
+        useless = sorted(self.model_fields_set - {"kind"})
+        if self.kind == "none" and useless:
+            raise ValueError(f"{useless[0]} has no effect with kind none; set kind: woodbury, or leave it out")
+        return self
+
 
 class QueryConfig(Section):
     """How a query is represented when it is scored."""
@@ -155,7 +162,7 @@ class StorageConfig(Section):
 class Config(Section):
     """The whole CONFIG file."""
 
-    preset: PresetName | None = None
+    preset: PresetName = DEFAULT_PRESET
     """Defaults of other keys (`presets.py`); explicit keys win."""
     index: Uri
     model: ModelConfig

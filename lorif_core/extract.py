@@ -68,7 +68,7 @@ class Extractor:
     ) -> None:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded
-        self._sink = CodeSink(self.layout)
+        self._sink = CodeSink(self.layout, unbiased=projection.kind == "whitened")
         whitening = None if covariances is None else KroneckerWhitening(covariances)
         modules = tracked_modules(loaded, layers)
         projections = ProjectionSet(layers, projection, placements(modules), whitening)

@@ -5,6 +5,10 @@ sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` does
 `dense` stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers (`quantise`); every
 term has a scale s_k.
 
+Scales of the least squares make <G, decoded> = |decoded|^2: an example whose gradient is far from low rank would
+score too little. Where the dot product is the influence itself (whitened projections), factors are scaled to be
+unbiased, <G, decoded> = |G|^2, as RaBitQ does for vectors (arXiv 2405.12497).
+
 Shapes: B batch, T tokens, c rank, W levels of a row over all layers, S scales of a row over all layers.
 """
 
@@ -22,6 +26,7 @@ from lorif_core.spec import CodeSpec, LayerSpec
 _MATVEC_PENALTY = 32
 _TINY = 1e-30
 _CUT_ROUNDS = 8
+_LEAST_KEPT = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +121,14 @@ class LayerCode:
     scales: torch.Tensor
 
 
-def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec) -> LayerCode:
+def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased: bool = False) -> LayerCode:
     """Codes of G = A^T E for a batch of examples of one layer shape.
 
     Args:
         A_BTd: (B, T, d1) projected activations; rows of masked tokens may hold anything where E is zero.
         E_BTd: (B, T, d2) projected output gradients.
         code: kind, rank, and the dtype whose levels are taken; packing is the caller's.
+        unbiased: scale factors so that <G, decoded> = |G|^2.
 
     A zero gradient gives a zero scale; one that is not finite, a NaN scale.
     """
@@ -137,13 +143,29 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec) -> LayerCod
         levels, scales = quantise(G.flatten(1)[:, :, None], code.dtype)
         return LayerCode(levels.flatten(1), scales * magnitude)
     if code.kind == "cut":
-        U, V, scales = cut_factors(A, E, code.rank)
-        return LayerCode(torch.cat([U.flatten(1), V.flatten(1)], dim=1), scales * magnitude)
-    left_smaller = A.shape[2] <= E.shape[2]
-    U, V = _low_rank(A, E, code.rank) if left_smaller else reversed(_low_rank(E, A, code.rank))
-    u, u_scale = quantise(U, code.dtype)
-    v, v_scale = quantise(V, code.dtype)
-    return LayerCode(torch.cat([u.flatten(1), v.flatten(1)], dim=1), u_scale * v_scale * magnitude)
+        u, v, scales = cut_factors(A, E, code.rank)
+    else:
+        left_smaller = A.shape[2] <= E.shape[2]
+        U, V = _low_rank(A, E, code.rank) if left_smaller else reversed(_low_rank(E, A, code.rank))
+        u, u_scale = quantise(U, code.dtype)
+        v, v_scale = quantise(V, code.dtype)
+        scales = u_scale * v_scale
+    if unbiased:
+        scales = scales * _unbiasing(A, E, u, v, scales)
+    return LayerCode(torch.cat([u.flatten(1), v.flatten(1)], dim=1), scales * magnitude)
+
+
+def _unbiasing(
+    A: torch.Tensor, E: torch.Tensor, u: torch.Tensor, v: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """(B, 1): |G|^2 / <G, sum_k s_k u_k v_k^T>, at most 1,000; 1 for a zero gradient."""
+    kept = (((A @ u) * (E @ v)).sum(dim=1) * scales).sum(dim=1, keepdim=True)
+    tokens, small, large = A.shape[1], *sorted((A.shape[2], E.shape[2]))
+    if tokens * (small + large) < small * large:  # |A^T E|^2 = <A A^T, E E^T>
+        whole = ((A @ A.transpose(1, 2)) * (E @ E.transpose(1, 2))).sum(dim=(1, 2))[:, None]
+    else:
+        whole = (A.transpose(1, 2) @ E).square().sum(dim=(1, 2))[:, None]
+    return torch.where(kept > 0, whole / torch.maximum(kept, _LEAST_KEPT * whole).clamp_min(_TINY), 1.0)
 
 
 def power_rounds(rank: int) -> int:

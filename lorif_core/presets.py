@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 PresetName = Literal["paper", "compact", "balanced", "quality"]
+DEFAULT_PRESET: PresetName = "balanced"
 
 _WHITENED: dict[str, dict[str, Any]] = {
     "projection": {"kind": "whitened", "factor": 2},
@@ -18,7 +19,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "query": {"factored": True},
     },
     "compact": {**_WHITENED, "code": {"kind": "cut", "rank": 2, "dtype": "sign"}},
-    "balanced": {**_WHITENED, "code": {"kind": "rank", "rank": 4, "dtype": "sign"}},
+    "balanced": {**_WHITENED, "code": {"kind": "cut", "rank": 4, "dtype": "sign"}},
     "quality": {
         "projection": {"kind": "whitened", "factor": 1},
         "code": {"kind": "dense", "dtype": "sign"},
@@ -30,15 +31,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A raw CONFIG with its preset's keys where it has none of its own; a name that is none is refused later.
 
-    Of a section whose `kind` is another than the preset's nothing is taken over: its keys go with their kind.
+    Of a section whose `kind` is another than the preset's nothing is taken over: its keys go with their kind. The
+    curvature goes with the projection: `none` is right for whitened ones only.
     """
     merged = dict(raw)
-    for section, keys in PRESETS.get(str(raw.get("preset")), {}).items():
+    keys_of = PRESETS.get(str(raw.get("preset", DEFAULT_PRESET)), {})
+    same_metric = _same_kind(raw.get("projection"), keys_of.get("projection", {}))
+    for section, keys in keys_of.items():
         own = raw.get(section)
         if own is not None and not isinstance(own, Mapping):
             continue  # refused where sections are validated
-        own = own or {}
-        if "kind" in keys and own.get("kind", keys["kind"]) != keys["kind"]:
-            continue
-        merged[section] = {**keys, **own}
+        if _same_kind(own, keys) and (same_metric or section != "curvature"):
+            merged[section] = {**keys, **(own or {})}
     return merged
+
+
+def _same_kind(own: Any, keys: Mapping[str, Any]) -> bool:
+    named = own.get("kind", keys.get("kind")) if isinstance(own, Mapping) else keys.get("kind")
+    return named == keys.get("kind")

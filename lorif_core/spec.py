@@ -116,7 +116,7 @@ class IndexSpec:
     tokenisation: TokenSpec
     store_text: bool = True
     loss: str = "token-summed cross-entropy"
-    format: int = field(default=3)
+    format: int = field(default=4)
 
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal strings."""

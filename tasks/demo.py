@@ -99,8 +99,6 @@ def demo_config(place: DemoPlace, corpus: DemoCorpus, model: DemoModel, folder: 
         "index": place.index,
         "model": {"path": place.bring(model.folder)},
         "corpus": {"uri": place.bring(corpus.path.parent), "id": "id", "max_length": POSITIONS},
-        "projection": {"factor": 4},
-        "curvature": {"rank": 64},
         "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
         "storage": place.storage,
     }

@@ -22,8 +22,9 @@ def make_config(model_folder: Path, corpus_file: Path) -> MakeConfig:
             "index": str(index),
             "model": {"path": str(model_folder)},
             "corpus": {"uri": str(corpus_file), "id": "id", "max_length": 64},
-            "projection": {"factor": 4},
-            "curvature": {"rank": 16},
+            "projection": {"kind": "random", "factor": 4},
+            "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
+            "curvature": {"kind": "woodbury", "rank": 16},
             "compute": {"workers": 2, "tokens_per_batch": 2048},
         }
         for name, section in sections.items():

@@ -42,8 +42,9 @@ def s3_config(endpoint: str, index: str, folder: str, **sections: Any) -> Config
         "index": f"s3://{BUCKET}/{index}",
         "model": {"path": f"s3://{BUCKET}/model"},
         "corpus": {"uri": f"s3://{BUCKET}/{folder}", "id": "id", "max_length": 64},
-        "projection": {"factor": 4},
-        "curvature": {"rank": 8, "power_iterations": 1},
+        "projection": {"kind": "random", "factor": 4},
+        "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
+        "curvature": {"kind": "woodbury", "rank": 8, "power_iterations": 1},
         "compute": {"workers": 2, "tokens_per_batch": 2048},
         "storage": {"endpoint": endpoint, "region": "us-east-1", "allow_http": True},
     }

@@ -24,7 +24,9 @@ def raw(tmp_path: Path, model_folder: Path, corpus_file: Path) -> dict[str, Any]
         "index": str(tmp_path / "index"),
         "model": {"path": str(model_folder)},
         "corpus": {"uri": str(corpus_file), "id": "id", "max_length": 64},
-        "projection": {"factor": 4},
+        "projection": {"kind": "random", "factor": 4},
+        "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
+        "curvature": {"kind": "woodbury"},
         "compute": {"workers": 1},
     }
 

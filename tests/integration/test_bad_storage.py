@@ -61,7 +61,7 @@ def world(bucket: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "index": f"s3://{BUCKET}/never-written",
             "model": {"path": f"s3://{BUCKET}/model"},
             "corpus": {"uri": f"s3://{BUCKET}/corpus", "max_length": 64},
-            "projection": {"factor": 4},
+            "projection": {"kind": "random", "factor": 4},
             "compute": {"workers": 1},
             "storage": {"endpoint": proxy.url, "region": "us-east-1", "allow_http": True},
         }

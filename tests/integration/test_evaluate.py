@@ -35,7 +35,7 @@ def testbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "config": {
             "model": {"path": str(model_folder)},
             "corpus": {"uri": str(folder / "corpus.jsonl"), "id": "id", "max_length": 48},
-            "projection": {"factor": 4},
+            "projection": {"kind": "random", "factor": 4},
             "compute": {"workers": 2, "tokens_per_batch": 1024},
         },
         "queries": str(folder / "queries.jsonl"),

@@ -1,5 +1,5 @@
-"""Invariant: the preset `paper` is LoRIF as published (arXiv 2601.21929, section 3): rank-1 factors of two-sided
-projected gradients by power iteration, a truncated SVD of the stacked ones, the Woodbury identity, factored queries.
+"""Invariant: the preset `paper` is LoRIF as published (arXiv 2601.21929, section 3): rank-1 factors, by power
+iteration, of two-sided projected gradients, a truncated SVD, the Woodbury identity, factored queries.
 
 Against a dense float64 implementation from the formulas that shares nothing with ours but the random signs.
 """

@@ -151,7 +151,7 @@ def test_a_module_used_twice_sums_both_uses() -> None:
         (gradient,) = torch.autograd.grad((net(x[b : b + 1]) - target[b]).square().sum(), [net.layer.weight])
         expected.append(gradient.T.flatten())
     net.requires_grad_(False)
-    sink = CodeSink(layout)
+    sink = CodeSink(layout, unbiased=False)
     sink.start(3, torch.device("cpu"), torch.float64)
     with GradientCapture(layers, [net.layer], sides, sink.take) as capture:
         capture.start(3, 5)

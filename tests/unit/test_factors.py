@@ -2,6 +2,8 @@
 magnitude of the gradient.
 """
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,26 @@ def test_a_rank_c_code_is_nearly_the_truncated_svd(tokens: int, d1: int, d2: int
     assert (kept.square().sum(dim=(1, 2)) >= 0.98 * best).all()
     # U V^T is an orthogonal projection of G: what is left out is orthogonal to what is kept
     torch.testing.assert_close(((G - kept) * kept).sum(dim=(1, 2)), torch.zeros(3).double(), atol=1e-8, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(2, 12), st.integers(2, 12), st.integers(1, 3), st.integers(0, 99))
+@pytest.mark.parametrize("kind", ["rank", "cut"])
+def test_unbiased_factors_give_back_the_squared_norm(
+    kind: Literal["rank", "cut"], tokens: int, d1: int, d2: int, rank: int, seed: int
+) -> None:
+    """<G, decoded> = |G|^2, by tokens or by the gradient itself, and levels are those of the least squares."""
+    A, E = pairs(3, tokens, d1, d2, seed)
+    G = A.transpose(1, 2) @ E
+    layer = LayerSpec("l", d1, d2, d1, d2)
+    code = CodeSpec(kind, min(rank, d1, d2), "sign")
+    plain, scaled = (encode(A, E, code, unbiased=unbiased) for unbiased in (False, True))
+    found = CodeLayout([layer], code).decode(scaled.codes, scaled.scales, 0).view_as(G)
+    kept = (G * CodeLayout([layer], code).decode(plain.codes, plain.scales, 0).view_as(G)).sum(dim=(1, 2))
+    whole = G.square().sum(dim=(1, 2))
+    usual = kept > 1e-2 * whole  # below, the factor is capped
+    torch.testing.assert_close((G * found).sum(dim=(1, 2))[usual], whole[usual], rtol=1e-9, atol=0)
+    assert torch.equal(plain.codes, scaled.codes)
 
 
 @pytest.mark.parametrize("rank", [1, 3])

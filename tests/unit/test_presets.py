@@ -17,16 +17,31 @@ def test_every_preset_is_a_valid_config(name: str) -> None:
             assert getattr(getattr(config, section), key) == value
 
 
+def test_balanced_is_the_default() -> None:
+    assert parse_config(MINIMAL) == parse_config({**MINIMAL, "preset": "balanced"})
+
+
 def test_explicit_keys_win() -> None:
     config = parse_config({**MINIMAL, "preset": "balanced", "code": {"rank": 2}, "projection": {"factor": 8}})
-    assert (config.code.kind, config.code.rank, config.code.dtype) == ("rank", 2, "sign")
+    assert (config.code.kind, config.code.rank, config.code.dtype) == ("cut", 2, "sign")
     assert (config.projection.kind, config.projection.factor) == ("whitened", 8)
 
 
 def test_another_kind_brings_its_own_defaults() -> None:
-    config = parse_config({**MINIMAL, "preset": "compact", "code": {"kind": "dense"}, "curvature": {"rank": 8}})
+    config = parse_config({**MINIMAL, "preset": "compact", "code": {"kind": "dense"}})
     assert (config.code.kind, config.code.rank, config.code.dtype) == ("dense", 1, "float16")
     assert config.curvature.kind == "none" and config.projection.kind == "whitened"
+
+
+def test_the_curvature_goes_with_the_projection() -> None:
+    """A plain dot product of randomly projected gradients is nobody's wish by default."""
+    config = parse_config({**MINIMAL, "projection": {"kind": "random"}})
+    assert config.curvature.kind == "woodbury" and config.projection.factor == 16
+
+
+def test_a_setting_without_a_use_is_refused() -> None:
+    with pytest.raises(UserError, match="curvature: rank has no effect with kind none"):
+        parse_config({**MINIMAL, "curvature": {"rank": 8}})
 
 
 def test_an_unknown_preset_is_refused() -> None:

@@ -15,14 +15,14 @@ from lorif_core.store import Store
 from tests.models import make_example
 
 
-@pytest.fixture(params=[{"rank": 1}, {"rank": 2}, {"kind": "dense"}], ids=str)
+@pytest.fixture(params=[{"kind": "rank", "rank": 1}, {"kind": "rank", "rank": 2}, {"kind": "dense"}], ids=str)
 def indexer(request: pytest.FixtureRequest, model_folder: Path, corpus_file: Path, tmp_path: Path) -> ShardIndexer:
     config = parse_config(
         {
             "index": str(tmp_path / "index"),
             "model": {"path": str(model_folder)},
             "corpus": {"uri": str(corpus_file), "max_length": 64},
-            "projection": {"factor": 4},
+            "projection": {"kind": "random", "factor": 4},
             "code": request.param,
             "compute": {"tokens_per_batch": 64},
         }
@@ -78,7 +78,7 @@ def test_a_bad_record_is_told_in_its_own_words(model_folder: Path, tmp_path: Pat
             "index": str(tmp_path / "index"),
             "model": {"path": str(model_folder)},
             "corpus": {"uri": str(corpus), "max_length": 64},
-            "projection": {"factor": 4},
+            "projection": {"kind": "random", "factor": 4},
             "compute": {"memory_gb": 1e-5},  # blocks of 16 rows: some are written before the bad one is read
             "curvature": {"kind": "none"},
         }
