@@ -22,31 +22,33 @@ def _paper(factor: int, factored: bool, **code: Any) -> dict[str, Any]:
     }
 
 
-# a rank of all rows and one pass span the whole row space: the curvature is exact
-_LOGRA = {"code": {"kind": "dense", "dtype": "float16"}, **_woodbury(2048, power_iterations=1)}
+def methods(examples: int) -> dict[str, dict[str, Any]]:
+    """Keys of CONFIG by name of the method, for a corpus of so many examples."""
+    # a rank of all rows and one pass span the whole row space: the curvature is exact
+    logra = {"code": {"kind": "dense", "dtype": "float16"}, **_woodbury(examples, power_iterations=1)}
+    return {
+        "gradient dot": {
+            "projection": {"kind": "random", "factor": 1},
+            "code": {"kind": "dense", "dtype": "float16"},
+            "curvature": {"kind": "none"},
+        },
+        "K-FAC": _whitened(1, kind="dense", dtype="float16"),
+        "LoGRA f4": {"projection": {"kind": "random", "factor": 4}, **logra},
+        "LoGRA f8": {"projection": {"kind": "random", "factor": 8}, **logra},
+        "LoRIF f4 c1, as published": _paper(4, factored=True, rank=1),
+        "LoRIF f4 c1, dense query": _paper(4, factored=False, rank=1),
+        "LoRIF f8 c1, as published": _paper(8, factored=True, rank=1),
+        "LoRIF f16 c1, as published": _paper(16, factored=True, rank=1),
+        "compact": {"preset": "compact"},
+        "balanced": {"preset": "balanced"},
+        "quality": {"preset": "quality"},
+        "whitened f2 cut 3": _whitened(2, kind="cut", rank=3, dtype="sign"),
+        "whitened f2 rank 4 sign": _whitened(2, kind="rank", rank=4, dtype="sign"),
+        "whitened f1 cut 4": _whitened(1, kind="cut", rank=4, dtype="sign"),
+        "whitened f4 dense sign": _whitened(4, kind="dense", dtype="sign"),
+        "whitened f2 dense sign": _whitened(2, kind="dense", dtype="sign"),
+    }
 
-METHODS: dict[str, dict[str, Any]] = {
-    "gradient dot": {
-        "projection": {"kind": "random", "factor": 1},
-        "code": {"kind": "dense", "dtype": "float16"},
-        "curvature": {"kind": "none"},
-    },
-    "K-FAC": _whitened(1, kind="dense", dtype="float16"),
-    "LoGRA f4": {"projection": {"kind": "random", "factor": 4}, **_LOGRA},
-    "LoGRA f8": {"projection": {"kind": "random", "factor": 8}, **_LOGRA},
-    "LoRIF f4 c1, as published": _paper(4, factored=True, rank=1),
-    "LoRIF f4 c1, dense query": _paper(4, factored=False, rank=1),
-    "LoRIF f8 c1, as published": _paper(8, factored=True, rank=1),
-    "LoRIF f16 c1, as published": _paper(16, factored=True, rank=1),
-    "compact": {"preset": "compact"},
-    "balanced": {"preset": "balanced"},
-    "quality": {"preset": "quality"},
-    "whitened f2 cut 3": _whitened(2, kind="cut", rank=3, dtype="sign"),
-    "whitened f2 rank 4 sign": _whitened(2, kind="rank", rank=4, dtype="sign"),
-    "whitened f1 cut 4": _whitened(1, kind="cut", rank=4, dtype="sign"),
-    "whitened f4 dense sign": _whitened(4, kind="dense", dtype="sign"),
-    "whitened f2 dense sign": _whitened(2, kind="dense", dtype="sign"),
-}
 
 COMPARE = [
     ("compact", "LoGRA f4"),

@@ -19,7 +19,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.quality.methods import COMPARE, METHODS
+from benchmarks.quality.methods import COMPARE, methods
 from benchmarks.workload import load_paragraphs, make_model, train_tokenizer
 from lorif_core.recipe import Recipe, train
 from lorif_core.tokenise import Example, make_example
@@ -127,7 +127,7 @@ def evaluation(folder: Path, size: Size) -> dict[str, Any]:
         "queries": str(folder / "queries.jsonl"),
         "training": size.training,
         "subsets": size.subsets,
-        "methods": METHODS,
+        "methods": methods(size.examples),
         "compare": [list(pair) for pair in COMPARE],
     }  # fmt: skip
 
