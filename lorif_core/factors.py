@@ -1,9 +1,9 @@
 """Codes: what is stored of one example's projected gradients, and back.
 
 A projected gradient is G = A^T E with A = X P_in (T x d1) and E = D P_out (T x d2). `rank` stores
-sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` does too, with u_k and v_k of +-1;
-`dense` stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers (`quantise`); every
-term has a scale s_k.
+sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` begins there and ends with u_k and v_k
+of +-1; `dense` stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers
+(`quantise`); every term has a scale s_k.
 
 Scales of the least squares make <G, decoded> = |decoded|^2: an example whose gradient is far from low rank would
 score too little. Where the dot product is the influence itself (whitened projections), factors are scaled to be
@@ -25,7 +25,8 @@ from lorif_core.spec import CodeSpec, LayerSpec
 # A matrix-vector product moves a matrix for every multiply-add; a product of matrices reuses it.
 _MATVEC_PENALTY = 32
 _TINY = 1e-30
-_CUT_ROUNDS = 8
+_CUT_SWEEPS = 3
+_CUT_RIDGE = 1e-5
 _LEAST_KEPT = 1e-3
 
 
@@ -145,8 +146,7 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased
     if code.kind == "cut":
         u, v, scales = cut_factors(A, E, code.rank)
     else:
-        left_smaller = A.shape[2] <= E.shape[2]
-        U, V = _low_rank(A, E, code.rank) if left_smaller else reversed(_low_rank(E, A, code.rank))
+        U, V = _low_rank(A, E, code.rank)
         u, u_scale = quantise(U, code.dtype)
         v, v_scale = quantise(V, code.dtype)
         scales = u_scale * v_scale
@@ -173,8 +173,16 @@ def power_rounds(rank: int) -> int:
     return 8 if rank == 1 else 16
 
 
-def _low_rank(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rank-c factors (B, m, c), (B, n, c) of G = S^T L, m <= n: Q and G^T Q, Q from power iteration on G G^T.
+def _low_rank(A: torch.Tensor, E: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors (B, d1, c), (B, d2, c) of G = A^T E; the smaller side's are orthonormal."""
+    if A.shape[2] <= E.shape[2]:
+        return _from_smaller(A, E, rank)
+    V, U = _from_smaller(E, A, rank)
+    return U, V
+
+
+def _from_smaller(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, m, c), (B, n, c) of S^T L, m <= n: Q and G^T Q, Q from power iteration on G G^T.
 
     The largest entries of S and L are 1, so the squaring in G G^T neither under- nor overflows.
     """
@@ -196,23 +204,45 @@ def cut_factors(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Signs U (B, d1, c) and V (B, d2, c), and scales (B, c) >= 0, with sum_k s_k u_k v_k^T ~ G = A^T E.
 
-    Term after term the cut norm of what is left is climbed, u = sign(R v) and v = sign(R^T u) in turn; one step of
-    each makes the remainder smaller, whatever the start. It begins near the leading right vector of what is left.
+    It begins with the signs of the low-rank factors; then each side in turn takes, column by column, the best
+    signs for the other side and the scales, which are those of the least squares.
     """
-    rest = A_BTd.transpose(1, 2) @ E_BTd
-    size = rest.shape[1] * rest.shape[2]
-    start = _start_basis(rest.shape[1], 1)[:, :1].to(rest).expand(len(rest), -1, -1)
-    terms: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for _ in range(rank):
-        v = signs(rest.transpose(1, 2) @ (rest @ (rest.transpose(1, 2) @ start)))
-        for _ in range(_CUT_ROUNDS):
-            u = signs(rest @ v)
-            v = signs(rest.transpose(1, 2) @ u)
-        scale = (u.transpose(1, 2) @ rest @ v) / size
-        rest = rest - scale * (u @ v.transpose(1, 2))
-        terms.append((u, v, scale[:, :, 0]))
-    U, V, scales = (torch.cat(parts, dim=-1) for parts in zip(*terms, strict=True))
-    return U, V, scales
+    G = A_BTd.transpose(1, 2) @ E_BTd
+    U, V = (signs(factor) for factor in _low_rank(A_BTd, E_BTd, rank))
+    seen = G @ V
+    scales = _joint_scales(seen, U, V)
+    for _ in range(_CUT_SWEEPS):
+        U = _best_signs(seen, U, V, scales)
+        seen = G.transpose(1, 2) @ U
+        scales = _joint_scales(seen, V, U)
+        V = _best_signs(seen, V, U, scales)
+        seen = G @ V
+        scales = _joint_scales(seen, U, V)
+    return U, V * signs(scales)[:, None], scales.abs()
+
+
+def _best_signs(
+    seen_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor, scales_Bc: torch.Tensor
+) -> torch.Tensor:
+    """x with each column in turn the signs that leave the least of G; `seen` is G times the other side."""
+    x = x_Bnc.clone()
+    overlap_Bcc = scales_Bc[:, :, None] * (other_Bmc.transpose(1, 2) @ other_Bmc)
+    for k in range(x.shape[2]):
+        rest = (
+            seen_Bnc[:, :, k]
+            - (x @ overlap_Bcc[:, :, k : k + 1])[:, :, 0]
+            + x[:, :, k] * overlap_Bcc[:, k, k : k + 1]
+        )
+        x[:, :, k] = signs(rest * signs(scales_Bc[:, k : k + 1]))
+    return x
+
+
+def _joint_scales(seen_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor) -> torch.Tensor:
+    """(B, c) scales of the least squares over all terms; `seen` is G times the other side."""
+    products = (x_Bnc.transpose(1, 2) @ x_Bnc) * (other_Bmc.transpose(1, 2) @ other_Bmc)
+    size = x_Bnc.shape[1] * other_Bmc.shape[1]
+    ridge = _CUT_RIDGE * size * torch.eye(products.shape[2]).to(products)  # terms may be equal
+    return torch.linalg.solve(products + ridge, (x_Bnc * seen_Bnc).sum(dim=1))
 
 
 def _leading_basis(

@@ -13,6 +13,7 @@ from lorif_core.layers import coverage, layer_specs, select_layers
 from lorif_core.model import Skeleton, load_skeleton, tokenizer_fingerprint
 from lorif_core.spec import CodeSpec, Coverage, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.store import Store
+from lorif_core.whitening import covariance_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,15 @@ def _projection_spec(config: Config) -> ProjectionSpec:
     return ProjectionSpec("whitened", wanted.factor, wanted.seed, wanted.calibration_examples, whitening)
 
 
-def tracked_layers(config: Config, skeleton: Skeleton) -> tuple[LayerSpec, ...]:
-    """The layers that the config selects, with their projected shapes."""
-    return layer_specs(select_layers(skeleton.model, config.model.layers), config.projection.factor)
+def tracked_layers(config: Config, skeleton: Skeleton, factor: int | None = None) -> tuple[LayerSpec, ...]:
+    """The layers that the config selects, with their shapes as projected by its factor or another one."""
+    return layer_specs(select_layers(skeleton.model, config.model.layers), factor or config.projection.factor)
 
 
 def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
-    """Refuse a code rank, a length or a corpus that does not fit the model."""
+    """Refuse a code rank, a whitening, a length or a corpus that does not fit the model or the memory."""
     _check_code_rank(config, layers)
+    _check_whitening(config, skeleton, layers)
     _check_length(config, skeleton)
     if config.corpus.tokens is None and skeleton.tokenizer is None:
         raise UserError(
@@ -158,6 +160,21 @@ def _check_code_rank(config: Config, layers: tuple[LayerSpec, ...]) -> None:
                 f"{layer.name} ({layer.d1} x {layer.d2}); lower it, lower projection.factor, or leave the layer "
                 f"out with model.layers"
             )
+
+
+def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
+    """A worker holds the covariances of all layers, in float64."""
+    projection, budget = config.projection, config.compute.memory_gb
+    need = covariance_bytes(layers) / 2**30
+    if projection.kind == "random" or need <= budget:
+        return
+    factor, widest = projection.factor, max(max(layer.in_features, layer.out_features) for layer in layers)
+    while factor < widest and covariance_bytes(tracked_layers(config, skeleton, factor)) / 2**30 > budget:
+        factor *= 2
+    raise UserError(
+        f"whitening the projections of factor {projection.factor} needs {need:.1f} GiB of a worker, above "
+        f"compute.memory_gb = {budget:g}; raise it, or set projection.factor to {factor}"
+    )
 
 
 def _check_length(config: Config, skeleton: Skeleton) -> None:

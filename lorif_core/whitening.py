@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lorif_core.projection import SideName
+from lorif_core.spec import LayerSpec
 
 EPSILON = 0.01  # of the mean eigenvalue; flat between .003 and .03 (RESEARCH, recommendation 1)
 SIDES: tuple[SideName, SideName] = ("in", "out")
@@ -49,6 +50,11 @@ class Covariances:
     def mean(self, layer: int, side: SideName) -> torch.Tensor:
         """Covariance per token (d, d) of one side."""
         return self.sums[layer, side] / max(self.tokens, 1)
+
+
+def covariance_bytes(layers: Sequence[LayerSpec]) -> int:
+    """Bytes of the covariances of all layers."""
+    return sum(8 * (layer.d1**2 + layer.d2**2) for layer in layers)
 
 
 class CovarianceSink:

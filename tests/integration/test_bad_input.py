@@ -94,6 +94,10 @@ CASES: dict[str, tuple[Callable[[dict[str, Any], Path], None], list[str]]] = {
     "duplicate ids": (with_corpus("x.jsonl", DUPLICATES), ["'a'", "row 0", "row 2"]),
     "no such layer": (with_keys(model={"layers": "q_proj"}), ["'q_proj'", "transformer.h.0.attn.c_attn"]),
     "bad regex": (with_keys(model={"layers": "("}), ["model.layers", "regular expression"]),
+    "whitening above the memory": (
+        with_keys(projection={"kind": "whitened", "factor": 1}, compute={"memory_gb": 1e-4}),
+        ["projections of factor 1", "compute.memory_gb = 0.0001", "projection.factor to 2"],
+    ),
     "rank above the layer": (with_keys(code={"rank": 7}), ["code.rank = 7", "min(d1, d2) = 6", "c_attn"]),
     "curvature rank above the data": (with_keys(curvature={"rank": 1101}), ["curvature.rank = 1101", "1100"]),
     "missing model": (with_keys(model={"path": "./no-such-model"}), ["./no-such-model", "does not exist"]),
