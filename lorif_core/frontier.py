@@ -92,8 +92,17 @@ def require_plotting() -> None:
         raise UserError(f"{error.name} is not installed: pip install 'lorif-pipeline[evaluate]'") from None
 
 
+def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that no row of as few bytes surpasses, by bytes."""
+    best: list[Mapping[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["bytes_per_example"], -row["lds"])):
+        if not best or row["lds"] > best[-1]["lds"]:
+            best.append(row)
+    return best
+
+
 def _plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """LDS with its interval against bytes per example, logarithmic, as SVG."""
+    """LDS with its interval against bytes per example, logarithmic, and the frontier, as SVG."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -115,6 +124,14 @@ def _plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
         if row["bytes_per_example"] is None:
             axes.axhline(row["lds"], linestyle=":", color="0.5")
             axes.annotate(row["method"], (0.01, row["lds"]), xycoords=("axes fraction", "data"), size=7)
+    best = _frontier(placed)
+    axes.step(
+        [row["bytes_per_example"] for row in best],
+        [row["lds"] for row in best],
+        where="post",
+        color="C1",
+        zorder=0,
+    )
     if placed:
         axes.set_xscale("log")
     axes.set_xlabel("bytes per example on disk")
