@@ -4,7 +4,7 @@
 
 `train` is a plain forward and backward of the model as transformers loads it, weight gradients included. `floor`
 is a forward and an activation-only backward of that same model. The build is `Extractor.extract`: both passes,
-projections and rank-1 codes. Ratios are medians over interleaved rounds of (variant / train).
+projections and codes; `presets` are whitened. Ratios are medians over interleaved rounds of (variant / train).
 """
 
 import argparse
@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
 from lorif_core.batches import Batch, collate, padding_waste, token_budget_batches
-from lorif_core.extract import Extractor
+from lorif_core.extract import Calibrator, Extractor
 from lorif_core.layers import layer_specs, select_layers
 from lorif_core.model import prepare_model
+from lorif_core.presets import PRESETS
 from lorif_core.spec import CodeSpec, ProjectionSpec
 from lorif_core.tokenise import Example
 
@@ -33,7 +34,7 @@ def main() -> None:
     arguments = parse_arguments()
     batches, waste = real_batches(arguments.text, arguments.length, arguments.budget, arguments.batches)
     model = make_model(arguments.layers, arguments.width, arguments.length)
-    variants = make_variants(model)
+    variants = make_variants(model, batches[0])
     tokens = sum(int((batch.labels != -100).sum()) for batch in batches)
     seconds = measure(variants, batches, arguments.rounds)
     rows = summarise(seconds, tokens)
@@ -80,7 +81,7 @@ def real_batches(path: Path, length: int, budget: int, count: int) -> tuple[list
     return [collate(examples, chosen[i]) for i in spread], padding_waste(lengths, chosen)
 
 
-def make_variants(model: torch.nn.Module) -> dict[str, Callable[[Batch], None]]:
+def make_variants(model: torch.nn.Module, calibration: Batch) -> dict[str, Callable[[Batch], None]]:
     """One callable per line of the table; each has its own copy of the model."""
     variants: dict[str, Callable[[Batch], None]] = {
         "train": training_step(copy.deepcopy(model)),
@@ -92,7 +93,19 @@ def make_variants(model: torch.nn.Module) -> dict[str, Callable[[Batch], None]]:
         for code in (CodeSpec("dense", 1, "float16"), CodeSpec("rank", 1, "float16")):
             extractor = Extractor(loaded, layers, ProjectionSpec(factor=factor), code)
             variants[f"build f{factor} {code.kind}"] = extractor.extract  # type: ignore[assignment]
+    for name in ("compact", "balanced", "quality"):
+        variants[f"build {name}"] = whitened(copy.deepcopy(model), calibration, name).extract  # type: ignore[assignment]
     return variants
+
+
+def whitened(model: torch.nn.Module, calibration: Batch, preset: str) -> Extractor:
+    """The extractor of a preset with whitened projections."""
+    loaded, factor = prepare_model(model), PRESETS[preset]["projection"]["factor"]
+    layers = layer_specs(select_layers(loaded.model, None), factor)
+    calibrator = Calibrator(loaded, layers, ProjectionSpec(factor=factor))
+    calibrator.add(calibration)
+    code = CodeSpec(**{"rank": 1, **PRESETS[preset]["code"]})
+    return Extractor(loaded, layers, ProjectionSpec("whitened", factor), code, calibrator.covariances)
 
 
 def training_step(model: torch.nn.Module) -> Callable[[Batch], None]:

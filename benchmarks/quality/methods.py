@@ -24,17 +24,25 @@ def _paper(factor: int, factored: bool, **code: Any) -> dict[str, Any]:
 
 def methods(examples: int) -> dict[str, dict[str, Any]]:
     """Keys of CONFIG by name of the method, for a corpus of so many examples."""
-    # a rank of all rows and one pass span the whole row space: the curvature is exact
-    logra = {"code": {"kind": "dense", "dtype": "float16"}, **_woodbury(examples, power_iterations=1)}
+    dense = {"kind": "dense", "dtype": "float16"}
     return {
         "gradient dot": {
             "projection": {"kind": "random", "factor": 1},
-            "code": {"kind": "dense", "dtype": "float16"},
+            "code": dense,
             "curvature": {"kind": "none"},
         },
         "K-FAC": _whitened(1, kind="dense", dtype="float16"),
-        "LoGRA f4": {"projection": {"kind": "random", "factor": 4}, **logra},
-        "LoGRA f8": {"projection": {"kind": "random", "factor": 8}, **logra},
+        # a rank of all rows and one pass span the whole row space: the curvature is exact
+        "LoGRA f4": {
+            "projection": {"kind": "random", "factor": 4},
+            "code": dense,
+            **_woodbury(examples, power_iterations=1),
+        },
+        "LoGRA f8": {
+            "projection": {"kind": "random", "factor": 8},
+            "code": dense,
+            "curvature": {"kind": "exact"},
+        },
         "LoRIF f4 c1, as published": _paper(4, factored=True, rank=1),
         "LoRIF f4 c1, dense query": _paper(4, factored=False, rank=1),
         "LoRIF f8 c1, as published": _paper(8, factored=True, rank=1),
