@@ -81,7 +81,7 @@ def patch_queries(evaluation: EvaluationConfig, out: str, measured: list[Measure
     gains: dict[str, list[float]] = {}
     for name in columns:
         kept = objects.get(_object(name))
-        if kept is not None and kept["of"] == names[name]:
+        if kept is not None and kept.get("of") == names[name]:
             gains[name] = kept["gains"]
     get_run_logger().info("%d of %d methods to patch", len(columns) - len(gains), len(columns))
     missing = {name: chosen for name, chosen in columns.items() if name not in gains}
