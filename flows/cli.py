@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add(
         "evaluate", "measure attribution quality: LDS of methods, recall of planted sources, tail-patch"
     )
-    evaluate.add_argument("measure", choices=["lds"])
+    evaluate.add_argument("measure", choices=["lds", "recall", "tail-patch"])
     evaluate.add_argument("-c", "--config", required=True, help="YAML file of the evaluation")
     evaluate.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a key of the file")
     evaluate.add_argument("--out", required=True, help="a folder or s3:// URI; run again with it, it resumes")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.tables import figures_text, lds_text
 from lorif_core.config import (
     Config,
     StorageConfig,
@@ -78,27 +79,18 @@ def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str,
 
 
 def run_evaluate(measure: str, config: str, overrides: Sequence[str], out: str) -> Result:
-    """`lorif evaluate lds`."""
+    """`lorif evaluate`."""
     from lorif_core.evaluation import load_evaluation
     from lorif_core.frontier import require_plotting
 
     evaluation = load_evaluation(config, list(overrides))
     require_plotting()
     lock_local_ray(evaluation.base().compute.ray)
-    from flows.evaluate import evaluate_lds
+    from flows.evaluate import MEASURES
 
     _say_failures_once()
-    summary = evaluate_lds(evaluation, _absolute(out))
-    lines = [
-        f"{row['method']:<40} {row['lds']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  "
-        + ("" if row["bytes_per_example"] is None else f"{row['bytes_per_example']:>12,.0f} bytes")
-        for row in summary["methods"]
-    ]
-    lines += [
-        f"{row['first']} - {row['second']}: {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        for row in summary["differences"]
-    ]
-    return Result(summary, "\n".join(lines))
+    summary = MEASURES[measure](evaluation, _absolute(out))
+    return Result(summary, lds_text(summary) if measure == "lds" else figures_text(summary))
 
 
 def _absolute(out: str) -> str:

@@ -10,8 +10,15 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 
 
 def bm25_scores(texts: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """(Q, N) float32 BM25 scores of every text for every query."""
+    """(Q, N) float32 BM25 scores of every text for every query; 0 where one of them has no word."""
+    scores = np.zeros((len(queries), len(texts)), np.float32)
+    words = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+    if not any(words):
+        return scores
     retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize(list(queries), stopwords="en", return_ids=False, show_progress=False)
-    return np.stack([retriever.get_scores(words).astype(np.float32) for words in tokens])
+    retriever.index(words, show_progress=False)
+    asked = bm25s.tokenize(list(queries), stopwords="en", return_ids=False, show_progress=False)
+    for row, query in enumerate(asked):
+        if query:
+            scores[row] = retriever.get_scores(query)
+    return scores

@@ -1,16 +1,20 @@
-"""EVALUATION: the YAML file of `lorif evaluate lds`: a corpus, a training recipe, and the methods to compare."""
+"""EVALUATION: the YAML file of `lorif evaluate`: a corpus, a training recipe, and the methods to compare."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from lorif_core.config import Config, PositiveInt, Section, Uri, apply_override, explain_invalid, parse_config
 from lorif_core.errors import UserError
 from lorif_core.recipe import Recipe
+from lorif_core.tailpatch import PatchStep
 
 BM25 = "BM25"
+RANDOM = "random"
+"""Examples drawn at random: what tail-patch compares with."""
 
 
 class TrainingConfig(Section):
@@ -36,6 +40,40 @@ class SubsetsConfig(Section):
     seeds: PositiveInt = 1
 
 
+class RecallConfig(Section):
+    """What is planted in the corpus for each query (`planting.py`), and how deep a ranking is searched for it."""
+
+    edits: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.1, 0.3)
+    """Shares of a query's tokens that are edited in its near-duplicates; 0 plants exact copies."""
+    per_query: PositiveInt = 1
+    """Near-duplicates of each query and share."""
+    pairs: Uri | None = None
+    """A file of queries, each with its own `source` to plant, such as a paraphrase."""
+    cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 10, 100)
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _something_is_planted_once(self) -> "RecallConfig":
+        if not self.edits and self.pairs is None:
+            raise ValueError("there is nothing to plant; give edits or pairs")
+        for name, values in (("edits", self.edits), ("cutoffs", self.cutoffs)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} has a value twice")
+        return self
+
+
+class TailPatchConfig(Section):
+    """One step of training on the proponents of each query (`tailpatch.py`)."""
+
+    top_k: PositiveInt = 10
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+
+    def step(self) -> PatchStep:
+        """The same for the patcher."""
+        return PatchStep(self.optimizer, self.learning_rate)
+
+
 class EvaluationConfig(Section):
     """The whole EVALUATION file.
 
@@ -50,6 +88,8 @@ class EvaluationConfig(Section):
     methods: dict[str, dict[str, Any]]
     compare: tuple[tuple[str, str], ...] = ()
     bm25: bool = True
+    recall: RecallConfig = RecallConfig()
+    tail_patch: TailPatchConfig = TailPatchConfig()
 
     def base(self) -> Config:
         """CONFIG of the checkpoint that training starts from; its index is never made."""
@@ -64,6 +104,10 @@ class EvaluationConfig(Section):
             raw[section] = {**own, **values} if isinstance(own, dict) and isinstance(values, dict) else values
         raw["model"] = {**raw.get("model", {}), "path": model}
         return parse_config(raw, f"methods.{name}")
+
+    def compared(self, names: Collection[str]) -> list[tuple[str, str]]:
+        """The pairs to compare among methods that were measured: not every measure has all baselines."""
+        return [pair for pair in self.compare if set(pair) <= set(names)]
 
 
 def load_evaluation(path: str | Path, overrides: list[str] | None = None) -> EvaluationConfig:
@@ -95,10 +139,12 @@ def _check(evaluation: EvaluationConfig, path: str) -> None:
         raise UserError(f"{path} names no methods; give at least one")
     evaluation.base()
     for name in evaluation.methods:
-        if "/" in name or name in ("", BM25):
-            raise UserError(f"{path}: {name!r} cannot be the name of a method; choose another, without a slash")
+        if "/" in name or name.startswith(".") or name in ("", BM25, RANDOM):  # names become names of folders
+            raise UserError(
+                f"{path}: {name!r} cannot be the name of a method; choose another, without a slash or a first dot"
+            )
         evaluation.method(name, "unused", "unused")
-    known = {*evaluation.methods, *([BM25] if evaluation.bm25 else [])}
+    known = {*evaluation.methods, RANDOM, *([BM25] if evaluation.bm25 else [])}
     for pair in evaluation.compare:
         for name in pair:
             if name not in known:

@@ -1,37 +1,14 @@
 """The frontier of an evaluation: LDS against bytes on disk, as CSV, JSON and a plot."""
 
-import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from lorif_core.bootstrap import Interval
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
-from lorif_core.filesystem import contact, open_filesystem
-from lorif_core.lds import Interval, Truth
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A method's scores and what they cost.
-
-    Attributes:
-        name: of the method.
-        scores: (Q, N) float32.
-        bytes_per_example: on storage; None for a method without an index.
-        timings: seconds of the build's stages.
-        query_seconds: encoding, folding and scanning for all queries.
-    """
-
-    name: str
-    scores: np.ndarray
-    bytes_per_example: float | None
-    timings: Mapping[str, float]
-    query_seconds: float
+from lorif_core.lds import Truth
+from lorif_core.measured import Measured, costs, csv_file, difference_row, json_file, write_files
 
 
 def write_frontier(
@@ -44,29 +21,14 @@ def write_frontier(
 ) -> dict[str, Any]:
     """Write lds.csv, lds.json and lds.svg into `out`; the contents of the JSON."""
     rows = [_row(found, intervals[found.name]) for found in measured]
-    compared = [
-        {"first": first, "second": second, "difference": difference.value, "low": difference.low,
-         "high": difference.high}
-        for (first, second), difference in differences.items()
-    ]  # fmt: skip
+    compared = [difference_row(pair, difference) for pair, difference in differences.items()]
     subsets, queries = truth.losses.shape
     summary = {
         "subsets": subsets, "seeds": truth.seeds, "queries": queries, "examples": truth.members.shape[1],
         "seed_agreement": truth.agreement, "methods": rows, "differences": compared,
     }  # fmt: skip
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    files = {
-        "lds.csv": table.getvalue().encode(),
-        "lds.json": (json.dumps(summary, indent=2) + "\n").encode(),
-        "lds.svg": _plot(rows),
-    }
-    fs, path = open_filesystem(out, storage)
-    with contact(out, "write"):
-        for name, content in files.items():
-            fs.pipe_file(f"{path}/{name}", content)
+    files = {"lds.csv": csv_file(rows), "lds.json": json_file(summary), "lds.svg": _plot(rows)}
+    write_files(out, storage, files)
     return summary
 
 
@@ -76,10 +38,7 @@ def _row(found: Measured, interval: Interval) -> dict[str, Any]:
         "lds": round(interval.value, 4),
         "low": round(interval.low, 4),
         "high": round(interval.high, 4),
-        "bytes_per_example": None if found.bytes_per_example is None else round(found.bytes_per_example, 1),
-        "index_seconds": round(found.timings.get("index", 0.0), 1),
-        "fit_seconds": round(found.timings.get("calibrate", 0.0) + found.timings.get("curvature", 0.0), 1),
-        "query_seconds": round(found.query_seconds, 1),
+        **costs(found),
     }
 
 

@@ -12,21 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from lorif_core.bootstrap import RESAMPLES, Interval, interval
 from lorif_core.projection import counter_generator
-
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A value and its bootstrap interval of 95 %."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +75,13 @@ def bootstrap(
         for name, predicted in summed.items():
             drawn[name].append(float(rank_correlation(predicted[np.ix_(rows, columns)], losses).mean()))
     samples = {name: np.array(found) for name, found in drawn.items()}
-    singles = {name: _interval(values[name], samples[name]) for name in methods}
-    paired = {(a, b): _interval(values[a] - values[b], samples[a] - samples[b]) for a, b in pairs}
+    singles = {name: _unbiased(values[name], samples[name]) for name in methods}
+    paired = {(a, b): _unbiased(values[a] - values[b], samples[a] - samples[b]) for a, b in pairs}
     return singles, paired
 
 
-def _interval(value: float, samples: np.ndarray) -> Interval:
-    low, high = np.quantile(samples - samples.mean() + value, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+def _unbiased(value: float, samples: np.ndarray) -> Interval:
+    return interval(value, samples - samples.mean() + value)
 
 
 def _centred(values_MQ: np.ndarray) -> np.ndarray:

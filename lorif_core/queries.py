@@ -1,6 +1,6 @@
 """Queries: from a file or from Python, and as an example whose gradient can be taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,22 +47,32 @@ def read_queries(path: str, storage: StorageConfig) -> list[Query]:
         UserError: the file is missing, damaged, empty or of another format, a row has none of these columns (the
             ones it has are listed), a value has the wrong type, or an id occurs twice.
     """
-    files = find_files(path, storage, _ENDINGS)
-    if len(files) > 1:
-        raise UserError(f"{path} has {len(files)} queries files; name one of them")
-    records = _records(files[0])
-    if not records:
-        raise UserError(f"the queries file {path} is empty; give at least one query")
+    records = _records(path, storage, "queries", _FIELDS)
     queries = [_parse(record, position, f"query {position} of {path}") for position, record in enumerate(records)]
-    seen: dict[str, int] = {}
-    for position, query in enumerate(queries):
-        if query.query_id in seen:
-            raise UserError(
-                f"the id {query.query_id!r} is that of query {seen[query.query_id]} and of query {position} of "
-                f"{path}; make ids unique"
-            )
-        seen[query.query_id] = position
+    _check_unique(queries, path)
     return queries
+
+
+def read_pairs(path: str, storage: StorageConfig) -> list[tuple[Query, Query]]:
+    """Queries, each with a source that says the same: rows of a queries file that also have `source`.
+
+    `source` is a text, or an object with the fields of a query.
+
+    Raises:
+        UserError: as `read_queries`, or a row has no source.
+    """
+    pairs = []
+    for position, record in enumerate(_records(path, storage, "pairs", (*_FIELDS, "source"))):
+        where = f"pair {position} of {path}"
+        query, source = _parse(record, position, where), record.get("source")
+        if isinstance(source, str):
+            pairs.append((query, Query(query.query_id, text=source)))
+        elif isinstance(source, Mapping):
+            pairs.append((query, _parse(source, position, f"the source of {where}")))
+        else:
+            raise UserError(f"{where} has no source; give a text, or an object that has {_NEEDED}")
+    _check_unique([query for query, _ in pairs], path)
+    return pairs
 
 
 def as_query(value: str | Mapping[str, Any], position: int) -> Query:
@@ -106,16 +116,37 @@ def _encode(query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size:
     return encode_text(query.text, tokenizer, vocab_size, where)
 
 
-def _records(file: SourceFile) -> list[dict[str, Any]]:
-    """All rows; queries are few. Other columns than a query's are not read where the format allows it."""
+def _check_unique(queries: Sequence[Query], path: str) -> None:
+    seen: dict[str, int] = {}
+    for position, query in enumerate(queries):
+        if query.query_id in seen:
+            raise UserError(
+                f"the id {query.query_id!r} is that of query {seen[query.query_id]} and of query {position} of "
+                f"{path}; make ids unique"
+            )
+        seen[query.query_id] = position
+
+
+def _records(path: str, storage: StorageConfig, what: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows; queries are few. Other columns than the fields are not read where the format allows it."""
+    files = find_files(path, storage, _ENDINGS)
+    if len(files) > 1:
+        raise UserError(f"{path} has {len(files)} {what} files; name one of them")
+    records = _rows(files[0], what, fields)
+    if not records:
+        raise UserError(f"the {what} file {path} is empty; give at least one query")
+    return records
+
+
+def _rows(file: SourceFile, what: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     kinds = column_kinds(file) or {}
     with being_checked(file):
         if is_jsonl(file):
             return [record for _, record in jsonl.read_records(file)]
-        known = [field for field in _FIELDS if field in kinds]
+        known = [field for field in fields if field in kinds]
         if not known:
             raise UserError(
-                f"the queries file {file.uri} has {', '.join(kinds) or 'no columns'}; it needs {_NEEDED}"
+                f"the {what} file {file.uri} has {', '.join(kinds) or 'no columns'}; it needs {_NEEDED}"
             )
         return [record for _, record in columnar.read_records(file, known)]
 

@@ -56,7 +56,7 @@ def train(model: Any, examples: Sequence[Example], recipe: Recipe, seed: int) ->
     for epoch in range(recipe.epochs):
         order = counter_generator(seed, f"epoch/{epoch}").permutation(len(examples))
         for start in range(0, len(order), recipe.batch):
-            loss, tokens = _batch_loss(model, examples, order[start : start + recipe.batch].tolist(), recipe.dtype)
+            loss, tokens = batch_loss(model, examples, order[start : start + recipe.batch].tolist(), recipe.dtype)
             optimizer.zero_grad()
             (loss.sum() / max(tokens, 1)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=False)
@@ -73,7 +73,7 @@ def token_summed_losses(model: Any, examples: Sequence[Example]) -> np.ndarray:
     losses = np.zeros(len(examples))
     lengths = [len(example.input_ids) for example in examples]
     for indices in token_budget_batches(lengths, max(_LOSS_TOKENS_PER_BATCH, *lengths)):
-        losses[indices] = _batch_loss(model, examples, indices, "float32")[0].double().numpy()
+        losses[indices] = batch_loss(model, examples, indices, "float32")[0].double().numpy()
     return losses
 
 
@@ -83,7 +83,7 @@ def _rate(progress: float, warmup: float) -> float:
     return max(0.0, (1 - progress) / (1 - warmup))
 
 
-def _batch_loss(
+def batch_loss(
     model: Any, examples: Sequence[Example], indices: list[int], dtype: str
 ) -> tuple[torch.Tensor, int]:
     """Losses (B,) and the number of scored tokens."""

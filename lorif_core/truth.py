@@ -5,8 +5,6 @@ flight. The objects of another recipe, corpus or checkpoint are refused, never m
 """
 
 import copy
-import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,16 +14,13 @@ from typing import Any
 import numpy as np
 
 from lorif_core.config import Config, StorageConfig
-from lorif_core.corpus import list_shards
 from lorif_core.errors import UserError
 from lorif_core.evaluation import EvaluationConfig
 from lorif_core.filesystem import contact, open_filesystem
 from lorif_core.lds import Truth, rank_correlation
-from lorif_core.model import load_model
+from lorif_core.material import digest, load_material
 from lorif_core.objects import Objects
-from lorif_core.queries import query_example, read_queries
 from lorif_core.recipe import Recipe, subset, token_summed_losses, train
-from lorif_core.shard import read_examples
 from lorif_core.tokenise import Example
 
 _FOLDER = "truth"
@@ -43,19 +38,11 @@ class Trainer:
     """
 
     def __init__(self, evaluation: EvaluationConfig) -> None:
-        config = evaluation.base()
         self._recipe: Recipe = evaluation.training.recipe()
         self._subsets = evaluation.subsets
-        loaded = load_model(config.model.model_copy(update={"dtype": "float32"}), config.storage, "cpu")
-        self._base, self._tokenizer = loaded.model, loaded.tokenizer
-        shards = list_shards(config.corpus, config.storage).shards
-        examples = [example for shard in shards for example in read_examples(shard, config, loaded)]
-        self.examples: Sequence[Example] = [example for example in examples if example.scored]
-        length = config.corpus.max_length
-        self.queries = [
-            query_example(query, loaded.tokenizer, loaded.vocab_size, length)
-            for query in read_queries(evaluation.queries, config.storage)
-        ]
+        material = load_material(evaluation)
+        self._base, self._tokenizer = material.loaded.model, material.loaded.tokenizer
+        self.examples, self.queries = material.examples, material.queries
 
     def losses(self, number: int, seed: int) -> list[float]:
         """Token-summed losses of the queries after training on one subset, in an order drawn from a seed."""
@@ -81,8 +68,8 @@ class Trainer:
         """What the ground truth is of: equal for equal checkpoint, examples, queries, recipe and share."""
         return {
             "checkpoint": checkpoint,
-            "examples": _digest(self.examples),
-            "queries": _digest(self.queries),
+            "examples": digest(self.examples),
+            "queries": digest(self.queries),
             "recipe": asdict(self._recipe),
             "share": self._subsets.share,
         }
@@ -114,11 +101,8 @@ class TruthFolder:
         found = self._objects.get(_HEAD)
         if found is None:
             self._objects.put(_HEAD, {"identity": identity, "ids": list(ids)})
-        elif found["identity"] != identity:
-            differing = [key for key, value in identity.items() if found["identity"].get(key) != value]
-            raise UserError(
-                f"{self._out} holds the ground truth of another {' and '.join(differing)}; name another folder"
-            )
+        else:
+            refuse_other(found["identity"], identity, f"{self._out} holds the ground truth")
 
     def done(self) -> set[str]:
         """Names of the training runs that are kept."""
@@ -128,11 +112,15 @@ class TruthFolder:
         """Keep the losses of one run."""
         self._objects.put(f"{_FOLDER}/{run}.json", {"losses": list(losses)})
 
-    def read(self, evaluation: EvaluationConfig) -> tuple[list[str], Truth]:
-        """Ids of the examples (N) and the truth of all runs that the evaluation asks for."""
+    def ids(self) -> list[str]:
+        """Ids of the examples (N)."""
         head = self._objects.get(_HEAD)
         assert head is not None
-        subsets, ids = evaluation.subsets, head["ids"]
+        return head["ids"]
+
+    def read(self, evaluation: EvaluationConfig) -> tuple[list[str], Truth]:
+        """Ids of the examples (N) and the truth of all runs that the evaluation asks for."""
+        subsets, ids = evaluation.subsets, self.ids()
         members = np.zeros((subsets.count, len(ids)), dtype=bool)
         for number in range(subsets.count):
             members[number, subset(len(ids), subsets.share, number)] = True
@@ -175,6 +163,8 @@ def run_once(trainer: Trainer, folder: TruthFolder, run: str, config: Config) ->
         folder.keep(run, trainer.losses(int(number), int(seed)))
 
 
-def _digest(examples: Sequence[Example]) -> str:
-    whole = [[example.example_id, example.content_hash, example.labels.tolist()] for example in examples]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
+def refuse_other(found: dict[str, Any], wanted: dict[str, Any], holds: str) -> None:
+    """Raise UserError naming the keys in which an identity that is there differs from the one that is wanted."""
+    differing = [key for key, value in wanted.items() if found.get(key) != value]
+    if differing:
+        raise UserError(f"{holds} of another {' and '.join(differing)}; name another folder")

@@ -1,30 +1,32 @@
-"""The steps of `lorif evaluate lds`: train the ground truth, score every method, write table and plot."""
+"""What all measures of `lorif evaluate` share: training on Ray, and the scores of every method."""
 
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import ray
 import torch
 from prefect import get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.bm25 import bm25_scores
 from lorif_core.checkpoint import locate
 from lorif_core.config import Config
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.evaluation import BM25, EvaluationConfig
-from lorif_core.frontier import Measured, write_frontier
 from lorif_core.index import Index
-from lorif_core.lds import Truth, bootstrap
+from lorif_core.lds import Truth
+from lorif_core.material import load_material
+from lorif_core.measured import Measured
 from lorif_core.queries import read_queries
 from lorif_core.store import Generation, Store
-from lorif_core.truth import Trainer, TruthFolder, run_once, runs
+from lorif_core.truth import WHOLE, Trainer, TruthFolder, run_once, runs
 from tasks.actors import start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
+
+NEVER_FOUND = float("-inf")
 
 
 @ray.remote
@@ -52,20 +54,39 @@ def make_truth(evaluation: EvaluationConfig, out: str) -> tuple[list[str], Truth
     Raises:
         UserError: `out` holds another ground truth, or checkpoint, corpus or queries are not what they should be.
     """
+    _train(evaluation, out, runs(evaluation))
+    return TruthFolder(out, evaluation.base().storage).read(evaluation)
+
+
+@task(name="attributed checkpoint", cache_policy=NO_CACHE)
+def make_checkpoint(evaluation: EvaluationConfig, out: str, at_least: int = 1) -> list[str]:
+    """Train the checkpoint that is attributed on the whole corpus, unless `out` has it; ids of the examples.
+
+    Raises:
+        UserError: as `make_truth`, or the corpus has fewer than `at_least` examples.
+    """
+    _train(evaluation, out, [WHOLE], at_least)
+    return TruthFolder(out, evaluation.base().storage).ids()
+
+
+def _train(evaluation: EvaluationConfig, out: str, wanted: Sequence[str], at_least: int = 1) -> None:
     config = evaluation.base()
     folder = TruthFolder(out, config.storage)
     trainer = Trainer(evaluation)
     ids = [example.example_id for example in trainer.examples]
+    if len(ids) < at_least:
+        raise UserError(
+            f"the corpus {config.corpus.uri} has {len(ids)} examples, fewer than the {at_least} that are asked for"
+        )
     folder.begin(trainer.identity(locate(config.model, config.storage).fingerprint()), ids)
     done = folder.done()
-    missing = [run for run in runs(evaluation) if run not in done]
+    missing = [run for run in wanted if run not in done]
     get_run_logger().info(
         "%d examples, %d queries, %d runs to train", len(ids), len(trainer.queries), len(missing)
     )
     del trainer
     if missing:
         _train_runs(evaluation, out, missing)
-    return folder.read(evaluation)
 
 
 def _train_runs(evaluation: EvaluationConfig, out: str, missing: list[str]) -> None:
@@ -83,9 +104,17 @@ def _train_runs(evaluation: EvaluationConfig, out: str, missing: list[str]) -> N
 
 @task(name="score method", task_run_name="score {name}", cache_policy=NO_CACHE)
 def score_method(
-    evaluation: EvaluationConfig, name: str, config: Config, generation: Generation, ids: list[str]
+    evaluation: EvaluationConfig,
+    name: str,
+    config: Config,
+    generation: Generation,
+    ids: list[str],
+    left_out: float = 0.0,
 ) -> Measured:
-    """Scores (Q, N) of the published generation of a method, in the order of `ids`; what it costs."""
+    """Scores (Q, N) of the published generation of a method, in the order of `ids`; what it costs.
+
+    An example that the index left out scores `left_out`: it has no influence, 0, or can never be found.
+    """
     started = time.perf_counter()
     store = Store(config.index, config.storage)
     index = Index(store, generation)
@@ -93,7 +122,7 @@ def score_method(
     found, scores = index.scores(queries, config.model)
     seconds = time.perf_counter() - started
     place = {example_id: column for column, example_id in enumerate(ids)}
-    aligned = np.zeros((len(queries), len(ids)), np.float32)  # an example that was left out has no influence
+    aligned = np.full((len(queries), len(ids)), left_out, np.float32)
     aligned[:, [place[example_id] for example_id in found]] = scores
     size = store.code_bytes(generation.factors_version) / max(generation.rows, 1)
     return Measured(name, aligned, size, generation.timings, seconds)
@@ -103,20 +132,5 @@ def score_method(
 def score_bm25(evaluation: EvaluationConfig) -> Measured:
     """The words of queries and examples, as a search engine matches them."""
     started = time.perf_counter()
-    trainer = Trainer(evaluation)
-    scores = bm25_scores(
-        [example.text or "" for example in trainer.examples], [query.text or "" for query in trainer.queries]
-    )
+    scores = bm25_scores(*load_material(evaluation).texts())
     return Measured(BM25, scores, None, {}, time.perf_counter() - started)
-
-
-@task(name="write evaluation", cache_policy=NO_CACHE)
-def write_evaluation(
-    evaluation: EvaluationConfig, out: str, truth: Truth, measured: list[Measured]
-) -> dict[str, Any]:
-    """LDS of every method with intervals, differences, CSV and plot into `out`; the summary."""
-    methods = {found.name: found.scores for found in measured}
-    intervals, differences = bootstrap(methods, truth, evaluation.compare)
-    summary = write_frontier(out, evaluation.base().storage, measured, intervals, differences, truth)
-    create_table_artifact(key="lds", table=summary["methods"], description="LDS and bytes per example")
-    return summary

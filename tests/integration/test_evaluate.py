@@ -1,5 +1,5 @@
-"""Invariants of `lorif evaluate lds`: the truth is trained once per run, resumes, and is never that of another
-recipe; what is measured comes out of the product's own indexes.
+"""Invariants of `lorif evaluate`: the truth is trained once per run, resumes, and is never that of another recipe;
+what is planted is found, and what is patched is likelier; all comes out of the product's own indexes.
 """
 
 import csv
@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from prefect.logging import disable_run_logger
 
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.evaluation import load_evaluation
 from lorif_core.truth import WHOLE, Trainer, TruthFolder, run_once, runs
+from tasks.evaluate import make_checkpoint
+from tasks.evaluate_tail_patch import patch_queries, score_random
 from tests.conftest import WORDS
 from tests.integration.test_bad_input import run
 
@@ -95,6 +98,111 @@ def test_the_whole_evaluation_and_again(
     assert code == 2 and "ground truth of another recipe" in err
 
 
+def evaluated(
+    measure: str, raw: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """The summary of a measure, into `folder`/out."""
+    path, out = written(raw, folder), str(folder / "out")
+    code, printed, err = run(capsys, "evaluate", measure, "-c", path, "--out", out, "--json")
+    assert code == 0, err[-2000:]
+    return json.loads(printed.splitlines()[-1])
+
+
+ODD = ["7 19 64 350 8 2026 51", "QUARTZ JUMP FJORD LYNX VEX", "(x) => {y}; [z] + /w/", "éàü ñøß æþð ÿĉ"]
+
+
+def with_odd_queries(testbed: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Queries in signs of their own: among texts that are alike, or learnt by heart, the plain dot product finds
+    those with the largest gradients first, whatever the query.
+    """
+    queries = folder / "queries.jsonl"
+    queries.write_text("".join(json.dumps({"text": text}) + "\n" for text in ODD))
+    training = {**testbed["training"], "learning_rate": 0.003}
+    return {**testbed, "queries": str(queries), "training": training}
+
+
+def values(summary: dict[str, Any], **wanted: str) -> dict[str, float]:
+    """A figure of each method."""
+    rows = [row for row in summary["methods"] if all(row[key] == value for key, value in wanted.items())]
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    return {row["method"]: row["value"] for row in rows}
+
+
+def test_planted_sources_are_found_and_again(
+    testbed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"text": "a red bird runs", "source": "then the bird sees a small cat"}\n')
+    recall = {"edits": [0.0, 0.3], "pairs": str(pairs), "cutoffs": [1, 10]}
+    raw = {**with_odd_queries(testbed, tmp_path), "recall": recall}
+    summary = evaluated("recall", raw, tmp_path, capsys)
+    assert (summary["queries"], summary["examples"], summary["sources"]) == (5, EXAMPLES + 4 * 2 + 1, 9)
+    copies = values(summary, kind="copy", measure="recall@1")
+    assert copies == {"dot": 1.0, "small": copies["small"], "BM25": 0.75}, "punctuation has no words to match"
+    assert values(summary, kind="copy", measure="recall@10")["small"] > 0.5
+    assert values(summary, kind="0.3 edited", measure="mrr")["dot"] > 0.25
+    assert set(values(summary, kind="paraphrase", measure="mrr")) == {"dot", "small", "BM25"}
+    dot, small = (values(summary, kind="copy", measure="mrr")[name] for name in ("dot", "small"))
+    difference = next(row for row in summary["differences"] if (row["kind"], row["measure"]) == ("copy", "mrr"))
+    assert difference["difference"] == pytest.approx(small - dot, abs=1e-5)
+    sizes = {row["method"]: row["bytes_per_example"] for row in summary["methods"]}
+    assert sizes["dot"] > 5 * sizes["small"] > 0 and sizes["BM25"] is None
+    out = tmp_path / "out"
+    with (out / "recall.csv").open() as table:
+        assert len(list(csv.DictReader(table))) == 3 * 3 * 3
+
+    kept = files(out / "planted")
+    again = evaluated("recall", raw, tmp_path, capsys)
+    assert [row["value"] for row in again["methods"]] == [row["value"] for row in summary["methods"]]
+    assert files(out / "planted") == kept, "nothing is planted, trained or indexed again"
+    other = {**raw, "recall": {**recall, "edits": [0.0]}}
+    code, _, err = run(capsys, "evaluate", "recall", "-c", written(other, tmp_path), "--out", str(out))
+    assert code == 2 and "planted corpus of another edits" in err
+
+
+def files(folder: Path) -> dict[str, int]:
+    """What is there and when it was written; a lease is taken and given back by every build."""
+    found = (path for path in folder.rglob("*") if path.is_file() and "lease" not in path.parts)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+
+
+def test_proponents_make_their_query_likelier_and_again(
+    testbed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    related = [{"id": f"odd{i}", "text": " ".join(reversed(text.split()))} for i, text in enumerate(ODD * 2)]
+    corpus.write_text(
+        Path(testbed["config"]["corpus"]["uri"]).read_text() + "".join(json.dumps(row) + "\n" for row in related)
+    )
+    config = {**testbed["config"], "corpus": {**testbed["config"]["corpus"], "uri": str(corpus)}}
+    raw = {**with_odd_queries(testbed, tmp_path), "config": config, "compare": [["dot", "random"]]}
+    raw |= {"methods": {"dot": testbed["methods"]["dot"]}, "tail_patch": {"top_k": 2, "learning_rate": 0.001}}
+    examples = EXAMPLES + len(related)
+    evaluation, out = load_evaluation(written(raw, tmp_path)), tmp_path / "out"
+    summary = evaluated("tail-patch", raw, tmp_path, capsys)
+    gains = values(summary, measure="log-probability")
+    assert set(gains) == {"dot", "BM25", "random"}
+    assert gains["dot"] > max(0.0, gains["random"])
+    assert values(summary, measure="log-probability per token")["dot"] == pytest.approx(gains["dot"] / 25, rel=0.5)
+    difference = summary["differences"][0]
+    assert (difference["first"], difference["second"]) == ("dot", "random") and difference["low"] > 0
+    with (out / "tail-patch.csv").open() as table:
+        assert len(list(csv.DictReader(table))) == 3 * 2
+
+    kept = {name: files(out / name) for name in ("model", "_lorif/tail-patch")}
+    chance = [score_random((len(ODD), examples))]
+    longer = load_evaluation(written({**raw, "tail_patch": {"top_k": 2, "learning_rate": 0.002}}, tmp_path))
+    with disable_run_logger():
+        assert len(make_checkpoint.fn(evaluation, str(out))) == examples
+        again = patch_queries.fn(evaluation, str(out), chance)
+        assert {name: files(out / name) for name in kept} == kept, "nothing is trained or patched again"
+        assert np.mean(again["random"]) == pytest.approx(gains["random"], rel=1e-4)
+        twice = patch_queries.fn(longer, str(out), chance)
+        with pytest.raises(UserError, match=f"has {examples} examples, fewer than the {examples + 1}"):
+            make_checkpoint.fn(evaluation, str(out), at_least=examples + 1)
+    assert twice["random"] == pytest.approx(np.multiply(2, again["random"]), rel=0.1), "another step is taken anew"
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
@@ -104,6 +212,14 @@ def test_the_whole_evaluation_and_again(
         ({"compare": [["dot", "nobody"]]}, "'nobody'"),
         ({"subsets": {"share": 1.0}}, "subsets.share"),
         ({"trainng": {}}, "did you mean 'training'"),
+        ({"methods": {"random": {}}}, "'random' cannot be the name"),
+        ({"methods": {"..": {}}}, "a first dot"),
+        ({"recall": {"edits": [1.5]}}, "recall.edits = 1.5"),
+        ({"recall": {"edits": []}}, "recall: there is nothing to plant"),
+        ({"recall": {"cutoffs": [10, 10]}}, "recall: cutoffs has a value twice"),
+        ({"recall": {"pair": "x"}}, "did you mean 'recall.pairs'"),
+        ({"tail_patch": {"learning_rate": 0}}, "tail_patch.learning_rate"),
+        ({"tail_patch": {"optimizer": "adam"}}, "tail_patch.optimizer"),
     ],
     ids=str,
 )

@@ -1,0 +1,38 @@
+"""Summaries of evaluations as tables for a person: a line for each method, then the differences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def lds_text(summary: Mapping[str, Any]) -> str:
+    """LDS with its interval, and bytes per example."""
+    lines = [
+        f"{row['method']:<40} {row['lds']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  {_bytes(row)}"
+        for row in summary["methods"]
+    ]
+    lines += [
+        f"{row['first']} - {row['second']}: {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        for row in summary["differences"]
+    ]
+    return "\n".join(lines)
+
+
+def figures_text(summary: Mapping[str, Any]) -> str:
+    """All figures of a method (and kind of plant) with their intervals, and bytes per example."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in summary["methods"]:
+        name = f"{row['method']:<40} {row.get('kind', '')}".rstrip()
+        told = f"{row['measure']} {row['value']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+        lines.setdefault((name, _bytes(row)), []).append(told)
+    compared = [
+        f"{row['first']} - {row['second']}{', ' + row['kind'] if 'kind' in row else ''}, {row['measure']}: "
+        f"{row['difference']:+.4g} [{row['low']:+.4g}, {row['high']:+.4g}]"
+        for row in summary["differences"]
+    ]
+    return "\n".join(
+        [*("  ".join([name, *told, size]).rstrip() for (name, size), told in lines.items()), *compared]
+    )
+
+
+def _bytes(row: Mapping[str, Any]) -> str:
+    return "" if row["bytes_per_example"] is None else f"{row['bytes_per_example']:>12,.0f} bytes"
