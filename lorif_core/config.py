@@ -123,13 +123,6 @@ class CurvatureConfig(Section):
     )
     tail: Literal["truncated", "tail"] = "truncated"
 
-    @model_validator(mode="after")
-    def _settings_have_a_use(self) -> "CurvatureConfig":
-        useless = sorted(self.model_fields_set - {"kind"})
-        if self.kind == "none" and useless:
-            raise ValueError(f"{useless[0]} has no effect with kind none; set kind: woodbury, or leave it out")
-        return self
-
 
 class QueryConfig(Section):
     """How a query is represented when it is scored."""

@@ -33,6 +33,9 @@ def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     Of a section whose `kind` is another than the preset's nothing is taken over: its keys go with their kind. The
     curvature goes with the projection: `none` is right for whitened ones only.
+
+    Raises:
+        ValueError: a key of the curvature is set, without its kind, that the preset's kind has no use for.
     """
     merged = dict(raw)
     keys_of = PRESETS.get(str(raw.get("preset", DEFAULT_PRESET)), {})
@@ -41,8 +44,14 @@ def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
         own = raw.get(section)
         if own is not None and not isinstance(own, Mapping):
             continue  # refused where sections are validated
-        if _same_kind(own, keys) and (same_metric or section != "curvature"):
-            merged[section] = {**keys, **(own or {})}
+        if not _same_kind(own, keys) or (section == "curvature" and not same_metric):
+            continue
+        if own and keys.get("kind") == "none" and "kind" not in own:
+            raise ValueError(
+                f"{section}.{min(own)} has no effect with {section}.kind none, the default here; "
+                f"set {section}.kind too"
+            )
+        merged[section] = {**keys, **(own or {})}
     return merged
 
 

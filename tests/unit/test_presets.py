@@ -40,7 +40,7 @@ def test_the_curvature_goes_with_the_projection() -> None:
 
 
 def test_a_setting_without_a_use_is_refused() -> None:
-    with pytest.raises(UserError, match="curvature: rank has no effect with kind none"):
+    with pytest.raises(UserError, match=r"curvature\.rank has no effect with curvature\.kind none"):
         parse_config({**MINIMAL, "curvature": {"rank": 8}})
 
 
