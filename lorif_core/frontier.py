@@ -95,6 +95,7 @@ def _plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.set_xscale("log")
     axes.set_xlabel("bytes per example on disk")
     axes.set_ylabel("LDS, 95 % interval")
+    axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
