@@ -43,8 +43,11 @@ class SubsetsConfig(Section):
 class RecallConfig(Section):
     """What is planted in the corpus for each query (`planting.py`), and how deep a ranking is searched for it."""
 
-    edits: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.1, 0.3)
-    """Shares of a query's tokens that are edited in its near-duplicates; 0 plants exact copies."""
+    edits: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.3, 0.6)
+    """Shares of a query's tokens that are edited in its near-duplicates; 0 plants exact copies.
+
+    On testbeds of 64 tokens every method finds nearly all up to 0.3; methods differ above it.
+    """
     per_query: PositiveInt = 1
     """Near-duplicates of each query and share."""
     pairs: Uri | None = None

@@ -2,7 +2,8 @@
 
 The checkpoint that is attributed takes a single optimiser step on the mean loss per scored token of the k
 proponents together; the measure is by how much the query's log-probability rises. Larger is better. The optimiser
-is fresh: AdamW's step is about the learning rate times the gradient's sign, SGD's is the gradient itself.
+is fresh: AdamW's step is about the learning rate times the gradient's sign, SGD's is the gradient itself, which to
+first order no ranking can beat but the plain dot product of all gradients.
 """
 
 from collections.abc import Sequence
