@@ -120,8 +120,11 @@ def _index_pending(config: Config, plan: BuildPlan, pending: Sequence[ShardRef],
         spec = plan.spec.to_json()
         count = min(resources.workers, len(pending))
         with Workers(lambda: start(IndexActor, resources, config, spec, with_model=True), count) as workers:
+            share = -(-len(pending) // count)  # of a few shards the first worker must not take all
             outcomes = workers.run(
-                pending, lambda actor, shard: actor.index.remote(shard), in_flight=SHARDS_AT_ONCE
+                pending,
+                lambda actor, shard: actor.index.remote(shard),
+                in_flight=min(SHARDS_AT_ONCE, share),
             )
             for outcome in outcomes:
                 if isinstance(outcome, Failed):
