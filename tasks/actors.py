@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lorif_core.calibrate import SampledShard, ShardCalibrator
 from lorif_core.config import Config, ModelConfig
@@ -117,10 +118,13 @@ def start(
         with_model: it loads the model, so it takes its GPUs; scans of codes do without.
         shares_cores: it works only while others wait, so it reserves no cores.
     """
+    # Ray would place what reserves nothing beside the driver, on a node that may be there for it alone
+    beside_workers = NodeAffinitySchedulingStrategy(resources.roomiest, soft=True)
     placed = actor_class.options(
         max_restarts=0,  # `Workers` replaces an actor that dies and decides who is to blame
         max_task_retries=0,
         num_cpus=0 if shares_cores else resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker if with_model else 0,
+        scheduling_strategy=beside_workers if shares_cores and not resources.gpus_per_worker else "DEFAULT",
     )
     return placed.remote(*arguments, resources.cpus_per_worker)

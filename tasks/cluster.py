@@ -20,12 +20,16 @@ _CPUS_PER_WORKER = 4  # more threads than that gain little on one model; more wo
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """How many workers are asked for, what each of them holds, and how many fit on the nodes there are now."""
+    """How many workers are asked for, what each of them holds, and how many fit on the nodes there are now.
+
+    `roomiest` is the id of the node with most cores: for what reserves none of them.
+    """
 
     workers: int
     cpus_per_worker: int
     gpus_per_worker: float
     fit: int
+    roomiest: str
 
 
 @contextmanager
@@ -74,11 +78,12 @@ def _attach(address: str) -> None:
 
 
 def _resources(compute: ComputeConfig) -> Resources:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive]
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     gpus_each = (1.0 if gpus else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
     if compute.workers == "auto":
-        cpus_each = min(_CPUS_PER_WORKER, *(max(1, int(node.get("CPU", 0))) for node in nodes))
+        cpus_each = _cores_each(nodes)
         workers = max(1, _slots(nodes, cpus_each, gpus_each))
     else:
         workers = compute.workers
@@ -93,7 +98,16 @@ def _resources(compute: ComputeConfig) -> Resources:
         if fit == 0:
             raise UserError(f"{told}; lower compute.workers or compute.gpus_per_worker")
         log.warning("%s", told)
-    return Resources(workers, cpus_each, gpus_each, fit)
+    roomiest = max(alive, key=lambda node: node["Resources"].get("CPU", 0))["NodeID"]
+    return Resources(workers, cpus_each, gpus_each, fit, roomiest)
+
+
+def _cores_each(nodes: Sequence[dict[str, float]]) -> int:
+    """Cores of a worker where nothing else is said: as many as the smallest node has, of those that have any.
+
+    A node without cores is a driver's or Ray's own, and takes no work.
+    """
+    return min([_CPUS_PER_WORKER, *(int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1)])
 
 
 def _slots(nodes: Sequence[dict[str, float]], cpus_each: int, gpus_each: float) -> int:
