@@ -36,7 +36,8 @@ until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
     sleep 0.5
 done
 
-"$@" &
+# a shell has what it starts in the background ignore SIGINT, with which a Prefect worker ends itself
+env --default-signal=INT "$@" &
 command=$!
 status=0
 wait -n || status=$?

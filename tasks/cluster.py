@@ -20,16 +20,12 @@ _CPUS_PER_WORKER = 4  # more threads than that gain little on one model; more wo
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """How many workers are asked for, what each of them holds, and how many fit on the nodes there are now.
-
-    `roomiest` is the id of the node with most cores: for what reserves none of them.
-    """
+    """How many workers are asked for, what each of them holds, and how many fit on the nodes there are now."""
 
     workers: int
     cpus_per_worker: int
     gpus_per_worker: float
     fit: int
-    roomiest: str
 
 
 @contextmanager
@@ -78,8 +74,7 @@ def _attach(address: str) -> None:
 
 
 def _resources(compute: ComputeConfig) -> Resources:
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    nodes = [node["Resources"] for node in alive]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     gpus_each = (1.0 if gpus else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
     if compute.workers == "auto":
@@ -98,8 +93,13 @@ def _resources(compute: ComputeConfig) -> Resources:
         if fit == 0:
             raise UserError(f"{told}; lower compute.workers or compute.gpus_per_worker")
         log.warning("%s", told)
-    roomiest = max(alive, key=lambda node: node["Resources"].get("CPU", 0))["NodeID"]
-    return Resources(workers, cpus_each, gpus_each, fit, roomiest)
+    return Resources(workers, cpus_each, gpus_each, fit)
+
+
+def roomiest_node() -> str:
+    """Id of the node with most cores, of those that are there now: for what reserves none of them."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return max(alive, key=lambda node: node["Resources"].get("CPU", 0))["NodeID"]
 
 
 def _cores_each(nodes: Sequence[dict[str, float]]) -> int:

@@ -22,6 +22,7 @@ from tests.infra.files import INFRA, ROOT
 
 _NETWORK = "10.213.0"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::[?-][^}]*)?\}")
+_ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # what a container has for itself; the command follows
 _PRIVATE = 'mount -t tmpfs none /tmp && mount -t tmpfs -o size=2g none /dev/shm && mkdir $HOME && exec "$@"'
 
@@ -59,8 +60,8 @@ class Containers(AbstractContextManager["Containers"]):
         log = (self._bin / f"{name}.log").open("wb")
         self._stack.callback(log.close)
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._space(name), "unshare", "--mount", "--pid", "--fork", "--kill-child",
-             "--mount-proc", "sh", "-c", _PRIVATE, "sh", *(command or self._services[name]["entrypoint"])],
+            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._space(name), *_ALONE,
+             "sh", "-c", _PRIVATE, "sh", *(command or self._services[name]["entrypoint"])],
             env=self._environment(name), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         self._stack.callback(_end, process)
@@ -69,10 +70,11 @@ class Containers(AbstractContextManager["Containers"]):
     def execute(self, name: str, *command: str, stdin: str = "") -> str:
         """Run a command in a running service, as `docker compose exec` does; its output."""
         done = subprocess.run(
-            ["nsenter", "--target", str(self._first_process(name)), "--mount", "--pid", "--net", *command],
-            env=self._environment(name), cwd=ROOT, input=stdin, capture_output=True, text=True, check=False,
+            ["nsenter", "--target", str(self._first_process(name)), "--mount", "--pid", "--net",
+             "sh", "-c", 'cd "$LORIF_HOME" && exec "$@"', "sh", *command],
+            env=self._environment(name), input=stdin, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}\n{self.log(name)[-3000:]}"
+        assert done.returncode == 0, f"{command}: {(done.stdout + done.stderr)[-3000:]}\n{self.log(name)[-3000:]}"
         return done.stdout
 
     def await_health(self, name: str, seconds: float) -> None:
