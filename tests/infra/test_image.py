@@ -62,8 +62,8 @@ def test_code_comes_after_what_takes_long_to_install() -> None:
 
 def test_nothing_runs_as_root() -> None:
     users = [rest for word, rest in STEPS if word == "USER"]
-    assert users == ["lorif"] and STEPS.index(("USER", "lorif")) > STEPS.index(("RUN", INSTALLS[2]))
-    assert any("useradd" in rest and "--uid 1000" in rest and rest.split()[-1] for _, rest in STEPS)
+    assert users == ["1000"] and STEPS.index(("USER", "1000")) > STEPS.index(("RUN", INSTALLS[2]))
+    assert any("useradd" in rest and "--uid 1000" in rest for _, rest in STEPS)
 
 
 def test_no_secret_can_get_into_a_layer() -> None:
@@ -89,6 +89,23 @@ def test_both_variants_are_asked_for_by_argument() -> None:
     other = INSTALLS[0].partition("&& pip install")[0]
     asked = subprocess.run(["sh", "-c", other], env={"DEVICE": "tpu"}, capture_output=True, text=True, check=False)
     assert asked.returncode == 2 and asked.stderr == "DEVICE is cpu or cuda, not tpu\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "told"),
+    [
+        ({}, ["--", "true"], "RAY_ADDRESS: is the address of the Ray head"),
+        ({"RAY_ADDRESS": "x"}, ["--"], "no command"),
+    ],
+)
+def test_joining_without_an_address_or_a_command_is_refused(
+    given: dict[str, str], arguments: list[str], told: str
+) -> None:
+    script = ["bash", str(ROOT / "infra" / "join-ray.sh"), *arguments]
+    asked = subprocess.run(
+        script, env={"PATH": "/usr/bin:/bin", **given}, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode != 0 and told in asked.stderr
 
 
 @pytest.mark.infra
