@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWIFT := .venv-swift
 
-.PHONY: demo test test-chaos test-s3 lint bench clean
+.PHONY: demo test test-chaos test-s3 test-infra lint bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
@@ -29,6 +29,9 @@ test-chaos: $(VENV)/.installed
 
 test-s3: $(VENV)/.installed $(SWIFT)/.installed
 	LORIF_SWIFT=$(SWIFT) $(BIN)/python -m pytest -m swift
+
+test-infra: $(VENV)/.installed
+	$(BIN)/python -m pytest -m infra tests/infra
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

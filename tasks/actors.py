@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lorif_core.calibrate import SampledShard, ShardCalibrator
 from lorif_core.config import Config, ModelConfig
@@ -20,7 +21,7 @@ from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Generation, Store
 from lorif_core.topk import TopK
 from lorif_core.whitening import Covariances
-from tasks.cluster import Resources
+from tasks.cluster import Resources, roomiest_node
 
 SHARDS_AT_ONCE = 3  # one is read while one computes and one is written
 
@@ -117,10 +118,14 @@ def start(
         with_model: it loads the model, so it takes its GPUs; scans of codes do without.
         shares_cores: it works only while others wait, so it reserves no cores.
     """
+    reserves_nothing = shares_cores and not (with_model and resources.gpus_per_worker)
+    # Ray would place it on any node, such as one that is there for the driver alone; soft affinity is no better
+    beside_workers = NodeAffinitySchedulingStrategy(roomiest_node(), soft=False) if reserves_nothing else "DEFAULT"
     placed = actor_class.options(
         max_restarts=0,  # `Workers` replaces an actor that dies and decides who is to blame
         max_task_retries=0,
         num_cpus=0 if shares_cores else resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker if with_model else 0,
+        scheduling_strategy=beside_workers,
     )
     return placed.remote(*arguments, resources.cpus_per_worker)

@@ -78,7 +78,7 @@ def _resources(compute: ComputeConfig) -> Resources:
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     gpus_each = (1.0 if gpus else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
     if compute.workers == "auto":
-        cpus_each = min(_CPUS_PER_WORKER, *(max(1, int(node.get("CPU", 0))) for node in nodes))
+        cpus_each = _cores_each(nodes)
         workers = max(1, _slots(nodes, cpus_each, gpus_each))
     else:
         workers = compute.workers
@@ -94,6 +94,20 @@ def _resources(compute: ComputeConfig) -> Resources:
             raise UserError(f"{told}; lower compute.workers or compute.gpus_per_worker")
         log.warning("%s", told)
     return Resources(workers, cpus_each, gpus_each, fit)
+
+
+def roomiest_node() -> str:
+    """Id of the node with most cores, of those that are there now: for what reserves none of them."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return max(alive, key=lambda node: node["Resources"].get("CPU", 0))["NodeID"]
+
+
+def _cores_each(nodes: Sequence[dict[str, float]]) -> int:
+    """Cores of a worker where nothing else is said: as many as the smallest node has, of those that have any.
+
+    A node without cores is a driver's or Ray's own, and takes no work.
+    """
+    return min([_CPUS_PER_WORKER, *(int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1)])
 
 
 def _slots(nodes: Sequence[dict[str, float]], cpus_each: int, gpus_each: float) -> int:

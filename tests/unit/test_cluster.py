@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.cluster import _slots
+from tasks.cluster import _cores_each, _slots
 
 NODES = [{"CPU": 6.0}, {"CPU": 6.0}, {"CPU": 16.0, "GPU": 2.0}]
 
@@ -13,3 +13,12 @@ NODES = [{"CPU": 6.0}, {"CPU": 6.0}, {"CPU": 16.0, "GPU": 2.0}]
 )
 def test_slots_count_what_fits_on_each_node(cpus_each: int, gpus_each: float, expected: int) -> None:
     assert _slots(NODES, cpus_each, gpus_each) == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"),
+    [((6, 16), 4), ((2, 16), 2), ((0, 16), 4), ((0, 2, 8), 2), ((0,), 4)],
+)
+def test_a_node_without_cores_does_not_cut_those_of_a_worker(cores: tuple[int, ...], expected: int) -> None:
+    """The Ray head and the node of a driver offer none; taken for small nodes, each core would load the model."""
+    assert _cores_each([{"CPU": float(count)} if count else {} for count in cores]) == expected

@@ -1,0 +1,159 @@
+"""Invariant: the image installs what the Makefile installs, runs as nobody special, and holds no secret."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.infra.files import CREDENTIAL, ROOT, instructions, pinned
+
+STEPS = instructions()
+INSTALLS = [rest for word, rest in STEPS if word == "RUN" and "pip install" in rest]
+
+
+def installed(command: str) -> tuple[str | None, set[str]]:
+    """(constraints file, what is installed) of the `pip install` in a shell command."""
+    words = shlex.split(command[command.index("pip install") :])[2:]
+    constraint, wanted = None, set()
+    while words:
+        word = words.pop(0)
+        if word in ("--constraint", "--index-url"):
+            value = words.pop(0)
+            constraint = value if word == "--constraint" else constraint
+        elif not word.startswith("--"):
+            wanted.add(word)
+    return constraint, wanted
+
+
+def test_the_image_and_the_makefile_install_the_same() -> None:
+    """Torch first, so that its build can be chosen; then the project; both within the constraints."""
+    makefile = (ROOT / "Makefile").read_text()
+    lines = [line.strip() for line in makefile.splitlines() if "pip install" in line and "SWIFT" not in line]
+    torch, project = (installed(line.replace("$(BIN)/pip", "pip")) for line in lines)
+    assert project == ("constraints.txt", {".[dev]"})
+    assert [installed(command) for command in INSTALLS] == [torch, ("constraints.txt", {"."}), (None, {"."})]
+    assert torch == ("constraints.txt", {f"torch=={pinned('torch')}"})
+    assert "--no-deps" in INSTALLS[2] and "--no-deps" not in INSTALLS[1]
+
+
+def test_python_is_pinned_and_fits() -> None:
+    ((_, base),) = [step for step in STEPS if step[0] == "FROM"]
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-[a-z]+", base)
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.11"
+
+
+def test_code_comes_after_what_takes_long_to_install() -> None:
+    """A changed module must not install torch again."""
+    order = [rest for _, rest in STEPS]
+    for package in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]:
+        assert order.index(f"{package} {package}") > order.index(INSTALLS[1])
+        assert package in INSTALLS[1], "an empty package stands in for it"
+    before = {
+        source for word, rest in STEPS[: order.index(INSTALLS[1])] if word == "COPY" for source in _sources(rest)
+    }
+    assert before == {"constraints.txt", "pyproject.toml"}
+
+
+def test_nothing_runs_as_root() -> None:
+    users = [rest for word, rest in STEPS if word == "USER"]
+    assert users == ["1000"] and STEPS.index(("USER", "1000")) > STEPS.index(("RUN", INSTALLS[2]))
+    assert any("useradd" in rest and "--uid 1000" in rest for _, rest in STEPS)
+
+
+def test_no_secret_can_get_into_a_layer() -> None:
+    for word, rest in STEPS:
+        if word in ("ARG", "ENV"):
+            names = re.findall(r"(\w+)=", rest) or [rest]
+            assert not [name for name in names if CREDENTIAL.search(name)]
+    copied = {source for word, rest in STEPS if word == "COPY" for source in _sources(rest)}
+    assert all((ROOT / source).exists() for source in copied) and "." not in copied
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert rules[0] == "*" and {rule[1:] for rule in rules if rule.startswith("!")} == copied
+    assert "**/.env" in rules
+
+
+def _sources(rest: str) -> list[str]:
+    return [word for word in rest.split() if not word.startswith("--")][:-1]
+
+
+def test_both_variants_are_asked_for_by_argument() -> None:
+    assert ("ARG", "DEVICE=cpu") in STEPS
+    for device, index in {"cpu": "$CPU_INDEX", "cuda": "$CUDA_INDEX"}.items():
+        assert f'{device}) index="{index}" ;;' in INSTALLS[0]
+    other = INSTALLS[0].partition("&& pip install")[0]
+    asked = subprocess.run(["sh", "-c", other], env={"DEVICE": "tpu"}, capture_output=True, text=True, check=False)
+    assert asked.returncode == 2 and asked.stderr == "DEVICE is cpu or cuda, not tpu\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "told"),
+    [
+        ({}, ["--", "true"], "RAY_ADDRESS: is the address of the Ray head"),
+        ({"RAY_ADDRESS": "x"}, ["--"], "no command"),
+    ],
+)
+def test_joining_without_an_address_or_a_command_is_refused(
+    given: dict[str, str], arguments: list[str], told: str
+) -> None:
+    script = ["bash", str(ROOT / "infra" / "join-ray.sh"), *arguments]
+    asked = subprocess.run(
+        script, env={"PATH": "/usr/bin:/bin", **given}, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode != 0 and told in asked.stderr
+
+
+@pytest.mark.infra
+def test_the_install_steps_run(tmp_path: Path) -> None:
+    """In a virtual environment, from the files and by the commands of the Dockerfile; minutes, and 2.5 GB."""
+    venv, app = tmp_path / "venv", tmp_path / "app"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    app.mkdir()
+    index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
+    environment = {
+        **{key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")},
+        "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
+        "DEVICE": "cpu",
+        "CPU_INDEX": _configured_index() or index,
+    }
+    for word, rest in STEPS:
+        if word == "COPY" and not rest.startswith("--chmod"):
+            for source in _sources(rest):
+                _copy(ROOT / source, app)
+        elif word == "RUN" and "pip install" in rest:
+            subprocess.run(["sh", "-ec", rest], cwd=app, env=environment, check=True)
+    subprocess.run(["pip", "check"], cwd=app, env=environment, check=True)
+    asked = subprocess.run(["lorif", "--help"], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert b"build" in asked.stdout
+    for program in (["ray", "--version"], ["prefect", "version"]):
+        subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    frozen = subprocess.run(["pip", "freeze"], env=environment, capture_output=True, text=True, check=True).stdout
+    for line in frozen.splitlines():
+        name, _, version = line.partition("==")
+        if version:
+            assert version.partition("+")[0] == pinned(name), line
+
+
+def _configured_index() -> str | None:
+    """Where pip gets packages from on this machine, which may be a mirror."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or None
+
+
+def _copy(source: Path, folder: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(
+            source, folder / source.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    else:
+        shutil.copy2(source, folder)

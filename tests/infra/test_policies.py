@@ -1,0 +1,247 @@
+"""Invariant: the IAM policies allow what the product asks of S3, by a recording of it, and nothing more."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pyarrow as pa
+import pytest
+import yaml
+from moto.iam.access_control import IAMPolicy, PermissionResult
+from moto.iam.policy_validation import IAMPolicyDocumentValidator
+
+from flows.cli import main
+from lorif_core import garbage
+from lorif_core.answers import Attribution, write_answers
+from lorif_core.config import Config, StorageConfig, load_config
+from lorif_core.errors import UserError
+from lorif_core.index import Index
+from lorif_core.store import Store
+from lorif_core.tables import Tables
+from tasks.attribute import check_attribution
+from tasks.demo_store import MotoServer, upload_folder
+from tests.integration.s3 import shard_file
+from tests.servers.proxy import FaultProxy
+
+AWS = Path(__file__).parents[2] / "infra" / "aws"
+BUCKET = "lorif-policies"
+INDEX = f"s3://{BUCKET}/indexes/tiny"
+
+_WRITES = (("PUT",), ("PUT", "partNumber", "uploadId"), ("POST", "uploads"), ("POST", "uploadId"))
+
+Asked = set[tuple[str, str]]  # (IAM action, ARN)
+
+
+def policy(name: str) -> str:
+    return Template((AWS / f"{name}.json").read_text()).substitute(BUCKET=BUCKET)
+
+
+def statements(name: str) -> list[dict[str, Any]]:
+    return json.loads(policy(name))["Statement"]
+
+
+def allows(name: str, action: str, arn: str) -> bool:
+    """What moto's IAM makes of a policy."""
+    found = IAMPolicy(policy(name)).is_action_permitted(action, arn)
+    return found == PermissionResult.PERMITTED
+
+
+def permissions(request: str) -> Asked:
+    """What AWS asks for before it answers a request, by the Service Authorization Reference of S3.
+
+    The keys of a bulk deletion are in its body; here it stands for any key of the index.
+    """
+    method, _, path = request.partition(" ")
+    place = urlsplit(path)
+    bucket, _, key = unquote(place.path).lstrip("/").partition("/")
+    query = parse_qs(place.query, keep_blank_values=True)
+    of_bucket, of_object = f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/{key}"
+    if not key:
+        if method == "POST" and "delete" in query:
+            return {("s3:DeleteObject", f"{of_bucket}/indexes/any")}
+        if method == "GET" and "uploads" in query:
+            return {("s3:ListBucketMultipartUploads", of_bucket)}
+        if method == "HEAD" or (method == "GET" and query.get("list-type") == ["2"]):
+            return {("s3:ListBucket", of_bucket)}
+    elif method in ("GET", "HEAD") and not query:
+        return {("s3:GetObject", of_object)}
+    elif (method, *sorted(query)) in _WRITES:
+        return {("s3:PutObject", of_object)}
+    elif (method, *query) == ("DELETE", "uploadId"):
+        return {("s3:AbortMultipartUpload", of_object)}
+    elif (method, *query) == ("DELETE",):
+        return {("s3:DeleteObject", of_object)}
+    raise AssertionError(f"{request}: say here which permission AWS asks for")
+
+
+@pytest.fixture(scope="module")
+def asked(
+    moto: MotoServer,
+    prefect_server: None,
+    ray_session: None,
+    model_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Asked]:
+    """What each role asks for: the writer over the life of an index, the reader over questions and status."""
+    moto.make_bucket(BUCKET)
+    upload_folder(moto, model_folder, BUCKET, "models/tiny")
+    put = moto.client().put_object
+    put(Bucket=BUCKET, Key="queries/q.jsonl", Body=b'{"text": "the cat sees"}\n')
+    put(Bucket=BUCKET, Key="corpus/0.jsonl", Body=shard_file(0))
+    requests: list[str] = []
+    with FaultProxy(moto.url) as proxy:
+        proxy.watch = requests.append
+        path = tmp_path_factory.mktemp("policies") / "config.yaml"
+        path.write_text(yaml.safe_dump(_config(proxy.url)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(garbage, "_UPLOAD_AGE", timedelta(days=-1))
+            writer = _record(requests, lambda: _write(moto, str(path), proxy.url))
+            patch.setenv("LORIF_CACHE", str(path.parent))  # a reader on a machine that has nothing yet
+            reader = _record(requests, lambda: _read(proxy.url))
+    return {"writer": writer, "reader": reader}
+
+
+def _record(requests: list[str], work: Callable[[], None]) -> Asked:
+    requests.clear()
+    work()
+    return {permission for request in requests for permission in permissions(request)}
+
+
+def _storage(endpoint: str) -> dict[str, Any]:
+    return {"endpoint": endpoint, "region": "us-east-1", "allow_http": True}
+
+
+def _config(endpoint: str) -> dict[str, Any]:
+    return {
+        "index": INDEX,
+        "model": {"path": f"s3://{BUCKET}/models/tiny"},
+        "corpus": {"uri": f"s3://{BUCKET}/corpus", "id": "id", "max_length": 64},
+        "curvature": {"rank": 2, "power_iterations": 1},
+        "compute": {"workers": 1, "tokens_per_batch": 2048},
+        "storage": _storage(endpoint),
+    }
+
+
+def _write(moto: MotoServer, config: str, endpoint: str) -> None:
+    _lorif("build", "-c", config)
+    _attribute(load_config(config))
+    _write_large(endpoint)
+    moto.client().create_multipart_upload(Bucket=BUCKET, Key="indexes/tiny/factors.lance/data/x.lance")
+    _lorif("gc", INDEX, "--apply", "--keep", "1", *_place(endpoint))
+
+
+def _attribute(config: Config) -> None:
+    """As `lorif attribute`, in this process: its actors ask for no more than a question does."""
+    out = f"s3://{BUCKET}/answers/1"
+    generation, queries = check_attribution(config, f"s3://{BUCKET}/queries/q.jsonl", out)
+    store = Store(config.index, config.storage)
+    top = Index(store, generation).top_k(queries, 2)
+    answers = [Attribution(query, 0.0, found) for query, found in zip(queries, top, strict=True)]
+    write_answers(out, store, generation, answers, "answers")
+
+
+def _write_large(endpoint: str) -> None:
+    """A fragment that Lance sends in parts, and one that it gives up in the middle."""
+    schema = pa.schema([("codes", pa.binary(2**20))])
+    tables = Tables(INDEX, StorageConfig(**_storage(endpoint)))
+    tables.create("large", schema)
+
+    def batches(fail: bool) -> Iterator[pa.RecordBatch]:
+        for _ in range(12):
+            yield pa.record_batch([pa.array([bytes(2**20)], pa.binary(2**20))], schema=schema)
+        if fail:
+            raise UserError("given up")
+
+    tables.write("large", batches(False), schema)
+    with pytest.raises(UserError, match="given up"):
+        tables.write("large", batches(True), schema)
+
+
+def _read(endpoint: str) -> None:
+    _lorif("query", INDEX, "--text", "the cat", *_place(endpoint))
+    _lorif("status", INDEX, *_place(endpoint))
+
+
+def _place(endpoint: str) -> list[str]:
+    return [f"storage.{key}={value}" for key, value in _storage(endpoint).items()]
+
+
+def _lorif(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+
+
+@pytest.mark.parametrize("role", ["writer", "reader"])
+def test_a_role_may_do_all_that_it_does(role: str, asked: dict[str, Asked]) -> None:
+    refused = {permission for permission in asked[role] if not allows(role, *permission)}
+    assert asked[role] and not refused
+
+
+@pytest.mark.parametrize("role", ["writer", "reader"])
+def test_a_role_may_do_nothing_that_it_does_not(role: str, asked: dict[str, Asked]) -> None:
+    """Every action on every resource of the policy is one that the recording has."""
+    idle = [
+        (action, resource)
+        for statement in statements(role)
+        for action in statement["Action"]
+        for resource in _listed(statement["Resource"])
+        if not any(asking == action and fnmatchcase(arn, resource) for asking, arn in asked[role])
+    ]
+    assert not idle
+
+
+@pytest.mark.parametrize("name", ["writer", "reader"])
+def test_no_action_is_a_pattern_and_no_resource_a_whole_store(name: str) -> None:
+    IAMPolicyDocumentValidator(policy(name)).validate()
+    for statement in statements(name):
+        assert statement["Effect"] == "Allow" and not {"NotAction", "NotResource"} & statement.keys()
+        assert all(re.fullmatch(r"s3:[A-Za-z]+", action) for action in statement["Action"])
+        for resource in _listed(statement["Resource"]):
+            assert re.fullmatch(rf"arn:aws:s3:::{BUCKET}(/[a-z]+(/\*)?)?", resource)
+
+
+@pytest.mark.parametrize(
+    ("role", "action", "key"),
+    [
+        ("writer", "s3:PutObject", "corpus/0.jsonl"),
+        ("writer", "s3:DeleteObject", "models/tiny/model.safetensors"),
+        ("writer", "s3:DeleteObject", "answers/1/scores.parquet"),
+        ("writer", "s3:PutBucketPolicy", ""),
+        ("reader", "s3:PutObject", "indexes/tiny/_lorif/lease/000000000001.json"),
+        ("reader", "s3:DeleteObject", "indexes/tiny/factors.lance/data/x.lance"),
+        ("reader", "s3:GetObject", "corpus/0.jsonl"),
+    ],
+)
+def test_what_a_role_has_no_business_with_is_refused(role: str, action: str, key: str) -> None:
+    assert not allows(role, action, f"arn:aws:s3:::{BUCKET}/{key}".rstrip("/"))
+    assert not allows(role, "s3:GetObject", "arn:aws:s3:::elsewhere/indexes/tiny/x")
+
+
+def test_corpus_checkpoint_and_queries_are_left_as_they_were(moto: MotoServer, asked: dict[str, Asked]) -> None:
+    """Bulk deletions name their keys in the body, which the recording does not have."""
+    found = moto.client().list_objects_v2(Bucket=BUCKET)["Contents"]
+    kept = {entry["Key"] for entry in found if not entry["Key"].startswith("indexes/")}
+    answers = {f"answers/1/{name}" for name in ("scores.parquet", "report.html", "summary.json")}
+    assert kept >= {"corpus/0.jsonl", "models/tiny/config.json", "queries/q.jsonl", *answers}
+
+
+def test_the_function_may_be_assumed_by_lambda_and_sees_only_the_corpus() -> None:
+    trust = json.loads(policy("lambda-trust"))["Statement"]
+    assert [statement["Principal"] for statement in trust] == [{"Service": "lambda.amazonaws.com"}]
+    pattern = json.loads(policy("corpus-arrivals"))
+    assert pattern["detail"] == {
+        "bucket": {"name": [BUCKET]},
+        "object": {"key": [{"prefix": "corpus/"}]},
+    }
+    assert (pattern["source"], pattern["detail-type"]) == (["aws.s3"], ["Object Created"])
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
