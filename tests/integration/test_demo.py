@@ -10,7 +10,7 @@ from tasks.demo_corpus import QUESTIONS
 
 
 @pytest.mark.usefixtures("prefect_server", "ray_session")
-@pytest.mark.parametrize("store", ["local", "s3"])
+@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.chaos)])
 def test_the_demo_tells_the_whole_story(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a model trained for two seconds: the story is the same, the answers are worse."""
     import flows.demo

@@ -43,7 +43,16 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*FAULTS, pytest.param("stall", marks=pytest.mark.chaos)])
+SLOW = ("pause and hang-up", "stall")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(kind for kind in FAULTS if kind not in SLOW),
+        *(pytest.param(kind, marks=pytest.mark.chaos) for kind in SLOW),
+    ],
+)
 def test_a_build_among_faults_has_the_same_rows(
     kind: str, s3_place: MotoServer, undisturbed: dict[str, bytes]
 ) -> None:
@@ -56,6 +65,7 @@ def test_a_build_among_faults_has_the_same_rows(
         assert stored_rows(config, generation.factors_version) == undisturbed
 
 
+@pytest.mark.chaos
 def test_a_store_that_dies_stops_the_build_and_the_old_generation_answers(
     s3_place: MotoServer, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

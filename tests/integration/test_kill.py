@@ -38,6 +38,7 @@ def wait_for_first_commit(store: Store, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"the build committed nothing: {process.communicate()[1][-2000:]}")
 
 
+@pytest.mark.chaos
 def test_a_killed_build_resumes_to_the_same_rows(
     make_config: MakeConfig, built: Config, corpus_file: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,6 @@ CODES: dict[str, dict[str, Any]] = {
     "int8": {"kind": "dense", "dtype": "int8"},
     "int4": {"kind": "dense", "dtype": "int4"},
     "sign": {"kind": "dense", "dtype": "sign"},
-    "rank 3 sign": {"kind": "rank", "rank": 3, "dtype": "sign"},
     "rank 3 int8": {"kind": "rank", "rank": 3, "dtype": "int8"},
     "rank 3 float32": {"kind": "rank", "rank": 3, "dtype": "float32"},
     "cut 2": {"kind": "cut", "rank": 2, "dtype": "sign"},
