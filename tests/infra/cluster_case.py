@@ -41,8 +41,8 @@ def fill() -> dict[str, Any]:
         "index": f"s3://{BUCKET}/indexes/tiny",
         "model": {"path": f"s3://{BUCKET}/models/tiny"},
         "corpus": {"uri": f"s3://{BUCKET}/corpus", "id": "id", "max_length": 64},
-        "projection": {"factor": 4},
-        "curvature": {"rank": 8, "power_iterations": 1},
+        "projection": {"kind": "random", "factor": 4},
+        "curvature": {"kind": "woodbury", "rank": 8, "power_iterations": 1},
         "compute": {"ray": "auto", "tokens_per_batch": 2048},
     }
 

@@ -122,7 +122,6 @@ def _config(endpoint: str) -> dict[str, Any]:
         "index": INDEX,
         "model": {"path": f"s3://{BUCKET}/models/tiny"},
         "corpus": {"uri": f"s3://{BUCKET}/corpus", "id": "id", "max_length": 64},
-        "curvature": {"rank": 2, "power_iterations": 1},
         "compute": {"workers": 1, "tokens_per_batch": 2048},
         "storage": _storage(endpoint),
     }
