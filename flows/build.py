@@ -3,8 +3,8 @@
 from prefect import flow
 
 from lorif_core.config import Config
+from lorif_core.generation import Generation
 from lorif_core.lease import hold_index
-from lorif_core.store import Generation
 from tasks.build import fit_curvature, index_shards, plan_build, publish_generation
 from tasks.calibrate import calibrate
 

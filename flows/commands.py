@@ -17,9 +17,10 @@ from lorif_core.config import (
 )
 from lorif_core.errors import LorifError
 from lorif_core.garbage import find_garbage, remove_garbage
+from lorif_core.generation import Generation
 from lorif_core.lease import current_holder, hold_index
 from lorif_core.objects import Objects
-from lorif_core.store import Generation, Store
+from lorif_core.store import Store
 from tasks.environment import fast_imports, lock_local_ray
 
 _EXCERPT = 160
@@ -143,7 +144,7 @@ def run_query(
         from lorif_core.index import model_config_of, open_index
 
     opened = open_index(index, parse_storage(options.get("storage", {})))
-    found_at = model_config_of(opened.generation, model)
+    found_at = model_config_of(opened.generation.newest, model)
     checkpoint = parse_model({"revision": found_at.revision, **options.get("model", {})}, found_at.path)
     query = {"text": text} if completion is None else {"prompt": text, "completion": completion}
     (top,) = opened.top_k([query], top_k, model=checkpoint)
@@ -218,6 +219,7 @@ def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
         "created_at": generation.created_at.isoformat(),
         "bytes": measured,
         "bytes_per_example": measured / max(generation.rows, 1),
+        "parts": [{"checkpoint": part.checkpoint, "rows": part.rows} for part in generation.parts],
     }
 
 

@@ -69,7 +69,9 @@ def find_garbage(store: Store, keep: int, *, held: bool = False) -> Garbage:
         files += [file for file in data.listed(table) if file.name not in needed]
     return Garbage(
         generations=tuple(generation.generation for generation in generations[:-keep]),
-        curvatures=tuple(sorted(store.curvature_ids() - {generation.curvature for generation in kept})),
+        curvatures=tuple(
+            sorted(store.curvature_ids() - {part.curvature for generation in kept for part in generation.parts})
+        ),
         files=tuple(file for file in files if holder is None or file.modified < holder.begun),
         receipts=tuple(useless),
         uploads=tuple(data.unfinished_uploads(_UPLOAD_AGE)),

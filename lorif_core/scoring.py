@@ -32,6 +32,19 @@ def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[LayerCur
     return FoldedQueries(tuple(layer.fold(gradient) for gradient, layer in zip(gradients, curvature, strict=True)))
 
 
+def relative_to_own(folded: FoldedQueries, gradients: Sequence[torch.Tensor]) -> FoldedQueries:
+    """Folded queries whose scores are shares of s(q, q) = sum_l < W_l, Q_l >, the query's influence on itself.
+
+    That share has no unit: rescaling gradients, damping, or the number of rows behind H moves both alike, so that
+    scores of several checkpoints can be ranked together.
+    """
+    own_Q = torch.zeros(folded.count, dtype=torch.float64)
+    for weight_QD, gradient_QD in zip(folded.weights, gradients, strict=True):
+        own_Q += (weight_QD.double() * gradient_QD).sum(dim=1)
+    scale_Q1 = torch.where(own_Q > 0, 1 / own_Q, 0.0)[:, None]
+    return FoldedQueries(tuple((weight_QD * scale_Q1).float() for weight_QD in folded.weights))
+
+
 def score_rows(
     codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, folded: FoldedQueries
 ) -> torch.Tensor:

@@ -4,11 +4,10 @@ Writers append uncommitted fragments; one committer turns a wave of them into a 
 version of each table. Readers only ever open generations, so nothing a writer does can change what they see.
 """
 
-import json
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
@@ -21,6 +20,7 @@ from lorif_core.config import StorageConfig
 from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import LorifError, UserError
 from lorif_core.factors import CodeLayout
+from lorif_core.generation import Generation, Part
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipt
 from lorif_core.schema import (
@@ -49,52 +49,6 @@ log = logging.getLogger(__name__)
 _KEYS_PER_FILTER = 500
 TABLES = ("factors", "curvature", "generations", "skipped")
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A published, immutable view of the index."""
-
-    generation: int
-    created_at: datetime
-    factors_version: int
-    curvature_version: int
-    curvature: str
-    curvature_kind: str
-    spec: str
-    spec_json: str
-    checkpoint: str
-    model_path: str
-    model_revision: str | None
-    rows: int
-    tokens: int
-    coverage_json: str
-    skipped_json: str
-    timings_json: str
-    quarantined_json: str = "[]"
-    factored_query: bool = False
-
-    def shows_what(self, other: "Generation") -> bool:
-        """Whether readers of both see the same."""
-        told: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "timings_json": "", "curvature_version": 0}
-        return replace(self, **told) == replace(other, **told)
-
-    @property
-    def versions(self) -> dict[str, int]:
-        """The version of each table that it reads."""
-        return {"factors": self.factors_version, "curvature": self.curvature_version}
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds of the build's stages."""
-        return json.loads(self.timings_json)
-
-    @property
-    def index_spec(self) -> IndexSpec:
-        """The spec of the rows."""
-        return IndexSpec.from_json(self.spec_json)
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -115,8 +69,19 @@ class Store:
 
     # ---- writing -------------------------------------------------------------------------------------------
 
+    def check_format(self) -> bool:
+        """Whether there are generations. Raises UserError if another version of lorif has kept them."""
+        dataset = self._tables.open("generations")
+        if dataset is not None and dataset.schema.names != GENERATIONS_SCHEMA.names:
+            raise UserError(
+                f"the index {self.uri} was made by another version of lorif, which kept its generations in "
+                f"another format; build a new index elsewhere, or use that version"
+            )
+        return dataset is not None
+
     def check_spec(self, spec: IndexSpec) -> None:
         """Raise UserError naming the differing keys if the index holds rows of another spec."""
+        self.check_format()
         stored = self.stored_spec()
         if stored is not None and stored.hash != spec.hash:
             raise UserError(
@@ -210,7 +175,7 @@ class Store:
         """
         since = int(self._tables.require("generations").version)
         for other in self.generations():
-            if other.generation == generation.generation and other.curvature == generation.curvature:
+            if other.generation == generation.generation and other.parts_json == generation.parts_json:
                 return other
             if other.generation == generation.generation:
                 raise LorifError(
@@ -291,8 +256,12 @@ class Store:
         return int(self._tables.require("curvature").version)
 
     def generations(self) -> list[Generation]:
-        """All published generations, newest last; empty where there is no index."""
-        rows = self._tables.read("generations").to_pylist() if self._tables.open("generations") else []
+        """All published generations, newest last; empty where there is no index.
+
+        Raises:
+            UserError: another version of lorif has made the index.
+        """
+        rows = self._tables.read("generations").to_pylist() if self.check_format() else []
         return sorted((Generation(**row) for row in rows), key=lambda generation: generation.generation)
 
     def latest(self) -> Generation:
@@ -349,10 +318,10 @@ class Store:
             found.update({row["example_id"]: row for row in table.to_pylist()})
         return found
 
-    def curvature_layers(self, generation: Generation) -> Iterator[tuple[int, LayerCurvature]]:
-        """Fitted layers of a generation by number, one in memory at a time."""
-        for index in range(len(generation.index_spec.layers)):
-            condition = f"curvature = '{_quoted(generation.curvature)}' AND layer_index = {index}"
+    def curvature_layers(self, generation: Generation, part: Part) -> Iterator[tuple[int, LayerCurvature]]:
+        """Fitted layers of a part of a generation by number, one in memory at a time."""
+        for index in range(len(part.index_spec.layers)):
+            condition = f"curvature = '{_quoted(part.curvature)}' AND layer_index = {index}"
             table = self._tables.read("curvature", generation.curvature_version, filter=condition)
             if table.num_rows == 0:
                 raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
@@ -369,10 +338,10 @@ class Store:
             self._tables.read("curvature", columns=["layer_index"], filter=chosen)["layer_index"].to_pylist()
         )
 
-    def spectra(self, generation: Generation) -> list[dict[str, Any]]:
+    def spectra(self, generation: Generation, part: Part) -> list[dict[str, Any]]:
         """Per component: layer, layer_index, component, sigma2, damping, trace; without the vectors."""
         columns = ["layer", "layer_index", "component", "sigma2", "damping", "trace"]
-        chosen = f"curvature = '{_quoted(generation.curvature)}'"
+        chosen = f"curvature = '{_quoted(part.curvature)}'"
         table = self._tables.read("curvature", generation.curvature_version, columns=columns, filter=chosen)
         return table.sort_by([("layer_index", "ascending"), ("component", "ascending")]).to_pylist()
 

@@ -14,11 +14,12 @@ from prefect.cache_policies import NO_CACHE
 from lorif_core.config import Config
 from lorif_core.datafiles import DataFiles
 from lorif_core.errors import IncompleteBuildError, ShardInputError, UserError
+from lorif_core.generation import Generation, Part, generation_of
 from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan, check_curvature, make_plan
 from lorif_core.receipts import Receipt, Receipts
 from lorif_core.spec import ShardRef
-from lorif_core.store import Generation, Store, now
+from lorif_core.store import Store, now
 from tasks.actors import SHARDS_AT_ONCE, IndexActor, start
 from tasks.cluster import cluster
 from tasks.curvature import fit_distributed
@@ -215,21 +216,23 @@ def publish_generation(
     store = Store(config.index, config.storage)
     curvature_id, curvature_version, curvature_seconds = curvature
     previous = store.generations()
-    generation = Generation(
-        generation=previous[-1].generation + 1 if previous else 1,
-        created_at=now(),
-        factors_version=indexed.version,
-        curvature_version=curvature_version,
-        curvature=curvature_id,
-        curvature_kind=config.curvature.kind,
-        factored_query=config.query.factored,
-        spec=plan.spec.hash,
+    part = Part(
         spec_json=plan.spec.to_json(),
         checkpoint=plan.spec.checkpoint,
         model_path=_lasting(config.model.path),
         model_revision=config.model.revision,
+        curvature=curvature_id,
+        curvature_kind=config.curvature.kind,
+        factored_query=config.query.factored,
         rows=indexed.rows,
         tokens=indexed.tokens,
+    )
+    generation = generation_of(
+        [part],
+        generation=previous[-1].generation + 1 if previous else 1,
+        created_at=now(),
+        factors_version=indexed.version,
+        curvature_version=curvature_version,
         coverage_json=json.dumps(asdict(plan.coverage)),
         skipped_json=json.dumps(indexed.skipped),
         quarantined_json=json.dumps(indexed.quarantined),

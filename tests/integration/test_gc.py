@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def test_expired_generations_go_with_their_rows_and_fits(store: Store) -> None:
     for number in range(1, 4):
         commit(store, number)
         store.keep_only({shard(number).key})
-        store.publish(replace(generation(store, number), curvature=f"fit-{number}"))
+        store.publish(generation(store, number, f"fit-{number}"))
     newest = store.latest()
     found = find_garbage(store, 2)
     assert found.generations == (1,)

@@ -15,10 +15,11 @@ import torch
 
 from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import UserError
+from lorif_core.generation import Generation, Part, generation_of, ranges
 from lorif_core.receipts import Receipt
 from lorif_core.schema import ShardRows
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
-from lorif_core.store import Generation, Store, now
+from lorif_core.store import Store, now
 from tests.models import make_example
 
 SPEC = IndexSpec(
@@ -49,9 +50,12 @@ def rows(number: int) -> ShardRows:
 
 def generation(store: Store, number: int, curvature: str = "c") -> Generation:
     version = store.factors_version()
-    return Generation(
-        number, now(), version, store.curvature_version(), curvature, "woodbury", SPEC.hash, SPEC.to_json(),
-        SPEC.checkpoint, "/model", None, *store.counts(version), "{}", "[]", "{}",
+    part = Part(
+        SPEC.to_json(), SPEC.checkpoint, "/model", None, curvature, "woodbury", False, *store.counts(version)
+    )
+    return generation_of(
+        [part], generation=number, created_at=now(), factors_version=version,
+        curvature_version=store.curvature_version(), coverage_json="{}", skipped_json="[]", timings_json="{}",
     )  # fmt: skip
 
 
@@ -148,11 +152,35 @@ def test_curvature_comes_back(store: Store) -> None:
     store.write_curvature("old", fitted)
     store.write_curvature("c", fitted)
     commit(store, 0)
-    for index, found in store.curvature_layers(generation(store, 1)):
+    published = generation(store, 1)
+    for index, found in store.curvature_layers(published, published.newest):
         expected = fitted[index][1]
         torch.testing.assert_close(found.basis, expected.basis)
         torch.testing.assert_close(found.sigma2, expected.sigma2)
         assert (found.trace, found.rows, found.damping, found.outside) == (5.0, 4, 0.5, 0.75)
+
+
+def test_parts_come_back_and_know_their_fragments(store: Store) -> None:
+    commit(store, 0)
+    first = generation(store, 1).newest
+    parts = [replace(first, fragments=ranges([5, 0, 1, 3, 4])), replace(first, rows=2, fragments=((7, 9),))]
+    made = generation_of(
+        parts, generation=1, created_at=now(), factors_version=2, curvature_version=1, coverage_json="{}",
+        skipped_json="[]", timings_json="{}",
+    )  # fmt: skip
+    store.publish(made)
+    (found,) = Store(store.uri).generations()
+    assert found.parts == tuple(parts) and found.rows == 6 and found.newest == parts[1]
+    assert parts[0].fragments == ((0, 1), (3, 5)) and parts[0].spec == SPEC.hash
+    assert parts[0].chosen(range(10)) == [0, 1, 3, 4, 5] and first.chosen([2, 8]) == [2, 8]
+
+
+def test_generations_of_another_format_are_refused_in_one_sentence(store: Store) -> None:
+    """Before anything is written, by whoever opens the index."""
+    store._tables.require("generations").drop_columns(["parts_json"])
+    for use in (store.generations, store.latest, lambda: store.check_spec(SPEC), lambda: store.create(SPEC)):
+        with pytest.raises(UserError, match="made by another version of lorif"):
+            use()
 
 
 def test_another_spec_is_refused_by_the_keys_that_differ(store: Store) -> None:
