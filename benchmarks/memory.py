@@ -155,7 +155,7 @@ def fit_curvature(config: Config) -> Peak:
             [Part(
                 spec_json=spec.to_json(), checkpoint=spec.checkpoint, model_path=config.model.path,
                 model_revision=None, curvature="benchmark", curvature_kind=config.curvature.kind,
-                factored_query=False, rows=rows, tokens=tokens,
+                curvature_json="{}", factored_query=False, rows=rows, tokens=tokens,
             )],
             generation=1, created_at=now(), factors_version=version,
             curvature_version=store.write_curvature("benchmark", named), coverage_json="{}", skipped_json="[]",

@@ -97,14 +97,21 @@ def _parser() -> argparse.ArgumentParser:
 
     check = add("check", "validate everything before spending anything, and print the plan")
     build = add("build", "build an index over a corpus and publish a generation")
+    update = add("update", "index what is new in the corpus of an index, and publish a generation")
     attribute = add("attribute", "attribute a file of queries; writes scores, report and summary")
-    for command in (check, build, attribute):
+    for command in (check, build, update, attribute):
         command.add_argument("-c", "--config", required=True, help=_CONFIG_HELP)
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a key of the config")
-    build.add_argument(
-        "--publish-incomplete",
+    for command in (build, update):
+        command.add_argument(
+            "--publish-incomplete",
+            action="store_true",
+            help="publish without the shards that failed every attempt, and record them",
+        )
+    update.add_argument(
+        "--remove-vanished",
         action="store_true",
-        help="publish without the shards that failed every attempt, and record them",
+        help="drop the rows of files that are no longer in the corpus; without this they stay",
     )
     attribute.add_argument("--queries", required=True, help="jsonl or parquet file of queries")
     attribute.add_argument("--out", required=True, help="an empty or new folder, or an s3:// URI")

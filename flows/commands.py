@@ -48,11 +48,29 @@ def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -
     from flows.build import build
 
     _say_failures_once()
-    generation = build(settings, publish_incomplete)
-    skipped = json.loads(generation.skipped_json)
-    quarantined = json.loads(generation.quarantined_json)
-    data = {
-        "index": settings.index,
+    return _listed(_told(settings.index, build(settings, publish_incomplete)))
+
+
+def run_update(config: str, overrides: Sequence[str], remove_vanished: bool, publish_incomplete: bool) -> Result:
+    """`lorif update`."""
+    from lorif_core.update import preflight_update
+
+    settings = _load(config, overrides)
+    base = preflight_update(settings)
+    from flows.update import update
+
+    _say_failures_once()
+    generation = update(settings, remove_vanished, publish_incomplete)
+    published = generation.generation != base.generation
+    changes = generation.changes if published else None
+    return _listed({**_told(settings.index, generation), "published": published, "changes": changes})
+
+
+def _told(index: str, generation: Generation) -> dict[str, Any]:
+    """What a command says of the generation that stands when it has ended."""
+    skipped, quarantined = json.loads(generation.skipped_json), json.loads(generation.quarantined_json)
+    return {
+        "index": index,
         "generation": generation.generation,
         "rows": generation.rows,
         "tokens": generation.tokens,
@@ -60,9 +78,8 @@ def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -
         "checkpoint": generation.checkpoint,
         "skipped": [{"example_id": example_id, "reason": reason} for example_id, reason in skipped],
         "quarantined": [{"shard": shard, "cause": cause} for shard, cause in quarantined],
-        "timings": json.loads(generation.timings_json),
+        "timings": generation.timings,
     }
-    return _listed(data)
 
 
 def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str, top_k: int) -> Result:
@@ -193,6 +210,7 @@ def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Resu
     removable: dict[str, list[Any]] = {
         "generations": list(garbage.generations),
         "fits": list(garbage.curvatures),
+        "covariances": list(garbage.covariances),
         "files": [f"{file.table}/{file.name}" for file in garbage.files],
         "receipts": list(garbage.receipts),
         "uploads": [upload.key for upload in garbage.uploads],
@@ -220,6 +238,7 @@ def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
         "bytes": measured,
         "bytes_per_example": measured / max(generation.rows, 1),
         "parts": [{"checkpoint": part.checkpoint, "rows": part.rows} for part in generation.parts],
+        "changes": generation.changes,
     }
 
 

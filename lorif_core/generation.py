@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from lorif_core.curvature import CurvatureSpec
 from lorif_core.spec import IndexSpec
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -27,9 +28,12 @@ class Part:
         model_revision: of a hub id.
         curvature: id of the fit.
         curvature_kind: woodbury, exact or none.
+        curvature_json: settings of the fit.
         factored_query: a query keeps only the rank of the codes.
         rows: how many.
         tokens: of the rows.
+        metric: name of the covariances whose metric queries are folded with; None for those of the whitening.
+        left: rows that were taken out of the curvature since all rows were last fitted.
         fragments: (first, last) numbers of the fragments that hold the rows; None where all fragments do.
     """
 
@@ -39,9 +43,12 @@ class Part:
     model_revision: str | None
     curvature: str
     curvature_kind: str
+    curvature_json: str
     factored_query: bool
     rows: int
     tokens: int
+    metric: str | None = None
+    left: int = 0
     fragments: tuple[tuple[int, int], ...] | None = None
 
     @property
@@ -53,6 +60,11 @@ class Part:
     def index_spec(self) -> IndexSpec:
         """The spec of the rows."""
         return IndexSpec.from_json(self.spec_json)
+
+    @property
+    def curvature_spec(self) -> CurvatureSpec:
+        """Settings of the fit."""
+        return CurvatureSpec(**json.loads(self.curvature_json))
 
     def chosen(self, fragments: Sequence[int]) -> list[int]:
         """Those of the table's fragments that hold rows of this part."""
@@ -81,10 +93,12 @@ class Generation:
     skipped_json: str
     timings_json: str
     quarantined_json: str = "[]"
+    changes_json: str = "{}"
 
     def shows_what(self, other: "Generation") -> bool:
         """Whether readers of both see the same."""
-        told: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "timings_json": "", "curvature_version": 0}
+        told: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "curvature_version": 0}
+        told |= {"timings_json": "", "changes_json": ""}
         return replace(self, **told) == replace(other, **told)
 
     @property
@@ -106,6 +120,11 @@ class Generation:
     def timings(self) -> dict[str, float]:
         """Seconds of the build's stages."""
         return json.loads(self.timings_json)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Which command made it, and what that changed."""
+        return json.loads(self.changes_json)
 
     @property
     def index_spec(self) -> IndexSpec:

@@ -13,14 +13,15 @@ import torch
 
 from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import ModelConfig, StorageConfig, parse_storage
-from lorif_core.curvature import LayerCurvature, identity_curvature
+from lorif_core.curvature import identity_curvature
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
+from lorif_core.metric import layer_metric
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, as_query, query_example
-from lorif_core.scoring import FoldedQueries, fold_queries, relative_to_own, score_rows
+from lorif_core.scoring import FoldedQueries, Folds, fold_queries, relative_to_own, score_rows
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Block, Store, block_rows
 from lorif_core.tokenise import Example
@@ -123,17 +124,21 @@ class PartReader:
         return QueryEncoder(loaded, self.spec, covariances, factored=self.part.factored_query)
 
     def fold(self, gradients: QueryGradients) -> FoldedQueries:
-        """W_l = H_l^-1 Q_l of the part's curvature; one layer's basis in memory at a time.
+        """W_l = H_l^-1 Q_l of the part's curvature, or Q_l in its newer metric; a layer in memory at a time.
 
         Beside other parts, relative to the query's influence on itself, so that their scores compare.
         """
-        layers: Iterator[LayerCurvature]
-        if self.part.curvature_kind == "none":
-            layers = (identity_curvature(layer.dim) for layer in self.spec.layers)
-        else:
-            layers = (fitted for _, fitted in self._store.curvature_layers(self._generation, self.part))
-        folded = fold_queries(gradients.layers, layers)
+        folded = fold_queries(gradients.layers, self._folds())
         return folded if self._is_alone else relative_to_own(folded, gradients.layers)
+
+    def _folds(self) -> Iterator[Folds]:
+        if self.part.curvature_kind != "none":
+            return (fitted for _, fitted in self._store.curvature_layers(self._generation, self.part))
+        frozen = self._store.whitening(self.spec.projection.whitening)
+        newer = self._store.whitening(self.part.metric)
+        if frozen is None or newer is None:
+            return (identity_curvature(layer.dim) for layer in self.spec.layers)
+        return (layer_metric(frozen, newer, number) for number in range(len(self.spec.layers)))
 
     def fragments(self) -> list[int]:
         """Fragments of the table that hold the part's rows: the units in which workers share a scan."""

@@ -104,6 +104,7 @@ GENERATIONS_SCHEMA = pa.schema(
         pa.field("skipped_json", pa.string(), nullable=False),
         pa.field("timings_json", pa.string(), nullable=False),
         pa.field("quarantined_json", pa.string(), nullable=False),
+        pa.field("changes_json", pa.string(), nullable=False),
     ]
 )
 

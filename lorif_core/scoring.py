@@ -5,10 +5,10 @@ Shapes: Q queries, B rows, W levels and S scales of a row, c rank, D = d1 d2.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from lorif_core.curvature import LayerCurvature
 from lorif_core.factors import CodeLayout, decode_rows
 
 # From here on decoding G once is cheaper than one contraction a query (SPEED.md, section B).
@@ -27,7 +27,14 @@ class FoldedQueries:
         return len(self.weights[0])
 
 
-def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[LayerCurvature]) -> FoldedQueries:
+class Folds(Protocol):
+    """The curvature or the metric of one layer."""
+
+    def fold(self, queries_QD: torch.Tensor) -> torch.Tensor:
+        """What it makes of query gradients, float32 (Q, D)."""
+
+
+def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[Folds]) -> FoldedQueries:
     """Fold the inverse curvature into dense query gradients, per layer (Q, d1 d2)."""
     return FoldedQueries(tuple(layer.fold(gradient) for gradient, layer in zip(gradients, curvature, strict=True)))
 

@@ -6,14 +6,13 @@ version of each table. Readers only ever open generations, so nothing a writer d
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from lorif_core.config import StorageConfig
@@ -21,6 +20,8 @@ from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import LorifError, UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
+from lorif_core.holdings import read_inventory, settle
+from lorif_core.inventory import Inventory, ShardKey
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipt
 from lorif_core.schema import (
@@ -40,14 +41,14 @@ from lorif_core.schema import (
     whitening_batches,
     whitening_of,
 )
-from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
+from lorif_core.spec import FileTag, IndexSpec, LayerSpec, ShardRef, parse_shard_key
 from lorif_core.tables import Tables, store_told
 from lorif_core.whitening import Covariances
 
 log = logging.getLogger(__name__)
 
 _KEYS_PER_FILTER = 500
-TABLES = ("factors", "curvature", "generations", "skipped")
+_TABLES = ("factors", "curvature", "generations", "skipped", "whitening")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,10 @@ class Store:
         self._tables.create("factors", factors_schema(spec))
 
     def write_whitening(self, covariances: Covariances, layers: Sequence[LayerSpec]) -> None:
-        """Keep the covariances of a calibration; their digest names them."""
+        """Keep covariances; their digest names them."""
         self._tables.create("whitening", WHITENING_SCHEMA)
+        if covariances.digest() in self.whitening_names():
+            return
         since = int(self._tables.require("whitening").version)
         fragments = self._tables.write("whitening", whitening_batches(covariances, layers), WHITENING_SCHEMA)
         self._tables.append("whitening", {covariances.digest(): fragments}, since)
@@ -145,20 +148,15 @@ class Store:
         fragments = {receipt.shard: receipt.fragments for receipt in receipts}
         return int(self._tables.append("factors", fragments, since).version)
 
-    def keep_only(self, shards: set[str]) -> set[str]:
-        """Delete rows of shards that the corpus no longer has, and return the keys of those that are left.
+    def inventory(self, version: int | None = None, known: Inventory | None = None) -> Inventory:
+        """See `read_inventory`."""
+        return read_inventory(self._tables, version, known)
 
-        Versioned: published generations keep their rows.
-        """
-        self._drop_doubled()
-        committed = self.committed_shards()
-        gone = sorted(committed - shards)
-        dataset = self._tables.require("factors")
-        with store_told(self.uri, "write"):
-            for start in range(0, len(gone), _KEYS_PER_FILTER):
-                keys = ", ".join(f"'{_quoted(key)}'" for key in gone[start : start + _KEYS_PER_FILTER])
-                dataset.delete(f"shard IN ({keys})")
-        return committed & shards
+    def settle(
+        self, wanted: Set[ShardKey], must: Set[ShardKey] = frozenset(), base: int | None = None
+    ) -> Inventory:
+        """See `holdings.settle`."""
+        return settle(self._tables, wanted, must, base)
 
     def write_curvature(self, curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]) -> int:
         """Append fitted layers (by number, with their names); version of `curvature` afterwards."""
@@ -195,8 +193,10 @@ class Store:
             # a run that died between tagging and appending leaves its tag behind
             (tags.update if tag in tags.list() else tags.create)(tag, version)
 
-    def retire(self, generations: Sequence[int], curvatures: Sequence[str]) -> None:
-        """Take generations, and fits that no other uses, out of the tables. The caller holds the lease."""
+    def retire(
+        self, generations: Sequence[int], curvatures: Sequence[str], covariances: Sequence[str] = ()
+    ) -> None:
+        """Take generations, and fits and covariances that no other uses, out of the tables, under the lease."""
         with store_told(self.uri, "write"):
             if generations:
                 condition = f"generation IN ({', '.join(map(str, generations))})"
@@ -209,16 +209,23 @@ class Store:
             if curvatures:
                 ids = ", ".join(f"'{_quoted(curvature)}'" for curvature in curvatures)
                 self._tables.require("curvature").delete(f"curvature IN ({ids})")
+            if covariances:
+                names = ", ".join(f"'{_quoted(name)}'" for name in covariances)
+                self._tables.require("whitening").delete(f"whitening IN ({names})")
 
     def drop_old_versions(self) -> None:
         """Remove the versions that are neither the newest nor a generation's, and the files only they name."""
-        for table in TABLES:
+        for table in self.tables():
             with store_told(self.uri, "write"):
                 self._tables.require(table).cleanup_old_versions(
                     older_than=timedelta(0), error_if_tagged_old_versions=False
                 )
 
     # ---- reading -------------------------------------------------------------------------------------------
+
+    def tables(self) -> list[str]:
+        """Names of the tables that there are; only an index of whitened projections has `whitening`."""
+        return [name for name in _TABLES if self._tables.open(name) is not None]
 
     def stored_spec(self) -> IndexSpec | None:
         """The spec of the rows in the index, or None where there is no index yet."""
@@ -227,25 +234,17 @@ class Store:
             return None
         return IndexSpec.from_json((dataset.schema.metadata or {})[SPEC_KEY].decode())
 
-    def committed_shards(self) -> set[str]:
-        """Keys of the shards whose rows are in the newest version of `factors`."""
-        shards: set[str] = set()
-        for batch in self._tables.scan("factors", columns=["shard"]):
-            shards.update(batch.column("shard").unique().to_pylist())
-        return shards
-
-    def skipped(self, shards: set[str]) -> list[tuple[str, str]]:
-        """(example id, reason) of everything that was left out of some shards."""
-        table = self._tables.read("skipped", columns=["shard", "example_id", "reason"])
-        return sorted({(row["example_id"], row["reason"]) for row in table.to_pylist() if row["shard"] in shards})
+    def skipped(self, files: Set[FileTag]) -> list[tuple[str, str]]:
+        """(example id, reason) of everything that was left out of some files."""
+        rows = self._tables.read("skipped", columns=["shard", "example_id", "reason"]).to_pylist()
+        return sorted(
+            {(row["example_id"], row["reason"]) for row in rows if parse_shard_key(row["shard"])[0] in files}
+        )
 
     def counts(self, version: int | None = None) -> tuple[int, int]:
         """(rows, tokens) of a version of `factors`."""
-        rows = tokens = 0
-        for batch in self._tables.scan("factors", version, columns=["tokens"]):
-            rows += batch.num_rows
-            tokens += pc.sum(batch.column("tokens")).as_py() or 0
-        return rows, tokens
+        found = self.inventory(version)
+        return found.rows, found.tokens
 
     def factors_version(self) -> int:
         """Newest version of `factors`."""
@@ -288,6 +287,8 @@ class Store:
         """Stream codes of a version of `factors`, or of some of its fragments, in blocks of `batch_rows`."""
         dataset = self._tables.require("factors", version)
         chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
+        if chosen == []:
+            return
         columns = ["example_id", *(name for name in dataset.schema.names if name in CODE_COLUMNS)]
         batches = self._tables.scan(
             "factors",
@@ -306,6 +307,15 @@ class Store:
                     scale_matrix(batch),
                 )
 
+    def metadata(
+        self, version: int, columns: Sequence[str], fragments: Sequence[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream descriptive columns of a version of `factors`, or of some of its fragments."""
+        dataset = self._tables.require("factors", version)
+        chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
+        if chosen != []:
+            yield from self._tables.scan("factors", version, columns=list(columns), fragments=chosen)
+
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Descriptive columns (all but the code's) of some examples, by id."""
         names = self._tables.require("factors", version).schema.names
@@ -321,11 +331,21 @@ class Store:
     def curvature_layers(self, generation: Generation, part: Part) -> Iterator[tuple[int, LayerCurvature]]:
         """Fitted layers of a part of a generation by number, one in memory at a time."""
         for index in range(len(part.index_spec.layers)):
-            condition = f"curvature = '{_quoted(part.curvature)}' AND layer_index = {index}"
-            table = self._tables.read("curvature", generation.curvature_version, filter=condition)
-            if table.num_rows == 0:
-                raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
-            yield index, layer_curvature(table.sort_by("component"))
+            yield index, self.curvature_layer(generation, part, index)
+
+    def curvature_layer(self, generation: Generation, part: Part, index: int) -> LayerCurvature:
+        """One fitted layer of a part of a generation, by its number."""
+        condition = f"curvature = '{_quoted(part.curvature)}' AND layer_index = {index}"
+        table = self._tables.read("curvature", generation.curvature_version, filter=condition)
+        if table.num_rows == 0:
+            raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
+        return layer_curvature(table.sort_by("component"))
+
+    def whitening_names(self) -> set[str]:
+        """Names of all covariances that are kept; none in an index of random projections."""
+        if self._tables.open("whitening") is None:
+            return set()
+        return set(self._tables.read("whitening", columns=["whitening"])["whitening"].to_pylist())
 
     def curvature_ids(self) -> set[str]:
         """Ids of all fits, whole or begun, in the newest version of `curvature`."""
@@ -347,18 +367,6 @@ class Store:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    def _drop_doubled(self) -> None:
-        """Take out the later of two fragments of one shard: what a committer left that died before it could."""
-        first: dict[str, int] = {}
-        doubled: set[int] = set()
-        for batch in self._tables.scan("factors", columns=["shard"], with_row_address=True):
-            for shard, fragment in _shards_by_fragment(batch):
-                if first.setdefault(shard, fragment) != fragment:
-                    doubled.add(max(fragment, first[shard]))
-        if doubled:
-            log.warning("%d fragments were committed twice and are taken out", len(doubled))
-            self._tables.remove_fragments("factors", doubled)
-
     def _note_skipped(self, receipts: Sequence[Receipt]) -> None:
         """Before the rows: a build that resumes lists what the earlier one left out."""
         rows = [
@@ -371,14 +379,6 @@ class Store:
             fragments = self._tables.write("skipped", iter(batches), SKIPPED_SCHEMA)
             since = int(self._tables.require("skipped").version)
             self._tables.append("skipped", {uuid.uuid4().hex: fragments}, since)
-
-
-def _shards_by_fragment(batch: pa.RecordBatch) -> set[tuple[str, int]]:
-    """(shard, fragment) pairs of a batch that was scanned with row addresses."""
-    fragments = pc.shift_right(batch.column("_rowaddr"), pa.scalar(32, pa.uint64()))
-    pairs = pa.table({"shard": batch.column("shard"), "fragment": fragments})
-    distinct = pairs.group_by(["shard", "fragment"]).aggregate([])
-    return {(row["shard"], row["fragment"]) for row in distinct.to_pylist()}
 
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:

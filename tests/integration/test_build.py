@@ -126,7 +126,7 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
 
     from prefect import flow
 
-    from tasks.build import index_shards
+    from tasks.indexing import index_shards
 
     @flow
     def index_only() -> None:
