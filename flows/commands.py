@@ -11,11 +11,13 @@ from lorif_core.config import (
     Config,
     StorageConfig,
     load_config,
+    parse_compute,
     parse_model,
     parse_options,
     parse_storage,
+    parse_update,
 )
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
 from lorif_core.lease import current_holder, hold_index
@@ -197,6 +199,37 @@ def run_status(index: str, overrides: Sequence[str]) -> Result:
     under_way = [] if holder is None else [str(holder)]
     lines += [f"under way: {name}" for name in under_way]
     return Result({"index": index, "generations": rows, "under_way": under_way}, "\n".join(lines))
+
+
+def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str | None) -> Result:
+    """`lorif remove`: holding the lease; without Prefect, which would keep the request in its database."""
+    options = parse_options(list(overrides), ("storage", "compute", "update"))
+    compute = parse_compute(options.get("compute", {}))
+    # unless told otherwise nothing of the rows is left in a curvature
+    wishes = parse_update({"curvature": "refit", **options.get("update", {})})
+    lock_local_ray(compute.ray)
+    from lorif_core.removal import read_ids, rows_where, rows_with_ids
+    from tasks.removal import remove_rows
+
+    wanted = read_ids(ids) if ids is not None else []
+    store = Store(index, parse_storage(options.get("storage", {})))
+    version = store.latest().factors_version
+    rows = rows_with_ids(store, version, wanted) if where is None else rows_where(store, version, where)
+    if not rows.num_rows:
+        raise UserError(f"no example of {index} is meant: {ids or where} matches none of its rows")
+    with hold_index(index, store.storage, "remove") as lease:
+        generation = remove_rows(store, rows, compute, wishes, lease)
+    found = set(rows.column("example_id").to_pylist())
+    data = {
+        "index": index,
+        "generation": generation.generation,
+        "rows": generation.rows,
+        "removed": generation.changes["rows_removed"],
+        "not_found": [example_id for example_id in wanted if example_id not in found],
+        "changes": generation.changes,
+    }
+    advice = "earlier generations still hold the rows: lorif gc --apply --keep 1 takes them from storage"
+    return Result(data, f"{_listed(data).text}\n{advice}")
 
 
 def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Result:

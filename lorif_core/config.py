@@ -245,6 +245,22 @@ def parse_storage(keys: dict[str, Any]) -> StorageConfig:
         raise UserError(f"storage: {explain_invalid(error, StorageConfig)}") from None
 
 
+def parse_compute(keys: dict[str, Any]) -> ComputeConfig:
+    """The compute section alone."""
+    try:
+        return ComputeConfig.model_validate(keys)
+    except ValidationError as error:
+        raise UserError(f"compute: {explain_invalid(error, ComputeConfig)}") from None
+
+
+def parse_update(keys: dict[str, Any]) -> UpdateConfig:
+    """The update section alone."""
+    try:
+        return UpdateConfig.model_validate(keys)
+    except ValidationError as error:
+        raise UserError(f"update: {explain_invalid(error, UpdateConfig)}") from None
+
+
 def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:
     """The model section alone, for a checkpoint whose place is known."""
     try:

@@ -77,7 +77,8 @@ class Part:
 class Generation:
     """A published, immutable view of the index.
 
-    `spec` and `checkpoint` are those of the newest part, which is the last of `parts`.
+    `spec` and `checkpoint` are those of the newest part, which is the last of `parts`. `removals` is the number of
+    entries of `removed` that its rows are without.
     """
 
     generation: int
@@ -94,11 +95,12 @@ class Generation:
     timings_json: str
     quarantined_json: str = "[]"
     changes_json: str = "{}"
+    removals: int = 0
 
     def shows_what(self, other: "Generation") -> bool:
         """Whether readers of both see the same."""
         told: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "curvature_version": 0}
-        told |= {"timings_json": "", "changes_json": ""}
+        told |= {"timings_json": "", "changes_json": "", "removals": 0}
         return replace(self, **told) == replace(other, **told)
 
     @property

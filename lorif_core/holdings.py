@@ -123,14 +123,18 @@ def _content_name(fragment: Any) -> str:
     return name if deleted is None else f"{name}-{deleted['id']}-{deleted['num_deleted_rows']}"
 
 
+def fragment_numbers(batch: pa.RecordBatch) -> pa.Array:
+    """The fragment of every row of a batch that was scanned with row addresses."""
+    return pc.shift_right(batch.column("_rowaddr"), pa.scalar(32, pa.uint64()))
+
+
 def _scan_holdings(tables: Tables, version: int, fragments: Sequence[Any], names: dict[int, str]) -> list[Holding]:
     if not fragments:
         return []
     counts: dict[tuple[int, str, str], tuple[int, int]] = {}
     columns = ["spec", "shard", "tokens"]
     for batch in tables.scan(_TABLE, version, columns=columns, fragments=fragments, with_row_address=True):
-        numbers = pc.shift_right(batch.column("_rowaddr"), pa.scalar(32, pa.uint64()))
-        table = pa.table({"fragment": numbers, **{name: batch.column(name) for name in columns}})
+        table = pa.table({"fragment": fragment_numbers(batch), **{name: batch.column(name) for name in columns}})
         grouped = table.group_by(["fragment", "spec", "shard"]).aggregate([("tokens", "count"), ("tokens", "sum")])
         for row in grouped.to_pylist():
             key = (row["fragment"], row["spec"], row["shard"])

@@ -89,6 +89,14 @@ SKIPPED_SCHEMA = pa.schema(
     ]
 )
 
+REMOVED_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("removed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
 GENERATIONS_SCHEMA = pa.schema(
     [
         pa.field("generation", pa.int64(), nullable=False),
@@ -105,6 +113,7 @@ GENERATIONS_SCHEMA = pa.schema(
         pa.field("timings_json", pa.string(), nullable=False),
         pa.field("quarantined_json", pa.string(), nullable=False),
         pa.field("changes_json", pa.string(), nullable=False),
+        pa.field("removals", pa.int64(), nullable=False),
     ]
 )
 

@@ -20,7 +20,7 @@ from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import LorifError, UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
-from lorif_core.holdings import read_inventory, settle
+from lorif_core.holdings import Leaves, fragment_numbers, read_inventory, rewrite_fragments, settle
 from lorif_core.inventory import Inventory, ShardKey
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipt
@@ -28,6 +28,7 @@ from lorif_core.schema import (
     CODE_COLUMNS,
     CURVATURE_SCHEMA,
     GENERATIONS_SCHEMA,
+    REMOVED_SCHEMA,
     SKIPPED_SCHEMA,
     SPEC_KEY,
     WHITENING_SCHEMA,
@@ -48,7 +49,7 @@ from lorif_core.whitening import Covariances
 log = logging.getLogger(__name__)
 
 _KEYS_PER_FILTER = 500
-_TABLES = ("factors", "curvature", "generations", "skipped", "whitening")
+_TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "removed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,9 @@ class Store:
         Returns:
             The version of `factors` after the commit.
         """
-        self._note_skipped(receipts)
+        self.note_skipped(
+            [(receipt.shard, example_id, reason) for receipt in receipts for example_id, reason in receipt.skipped]
+        )  # before the rows: a build that resumes lists what the earlier one left out
         fragments = {receipt.shard: receipt.fragments for receipt in receipts}
         return int(self._tables.append("factors", fragments, since).version)
 
@@ -157,6 +160,39 @@ class Store:
     ) -> Inventory:
         """See `holdings.settle`."""
         return settle(self._tables, wanted, must, base)
+
+    def rewrite(self, fragments: Sequence[int], leaves: Leaves) -> None:
+        """See `rewrite_fragments`."""
+        rewrite_fragments(self._tables, fragments, leaves)
+
+    def rewind(self, version: int) -> Inventory:
+        """Make the newest version of `factors` hold what a published one holds; the inventory of it."""
+        published = self.inventory(version)
+        newest = self.inventory(known=published)
+        if newest.files == published.files and len(newest.holdings) == len(published.holdings):
+            return newest
+        self._tables.restore("factors", version)
+        return self.inventory(known=published)
+
+    def note_removed(self, rows: pa.Table) -> None:
+        """Remember that examples (`example_id`, `content_hash`) are to be in no later generation."""
+        self._tables.create("removed", REMOVED_SCHEMA)
+        known = set(zip(*(self.removed().column(name).to_pylist() for name in rows.column_names), strict=True))
+        new = [row for row in rows.to_pylist() if tuple(row.values()) not in known]
+        if new:
+            self._add("removed", [{**row, "removed_at": now()} for row in new], REMOVED_SCHEMA)
+
+    def note_skipped(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Remember (shard, example id, reason) of examples that are left out."""
+        if rows:
+            self._add(
+                "skipped", [dict(zip(SKIPPED_SCHEMA.names, row, strict=True)) for row in rows], SKIPPED_SCHEMA
+            )
+
+    def _add(self, table: str, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+        since = int(self._tables.require(table).version)
+        batches = pa.Table.from_pylist(rows, schema=schema).to_batches()
+        self._tables.append(table, {uuid.uuid4().hex: self._tables.write(table, iter(batches), schema)}, since)
 
     def write_curvature(self, curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]) -> int:
         """Append fitted layers (by number, with their names); version of `curvature` afterwards."""
@@ -224,7 +260,7 @@ class Store:
     # ---- reading -------------------------------------------------------------------------------------------
 
     def tables(self) -> list[str]:
-        """Names of the tables that there are; only an index of whitened projections has `whitening`."""
+        """Names of the tables that there are; few indexes have `whitening` and `removed`."""
         return [name for name in _TABLES if self._tables.open(name) is not None]
 
     def stored_spec(self) -> IndexSpec | None:
@@ -233,6 +269,13 @@ class Store:
         if dataset is None:
             return None
         return IndexSpec.from_json((dataset.schema.metadata or {})[SPEC_KEY].decode())
+
+    def removed(self) -> pa.Table:
+        """`example_id` and `content_hash` of what was removed on request, in the order of the requests."""
+        columns = ["example_id", "content_hash"]
+        if self._tables.open("removed") is None:
+            return REMOVED_SCHEMA.empty_table().select(columns)
+        return self._tables.read("removed", columns=columns)
 
     def skipped(self, files: Set[FileTag]) -> list[tuple[str, str]]:
         """(example id, reason) of everything that was left out of some files."""
@@ -308,13 +351,30 @@ class Store:
                 )
 
     def metadata(
-        self, version: int, columns: Sequence[str], fragments: Sequence[int] | None = None
+        self,
+        version: int,
+        columns: Sequence[str],
+        fragments: Sequence[int] | None = None,
+        condition: str | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream descriptive columns of a version of `factors`, or of some of its fragments."""
+        """Stream descriptive columns of a version of `factors`, and of every row its `fragment`.
+
+        Args:
+            version: of `factors`.
+            columns: which.
+            fragments: only of these; None for all.
+            condition: SQL that rows must meet.
+
+        Raises:
+            UserError: the condition is none.
+        """
         dataset = self._tables.require("factors", version)
         chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
-        if chosen != []:
-            yield from self._tables.scan("factors", version, columns=list(columns), fragments=chosen)
+        if chosen == []:
+            return
+        options = {"columns": list(columns), "fragments": chosen, "filter": condition, "with_row_address": True}
+        for batch in self._tables.scan("factors", version, **options):
+            yield batch.drop_columns("_rowaddr").append_column("fragment", fragment_numbers(batch))
 
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Descriptive columns (all but the code's) of some examples, by id."""
@@ -364,21 +424,6 @@ class Store:
         chosen = f"curvature = '{_quoted(part.curvature)}'"
         table = self._tables.read("curvature", generation.curvature_version, columns=columns, filter=chosen)
         return table.sort_by([("layer_index", "ascending"), ("component", "ascending")]).to_pylist()
-
-    # ---- inside --------------------------------------------------------------------------------------------
-
-    def _note_skipped(self, receipts: Sequence[Receipt]) -> None:
-        """Before the rows: a build that resumes lists what the earlier one left out."""
-        rows = [
-            {"shard": receipt.shard, "example_id": example_id, "reason": reason}
-            for receipt in receipts
-            for example_id, reason in receipt.skipped
-        ]
-        if rows:
-            batches = pa.Table.from_pylist(rows, schema=SKIPPED_SCHEMA).to_batches()
-            fragments = self._tables.write("skipped", iter(batches), SKIPPED_SCHEMA)
-            since = int(self._tables.require("skipped").version)
-            self._tables.append("skipped", {uuid.uuid4().hex: fragments}, since)
 
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:

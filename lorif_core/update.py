@@ -26,12 +26,14 @@ class UpdatePlan:
         base: the generation that it starts from; what came into the tables after it was never published.
         held: inventory of that generation.
         changes: what the corpus has otherwise.
+        removals_pending: a removal was begun that the base does not honour yet.
         build: the shards to index, and those that stay.
     """
 
     base: Generation
     held: Inventory
     changes: Changes
+    removals_pending: bool
     build: BuildPlan
 
     def is_needed(self, config: Config) -> bool:
@@ -39,6 +41,7 @@ class UpdatePlan:
         part = self.part
         return (
             not self.changes.are_none
+            or self.removals_pending
             or bool(self.build.damaged)
             or part is None
             or (part.curvature_spec, part.factored_query) != (self.build.curvature, config.query.factored)
@@ -90,7 +93,7 @@ def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePla
         kept=changes.kept,
         base_version=base.factors_version,
     )
-    return UpdatePlan(base, held, changes, build)
+    return UpdatePlan(base, held, changes, store.removed().num_rows != base.removals, build)
 
 
 def _check_ids(config: Config, store: Store, held: Inventory, listing: Listing, changes: Changes) -> None:

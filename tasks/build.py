@@ -7,7 +7,6 @@ from lorif_core.config import Config
 from lorif_core.generation import Generation
 from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan, make_plan
-from lorif_core.store import Store
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
 from tasks.publish import new_part, publish
@@ -44,14 +43,12 @@ def publish_generation(
     A build that changes nothing, such as one that is run again because it died at its very end, publishes nothing.
     """
     return publish(
-        Store(config.index, config.storage),
+        config,
+        plan,
         [new_part(config, plan, fit)],
+        indexed,
+        fit,
         lease,
-        inventory=indexed.inventory,
-        curvature_version=fit.version,
-        coverage=plan.coverage,
-        skipped=indexed.skipped,
-        quarantined=indexed.quarantined,
         timings={"index": indexed.seconds, "curvature": fit.seconds},
         changes={"command": "build"},
     )

@@ -14,6 +14,7 @@ from lorif_core.inventory import Inventory, ShardKey
 from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan
 from lorif_core.receipts import Receipts
+from lorif_core.removal import honour, removals_of, trusted_by
 from lorif_core.spec import FileTag, ShardRef, parse_shard_key
 from lorif_core.store import Store
 from tasks.actors import SHARDS_AT_ONCE, IndexActor, start
@@ -31,6 +32,7 @@ class IndexedRows:
     """What the newest version of the factors holds after indexing, and what it cost."""
 
     inventory: Inventory
+    removals: int
     skipped: tuple[tuple[str, str], ...]
     quarantined: tuple[tuple[str, str], ...]
     padding_waste: float
@@ -79,20 +81,35 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
     failed = _index_pending(config, plan, pending, waves) if pending else []
     _refuse_incomplete(plan, failed, publish_incomplete)
     inventory = store.inventory(known=settled)
-    _check_complete(
-        inventory, settled.keys | {(plan.spec.hash, receipt.shard) for receipt in waves.committed if receipt.rows}
-    )
+    committed = {(plan.spec.hash, receipt.shard) for receipt in waves.committed if receipt.rows}
+    _check_complete(inventory, settled.keys | committed)
+    inventory, removals = _honour_removals(store, plan, inventory)
     if inventory.rows == 0:
         raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
     run = sum(receipt.tokens for receipt in waves.committed)
     padded = sum(receipt.padded_tokens for receipt in waves.committed)
     return IndexedRows(
         inventory,
+        removals,
         tuple(store.skipped(_files(plan))),
         (*plan.damaged, *((failure.item.key, failure.cause) for failure in failed)),
         1 - run / padded if padded else 0.0,
         time.perf_counter() - started,
     )
+
+
+def _honour_removals(store: Store, plan: BuildPlan, inventory: Inventory) -> tuple[Inventory, int]:
+    """Without rows that were removed on request, whichever way they came in; and how many requests there were."""
+    removals = removals_of(store, plan.spec)
+    if not removals.count:
+        return inventory, 0
+    generations = store.generations()
+    inventory, gone = honour(
+        store, removals, trusted_by(store, generations[-1], removals) if generations else None
+    )
+    if gone:
+        get_run_logger().info("%d rows that were removed on request are taken out", gone)
+    return inventory, removals.count
 
 
 def _files(plan: BuildPlan) -> set[FileTag]:

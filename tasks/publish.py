@@ -1,4 +1,4 @@
-"""The end of whatever changes an index: a generation that says what the tables hold now, and how it came about."""
+"""The last step of a flow that changes an index: publish what its tables hold now, and show it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from lorif_core.config import Config
-from lorif_core.generation import Generation, Part, generation_of
-from lorif_core.inventory import Inventory, parts_holding
+from lorif_core.generation import Generation, Part
 from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan
-from lorif_core.spec import Coverage
-from lorif_core.store import Store, now
+from lorif_core.publishing import publish_next
+from lorif_core.store import Store
 from tasks.curvature import Fit
+from tasks.indexing import IndexedRows
 
 
 def new_part(config: Config, plan: BuildPlan, fit: Fit, metric: str | None = None) -> Part:
@@ -38,48 +38,41 @@ def new_part(config: Config, plan: BuildPlan, fit: Fit, metric: str | None = Non
 
 
 def publish(
-    store: Store,
+    config: Config,
+    plan: BuildPlan,
     parts: Sequence[Part],
+    indexed: IndexedRows,
+    fit: Fit,
     lease: Lease,
-    *,
-    inventory: Inventory,
-    curvature_version: int,
-    coverage: Coverage,
-    skipped: Sequence[tuple[str, str]],
-    quarantined: Sequence[tuple[str, str]],
     timings: Mapping[str, float],
     changes: Mapping[str, Any],
 ) -> Generation:
-    """Publish what the newest version of the factors holds, and show it as an artifact.
-
-    Where readers would see what they see already, nothing is published and the newest generation stands.
-    """
-    previous = store.generations()
-    generation = generation_of(
-        parts_holding(parts, inventory),
-        generation=previous[-1].generation + 1 if previous else 1,
-        created_at=now(),
-        factors_version=inventory.version,
-        curvature_version=curvature_version,
-        coverage_json=json.dumps(asdict(coverage)),
-        skipped_json=json.dumps(skipped),
-        quarantined_json=json.dumps(quarantined),
-        timings_json=json.dumps(timings),
-        changes_json=json.dumps(changes),
+    """Publish what was indexed, unless nothing has changed, and show the generation as an artifact."""
+    generation = publish_next(
+        Store(config.index, config.storage),
+        lease,
+        parts,
+        indexed.inventory,
+        curvature_version=fit.version,
+        coverage_json=json.dumps(asdict(plan.coverage)),
+        skipped=indexed.skipped,
+        quarantined_json=json.dumps(indexed.quarantined),
+        timings=timings,
+        changes=changes,
+        removals=indexed.removals,
     )
-    if previous and generation.shows_what(previous[-1]):
-        get_run_logger().info("nothing has changed since generation %d, which stands", previous[-1].generation)
-        return previous[-1]
-    lease.confirm()
-    store.publish(generation)
+    if generation.changes != changes:
+        get_run_logger().info("nothing has changed since generation %d, which stands", generation.generation)
+        return generation
     create_table_artifact(
         key="generation",
         table=[
             {"generation": generation.generation, "rows": generation.rows, "tokens": generation.tokens,
-             "skipped": len(skipped), "quarantined": len(quarantined),
+             "skipped": len(indexed.skipped), "quarantined": len(indexed.quarantined),
+             "padding waste": f"{indexed.padding_waste:.2%}",
              **{f"{stage} seconds": round(seconds, 1) for stage, seconds in timings.items()}}
         ],
-        description=f"Published generation {generation.generation} of {store.uri}",
+        description=f"Published generation {generation.generation} of {config.index}",
     )  # fmt: skip
     return generation
 

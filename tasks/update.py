@@ -101,14 +101,12 @@ def publish_update(
     others = [part for part in plan.base.parts if part.spec != plan.build.spec.hash]
     changes = plan.changes
     return publish(
-        Store(config.index, config.storage),
+        config,
+        plan.build,
         [*others, new_part(config, plan.build, fit, metric.name)],
+        indexed,
+        fit,
         lease,
-        inventory=indexed.inventory,
-        curvature_version=fit.version,
-        coverage=plan.build.coverage,
-        skipped=indexed.skipped,
-        quarantined=indexed.quarantined,
         timings={"index": indexed.seconds, "calibrate": metric.seconds, "curvature": fit.seconds},
         changes={
             "command": "update",
@@ -116,7 +114,7 @@ def publish_update(
                 "new": len(changes.new), "changed": len(changes.changed), "moved": len(changes.moved),
                 "vanished": len(changes.vanished),
             },
-            "rows_added": indexed.inventory.beyond(plan.held).rows,
+            "rows_added": indexed.inventory.rows - plan.held.rows + changes.dropped_rows,
             "rows_removed": changes.dropped_rows,
             "curvature": fit.how,
             "drift": None if metric.drift is None else asdict(metric.drift),
