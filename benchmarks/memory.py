@@ -28,11 +28,12 @@ from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train
 from lorif_core.config import Config, parse_config
 from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, scan_blocks
 from lorif_core.factors import CodeLayout
+from lorif_core.generation import Part, generation_of
 from lorif_core.index import open_index
 from lorif_core.model import load_skeleton
 from lorif_core.plan import curvature_spec, make_plan, make_spec
 from lorif_core.shard import ShardIndexer
-from lorif_core.store import Generation, Store, block_rows, now
+from lorif_core.store import Store, block_rows, now
 from tasks.environment import quiet_libraries
 
 _POSITIONS = 32
@@ -150,12 +151,15 @@ def fit_curvature(config: Config) -> Peak:
     fitted = fit_layers(range(len(dims)), dims, rows, curvature_spec(config), scan)
     named = {index: (spec.layers[index].name, layer) for index, layer in fitted.items()}
     store.publish(
-        Generation(
+        generation_of(
+            [Part(
+                spec_json=spec.to_json(), checkpoint=spec.checkpoint, model_path=config.model.path,
+                model_revision=None, curvature="benchmark", curvature_kind=config.curvature.kind,
+                curvature_json="{}", factored_query=False, rows=rows, tokens=tokens,
+            )],
             generation=1, created_at=now(), factors_version=version,
-            curvature_version=store.write_curvature("benchmark", named), curvature="benchmark",
-            curvature_kind=config.curvature.kind, spec=spec.hash, spec_json=spec.to_json(),
-            checkpoint=spec.checkpoint, model_path=config.model.path, model_revision=None, rows=rows,
-            tokens=tokens, coverage_json="{}", skipped_json="[]", timings_json="{}",
+            curvature_version=store.write_curvature("benchmark", named), coverage_json="{}", skipped_json="[]",
+            timings_json="{}",
         )
     )  # fmt: skip
     return Peak(loaded, peak_mib(), time.perf_counter() - started)

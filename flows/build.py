@@ -3,10 +3,12 @@
 from prefect import flow
 
 from lorif_core.config import Config
+from lorif_core.generation import Generation
 from lorif_core.lease import hold_index
-from lorif_core.store import Generation
-from tasks.build import fit_curvature, index_shards, plan_build, publish_generation
+from tasks.build import plan_build, publish_generation
 from tasks.calibrate import calibrate
+from tasks.curvature import fit_curvature
+from tasks.indexing import index_shards
 
 
 @flow(name="build", flow_run_name="build {config.index}", persist_result=False)
@@ -19,5 +21,5 @@ def build(config: Config, publish_incomplete: bool = False) -> Generation:
     with hold_index(config.index, config.storage, "build") as lease:
         plan = calibrate(config, plan, lease)
         indexed = index_shards(config, plan, lease, publish_incomplete)
-        curvature = fit_curvature(config, plan, indexed, lease)
-        return publish_generation(config, plan, indexed, curvature, lease)
+        fit = fit_curvature(config, plan, indexed, lease)
+        return publish_generation(config, plan, indexed, fit, lease)

@@ -97,14 +97,21 @@ def _parser() -> argparse.ArgumentParser:
 
     check = add("check", "validate everything before spending anything, and print the plan")
     build = add("build", "build an index over a corpus and publish a generation")
+    update = add("update", "index what is new in the corpus of an index, and publish a generation")
     attribute = add("attribute", "attribute a file of queries; writes scores, report and summary")
-    for command in (check, build, attribute):
+    for command in (check, build, update, attribute):
         command.add_argument("-c", "--config", required=True, help=_CONFIG_HELP)
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override a key of the config")
-    build.add_argument(
-        "--publish-incomplete",
+    for command in (build, update):
+        command.add_argument(
+            "--publish-incomplete",
+            action="store_true",
+            help="publish without the shards that failed every attempt, and record them",
+        )
+    update.add_argument(
+        "--remove-vanished",
         action="store_true",
-        help="publish without the shards that failed every attempt, and record them",
+        help="drop the rows of files that are no longer in the corpus; without this they stay",
     )
     attribute.add_argument("--queries", required=True, help="jsonl or parquet file of queries")
     attribute.add_argument("--out", required=True, help="an empty or new folder, or an s3:// URI")
@@ -125,13 +132,23 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--top-k", type=_positive, default=10, help="proponents and opponents (default: 10)")
 
     status = add("status", "generations of an index: counts, bytes, checkpoint, builds under way")
+    remove = add("remove", "takedown of examples: their rows are in no later generation")
+    chosen = remove.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--ids", metavar="FILE", help="example ids, one a line")
+    chosen.add_argument(
+        "--where", metavar="EXPR", help="SQL condition on the columns of `factors` that are not codes"
+    )
     gc = add("gc", "what an index no longer needs: orphaned files and receipts, expired generations")
     gc.add_argument("--apply", action="store_true", help="remove it; without this it is only listed")
     gc.add_argument("--keep", type=_positive, default=5, help="newest generations that are kept (default: 5)")
-    for command, sections in ((query, "storage.* and model.*"), (status, "storage.*"), (gc, "storage.*")):
+    takes = {query: "storage.* and model.*", remove: "storage.*, compute.* and update.*"}
+    for command in (query, status, remove, gc):
         command.add_argument("index", help="folder or URI of the index")
         command.add_argument(
-            "overrides", nargs="*", metavar="key.sub=value", help=f"keys of the config: {sections}"
+            "overrides",
+            nargs="*",
+            metavar="key.sub=value",
+            help=f"keys of the config: {takes.get(command, 'storage.*')}",
         )
     return parser
 

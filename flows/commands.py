@@ -12,15 +12,18 @@ from lorif_core.config import (
     Config,
     StorageConfig,
     load_config,
+    parse_compute,
     parse_model,
     parse_options,
     parse_storage,
+    parse_update,
 )
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.garbage import find_garbage, remove_garbage
+from lorif_core.generation import Generation
 from lorif_core.lease import current_holder, hold_index
 from lorif_core.objects import Objects
-from lorif_core.store import Generation, Store
+from lorif_core.store import Store
 from tasks.environment import fast_imports, lock_local_ray
 
 _EXCERPT = 160
@@ -48,11 +51,29 @@ def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -
     from flows.build import build
 
     _say_failures_once()
-    generation = build(settings, publish_incomplete)
-    skipped = json.loads(generation.skipped_json)
-    quarantined = json.loads(generation.quarantined_json)
-    data = {
-        "index": settings.index,
+    return _listed(_told(settings.index, build(settings, publish_incomplete)))
+
+
+def run_update(config: str, overrides: Sequence[str], remove_vanished: bool, publish_incomplete: bool) -> Result:
+    """`lorif update`."""
+    from lorif_core.update import preflight_update
+
+    settings = _load(config, overrides)
+    base = preflight_update(settings)
+    from flows.update import update
+
+    _say_failures_once()
+    generation = update(settings, remove_vanished, publish_incomplete)
+    published = generation.generation != base.generation
+    changes = generation.changes if published else None
+    return _listed({**_told(settings.index, generation), "published": published, "changes": changes})
+
+
+def _told(index: str, generation: Generation) -> dict[str, Any]:
+    """What a command says of the generation that stands when it has ended."""
+    skipped, quarantined = json.loads(generation.skipped_json), json.loads(generation.quarantined_json)
+    return {
+        "index": index,
         "generation": generation.generation,
         "rows": generation.rows,
         "tokens": generation.tokens,
@@ -60,9 +81,8 @@ def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -
         "checkpoint": generation.checkpoint,
         "skipped": [{"example_id": example_id, "reason": reason} for example_id, reason in skipped],
         "quarantined": [{"shard": shard, "cause": cause} for shard, cause in quarantined],
-        "timings": json.loads(generation.timings_json),
+        "timings": generation.timings,
     }
-    return _listed(data)
 
 
 def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str, top_k: int) -> Result:
@@ -135,7 +155,7 @@ def run_query(
         from lorif_core.index import model_config_of, open_index
 
     opened = open_index(index, parse_storage(options.get("storage", {})))
-    found_at = model_config_of(opened.generation, model)
+    found_at = model_config_of(opened.generation.newest, model)
     checkpoint = parse_model({"revision": found_at.revision, **options.get("model", {})}, found_at.path)
     query = {"text": text} if completion is None else {"prompt": text, "completion": completion}
     (top,) = opened.top_k([query], top_k, model=checkpoint)
@@ -173,6 +193,37 @@ def run_status(index: str, overrides: Sequence[str]) -> Result:
     return Result({"index": index, "generations": rows, "under_way": under_way}, "\n".join(lines))
 
 
+def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str | None) -> Result:
+    """`lorif remove`: holding the lease; without Prefect, which would keep the request in its database."""
+    options = parse_options(list(overrides), ("storage", "compute", "update"))
+    compute = parse_compute(options.get("compute", {}))
+    # unless told otherwise nothing of the rows is left in a curvature
+    wishes = parse_update({"curvature": "refit", **options.get("update", {})})
+    lock_local_ray(compute.ray)
+    from lorif_core.removal import read_ids, rows_where, rows_with_ids
+    from tasks.removal import remove_rows
+
+    wanted = read_ids(ids) if ids is not None else []
+    store = Store(index, parse_storage(options.get("storage", {})))
+    version = store.latest().factors_version
+    rows = rows_with_ids(store, version, wanted) if where is None else rows_where(store, version, where)
+    if not rows.num_rows:
+        raise UserError(f"no example of {index} is meant: {ids or where} matches none of its rows")
+    with hold_index(index, store.storage, "remove") as lease:
+        generation = remove_rows(store, rows, compute, wishes, lease)
+    found = set(rows.column("example_id").to_pylist())
+    data = {
+        "index": index,
+        "generation": generation.generation,
+        "rows": generation.rows,
+        "removed": generation.changes["rows_removed"],
+        "not_found": [example_id for example_id in wanted if example_id not in found],
+        "changes": generation.changes,
+    }
+    advice = "earlier generations still hold the rows: lorif gc --apply --keep 1 takes them from storage"
+    return Result(data, f"{_listed(data).text}\n{advice}")
+
+
 def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Result:
     """`lorif gc`: lists; with `apply` it also removes, holding the lease."""
     store = _open_store(index, overrides)
@@ -184,6 +235,7 @@ def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Resu
     removable: dict[str, list[Any]] = {
         "generations": list(garbage.generations),
         "fits": list(garbage.curvatures),
+        "covariances": list(garbage.covariances),
         "files": [f"{file.table}/{file.name}" for file in garbage.files],
         "receipts": list(garbage.receipts),
         "uploads": [upload.key for upload in garbage.uploads],
@@ -210,6 +262,8 @@ def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
         "created_at": generation.created_at.isoformat(),
         "bytes": measured,
         "bytes_per_example": measured / max(generation.rows, 1),
+        "parts": [{"checkpoint": part.checkpoint, "rows": part.rows} for part in generation.parts],
+        "changes": generation.changes,
     }
 
 

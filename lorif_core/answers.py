@@ -13,10 +13,11 @@ from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.filesystem import contact, open_filesystem
+from lorif_core.generation import Generation
 from lorif_core.queries import Query
 from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
 from lorif_core.spec import Coverage
-from lorif_core.store import Generation, Store
+from lorif_core.store import Store
 from lorif_core.topk import Scored, TopK
 
 SCORES_SCHEMA = pa.schema(
@@ -142,7 +143,7 @@ def _report(
         checkpoint=generation.checkpoint,
         spec=generation.spec,
         created_at=generation.created_at.strftime("%Y-%m-%d %H:%M UTC"),
-        curvature=generation.curvature_kind,
+        curvature=generation.newest.curvature_kind,
         queries=tuple(_section(answer, details) for answer in answers),
         layers=layer_sections(store, generation),
         coverage=Coverage(
@@ -157,6 +158,7 @@ def _report(
         timings=(*json.loads(generation.timings_json).items(), *timings),
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
         judge=tuple(judge),
+        relative=len(generation.parts) > 1,
     )
 
 
@@ -187,11 +189,12 @@ def _hits(scored: Sequence[Scored], details: dict[str, dict[str, Any]]) -> tuple
 
 
 def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:
-    """Shapes, retained spectrum, damping and energy of every layer of a generation."""
-    layers = generation.index_spec.layers
+    """Shapes, retained spectrum, damping and energy of every layer of a generation's newest part."""
+    part = generation.newest
+    layers = part.index_spec.layers
     fitted: dict[int, list[dict[str, Any]]] = {}
-    if generation.curvature_kind != "none":
-        components = groupby(store.spectra(generation), key=lambda row: row["layer_index"])
+    if part.curvature_kind != "none":
+        components = groupby(store.spectra(generation, part), key=lambda row: row["layer_index"])
         fitted = {index: list(rows) for index, rows in components}
     sections = []
     for index, layer in enumerate(layers):

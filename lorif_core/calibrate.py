@@ -10,8 +10,10 @@ from lorif_core.config import Config
 from lorif_core.errors import ShardInputError
 from lorif_core.extract import Calibrator
 from lorif_core.model import check_same_checkpoint, load_model
+from lorif_core.removal import removals_of
 from lorif_core.shard import model_config, read_examples
 from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.store import Store
 from lorif_core.tokenise import Example
 from lorif_core.whitening import Covariances
 
@@ -63,7 +65,12 @@ class ShardCalibrator:
                 examples += islice(read_examples(part.shard, self._config, self._loaded), part.examples)
             except ShardInputError as error:
                 log.warning("left out of the calibration: %s", error)
-        scored = [example for example in examples if example.scored]
+        removals = removals_of(Store(self._config.index, self._config.storage), self._spec)
+        scored = [
+            example
+            for example in examples
+            if example.scored and not removals.has(example.example_id, example.content_hash)
+        ]
         lengths = [len(example.input_ids) for example in scored]
         for indices in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
             calibrator.add(collate(scored, indices))

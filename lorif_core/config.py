@@ -131,6 +131,15 @@ class QueryConfig(Section):
     """Keep only the rank of the stored codes of its gradient too, as the paper does; dense is better and free."""
 
 
+class UpdateConfig(Section):
+    """How an index goes on when its corpus does."""
+
+    curvature: Literal["merge", "refit"] = "merge"
+    """`merge` adds the curvature of new rows to that of old ones; `refit` passes over all rows."""
+    refit_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of rows that may leave (files that changed) before a curvature is fitted anew."""
+
+
 class ComputeConfig(Section):
     """Where the work runs and how much memory it may take."""
 
@@ -164,6 +173,7 @@ class Config(Section):
     code: CodeConfig = CodeConfig()
     curvature: CurvatureConfig = CurvatureConfig()
     query: QueryConfig = QueryConfig()
+    update: UpdateConfig = UpdateConfig()
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
 
@@ -233,6 +243,22 @@ def parse_storage(keys: dict[str, Any]) -> StorageConfig:
         return StorageConfig.model_validate(keys)
     except ValidationError as error:
         raise UserError(f"storage: {explain_invalid(error, StorageConfig)}") from None
+
+
+def parse_compute(keys: dict[str, Any]) -> ComputeConfig:
+    """The compute section alone."""
+    try:
+        return ComputeConfig.model_validate(keys)
+    except ValidationError as error:
+        raise UserError(f"compute: {explain_invalid(error, ComputeConfig)}") from None
+
+
+def parse_update(keys: dict[str, Any]) -> UpdateConfig:
+    """The update section alone."""
+    try:
+        return UpdateConfig.model_validate(keys)
+    except ValidationError as error:
+        raise UserError(f"update: {explain_invalid(error, UpdateConfig)}") from None
 
 
 def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:

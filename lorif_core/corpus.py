@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.errors import CorpusChangedError, DamagedFileError, UserError
 from lorif_core.filesystem import SourceFile, contact, find_files, source_file
 from lorif_core.records import ENDINGS, being_checked, column_kinds, is_jsonl, read_records
-from lorif_core.spec import ShardRef
+from lorif_core.spec import FileTag, ShardRef
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,15 @@ _EXPECTED = {"text": "strings", "tokens": "lists of integers", "id": "strings or
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A corpus as it was listed: shards, and (file, cause) of files that are damaged and so have none."""
+    """A corpus as it was listed: shards, and (file, cause) of files that are damaged and so have none.
+
+    `files` are all there are, `id_hashes` (int64, sorted) those of the ids in the files that were read.
+    """
 
     shards: tuple[ShardRef, ...]
     damaged: tuple[tuple[str, str], ...] = ()
+    files: tuple[FileTag, ...] = ()
+    id_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +69,18 @@ def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
         return
 
 
-def list_shards(corpus: CorpusConfig, storage: StorageConfig) -> Listing:
+def list_shards(corpus: CorpusConfig, storage: StorageConfig, known: Set[FileTag] = frozenset()) -> Listing:
     """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; parquet row groups are never crossed.
 
     Streams: parquet counts come from metadata, lines are counted block by block. With `corpus.id`, all ids are
     read and held as 64-bit hashes.
 
     A damaged file is set aside: the others can be indexed without it.
+
+    Args:
+        corpus: where it is, and which columns make an example.
+        storage: how to reach it.
+        known: files whose shards the caller knows; they are not read, and have no shards in the listing.
 
     Raises:
         UserError: one sentence for the first file that is missing, of no supported format or not what its ending
@@ -79,22 +89,38 @@ def list_shards(corpus: CorpusConfig, storage: StorageConfig) -> Listing:
         DamagedFileError: no file is whole.
     """
     files = find_files(corpus.uri, storage, ENDINGS)
+    unread = [file for file in files if _tag(file) not in known]
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        listed = list(pool.map(partial(_list_file, corpus), files))
+        listed = list(pool.map(partial(_list_file, corpus), unread))
     shards = tuple(shard for file in listed for shard in file.shards)
     damages = [file.damage for file in listed if file.damage is not None]
-    if not shards and damages:
-        raise damages[0]
-    if not shards:
+    if not shards and len(unread) == len(files):
+        if damages:
+            raise damages[0]
         raise UserError(f"the corpus {corpus.uri} has no rows in its {len(files)} files; name one that has")
+    hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(found.hashes for found in listed)]))
     if corpus.id is not None:
-        whole = [file for file, found in zip(files, listed, strict=True) if found.damage is None]
-        _check_unique(corpus.id, whole, [found.hashes for found in listed])
-    log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(files))
+        whole = [file for file, found in zip(unread, listed, strict=True) if found.damage is None]
+        _check_unique(corpus.id, whole, hashes)
+    log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(unread))
     for damage in damages:
         log.warning("%s", damage)
-    damaged = zip(files, listed, strict=True)
-    return Listing(shards, tuple((file.name, str(found.damage)) for file, found in damaged if found.damage))
+    damaged = tuple(
+        (file.name, str(found.damage)) for file, found in zip(unread, listed, strict=True) if found.damage
+    )
+    return Listing(shards, damaged, tuple(map(_tag, files)), hashes)
+
+
+def find_id(
+    corpus: CorpusConfig, storage: StorageConfig, names: Set[str], wanted: Set[str]
+) -> tuple[str, str] | None:
+    """(id, place) of the first of some ids in the files of these names; None if they have none of them."""
+    for file in find_files(corpus.uri, storage, ENDINGS):
+        if file.name in names and corpus.id is not None:
+            for row, text in _ids(file, corpus.id):
+                if text in wanted:
+                    return text, f"row {row} of {file.uri}"
+    return None
 
 
 def read_rows(
@@ -167,6 +193,10 @@ def _cut_groups(file: SourceFile) -> list[ShardRef]:
     return shards
 
 
+def _tag(file: SourceFile) -> FileTag:
+    return FileTag(file.name, file.etag, file.size)
+
+
 def _shard(file: SourceFile, start: int, rows: int, offset: int | None = None) -> ShardRef:
     return ShardRef(file.uri, file.name, file.etag, file.size, start, rows, offset)
 
@@ -206,9 +236,8 @@ def _ids(file: SourceFile, column: str) -> Iterator[tuple[int, str]]:
         yield row, str(value)
 
 
-def _check_unique(column: str, files: Sequence[SourceFile], hashes: Sequence[np.ndarray]) -> None:
-    """Raise UserError naming the first id that occurs twice; ids are read again only if hashes collide."""
-    ordered = np.sort(np.concatenate(hashes))
+def _check_unique(column: str, files: Sequence[SourceFile], ordered: np.ndarray) -> None:
+    """Raise UserError naming the first id that occurs twice; ids are read again only if sorted hashes collide."""
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not suspects:
         return

@@ -237,22 +237,38 @@ def _rayleigh_ritz(
     """Eigenpairs of C in the span of the basis, the leading ones kept; lambda from the rule."""
     eigenvalues, rotation = torch.linalg.eigh(final.matrices[layer])
     eigenvalues, rotation = eigenvalues.flip(0).clamp_min(0.0), rotation.flip(1)
-    rank = dim if spec.kind == "exact" else min(spec.rank, dim)
-    kept = min(rank, final.rows, len(eigenvalues))  # C has no more than `rows` non-zero eigenvalues
-    vectors = rotation[:, :kept].float()
-    trace = final.traces[layer]
-    damping = damping_value(spec, eigenvalues, kept, trace, dim, final.rows)
+    # C has no more than `rows` non-zero eigenvalues
+    vectors = rotation[:, : min(_rank(dim, spec), final.rows)].float()
+    turned = vectors.contiguous() if basis is None else basis @ vectors
+    return settled(eigenvalues, turned, final.traces[layer], final.rows, spec)
+
+
+def settled(
+    eigenvalues: torch.Tensor, basis: torch.Tensor, trace: float, rows: int, spec: CurvatureSpec
+) -> LayerCurvature:
+    """The leading ones of the eigenpairs that are known, with lambda and the tail from their rules.
+
+    Args:
+        eigenvalues: (k,) float64, descending; there may be more of them than vectors.
+        basis: (D, k') their vectors.
+        trace: tr C.
+        rows: number of rows summed.
+        spec: settings.
+    """
+    dim = len(basis)
+    kept = min(_rank(dim, spec), rows, len(eigenvalues))
+    damping = damping_value(spec, eigenvalues, kept, trace, dim, rows)
+    stored = min(kept, basis.shape[1])
     outside = damping
-    if spec.tail == "tail" and kept < dim:
-        outside += max(trace - float(eigenvalues[:kept].sum()), 0.0) / (dim - kept)
+    if spec.tail == "tail" and stored < dim:
+        outside += max(trace - float(eigenvalues[:stored].sum()), 0.0) / (dim - stored)
     return LayerCurvature(
-        eigenvalues[:kept].clone(),
-        vectors.contiguous() if basis is None else basis @ vectors,
-        trace,
-        final.rows,
-        damping,
-        outside,
+        eigenvalues[:stored].clone(), basis[:, :stored].contiguous(), trace, rows, damping, outside
     )
+
+
+def _rank(dim: int, spec: CurvatureSpec) -> int:
+    return dim if spec.kind == "exact" else min(spec.rank, dim)
 
 
 def damping_value(

@@ -4,15 +4,17 @@ Kept is what a kept generation or the newest version of a table refers to, and w
 build names. Removing takes the lease, so it never runs beside a build.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from lorif_core.datafiles import DataFile, DataFiles, Upload
 from lorif_core.errors import UserError
+from lorif_core.generation import Generation
 from lorif_core.lease import current_holder
 from lorif_core.objects import Objects
-from lorif_core.receipts import Receipts
-from lorif_core.store import TABLES, Store
+from lorif_core.receipts import Receipts, is_of_spec
+from lorif_core.store import Store
 
 _UPLOAD_AGE = timedelta(hours=1)  # of an unfinished multipart upload: no worker takes that long over one
 
@@ -24,6 +26,7 @@ class Garbage:
     Attributes:
         generations: numbers of expired generations.
         curvatures: ids of fits that no kept generation uses.
+        covariances: names of covariances that neither the index nor a kept generation uses.
         files: data files.
         receipts: names of receipt objects.
         uploads: multipart uploads that were begun and never ended.
@@ -31,6 +34,7 @@ class Garbage:
 
     generations: tuple[int, ...]
     curvatures: tuple[str, ...]
+    covariances: tuple[str, ...]
     files: tuple[DataFile, ...]
     receipts: tuple[str, ...]
     uploads: tuple[Upload, ...]
@@ -61,24 +65,35 @@ def find_garbage(store: Store, keep: int, *, held: bool = False) -> Garbage:
     generations = store.generations()
     kept = generations[-keep:]
     data = DataFiles(store.uri, store.storage)
-    useless, awaited = _judge_receipts(store, data)
+    useless, awaited = _judge_receipts(store, data, kept)
     files: list[DataFile] = []
-    for table in TABLES:
+    for table in store.tables():
         versions = {generation.versions[table] for generation in kept if table in generation.versions}
         needed = data.named(table, versions) | awaited
         files += [file for file in data.listed(table) if file.name not in needed]
     return Garbage(
         generations=tuple(generation.generation for generation in generations[:-keep]),
-        curvatures=tuple(sorted(store.curvature_ids() - {generation.curvature for generation in kept})),
+        curvatures=tuple(
+            sorted(store.curvature_ids() - {part.curvature for generation in kept for part in generation.parts})
+        ),
+        covariances=tuple(sorted(_unused_covariances(store, kept))),
         files=tuple(file for file in files if holder is None or file.modified < holder.begun),
         receipts=tuple(useless),
         uploads=tuple(data.unfinished_uploads(_UPLOAD_AGE)),
     )
 
 
+def _unused_covariances(store: Store, kept: Sequence[Generation]) -> set[str]:
+    parts = [part for generation in kept for part in generation.parts]
+    specs = [part.index_spec for part in parts]
+    stored = store.stored_spec()
+    used = {spec.projection.whitening for spec in (*specs, *([] if stored is None else [stored]))}
+    return store.whitening_names() - used - {part.metric for part in parts}
+
+
 def remove_garbage(store: Store, garbage: Garbage) -> None:
     """Remove it. The caller holds the lease."""
-    store.retire(garbage.generations, garbage.curvatures)
+    store.retire(garbage.generations, garbage.curvatures, garbage.covariances)
     store.drop_old_versions()
     data = DataFiles(store.uri, store.storage)
     data.remove(garbage.files)  # what no version ever named; the others are gone with their versions
@@ -86,16 +101,21 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
     data.abort(garbage.uploads)
 
 
-def _judge_receipts(store: Store, data: DataFiles) -> tuple[list[str], set[str]]:
+def _judge_receipts(
+    store: Store, data: DataFiles, generations: Sequence[Generation]
+) -> tuple[list[str], set[str]]:
     """Receipts of no use (committed, of another spec, unreadable, without files), and files of the others."""
     receipts = Receipts(store.uri, store.storage).all()
-    spec, committed = store.stored_spec(), store.committed_shards()
-    alive = {
+    stored, committed = store.stored_spec(), store.inventory().keys
+    specs = {part.spec for generation in generations for part in generation.parts}
+    specs |= set() if stored is None else {stored.hash}
+    awaited = {
         name: receipt
         for name, receipt in receipts.items()
-        if receipt is not None and receipt.shard not in committed and spec is not None and spec.hash in name
+        if receipt is not None
+        and any(is_of_spec(name, spec) and (spec, receipt.shard) not in committed for spec in specs)
     }
-    whole = {receipt.shard for receipt in data.adoptable(list(alive.values()))}
-    kept = {name: receipt for name, receipt in alive.items() if receipt.shard in whole}
+    whole = {receipt.shard for receipt in data.adoptable(list(awaited.values()))}
+    kept = {name: receipt for name, receipt in awaited.items() if receipt.shard in whole}
     files = {file for receipt in kept.values() for file, _ in receipt.files}
     return sorted(receipts.keys() - kept.keys()), files

@@ -13,15 +13,17 @@ import torch
 
 from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import ModelConfig, StorageConfig, parse_storage
-from lorif_core.curvature import LayerCurvature, identity_curvature
+from lorif_core.curvature import identity_curvature
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
+from lorif_core.generation import Generation, Part
+from lorif_core.metric import layer_metric
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, as_query, query_example
-from lorif_core.scoring import FoldedQueries, fold_queries, score_rows
+from lorif_core.scoring import FoldedQueries, Folds, fold_queries, relative_to_own, score_rows
 from lorif_core.spec import CodeSpec, IndexSpec
-from lorif_core.store import Block, Generation, Store, block_rows
+from lorif_core.store import Block, Store, block_rows
 from lorif_core.tokenise import Example
 from lorif_core.topk import TopK
 from lorif_core.whitening import Covariances
@@ -92,8 +94,89 @@ class QueryEncoder:
         return QueryGradients(losses, layers)
 
 
+class PartReader:
+    """The rows of one part of a generation, asked with the part's own checkpoint, whitening and curvature.
+
+    Args:
+        store: the tables.
+        generation: the generation to read.
+        part: the part of it.
+    """
+
+    def __init__(self, store: Store, generation: Generation, part: Part) -> None:
+        self._store, self._generation, self.part = store, generation, part
+        self.spec = part.index_spec
+        self.layout = CodeLayout(self.spec.layers, self.spec.code)
+        self._is_alone = len(generation.parts) == 1
+        self._encoders: dict[ModelConfig, QueryEncoder] = {}
+
+    def encoder(self, model: ModelInput = None) -> QueryEncoder:
+        """The encoder for the part's checkpoint, kept between calls so that the model loads once."""
+        if isinstance(model, LoadedModel):
+            return self._new_encoder(model)
+        config = model if isinstance(model, ModelConfig) else model_config_of(self.part, model)
+        if config not in self._encoders:
+            self._encoders[config] = self._new_encoder(load_matching(self.spec, config, self._store.storage))
+        return self._encoders[config]
+
+    def _new_encoder(self, loaded: LoadedModel) -> QueryEncoder:
+        covariances = self._store.whitening(self.spec.projection.whitening)
+        return QueryEncoder(loaded, self.spec, covariances, factored=self.part.factored_query)
+
+    def fold(self, gradients: QueryGradients) -> FoldedQueries:
+        """W_l = H_l^-1 Q_l of the part's curvature, or Q_l in its newer metric; a layer in memory at a time.
+
+        Beside other parts, relative to the query's influence on itself, so that their scores compare.
+        """
+        folded = fold_queries(gradients.layers, self._folds())
+        return folded if self._is_alone else relative_to_own(folded, gradients.layers)
+
+    def _folds(self) -> Iterator[Folds]:
+        if self.part.curvature_kind != "none":
+            return (fitted for _, fitted in self._store.curvature_layers(self._generation, self.part))
+        frozen = self._store.whitening(self.spec.projection.whitening)
+        newer = self._store.whitening(self.part.metric)
+        if frozen is None or newer is None:
+            return (identity_curvature(layer.dim) for layer in self.spec.layers)
+        return (layer_metric(frozen, newer, number) for number in range(len(self.spec.layers)))
+
+    def fragments(self) -> list[int]:
+        """Fragments of the table that hold the part's rows: the units in which workers share a scan."""
+        return self.part.chosen(self._store.fragment_ids(self._generation.factors_version))
+
+    def blocks(self, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB) -> Iterator[Block]:
+        """Stream the part's codes, or some fragments of them."""
+        if fragments is None and self.part.fragments is not None:
+            fragments = self.fragments()
+        return self._store.scan(self._generation.factors_version, block_rows(self.layout, memory_gb), fragments)
+
+    def scored(
+        self, folded: FoldedQueries, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB
+    ) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Ids and float32 scores (Q, B) of the part's rows, block by block."""
+        for block in self.blocks(fragments, memory_gb):
+            yield block.example_ids, score_rows(block.codes, block.scales, self.layout, folded).numpy()
+
+    def top_k(
+        self,
+        folded: FoldedQueries,
+        k: int,
+        fragments: Sequence[int] | None = None,
+        memory_gb: float = _MEMORY_GB,
+    ) -> list[TopK]:
+        """Top-k of folded queries over the whole part or some fragments of it."""
+        best = [TopK(k) for _ in range(folded.count)]
+        for example_ids, scores_QB in self.scored(folded, fragments, memory_gb):
+            for kept, scores in zip(best, scores_QB, strict=True):
+                kept.update(scores, example_ids)
+        return best
+
+
 class Index:
     """An index opened for reading; every call sees one whole generation.
+
+    Scores are loss per step, or, of a generation with parts at several checkpoints, that over the query's own
+    influence at the checkpoint of the row.
 
     Args:
         store: the tables.
@@ -103,9 +186,7 @@ class Index:
     def __init__(self, store: Store, generation: Generation | None = None) -> None:
         self.store = store
         self.generation = generation or store.latest()
-        self.spec = self.generation.index_spec
-        self.layout = CodeLayout(self.spec.layers, self.spec.code)
-        self._encoders: dict[ModelConfig, QueryEncoder] = {}
+        self.parts = [PartReader(store, self.generation, part) for part in self.generation.parts]
 
     def generations(self) -> list[Generation]:
         """All published generations, newest last."""
@@ -116,70 +197,51 @@ class Index:
 
         Args:
             queries: strings, dicts with the fields of a queries file, or `Query` objects.
-            model: a checkpoint folder or a loaded model, if not the one the index was built from.
+            model: a checkpoint folder or a loaded model, if the newest checkpoint is no longer where the index was
+                built from.
 
         Raises:
             UserError: the model is not the index's checkpoint, or a query has nothing to score.
         """
-        folded = self.fold(self.encode(queries, model))
         ids: list[str] = []
-        parts = []
-        for block in self.blocks():
-            ids.extend(block.example_ids)
-            parts.append(score_rows(block.codes, block.scales, self.layout, folded).numpy())
-        return ids, np.concatenate(parts, axis=1)
+        found = []
+        for part, folded in zip(self.parts, self.fold(self.encode(queries, model)), strict=True):
+            for example_ids, scores_QB in part.scored(folded):
+                ids.extend(example_ids)
+                found.append(scores_QB)
+        return ids, np.concatenate(found, axis=1)
 
     def top_k(self, queries: Sequence[QueryInput], k: int, model: ModelInput = None) -> list[TopK]:
         """Per query the k strongest proponents and opponents. Memory does not grow with the index."""
         return self.top_k_folded(self.fold(self.encode(queries, model)), k)
 
-    def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> QueryGradients:
-        """Dense gradients of the queries under the index's checkpoint."""
+    def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> list[QueryGradients]:
+        """Gradients of the queries under the checkpoint of every part."""
         parsed = [
             query if isinstance(query, Query) else as_query(query, position)
             for position, query in enumerate(queries)
         ]
         if not parsed:
             raise UserError("there is no query")
-        return self.encoder(model).gradients(parsed)
+        older = [part.encoder().gradients(parsed) for part in self.parts[:-1]]
+        return [*older, self.encoder(model).gradients(parsed)]
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
-        """The encoder for a checkpoint, kept between calls so that the model loads once."""
-        if isinstance(model, LoadedModel):
-            return self._new_encoder(model)
-        config = model if isinstance(model, ModelConfig) else model_config_of(self.generation, model)
-        if config not in self._encoders:
-            loaded = load_matching(self.generation, config, self.store.storage)
-            self._encoders[config] = self._new_encoder(loaded)
-        return self._encoders[config]
+        """The encoder for the newest checkpoint."""
+        return self.parts[-1].encoder(model)
 
-    def _new_encoder(self, loaded: LoadedModel) -> QueryEncoder:
-        covariances = self.store.whitening(self.spec.projection.whitening)
-        return QueryEncoder(loaded, self.spec, covariances, factored=self.generation.factored_query)
+    def fold(self, gradients: Sequence[QueryGradients]) -> list[FoldedQueries]:
+        """The queries folded with the curvature of every part."""
+        return [part.fold(found) for part, found in zip(self.parts, gradients, strict=True)]
 
-    def fold(self, gradients: QueryGradients) -> FoldedQueries:
-        """W_l = H_l^-1 Q_l of this generation's curvature; one layer's basis in memory at a time."""
-        return fold_generation(self.store, self.generation, gradients)
-
-    def top_k_folded(
-        self,
-        folded: FoldedQueries,
-        k: int,
-        fragments: Sequence[int] | None = None,
-        memory_gb: float = _MEMORY_GB,
-    ) -> list[TopK]:
-        """Top-k of folded queries over the whole generation or some fragments of it."""
-        best = [TopK(k) for _ in range(folded.count)]
-        for block in self.blocks(fragments, memory_gb):
-            scores_QB = score_rows(block.codes, block.scales, self.layout, folded).numpy()
-            for kept, scores in zip(best, scores_QB, strict=True):
-                kept.update(scores, block.example_ids)
+    def top_k_folded(self, folded: Sequence[FoldedQueries], k: int) -> list[TopK]:
+        """Top-k of folded queries over all parts."""
+        found = [part.top_k(queries, k) for part, queries in zip(self.parts, folded, strict=True)]
+        best = found[0]
+        for others in found[1:]:
+            for kept, other in zip(best, others, strict=True):
+                kept.merge(other)
         return best
-
-    def blocks(self, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB) -> Iterator[Block]:
-        """Stream the generation's codes."""
-        rows = block_rows(self.layout, memory_gb)
-        return self.store.scan(self.generation.factors_version, rows, fragments)
 
 
 def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:
@@ -192,29 +254,18 @@ def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = Non
     return Index(Store(uri, section))
 
 
-def fold_generation(store: Store, generation: Generation, gradients: QueryGradients) -> FoldedQueries:
-    """Fold a generation's inverse curvature into query gradients."""
-    layers: Iterator[LayerCurvature]
-    if generation.curvature_kind == "none":
-        layers = (identity_curvature(layer.dim) for layer in generation.index_spec.layers)
-    else:
-        layers = (fitted for _, fitted in store.curvature_layers(generation))
-    return fold_queries(gradients.layers, layers)
-
-
-def model_config_of(generation: Generation, path: str | None = None) -> ModelConfig:
-    """Where the generation's checkpoint was, or that `path` holds it now."""
+def model_config_of(part: Part, path: str | None = None) -> ModelConfig:
+    """Where a part's checkpoint was, or that `path` holds it now."""
     moved = path is not None and Path(path).exists()
-    return ModelConfig(path=path or generation.model_path, revision=None if moved else generation.model_revision)
+    return ModelConfig(path=path or part.model_path, revision=None if moved else part.model_revision)
 
 
-def load_matching(generation: Generation, config: ModelConfig, storage: StorageConfig) -> LoadedModel:
-    """Load the checkpoint that a generation was built with, in the dtype of its spec.
+def load_matching(spec: IndexSpec, config: ModelConfig, storage: StorageConfig) -> LoadedModel:
+    """Load the checkpoint of a spec, in the dtype of the spec.
 
     Raises:
         UserError: the checkpoint or tokenizer there is another one.
     """
-    spec = generation.index_spec
     loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}), storage)
     check_same_checkpoint(config, storage, loaded, spec)
     return loaded

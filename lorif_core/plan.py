@@ -9,6 +9,7 @@ from lorif_core.corpus import Listing, check_first_file, list_shards
 from lorif_core.curvature import CurvatureSpec, layer_groups
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
+from lorif_core.inventory import ShardKey
 from lorif_core.layers import coverage, layer_specs, select_layers
 from lorif_core.model import Skeleton, load_skeleton, tokenizer_fingerprint
 from lorif_core.spec import CodeSpec, Coverage, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
@@ -20,7 +21,14 @@ from lorif_core.whitening import covariance_bytes
 class BuildPlan:
     """A checked build: the spec of its rows, the shards to index, the curvature to fit.
 
-    `damaged` are (file, cause) of the corpus's files that cannot be read.
+    Attributes:
+        spec: of the rows that are indexed.
+        shards: of the corpus, to be in the table.
+        coverage: parameters that the layers cover.
+        curvature: settings of a fit.
+        damaged: (file, cause) of the corpus's files that cannot be read.
+        kept: shards that stay in the table though they are not among `shards`; all others leave.
+        base_version: version of the factors that has them.
     """
 
     spec: IndexSpec
@@ -28,11 +36,18 @@ class BuildPlan:
     coverage: Coverage
     curvature: CurvatureSpec
     damaged: tuple[tuple[str, str], ...] = ()
+    kept: frozenset[ShardKey] = frozenset()
+    base_version: int | None = None
 
     @property
     def rows(self) -> int:
-        """Records in the corpus; with `chunk` a record may become several examples."""
+        """Records in the shards; with `chunk` a record may become several examples."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def wanted(self) -> set[ShardKey]:
+        """Shards that are to be in the table, by spec."""
+        return {(self.spec.hash, shard.key) for shard in self.shards} | self.kept
 
     @property
     def layout(self) -> CodeLayout:

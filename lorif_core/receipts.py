@@ -82,6 +82,11 @@ def _name(spec: str, shard: str) -> str:
     return f"{_FOLDER}/{spec}-{hashlib.sha256(shard.encode()).hexdigest()[:32]}.json"
 
 
+def is_of_spec(name: str, spec: str) -> bool:
+    """Whether the object of this name is a receipt under a spec."""
+    return name.startswith(f"{_FOLDER}/{spec}-")
+
+
 def _parse(value: dict[str, Any] | None) -> Receipt | None:
     if value is None or value.get("format") != _FORMAT:
         return None

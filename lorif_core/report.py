@@ -90,7 +90,11 @@ class JudgeRow:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that the page shows. `timings` are (stage, seconds); `skipped` are (example id, reason)."""
+    """All that the page shows.
+
+    `timings` are (stage, seconds), `skipped` (example id, reason). `relative`: scores are shares of the query's
+    influence on itself, as of a generation with several checkpoints.
+    """
 
     title: str
     generation: int
@@ -105,6 +109,7 @@ class Report:
     timings: tuple[tuple[str, float], ...]
     skipped: tuple[tuple[str, str], ...]
     judge: tuple[JudgeRow, ...] = ()
+    relative: bool = False
 
 
 @dataclass(frozen=True, slots=True)

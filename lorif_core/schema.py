@@ -89,26 +89,31 @@ SKIPPED_SCHEMA = pa.schema(
     ]
 )
 
+REMOVED_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("removed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
 GENERATIONS_SCHEMA = pa.schema(
     [
         pa.field("generation", pa.int64(), nullable=False),
         pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field("factors_version", pa.int64(), nullable=False),
         pa.field("curvature_version", pa.int64(), nullable=False),
-        pa.field("curvature", pa.string(), nullable=False),
-        pa.field("curvature_kind", pa.string(), nullable=False),
         pa.field("spec", pa.string(), nullable=False),
-        pa.field("spec_json", pa.string(), nullable=False),
         pa.field("checkpoint", pa.string(), nullable=False),
-        pa.field("model_path", pa.string(), nullable=False),
-        pa.field("model_revision", pa.string()),
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("parts_json", pa.string(), nullable=False),
         pa.field("coverage_json", pa.string(), nullable=False),
         pa.field("skipped_json", pa.string(), nullable=False),
         pa.field("timings_json", pa.string(), nullable=False),
         pa.field("quarantined_json", pa.string(), nullable=False),
-        pa.field("factored_query", pa.bool_(), nullable=False),
+        pa.field("changes_json", pa.string(), nullable=False),
+        pa.field("removals", pa.int64(), nullable=False),
     ]
 )
 

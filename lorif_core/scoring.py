@@ -5,10 +5,10 @@ Shapes: Q queries, B rows, W levels and S scales of a row, c rank, D = d1 d2.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from lorif_core.curvature import LayerCurvature
 from lorif_core.factors import CodeLayout, decode_rows
 
 # From here on decoding G once is cheaper than one contraction a query (SPEED.md, section B).
@@ -27,9 +27,29 @@ class FoldedQueries:
         return len(self.weights[0])
 
 
-def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[LayerCurvature]) -> FoldedQueries:
+class Folds(Protocol):
+    """The curvature or the metric of one layer."""
+
+    def fold(self, queries_QD: torch.Tensor) -> torch.Tensor:
+        """What it makes of query gradients, float32 (Q, D)."""
+
+
+def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[Folds]) -> FoldedQueries:
     """Fold the inverse curvature into dense query gradients, per layer (Q, d1 d2)."""
     return FoldedQueries(tuple(layer.fold(gradient) for gradient, layer in zip(gradients, curvature, strict=True)))
+
+
+def relative_to_own(folded: FoldedQueries, gradients: Sequence[torch.Tensor]) -> FoldedQueries:
+    """Folded queries whose scores are shares of s(q, q) = sum_l < W_l, Q_l >, the query's influence on itself.
+
+    That share has no unit: rescaling gradients, damping, or the number of rows behind H moves both alike, so that
+    scores of several checkpoints can be ranked together.
+    """
+    own_Q = torch.zeros(folded.count, dtype=torch.float64)
+    for weight_QD, gradient_QD in zip(folded.weights, gradients, strict=True):
+        own_Q += (weight_QD.double() * gradient_QD).sum(dim=1)
+    scale_Q1 = torch.where(own_Q > 0, 1 / own_Q, 0.0)[:, None]
+    return FoldedQueries(tuple((weight_QD * scale_Q1).float() for weight_QD in folded.weights))
 
 
 def score_rows(

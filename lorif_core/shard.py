@@ -14,6 +14,7 @@ from lorif_core.corpus import needed_columns, read_rows
 from lorif_core.extract import STORED, Extractor
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.receipts import Receipt, Receipts
+from lorif_core.removal import REMOVED, removals_of
 from lorif_core.schema import ShardRows
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Store, block_rows
@@ -44,6 +45,7 @@ class ShardIndexer:
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, covariances)
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
         self._receipts = Receipts(config.index, config.storage)
+        self._removals = removals_of(self._store, spec)
         # one thread, always the same, uses the model: threads of computing that take turns fight over the cores
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
@@ -93,6 +95,8 @@ class ShardIndexer:
     def encode(self, examples: Sequence[Example]) -> tuple[ShardRows, list[tuple[str, str]], int]:
         """Storable rows in the order given, (id, reason) of examples left out, and tokens run with padding."""
         reasons = {i: NO_SCORED_TOKEN for i, example in enumerate(examples) if example.scored == 0}
+        removed = (i for i, one in enumerate(examples) if self._removals.has(one.example_id, one.content_hash))
+        reasons.update(dict.fromkeys(removed, REMOVED))
         scored = [i for i in range(len(examples)) if i not in reasons]
         layout = self._extractor.layout
         losses = np.zeros(len(examples), np.float32)

@@ -2,12 +2,24 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+_SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
+
 CodeKind = Literal["rank", "dense", "cut"]
 CodeDtype = Literal["float32", "float16", "int8", "int4", "sign"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FileTag:
+    """A corpus file as it was at one time: `etag` changes whenever it is written."""
+
+    name: str
+    etag: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,20 @@ class ShardRef:
     def key(self) -> str:
         """Identity of the shard's content: file, ETag, size and range."""
         return f"{self.name}[{self.start}:{self.start + self.rows}]@{self.etag}-{self.size}"
+
+    @property
+    def file(self) -> FileTag:
+        """The file that it is a range of."""
+        return FileTag(self.name, self.etag, self.size)
+
+
+def parse_shard_key(key: str) -> tuple[FileTag, int, int]:
+    """(file, first row, row after the last) of a `ShardRef.key`. Raises ValueError for another text."""
+    found = _SHARD_KEY.fullmatch(key)
+    if found is None:
+        raise ValueError(f"{key!r} is not the key of a shard")
+    name, start, stop, etag, size = found.groups()
+    return FileTag(name, etag, int(size)), int(start), int(stop)
 
 
 @dataclass(frozen=True, slots=True)

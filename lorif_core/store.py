@@ -4,29 +4,31 @@ Writers append uncommitted fragments; one committer turns a wave of them into a 
 version of each table. Readers only ever open generations, so nothing a writer does can change what they see.
 """
 
-import json
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from lorif_core.config import StorageConfig
 from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import LorifError, UserError
 from lorif_core.factors import CodeLayout
+from lorif_core.generation import Generation, Part
+from lorif_core.holdings import Leaves, fragment_numbers, read_inventory, rewrite_fragments, settle
+from lorif_core.inventory import Inventory, ShardKey
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipt
 from lorif_core.schema import (
     CODE_COLUMNS,
     CURVATURE_SCHEMA,
     GENERATIONS_SCHEMA,
+    REMOVED_SCHEMA,
     SKIPPED_SCHEMA,
     SPEC_KEY,
     WHITENING_SCHEMA,
@@ -40,60 +42,14 @@ from lorif_core.schema import (
     whitening_batches,
     whitening_of,
 )
-from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
+from lorif_core.spec import FileTag, IndexSpec, LayerSpec, ShardRef, parse_shard_key
 from lorif_core.tables import Tables, store_told
 from lorif_core.whitening import Covariances
 
 log = logging.getLogger(__name__)
 
 _KEYS_PER_FILTER = 500
-TABLES = ("factors", "curvature", "generations", "skipped")
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A published, immutable view of the index."""
-
-    generation: int
-    created_at: datetime
-    factors_version: int
-    curvature_version: int
-    curvature: str
-    curvature_kind: str
-    spec: str
-    spec_json: str
-    checkpoint: str
-    model_path: str
-    model_revision: str | None
-    rows: int
-    tokens: int
-    coverage_json: str
-    skipped_json: str
-    timings_json: str
-    quarantined_json: str = "[]"
-    factored_query: bool = False
-
-    def shows_what(self, other: "Generation") -> bool:
-        """Whether readers of both see the same."""
-        told: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "timings_json": "", "curvature_version": 0}
-        return replace(self, **told) == replace(other, **told)
-
-    @property
-    def versions(self) -> dict[str, int]:
-        """The version of each table that it reads."""
-        return {"factors": self.factors_version, "curvature": self.curvature_version}
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds of the build's stages."""
-        return json.loads(self.timings_json)
-
-    @property
-    def index_spec(self) -> IndexSpec:
-        """The spec of the rows."""
-        return IndexSpec.from_json(self.spec_json)
+_TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "removed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +71,19 @@ class Store:
 
     # ---- writing -------------------------------------------------------------------------------------------
 
+    def check_format(self) -> bool:
+        """Whether there are generations. Raises UserError if another version of lorif has kept them."""
+        dataset = self._tables.open("generations")
+        if dataset is not None and dataset.schema.names != GENERATIONS_SCHEMA.names:
+            raise UserError(
+                f"the index {self.uri} was made by another version of lorif, which kept its generations in "
+                f"another format; build a new index elsewhere, or use that version"
+            )
+        return dataset is not None
+
     def check_spec(self, spec: IndexSpec) -> None:
         """Raise UserError naming the differing keys if the index holds rows of another spec."""
+        self.check_format()
         stored = self.stored_spec()
         if stored is not None and stored.hash != spec.hash:
             raise UserError(
@@ -133,8 +100,10 @@ class Store:
         self._tables.create("factors", factors_schema(spec))
 
     def write_whitening(self, covariances: Covariances, layers: Sequence[LayerSpec]) -> None:
-        """Keep the covariances of a calibration; their digest names them."""
+        """Keep covariances; their digest names them."""
         self._tables.create("whitening", WHITENING_SCHEMA)
+        if covariances.digest() in self.whitening_names():
+            return
         since = int(self._tables.require("whitening").version)
         fragments = self._tables.write("whitening", whitening_batches(covariances, layers), WHITENING_SCHEMA)
         self._tables.append("whitening", {covariances.digest(): fragments}, since)
@@ -176,24 +145,54 @@ class Store:
         Returns:
             The version of `factors` after the commit.
         """
-        self._note_skipped(receipts)
+        self.note_skipped(
+            [(receipt.shard, example_id, reason) for receipt in receipts for example_id, reason in receipt.skipped]
+        )  # before the rows: a build that resumes lists what the earlier one left out
         fragments = {receipt.shard: receipt.fragments for receipt in receipts}
         return int(self._tables.append("factors", fragments, since).version)
 
-    def keep_only(self, shards: set[str]) -> set[str]:
-        """Delete rows of shards that the corpus no longer has, and return the keys of those that are left.
+    def inventory(self, version: int | None = None, known: Inventory | None = None) -> Inventory:
+        """See `read_inventory`."""
+        return read_inventory(self._tables, version, known)
 
-        Versioned: published generations keep their rows.
-        """
-        self._drop_doubled()
-        committed = self.committed_shards()
-        gone = sorted(committed - shards)
-        dataset = self._tables.require("factors")
-        with store_told(self.uri, "write"):
-            for start in range(0, len(gone), _KEYS_PER_FILTER):
-                keys = ", ".join(f"'{_quoted(key)}'" for key in gone[start : start + _KEYS_PER_FILTER])
-                dataset.delete(f"shard IN ({keys})")
-        return committed & shards
+    def settle(
+        self, wanted: Set[ShardKey], must: Set[ShardKey] = frozenset(), base: int | None = None
+    ) -> Inventory:
+        """See `holdings.settle`."""
+        return settle(self._tables, wanted, must, base)
+
+    def rewrite(self, fragments: Sequence[int], leaves: Leaves) -> None:
+        """See `rewrite_fragments`."""
+        rewrite_fragments(self._tables, fragments, leaves)
+
+    def rewind(self, version: int) -> Inventory:
+        """Make the newest version of `factors` hold what a published one holds; the inventory of it."""
+        published = self.inventory(version)
+        newest = self.inventory(known=published)
+        if newest.files == published.files and len(newest.holdings) == len(published.holdings):
+            return newest
+        self._tables.restore("factors", version)
+        return self.inventory(known=published)
+
+    def note_removed(self, rows: pa.Table) -> None:
+        """Remember that examples (`example_id`, `content_hash`) are to be in no later generation."""
+        self._tables.create("removed", REMOVED_SCHEMA)
+        known = set(zip(*(self.removed().column(name).to_pylist() for name in rows.column_names), strict=True))
+        new = [row for row in rows.to_pylist() if tuple(row.values()) not in known]
+        if new:
+            self._add("removed", [{**row, "removed_at": now()} for row in new], REMOVED_SCHEMA)
+
+    def note_skipped(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Remember (shard, example id, reason) of examples that are left out."""
+        if rows:
+            self._add(
+                "skipped", [dict(zip(SKIPPED_SCHEMA.names, row, strict=True)) for row in rows], SKIPPED_SCHEMA
+            )
+
+    def _add(self, table: str, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+        since = int(self._tables.require(table).version)
+        batches = pa.Table.from_pylist(rows, schema=schema).to_batches()
+        self._tables.append(table, {uuid.uuid4().hex: self._tables.write(table, iter(batches), schema)}, since)
 
     def write_curvature(self, curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]) -> int:
         """Append fitted layers (by number, with their names); version of `curvature` afterwards."""
@@ -210,7 +209,7 @@ class Store:
         """
         since = int(self._tables.require("generations").version)
         for other in self.generations():
-            if other.generation == generation.generation and other.curvature == generation.curvature:
+            if other.generation == generation.generation and other.parts_json == generation.parts_json:
                 return other
             if other.generation == generation.generation:
                 raise LorifError(
@@ -230,8 +229,10 @@ class Store:
             # a run that died between tagging and appending leaves its tag behind
             (tags.update if tag in tags.list() else tags.create)(tag, version)
 
-    def retire(self, generations: Sequence[int], curvatures: Sequence[str]) -> None:
-        """Take generations, and fits that no other uses, out of the tables. The caller holds the lease."""
+    def retire(
+        self, generations: Sequence[int], curvatures: Sequence[str], covariances: Sequence[str] = ()
+    ) -> None:
+        """Take generations, and fits and covariances that no other uses, out of the tables, under the lease."""
         with store_told(self.uri, "write"):
             if generations:
                 condition = f"generation IN ({', '.join(map(str, generations))})"
@@ -244,16 +245,23 @@ class Store:
             if curvatures:
                 ids = ", ".join(f"'{_quoted(curvature)}'" for curvature in curvatures)
                 self._tables.require("curvature").delete(f"curvature IN ({ids})")
+            if covariances:
+                names = ", ".join(f"'{_quoted(name)}'" for name in covariances)
+                self._tables.require("whitening").delete(f"whitening IN ({names})")
 
     def drop_old_versions(self) -> None:
         """Remove the versions that are neither the newest nor a generation's, and the files only they name."""
-        for table in TABLES:
+        for table in self.tables():
             with store_told(self.uri, "write"):
                 self._tables.require(table).cleanup_old_versions(
                     older_than=timedelta(0), error_if_tagged_old_versions=False
                 )
 
     # ---- reading -------------------------------------------------------------------------------------------
+
+    def tables(self) -> list[str]:
+        """Names of the tables that there are; few indexes have `whitening` and `removed`."""
+        return [name for name in _TABLES if self._tables.open(name) is not None]
 
     def stored_spec(self) -> IndexSpec | None:
         """The spec of the rows in the index, or None where there is no index yet."""
@@ -262,25 +270,24 @@ class Store:
             return None
         return IndexSpec.from_json((dataset.schema.metadata or {})[SPEC_KEY].decode())
 
-    def committed_shards(self) -> set[str]:
-        """Keys of the shards whose rows are in the newest version of `factors`."""
-        shards: set[str] = set()
-        for batch in self._tables.scan("factors", columns=["shard"]):
-            shards.update(batch.column("shard").unique().to_pylist())
-        return shards
+    def removed(self) -> pa.Table:
+        """`example_id` and `content_hash` of what was removed on request, in the order of the requests."""
+        columns = ["example_id", "content_hash"]
+        if self._tables.open("removed") is None:
+            return REMOVED_SCHEMA.empty_table().select(columns)
+        return self._tables.read("removed", columns=columns)
 
-    def skipped(self, shards: set[str]) -> list[tuple[str, str]]:
-        """(example id, reason) of everything that was left out of some shards."""
-        table = self._tables.read("skipped", columns=["shard", "example_id", "reason"])
-        return sorted({(row["example_id"], row["reason"]) for row in table.to_pylist() if row["shard"] in shards})
+    def skipped(self, files: Set[FileTag]) -> list[tuple[str, str]]:
+        """(example id, reason) of everything that was left out of some files."""
+        rows = self._tables.read("skipped", columns=["shard", "example_id", "reason"]).to_pylist()
+        return sorted(
+            {(row["example_id"], row["reason"]) for row in rows if parse_shard_key(row["shard"])[0] in files}
+        )
 
     def counts(self, version: int | None = None) -> tuple[int, int]:
         """(rows, tokens) of a version of `factors`."""
-        rows = tokens = 0
-        for batch in self._tables.scan("factors", version, columns=["tokens"]):
-            rows += batch.num_rows
-            tokens += pc.sum(batch.column("tokens")).as_py() or 0
-        return rows, tokens
+        found = self.inventory(version)
+        return found.rows, found.tokens
 
     def factors_version(self) -> int:
         """Newest version of `factors`."""
@@ -291,8 +298,12 @@ class Store:
         return int(self._tables.require("curvature").version)
 
     def generations(self) -> list[Generation]:
-        """All published generations, newest last; empty where there is no index."""
-        rows = self._tables.read("generations").to_pylist() if self._tables.open("generations") else []
+        """All published generations, newest last; empty where there is no index.
+
+        Raises:
+            UserError: another version of lorif has made the index.
+        """
+        rows = self._tables.read("generations").to_pylist() if self.check_format() else []
         return sorted((Generation(**row) for row in rows), key=lambda generation: generation.generation)
 
     def latest(self) -> Generation:
@@ -319,6 +330,8 @@ class Store:
         """Stream codes of a version of `factors`, or of some of its fragments, in blocks of `batch_rows`."""
         dataset = self._tables.require("factors", version)
         chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
+        if chosen == []:
+            return
         columns = ["example_id", *(name for name in dataset.schema.names if name in CODE_COLUMNS)]
         batches = self._tables.scan(
             "factors",
@@ -337,6 +350,32 @@ class Store:
                     scale_matrix(batch),
                 )
 
+    def metadata(
+        self,
+        version: int,
+        columns: Sequence[str],
+        fragments: Sequence[int] | None = None,
+        condition: str | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream descriptive columns of a version of `factors`, and of every row its `fragment`.
+
+        Args:
+            version: of `factors`.
+            columns: which.
+            fragments: only of these; None for all.
+            condition: SQL that rows must meet.
+
+        Raises:
+            UserError: the condition is none.
+        """
+        dataset = self._tables.require("factors", version)
+        chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
+        if chosen == []:
+            return
+        options = {"columns": list(columns), "fragments": chosen, "filter": condition, "with_row_address": True}
+        for batch in self._tables.scan("factors", version, **options):
+            yield batch.drop_columns("_rowaddr").append_column("fragment", fragment_numbers(batch))
+
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Descriptive columns (all but the code's) of some examples, by id."""
         names = self._tables.require("factors", version).schema.names
@@ -349,14 +388,24 @@ class Store:
             found.update({row["example_id"]: row for row in table.to_pylist()})
         return found
 
-    def curvature_layers(self, generation: Generation) -> Iterator[tuple[int, LayerCurvature]]:
-        """Fitted layers of a generation by number, one in memory at a time."""
-        for index in range(len(generation.index_spec.layers)):
-            condition = f"curvature = '{_quoted(generation.curvature)}' AND layer_index = {index}"
-            table = self._tables.read("curvature", generation.curvature_version, filter=condition)
-            if table.num_rows == 0:
-                raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
-            yield index, layer_curvature(table.sort_by("component"))
+    def curvature_layers(self, generation: Generation, part: Part) -> Iterator[tuple[int, LayerCurvature]]:
+        """Fitted layers of a part of a generation by number, one in memory at a time."""
+        for index in range(len(part.index_spec.layers)):
+            yield index, self.curvature_layer(generation, part, index)
+
+    def curvature_layer(self, generation: Generation, part: Part, index: int) -> LayerCurvature:
+        """One fitted layer of a part of a generation, by its number."""
+        condition = f"curvature = '{_quoted(part.curvature)}' AND layer_index = {index}"
+        table = self._tables.read("curvature", generation.curvature_version, filter=condition)
+        if table.num_rows == 0:
+            raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
+        return layer_curvature(table.sort_by("component"))
+
+    def whitening_names(self) -> set[str]:
+        """Names of all covariances that are kept; none in an index of random projections."""
+        if self._tables.open("whitening") is None:
+            return set()
+        return set(self._tables.read("whitening", columns=["whitening"])["whitening"].to_pylist())
 
     def curvature_ids(self) -> set[str]:
         """Ids of all fits, whole or begun, in the newest version of `curvature`."""
@@ -369,47 +418,12 @@ class Store:
             self._tables.read("curvature", columns=["layer_index"], filter=chosen)["layer_index"].to_pylist()
         )
 
-    def spectra(self, generation: Generation) -> list[dict[str, Any]]:
+    def spectra(self, generation: Generation, part: Part) -> list[dict[str, Any]]:
         """Per component: layer, layer_index, component, sigma2, damping, trace; without the vectors."""
         columns = ["layer", "layer_index", "component", "sigma2", "damping", "trace"]
-        chosen = f"curvature = '{_quoted(generation.curvature)}'"
+        chosen = f"curvature = '{_quoted(part.curvature)}'"
         table = self._tables.read("curvature", generation.curvature_version, columns=columns, filter=chosen)
         return table.sort_by([("layer_index", "ascending"), ("component", "ascending")]).to_pylist()
-
-    # ---- inside --------------------------------------------------------------------------------------------
-
-    def _drop_doubled(self) -> None:
-        """Take out the later of two fragments of one shard: what a committer left that died before it could."""
-        first: dict[str, int] = {}
-        doubled: set[int] = set()
-        for batch in self._tables.scan("factors", columns=["shard"], with_row_address=True):
-            for shard, fragment in _shards_by_fragment(batch):
-                if first.setdefault(shard, fragment) != fragment:
-                    doubled.add(max(fragment, first[shard]))
-        if doubled:
-            log.warning("%d fragments were committed twice and are taken out", len(doubled))
-            self._tables.remove_fragments("factors", doubled)
-
-    def _note_skipped(self, receipts: Sequence[Receipt]) -> None:
-        """Before the rows: a build that resumes lists what the earlier one left out."""
-        rows = [
-            {"shard": receipt.shard, "example_id": example_id, "reason": reason}
-            for receipt in receipts
-            for example_id, reason in receipt.skipped
-        ]
-        if rows:
-            batches = pa.Table.from_pylist(rows, schema=SKIPPED_SCHEMA).to_batches()
-            fragments = self._tables.write("skipped", iter(batches), SKIPPED_SCHEMA)
-            since = int(self._tables.require("skipped").version)
-            self._tables.append("skipped", {uuid.uuid4().hex: fragments}, since)
-
-
-def _shards_by_fragment(batch: pa.RecordBatch) -> set[tuple[str, int]]:
-    """(shard, fragment) pairs of a batch that was scanned with row addresses."""
-    fragments = pc.shift_right(batch.column("_rowaddr"), pa.scalar(32, pa.uint64()))
-    pairs = pa.table({"shard": batch.column("shard"), "fragment": fragments})
-    distinct = pairs.group_by(["shard", "fragment"]).aggregate([])
-    return {(row["shard"], row["fragment"]) for row in distinct.to_pylist()}
 
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:

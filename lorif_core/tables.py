@@ -162,11 +162,23 @@ class Tables:
 
     def remove_fragments(self, name: str, fragments: set[int]) -> Any:
         """Take whole fragments out of a table; the table as it is afterwards. Earlier versions keep them."""
+        return self._commit(name, lance.LanceOperation.Delete([], sorted(fragments), ""))
+
+    def replace_fragments(self, name: str, fragments: set[int], written: Sequence[str]) -> Any:
+        """Put written fragments (metadata as JSON) in the place of others, as one version."""
+        new = [lance.FragmentMetadata.from_json(text) for text in written]
+        return self._commit(name, lance.LanceOperation.Update(sorted(fragments), [], new))
+
+    def restore(self, name: str, version: int) -> Any:
+        """Make the newest version of a table equal to an earlier one; nothing is copied."""
+        self.require(name, version)
+        return self._commit(name, lance.LanceOperation.Restore(version))
+
+    def _commit(self, name: str, operation: Any) -> Any:
         with store_told(self.uri, "write"):
             dataset = self.require(name)
-            removal = lance.LanceOperation.Delete([], sorted(fragments), "committed twice")
             return lance.LanceDataset.commit(
-                self.path(name), removal, read_version=dataset.version, storage_options=self._options()
+                self.path(name), operation, read_version=dataset.version, storage_options=self._options()
             )
 
     def _without_doubles(self, name: str, dataset: Any, since: int) -> Any:

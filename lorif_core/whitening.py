@@ -117,9 +117,17 @@ def inverse_root(covariance: torch.Tensor, epsilon: float = EPSILON) -> torch.Te
 
     Whatever the rank or the magnitude of C: it is scaled to a mean eigenvalue of 1 first.
     """
+    return _power(covariance, epsilon, -0.5)
+
+
+def root(covariance: torch.Tensor, epsilon: float = EPSILON) -> torch.Tensor:
+    """The inverse of `inverse_root`."""
+    return _power(covariance, epsilon, 0.5)
+
+
+def _power(covariance: torch.Tensor, epsilon: float, exponent: float) -> torch.Tensor:
     mean = float(covariance.diagonal().mean())
-    size = len(covariance)
     if mean <= 0.0:
-        return torch.eye(size, dtype=torch.float64)
+        return torch.eye(len(covariance), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(covariance / mean)
-    return (vectors * (values.clamp_min(0.0) + epsilon).rsqrt()) @ vectors.T / mean**0.5
+    return (vectors * (values.clamp_min(0.0) + epsilon) ** exponent) @ vectors.T * mean**exponent

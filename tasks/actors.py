@@ -12,13 +12,14 @@ from lorif_core.calibrate import SampledShard, ShardCalibrator
 from lorif_core.config import Config, ModelConfig
 from lorif_core.curvature import ScanRequest, ScanResult, scan_blocks
 from lorif_core.factors import CodeLayout
+from lorif_core.generation import Generation
 from lorif_core.index import Index
 from lorif_core.queries import Query
 from lorif_core.receipts import Receipt
 from lorif_core.scoring import FoldedQueries
 from lorif_core.shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
-from lorif_core.store import Generation, Store
+from lorif_core.store import Store
 from lorif_core.topk import TopK
 from lorif_core.whitening import Covariances
 from tasks.cluster import Resources, roomiest_node
@@ -85,10 +86,10 @@ class QueryActor:
         self._index = Index(store, generation)
         self._model = model
 
-    def fold(self, queries: Sequence[Query]) -> tuple[FoldedQueries, list[float]]:
-        """Folded queries, and the token-summed loss of each."""
-        gradients = self._index.encoder(self._model).gradients(queries)
-        return self._index.fold(gradients), gradients.losses.tolist()
+    def fold(self, queries: Sequence[Query]) -> tuple[list[FoldedQueries], list[float]]:
+        """Queries folded for every part, and the token-summed loss of each under the newest checkpoint."""
+        gradients = self._index.encode(queries, self._model)
+        return self._index.fold(gradients), gradients[-1].losses.tolist()
 
 
 @ray.remote
@@ -100,9 +101,9 @@ class ScoreActor:
         self._index = Index(store, generation)
         self._memory_gb = memory_gb
 
-    def top_k(self, folded: FoldedQueries, k: int, fragments: Sequence[int]) -> list[TopK]:
-        """Top k of each query over some fragments."""
-        return self._index.top_k_folded(folded, k, fragments, self._memory_gb)
+    def top_k(self, part: int, folded: FoldedQueries, k: int, fragments: Sequence[int]) -> list[TopK]:
+        """Top k of each query over some fragments of a part."""
+        return self._index.parts[part].top_k(folded, k, fragments, self._memory_gb)
 
 
 def start(

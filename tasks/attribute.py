@@ -1,6 +1,7 @@
 """The steps of batch attribution: fold the queries, scan the index on all workers, write the answers."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,10 +12,12 @@ from prefect.cache_policies import NO_CACHE
 from lorif_core.answers import Attribution, check_out_folder, write_answers
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
+from lorif_core.generation import Generation
+from lorif_core.index import Index
 from lorif_core.model import check_same_weights
 from lorif_core.queries import Query, read_queries
 from lorif_core.scoring import FoldedQueries
-from lorif_core.store import Generation, Store
+from lorif_core.store import Store
 from lorif_core.topk import TopK
 from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import cluster
@@ -23,6 +26,14 @@ from tasks.progress import Progress
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
 _FRAGMENTS_PER_CALL = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Fragments of one part of a generation, by its number."""
+
+    part: int
+    fragments: list[int]
 
 
 @task(
@@ -41,7 +52,7 @@ def attribute_queries(
     with cluster(config.compute) as resources:
         blocks = list(query_blocks(generation, queries, config.compute.memory_gb))
         get_run_logger().info("%d queries in %d blocks", len(queries), len(blocks))
-        parts = _fragment_parts(store, generation)
+        shares = _shares(store, generation)
         # it works while the scorers wait, so it takes no cores from them
         encoders = Workers(
             lambda: start(
@@ -51,47 +62,55 @@ def attribute_queries(
         )
         scorers = Workers(
             lambda: start(ScoreActor, resources, store, generation, config.compute.memory_gb),
-            min(resources.workers, len(parts)),
+            min(resources.workers, len(shares)),
         )
         with encoders, scorers, Progress("score rows", generation.rows * len(blocks)) as progress:
             for block in blocks:
                 folded, losses = _fold(encoders, block)
                 best = [TopK(k) for _ in block]
-                for share in _scan(scorers, parts, ray.put(folded), best):
+                for share in _scan(scorers, shares, [ray.put(queries) for queries in folded], best):
                     progress.advance(round(generation.rows * share))
                 answers += [Attribution(*answer) for answer in zip(block, losses, best, strict=True)]
     return answers
 
 
-def _fold(encoders: Workers, block: Sequence[Query]) -> tuple[FoldedQueries, list[float]]:
-    """Folded queries of a block, and their losses."""
+def _fold(encoders: Workers, block: Sequence[Query]) -> tuple[list[FoldedQueries], list[float]]:
+    """Queries of a block folded for every part, and their losses."""
     (outcome,) = encoders.run([block], lambda actor, queries: actor.fold.remote(queries))
     if isinstance(outcome, Failed):
         raise LorifError(f"encoding {len(block)} queries failed: {outcome.cause}")
     return outcome.result
 
 
-def _fragment_parts(store: Store, generation: Generation) -> list[list[int]]:
-    fragments = store.fragment_ids(generation.factors_version)
-    return [fragments[i : i + _FRAGMENTS_PER_CALL] for i in range(0, len(fragments), _FRAGMENTS_PER_CALL)]
+def _shares(store: Store, generation: Generation) -> list[Share]:
+    shares = []
+    for number, part in enumerate(Index(store, generation).parts):
+        fragments = part.fragments()
+        shares += [
+            Share(number, fragments[start : start + _FRAGMENTS_PER_CALL])
+            for start in range(0, len(fragments), _FRAGMENTS_PER_CALL)
+        ]
+    return shares
 
 
 def _scan(
-    scorers: Workers, parts: Sequence[Sequence[int]], folded: ray.ObjectRef, best: Sequence[TopK]
+    scorers: Workers, shares: Sequence[Share], folded: Sequence[ray.ObjectRef], best: Sequence[TopK]
 ) -> Iterator[float]:
-    """Merge the top k of every part into `best`; yields the share of the fragments just done."""
-    total, k = sum(map(len, parts)), best[0].k
-    for outcome in scorers.run(parts, lambda actor, part: actor.top_k.remote(folded, k, part)):
+    """Merge the top k of every share into `best`; yields the part of the fragments just done."""
+    total, k = sum(len(share.fragments) for share in shares), best[0].k
+    for outcome in scorers.run(
+        shares, lambda actor, share: actor.top_k.remote(share.part, folded[share.part], k, share.fragments)
+    ):
         if isinstance(outcome, Failed):
-            raise LorifError(f"scoring fragments {outcome.item} failed: {outcome.cause}")
+            raise LorifError(f"scoring fragments {outcome.item.fragments} failed: {outcome.cause}")
         for kept, found in zip(best, outcome.result, strict=True):
             kept.merge(found)
-        yield len(outcome.item) / total
+        yield len(outcome.item.fragments) / total
 
 
 def query_blocks(generation: Generation, queries: Sequence[Query], memory_gb: float) -> Iterator[Sequence[Query]]:
     """Queries whose dense weights together take at most a quarter of a worker's memory."""
-    bytes_each = 4 * sum(layer.dim for layer in generation.index_spec.layers)
+    bytes_each = 4 * sum(layer.dim for part in generation.parts for layer in part.index_spec.layers)
     size = max(1, int(memory_gb * 2**30 / 4 / bytes_each))
     for first in range(0, len(queries), size):
         yield queries[first : first + size]

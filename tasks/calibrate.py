@@ -11,6 +11,7 @@ from lorif_core.config import Config
 from lorif_core.errors import LorifError, UserError
 from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan
+from lorif_core.spec import IndexSpec
 from lorif_core.store import Store
 from lorif_core.whitening import Covariances
 from tasks.actors import CalibrationActor, start
@@ -42,7 +43,7 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
     if (stored := store.stored_spec()) is not None:  # another build has calibrated since this one was planned
         return _settled(plan, stored.projection.whitening)
     sample = calibration_sample(plan.shards, config.projection.calibration_examples)
-    covariances = _measure(config, plan, sample)
+    covariances = measure(config, plan.spec, sample)
     if covariances.tokens == 0:
         raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
     get_run_logger().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
@@ -57,15 +58,16 @@ def _settled(plan: BuildPlan, whitening: str | None) -> BuildPlan:
     return replace(plan, spec=replace(plan.spec, projection=replace(plan.spec.projection, whitening=whitening)))
 
 
-def _measure(config: Config, plan: BuildPlan, sample: Sequence[SampledShard]) -> Covariances:
-    spec, count = plan.spec.to_json(), min(_PARTS, len(sample))
+def measure(config: Config, spec: IndexSpec, sample: Sequence[SampledShard]) -> Covariances:
+    """Covariances of projected gradients, not whitened, over a sample of shards; all workers share it."""
+    text, count = spec.to_json(), min(_PARTS, len(sample))
     parts = [(number, sample[number::count]) for number in range(count)]
     found: dict[int, Covariances] = {}
     total = Covariances()
     with (
         cluster(config.compute) as resources,
         Workers(
-            lambda: start(CalibrationActor, resources, config, spec, with_model=True),
+            lambda: start(CalibrationActor, resources, config, text, with_model=True),
             min(resources.workers, count),
         ) as workers,
         Progress("calibrate", sum(part.examples for part in sample)) as progress,

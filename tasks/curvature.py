@@ -1,12 +1,20 @@
 """The distributed fit: workers sum over their own fragments, the driver orthonormalises."""
 
+import hashlib
+import json
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import ray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
 
-from lorif_core.config import Config
+from lorif_core.config import ComputeConfig, Config
 from lorif_core.curvature import (
     NO_ROWS,
+    CurvatureSpec,
     LayerCurvature,
     ScanRequest,
     ScanResult,
@@ -14,53 +22,166 @@ from lorif_core.curvature import (
     layer_groups,
 )
 from lorif_core.errors import LorifError
-from lorif_core.plan import BuildPlan
+from lorif_core.factors import CodeLayout
+from lorif_core.inventory import Inventory
+from lorif_core.lease import Lease
+from lorif_core.plan import BuildPlan, check_curvature
+from lorif_core.spec import IndexSpec
 from lorif_core.store import Store, block_rows
 from tasks.actors import CurvatureActor, start
-from tasks.cluster import Resources
+from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
+from tasks.indexing import IndexedRows
 from tasks.progress import Progress
+from tasks.retry import RETRY_DELAYS, worth_retrying
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A curvature that is in the table.
+
+    Attributes:
+        curvature: its id.
+        version: of the table.
+        how: none was asked for, the one that was there stands, all rows were fitted, or it was merged.
+        left: rows taken out since all rows were fitted.
+        seconds: it took.
+    """
+
+    curvature: str
+    version: int
+    how: Literal["none", "kept", "fitted", "merged"]
+    left: int
+    seconds: float
+
+
+@task(
+    name="fit curvature",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
+def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows, lease: Lease) -> Fit:
+    """Fit the curvature of all rows of a build and write it."""
+    rows = indexed.inventory.of_spec(plan.spec.hash)
+    check_curvature(config, plan.spec.layers, rows.rows)
+    store = Store(config.index, config.storage)
+    return fit_rows(store, config.compute, plan.spec, plan.curvature, rows, lease)
+
+
+def fit_rows(
+    store: Store, compute: ComputeConfig, spec: IndexSpec, settings: CurvatureSpec, rows: Inventory, lease: Lease
+) -> Fit:
+    """Fit and write the curvature of some rows, all of one spec.
+
+    The id names the rows and the settings, so a fit that was killed goes on with the layers that are missing.
+    """
+    started = time.perf_counter()
+    curvature_id = name_of(spec.hash, rows.version, asdict(settings))
+    if settings.kind != "none":
+        missing = missing_layers(store, spec, curvature_id)
+        with cluster(compute) as resources:
+            for group in fit_distributed(store, compute, spec, settings, rows, missing, resources):
+                write_group(store, spec, curvature_id, group, lease)
+    how: Literal["none", "fitted"] = "none" if settings.kind == "none" else "fitted"
+    return Fit(curvature_id, store.curvature_version(), how, 0, time.perf_counter() - started)
+
+
+def name_of(*what: Any) -> str:
+    """16 hex digits that name a fit of what it was made from."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def missing_layers(store: Store, spec: IndexSpec, curvature_id: str) -> list[int]:
+    """Layers that are not fitted yet under an id."""
+    return sorted(set(range(len(spec.layers))) - store.fitted_layers(curvature_id))
+
+
+def write_group(
+    store: Store, spec: IndexSpec, curvature_id: str, group: dict[int, LayerCurvature], lease: Lease
+) -> None:
+    """Write fitted layers while the lease is held."""
+    lease.confirm()
+    store.write_curvature(
+        curvature_id, {index: (spec.layers[index].name, layer) for index, layer in group.items()}
+    )
 
 
 def fit_distributed(
-    config: Config,
-    plan: BuildPlan,
     store: Store,
-    version: int,
-    rows: int,
+    compute: ComputeConfig,
+    spec: IndexSpec,
+    settings: CurvatureSpec,
+    rows: Inventory,
     layers: Sequence[int],
     resources: Resources,
 ) -> Iterator[dict[int, LayerCurvature]]:
-    """Fit some layers, a memory-bounded group after another, over one version of the factors."""
-    dims = [layer.dim for layer in plan.spec.layers]
-    groups = layer_groups(dims, rows, plan.curvature, config.compute.memory_gb)
-    groups = [missing for group in groups if (missing := [layer for layer in group if layer in layers])]
-    fragments = store.fragment_ids(version)
-    count = min(resources.workers, len(fragments))
-    parts = [fragments[worker::count] for worker in range(count)]
-    at_once = block_rows(plan.layout, config.compute.memory_gb)
-    passes = len(groups) * (1 + (plan.curvature.power_iterations if plan.curvature.kind == "woodbury" else 0))
-    spec = plan.spec.to_json()
-    with (
-        Workers(lambda: start(CurvatureActor, resources, store, spec, version, at_once), count) as workers,
-        Progress("fit curvature", passes * rows) as progress,
-    ):
+    """Fit some layers, a memory-bounded group after another, over rows of one version of the factors."""
+    dims = [layer.dim for layer in spec.layers]
+    groups = groups_of(spec, settings, rows.rows, compute, layers)
+    passes = len(groups) * (1 + (settings.power_iterations if settings.kind == "woodbury" else 0))
+    with Scanners(store, compute, spec, rows, resources, "fit curvature", passes) as scanners:
         for group in groups:
-            yield fit_layers(
-                group, dims, rows, plan.curvature, lambda request: scan_all(workers, parts, request, progress)
-            )
+            yield fit_layers(group, dims, rows.rows, settings, scanners.scan)
 
 
-def scan_all(
-    workers: Workers, parts: Sequence[Sequence[int]], request: ScanRequest, progress: Progress
-) -> ScanResult:
-    """One pass over all parts; sums are added in the order of the parts, so that the result repeats."""
-    shared = ray.put(request)
-    found: dict[int, ScanResult] = {}
-    numbered = list(enumerate(parts))
-    for outcome in workers.run(numbered, lambda actor, part: actor.scan.remote(shared, part[1]), in_flight=1):
-        if isinstance(outcome, Failed):
-            raise LorifError(f"scanning {len(outcome.item[1])} fragments failed: {outcome.cause}")
-        found[outcome.item[0]] = outcome.result
-        progress.advance(outcome.result.rows)
-    return sum((found[number] for number, _ in numbered), start=NO_ROWS)
+def groups_of(
+    spec: IndexSpec, settings: CurvatureSpec, rows: int, compute: ComputeConfig, layers: Sequence[int]
+) -> list[list[int]]:
+    """The layers that are asked for, in the groups that fit into a worker's memory."""
+    groups = layer_groups([layer.dim for layer in spec.layers], rows, settings, compute.memory_gb)
+    return [chosen for group in groups if (chosen := [layer for layer in group if layer in layers])]
+
+
+class Scanners:
+    """Workers that sum over the fragments of some rows, for the length of a `with`.
+
+    Args:
+        store: the index.
+        compute: memory of a worker.
+        spec: of the rows.
+        rows: inventory of them in one version of the factors.
+        resources: of the cluster.
+        what: shown as progress.
+        passes: over the rows that are expected.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        compute: ComputeConfig,
+        spec: IndexSpec,
+        rows: Inventory,
+        resources: Resources,
+        what: str,
+        passes: int,
+    ) -> None:
+        count = min(resources.workers, len(rows.fragments))
+        self._parts = [rows.fragments[worker::count] for worker in range(count)]
+        at_once = block_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
+        text, version = spec.to_json(), rows.version
+        self._workers = Workers(lambda: start(CurvatureActor, resources, store, text, version, at_once), count)
+        self._progress = Progress(what, passes * rows.rows)
+
+    def __enter__(self) -> "Scanners":
+        self._workers.__enter__()
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._progress.__exit__(*raised)
+        self._workers.__exit__(*raised)
+
+    def scan(self, request: ScanRequest) -> ScanResult:
+        """One pass over all parts; sums are added in the order of the parts, so that the result repeats."""
+        shared = ray.put(request)
+        found: dict[int, ScanResult] = {}
+        numbered = list(enumerate(self._parts))
+        outcomes = self._workers.run(numbered, lambda actor, part: actor.scan.remote(shared, part[1]), in_flight=1)
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                raise LorifError(f"scanning {len(outcome.item[1])} fragments failed: {outcome.cause}")
+            found[outcome.item[0]] = outcome.result
+            self._progress.advance(outcome.result.rows)
+        return sum((found[number] for number, _ in numbered), start=NO_ROWS)

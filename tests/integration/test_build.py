@@ -77,7 +77,8 @@ def test_two_ray_workers_equal_one_process(built: Config) -> None:
     dims = [layer.dim for layer in plan.spec.layers]
     single = fit_layers(range(len(dims)), dims, ROWS, plan.curvature, scan)
     store = Store(built.index)
-    for index, distributed in store.curvature_layers(store.latest()):
+    generation = store.latest()
+    for index, distributed in store.curvature_layers(generation, generation.newest):
         np.testing.assert_allclose(distributed.sigma2, single[index].sigma2, rtol=1e-5)
         queries = torch.randn(3, dims[index], generator=torch.Generator().manual_seed(index))
         mine, theirs = single[index].fold(queries), distributed.fold(queries)
@@ -125,7 +126,7 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
 
     from prefect import flow
 
-    from tasks.build import index_shards
+    from tasks.indexing import index_shards
 
     @flow
     def index_only() -> None:

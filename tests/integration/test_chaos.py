@@ -146,7 +146,7 @@ def check_against(undisturbed: Config, config: Config, rows: int) -> None:
     (generation,) = store.generations()
     assert rows == generation.rows == len(expected)
     assert stored_rows(config, generation.factors_version) == expected
-    components = [(row["layer_index"], row["component"]) for row in store.spectra(generation)]
+    components = [(row["layer_index"], row["component"]) for row in store.spectra(generation, generation.newest)]
     assert len(set(components)) == len(components) == 8 * 8
     with hold_index(config.index, config.storage, "gc"):
         remove_garbage(store, find_garbage(store, keep=1, held=True))

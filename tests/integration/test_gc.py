@@ -5,22 +5,31 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lorif_core import garbage as garbage_module
 from lorif_core.config import StorageConfig
 from lorif_core.datafiles import DataFiles
 from lorif_core.errors import UserError
 from lorif_core.garbage import find_garbage, remove_garbage
+from lorif_core.generation import generation_of
 from lorif_core.lease import Lease, hold_index
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipts
-from lorif_core.store import Store
+from lorif_core.store import Store, now
+from lorif_core.whitening import Covariances
 from tasks.demo_store import MotoServer
 from tests.integration.s3 import BUCKET
 from tests.integration.test_bad_input import run
-from tests.unit.test_store import SPEC, commit, finished, generation, shard
+from tests.unit.test_store import SPEC, commit, finished, generation, keep_only, shard
+
+COLUMNS: dict[str, Any] = {
+    "generation": 1, "created_at": now(), "factors_version": 1, "curvature_version": 1, "coverage_json": "{}",
+    "skipped_json": "[]", "timings_json": "{}",
+}  # fmt: skip
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -73,8 +82,8 @@ def test_orphans_go_and_what_is_committed_or_awaited_stays(store: Store) -> None
 def test_expired_generations_go_with_their_rows_and_fits(store: Store) -> None:
     for number in range(1, 4):
         commit(store, number)
-        store.keep_only({shard(number).key})
-        store.publish(replace(generation(store, number), curvature=f"fit-{number}"))
+        keep_only(store, number)
+        store.publish(generation(store, number, f"fit-{number}"))
     newest = store.latest()
     found = find_garbage(store, 2)
     assert found.generations == (1,)
@@ -84,6 +93,25 @@ def test_expired_generations_go_with_their_rows_and_fits(store: Store) -> None:
     assert store.counts(store.generations()[0].factors_version) == (4, 12)
     assert len(files(store)) == 2
     assert find_garbage(store, 2).files == ()
+
+
+def test_covariances_go_with_the_last_generation_that_folds_with_them(store: Store) -> None:
+    commit(store, 0)
+    names = []
+    for number in range(1, 4):
+        side = torch.eye(2, dtype=torch.float64) * number
+        covariances = Covariances({(0, "in"): side, (0, "out"): side}, tokens=9, examples=1)
+        store.write_whitening(covariances, SPEC.layers)
+        store.write_whitening(covariances, SPEC.layers)
+        names.append(covariances.digest())
+        made = generation(store, number)
+        parts = [replace(made.newest, metric=covariances.digest())]
+        store.publish(replace(made, parts_json=generation_of(parts, **COLUMNS).parts_json))
+    assert find_garbage(store, 3).covariances == () and find_garbage(store, 2).covariances == (names[0],)
+    collect(store, keep=1)
+    assert store.whitening_names() == {names[2]}
+    kept = store.whitening(names[2])
+    assert kept is not None and kept.tokens == 9
 
 
 def test_files_of_a_build_under_way_are_no_garbage(store: Store) -> None:

@@ -67,7 +67,7 @@ def test_the_paper_preset_is_the_published_algorithm(make_config: MakeConfig, tm
         curvature={"rank": RANK, "oversample": OVERSAMPLE, "power_iterations": 10},
     )
     generation = build(config)
-    assert generation.factored_query and config.code.dtype == "float16" and config.code.rank == 1
+    assert generation.newest.factored_query and config.code.dtype == "float16" and config.code.rank == 1
     model = AutoModelForCausalLM.from_pretrained(config.model.path).double().eval()
     expected = published_scores(model, generation.index_spec, texts)
     ids, found = lc.open_index(config.index).scores(QUERIES)

@@ -43,7 +43,6 @@ from lorif_core.errors import LorifError
 from lorif_core.faults import without_secrets
 from lorif_core.objects import Objects
 from lorif_core.queries import Query
-from lorif_core.store import TABLES
 from lorif_core.tables import Tables
 from tasks.demo_store import MotoServer
 from tasks.environment import environment
@@ -53,6 +52,7 @@ from tests.servers.proxy import Fault, FaultProxy
 
 SHARDS = 4
 TASKS = 3 + 5 + 3 + 1  # of the refused build, the one that ends, the attribution and the library's build
+TABLES = ("factors", "curvature", "generations", "skipped")
 INDEX = "secrets-index"
 REFUSED = "secrets-index-refused"
 ANSWERS = "secrets-answers"

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorif_core.curvature import CurvatureSpec, Damping, ScanRequest, ScanResult, fit_layers, scan_blocks
 from lorif_core.factors import CodeLayout
-from lorif_core.scoring import FoldedQueries, score_rows
+from lorif_core.scoring import FoldedQueries, fold_queries, relative_to_own, score_rows
 from lorif_core.spec import CodeSpec, LayerSpec
 from lorif_core.topk import TopK
 
@@ -27,6 +28,45 @@ def test_scores_are_the_dot_product_with_what_is_stored(code: CodeSpec, queries:
     )
     found = score_rows(codes, scales, layout, FoldedQueries(tuple(weights)))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def relative_scores(
+    codes: torch.Tensor, scales: torch.Tensor, queries: list[torch.Tensor], damping: Damping, kind: str
+) -> torch.Tensor:
+    """(Q, B) of dense rows, with a curvature fitted on all of them; of the first 30 rows only."""
+    layout = CodeLayout(LAYERS, CodeSpec("dense", dtype="float32"))
+    spec = CurvatureSpec(kind, rank=8, damping=damping)
+
+    def scan(request: ScanRequest) -> ScanResult:
+        return scan_blocks([(codes, scales)], layout, request)
+
+    fitted = fit_layers([0, 1], [layer.dim for layer in LAYERS], len(codes), spec, scan)
+    folded = relative_to_own(fold_queries(queries, [fitted[0], fitted[1]]), queries)
+    return score_rows(codes[:30], scales[:30], layout, folded)
+
+
+@pytest.mark.parametrize(("damping", "kind"), [("retained", "woodbury"), ("trace", "exact"), ("paper", "none")])
+def test_relative_scores_have_no_unit(damping: Damping, kind: str) -> None:
+    """Gradients in another unit, or three times as many rows behind H, change no ranking across checkpoints."""
+    rng = torch.Generator().manual_seed(0)
+    width = sum(layer.dim for layer in LAYERS)
+    codes, scales = torch.randn(30, width, generator=rng), torch.rand(30, 2, generator=rng)
+    queries = [torch.randn(2, layer.dim, generator=rng) for layer in LAYERS]
+    expected = relative_scores(codes, scales, queries, damping, kind)
+    larger = relative_scores(codes, 50 * scales, [50 * query for query in queries], damping, kind)
+    thrice = relative_scores(codes.repeat(3, 1), scales.repeat(3, 1), queries, damping, kind)
+    torch.testing.assert_close(larger, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(thrice, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_row_equal_to_the_query_has_the_relative_score_one() -> None:
+    queries = [torch.randn(3, layer.dim, generator=torch.Generator().manual_seed(5)) for layer in LAYERS]
+    layout = CodeLayout(LAYERS, CodeSpec("dense", dtype="float32"))
+    folded = relative_to_own(FoldedQueries(tuple(4 * query for query in queries)), queries)
+    found = score_rows(torch.cat(queries, dim=1), torch.ones(3, 2), layout, folded)
+    torch.testing.assert_close(found.diagonal(), torch.ones(3))
+    nothing = relative_to_own(FoldedQueries((torch.zeros(1, 48),)), [torch.zeros(1, 48)])
+    assert torch.equal(nothing.weights[0], torch.zeros(1, 48)), "a query without a gradient scores nothing"
 
 
 @settings(max_examples=60, deadline=None)

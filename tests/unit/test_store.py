@@ -15,10 +15,11 @@ import torch
 
 from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import UserError
+from lorif_core.generation import Generation, Part, generation_of, ranges
 from lorif_core.receipts import Receipt
 from lorif_core.schema import ShardRows
-from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
-from lorif_core.store import Generation, Store, now
+from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec, parse_shard_key
+from lorif_core.store import Store, now
 from tests.models import make_example
 
 SPEC = IndexSpec(
@@ -49,9 +50,12 @@ def rows(number: int) -> ShardRows:
 
 def generation(store: Store, number: int, curvature: str = "c") -> Generation:
     version = store.factors_version()
-    return Generation(
-        number, now(), version, store.curvature_version(), curvature, "woodbury", SPEC.hash, SPEC.to_json(),
-        SPEC.checkpoint, "/model", None, *store.counts(version), "{}", "[]", "{}",
+    part = Part(
+        SPEC.to_json(), SPEC.checkpoint, "/model", None, curvature, "woodbury", "{}", False, *store.counts(version)
+    )
+    return generation_of(
+        [part], generation=number, created_at=now(), factors_version=version,
+        curvature_version=store.curvature_version(), coverage_json="{}", skipped_json="[]", timings_json="{}",
     )  # fmt: skip
 
 
@@ -63,6 +67,15 @@ def finished(store: Store, number: int, skipped: tuple[tuple[str, str], ...] = (
 
 def commit(store: Store, *numbers: int) -> None:
     store.commit_wave([finished(store, number) for number in numbers], store.factors_version())
+
+
+def keep_only(store: Store, *numbers: int) -> None:
+    store.settle({(SPEC.hash, shard(number).key) for number in numbers})
+
+
+def held(store: Store) -> set[int]:
+    """Numbers of the shards in the newest version."""
+    return {parse_shard_key(key)[1] // 4 for _, key in store.inventory().keys}
 
 
 @pytest.fixture
@@ -80,8 +93,8 @@ def test_a_wave_is_committed_once_by_any_committer(store: Store) -> None:
     other = Store(store.uri)  # a process that starts after the first one died
     assert other.commit_wave(receipts, since) == first
     assert store.counts() == (4, 12)
-    assert other.skipped({shard(0).key}) == [("s", "why")] and other.skipped(set()) == []
-    assert other.committed_shards() == {shard(0).key}
+    assert other.skipped({shard(0).file}) == [("s", "why")] and other.skipped(set()) == []
+    assert held(other) == {0}
 
 
 def test_two_builds_that_overlap_double_nothing(store: Store) -> None:
@@ -91,14 +104,15 @@ def test_two_builds_that_overlap_double_nothing(store: Store) -> None:
     store.commit_wave(mine, since)
     Store(store.uri).commit_wave(theirs, since)
     assert store.counts() == (12, 36)
-    assert store.committed_shards() == {shard(n).key for n in (0, 1, 2)}
+    assert held(store) == {0, 1, 2}
 
 
 def test_a_shard_that_leaves_and_returns_is_there_again(store: Store) -> None:
     commit(store, 0, 1)
-    assert store.keep_only({shard(1).key}) == {shard(1).key}
+    keep_only(store, 1)
+    assert held(store) == {1}
     commit(store, 0)
-    assert store.committed_shards() == {shard(0).key, shard(1).key} and store.counts() == (8, 24)
+    assert held(store) == {0, 1} and store.counts() == (8, 24)
 
 
 def test_cleaning_old_versions_does_not_break_the_next_build(store: Store) -> None:
@@ -123,7 +137,7 @@ def test_a_generation_keeps_its_rows_whatever_writers_do(store: Store) -> None:
     commit(store, 0)
     first = store.publish(generation(store, 1))
     commit(store, 1)
-    store.keep_only({shard(1).key})
+    keep_only(store, 1)
     second = store.publish(generation(store, 2))
     seen = {
         g.generation: {i for b in store.scan(g.factors_version, 9) for i in b.example_ids} for g in (first, second)
@@ -148,11 +162,35 @@ def test_curvature_comes_back(store: Store) -> None:
     store.write_curvature("old", fitted)
     store.write_curvature("c", fitted)
     commit(store, 0)
-    for index, found in store.curvature_layers(generation(store, 1)):
+    published = generation(store, 1)
+    for index, found in store.curvature_layers(published, published.newest):
         expected = fitted[index][1]
         torch.testing.assert_close(found.basis, expected.basis)
         torch.testing.assert_close(found.sigma2, expected.sigma2)
         assert (found.trace, found.rows, found.damping, found.outside) == (5.0, 4, 0.5, 0.75)
+
+
+def test_parts_come_back_and_know_their_fragments(store: Store) -> None:
+    commit(store, 0)
+    first = generation(store, 1).newest
+    parts = [replace(first, fragments=ranges([5, 0, 1, 3, 4])), replace(first, rows=2, fragments=((7, 9),))]
+    made = generation_of(
+        parts, generation=1, created_at=now(), factors_version=2, curvature_version=1, coverage_json="{}",
+        skipped_json="[]", timings_json="{}",
+    )  # fmt: skip
+    store.publish(made)
+    (found,) = Store(store.uri).generations()
+    assert found.parts == tuple(parts) and found.rows == 6 and found.newest == parts[1]
+    assert parts[0].fragments == ((0, 1), (3, 5)) and parts[0].spec == SPEC.hash
+    assert parts[0].chosen(range(10)) == [0, 1, 3, 4, 5] and first.chosen([2, 8]) == [2, 8]
+
+
+def test_generations_of_another_format_are_refused_in_one_sentence(store: Store) -> None:
+    """Before anything is written, by whoever opens the index."""
+    store._tables.require("generations").drop_columns(["parts_json"])
+    for use in (store.generations, store.latest, lambda: store.check_spec(SPEC), lambda: store.create(SPEC)):
+        with pytest.raises(UserError, match="made by another version of lorif"):
+            use()
 
 
 def test_another_spec_is_refused_by_the_keys_that_differ(store: Store) -> None:
@@ -177,7 +215,7 @@ def test_a_writer_killed_before_its_commit_leaves_no_row(store: Store) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "written\n"
         os.kill(process.pid, signal.SIGKILL)
-    assert store.counts() == (0, 0) and store.committed_shards() == set()
+    assert store.counts() == (0, 0) and held(store) == set()
     assert any((Path(store.uri) / "factors.lance" / "data").iterdir()), "the orphan is what this test is about"
     commit(store, 0)
     assert store.counts() == (4, 12)
@@ -198,7 +236,7 @@ def test_a_commit_that_slips_in_between_is_undone(store: Store, monkeypatch: pyt
 
     monkeypatch.setattr(lance.LanceDataset, "commit", interrupted)
     store.commit_wave(ours, since)
-    assert store.counts()[0] == 8 and store.committed_shards() == {shard(0).key, shard(1).key}
+    assert store.counts()[0] == 8 and held(store) == {0, 1}
 
 
 def test_an_answer_that_was_lost_does_not_double(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,5 +260,5 @@ def test_what_a_committer_doubled_before_it_died_is_taken_out_by_the_next_build(
     store.commit_wave(wave, store.factors_version())
     store.commit_wave(wave[:1], store.factors_version())  # it did not look
     assert store.counts()[0] == 12
-    assert store.keep_only({shard(0).key, shard(1).key}) == {shard(0).key, shard(1).key}
-    assert store.counts()[0] == 8
+    keep_only(store, 0, 1)
+    assert store.counts()[0] == 8 and held(store) == {0, 1}

@@ -1,0 +1,31 @@
+"""Flow `update`: what is new in the corpus -> rows, covariances, curvature -> a generation beside the old ones."""
+
+from prefect import flow
+
+from lorif_core.config import Config
+from lorif_core.generation import Generation
+from lorif_core.lease import hold_index
+from tasks.cluster import cluster
+from tasks.indexing import index_shards
+from tasks.merge import update_curvature
+from tasks.update import accumulate, plan_update, publish_update
+
+
+@flow(name="update", flow_run_name="update {config.index}", persist_result=False)
+def update(config: Config, remove_vanished: bool = False, publish_incomplete: bool = False) -> Generation:
+    """Bring an index up to its corpus; the generation that stands then. Run again after a failure, it resumes.
+
+    Args:
+        config: of the build; its spec must be that of the index.
+        remove_vanished: drop rows of files that are no longer in the corpus; otherwise they stay.
+        publish_incomplete: publish without the shards that failed every attempt, and record them.
+    """
+    with hold_index(config.index, config.storage, "update") as lease:
+        plan = plan_update(config, remove_vanished)
+        if not plan.is_needed(config):
+            return plan.base
+        with cluster(config.compute):  # one Ray for all steps
+            indexed = index_shards(config, plan.build, lease, publish_incomplete)
+            metric = accumulate(config, plan, indexed, lease)
+            fit = update_curvature(config, plan, indexed, lease)
+        return publish_update(config, plan, indexed, metric, fit, lease)

@@ -1,0 +1,82 @@
+"""The last step of a flow that changes an index: publish what its tables hold now, and show it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import create_table_artifact
+
+from lorif_core.config import Config
+from lorif_core.generation import Generation, Part
+from lorif_core.lease import Lease
+from lorif_core.plan import BuildPlan
+from lorif_core.publishing import publish_next
+from lorif_core.store import Store
+from tasks.curvature import Fit
+from tasks.indexing import IndexedRows
+
+
+def new_part(config: Config, plan: BuildPlan, fit: Fit, metric: str | None = None) -> Part:
+    """The part of the rows that a plan is about; its counts come from the inventory it is published with."""
+    return Part(
+        spec_json=plan.spec.to_json(),
+        checkpoint=plan.spec.checkpoint,
+        model_path=_lasting(config.model.path),
+        model_revision=config.model.revision,
+        curvature=fit.curvature,
+        curvature_kind=plan.curvature.kind,
+        curvature_json=json.dumps(asdict(plan.curvature)),
+        factored_query=config.query.factored,
+        rows=0,
+        tokens=0,
+        metric=metric,
+        left=fit.left,
+    )
+
+
+def publish(
+    config: Config,
+    plan: BuildPlan,
+    parts: Sequence[Part],
+    indexed: IndexedRows,
+    fit: Fit,
+    lease: Lease,
+    timings: Mapping[str, float],
+    changes: Mapping[str, Any],
+) -> Generation:
+    """Publish what was indexed, unless nothing has changed, and show the generation as an artifact."""
+    generation = publish_next(
+        Store(config.index, config.storage),
+        lease,
+        parts,
+        indexed.inventory,
+        curvature_version=fit.version,
+        coverage_json=json.dumps(asdict(plan.coverage)),
+        skipped=indexed.skipped,
+        quarantined_json=json.dumps(indexed.quarantined),
+        timings=timings,
+        changes=changes,
+        removals=indexed.removals,
+    )
+    if generation.changes != changes:
+        get_run_logger().info("nothing has changed since generation %d, which stands", generation.generation)
+        return generation
+    create_table_artifact(
+        key="generation",
+        table=[
+            {"generation": generation.generation, "rows": generation.rows, "tokens": generation.tokens,
+             "skipped": len(indexed.skipped), "quarantined": len(indexed.quarantined),
+             "padding waste": f"{indexed.padding_waste:.2%}",
+             **{f"{stage} seconds": round(seconds, 1) for stage, seconds in timings.items()}}
+        ],
+        description=f"Published generation {generation.generation} of {config.index}",
+    )  # fmt: skip
+    return generation
+
+
+def _lasting(path: str) -> str:
+    """A local checkpoint's absolute path, so that a query from another folder finds it; a hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path

@@ -1,0 +1,122 @@
+"""The steps of an update that a build has not: compare, let the covariances grow, publish what has changed."""
+
+import time
+from dataclasses import asdict, dataclass
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from lorif_core.calibrate import calibration_sample
+from lorif_core.config import Config
+from lorif_core.generation import Generation
+from lorif_core.lease import Lease
+from lorif_core.metric import Drift, drift, grown
+from lorif_core.store import Store
+from lorif_core.update import UpdatePlan, make_update_plan
+from tasks.calibrate import measure
+from tasks.curvature import Fit
+from tasks.indexing import IndexedRows
+from tasks.publish import new_part, publish
+from tasks.retry import RETRY_DELAYS, worth_retrying
+
+_FEWEST_EXAMPLES = 32  # of new data that covariances are measured on
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """The covariances that queries are folded with, how far they have drifted, and the seconds it took."""
+
+    name: str | None
+    drift: Drift | None
+    seconds: float = 0.0
+
+
+@task(name="plan update", cache_policy=NO_CACHE)
+def plan_update(config: Config, remove_vanished: bool) -> UpdatePlan:
+    """Compare corpus and index, and say what will be done."""
+    log = get_run_logger()
+    plan = make_update_plan(config, remove_vanished)
+    changes = plan.changes
+    log.info(
+        "generation %d against the corpus: %d files new, %d changed, %d moved, %d vanished; %d records in %d "
+        "shards to index, %d rows leave",
+        plan.base.generation, len(changes.new), len(changes.changed), len(changes.moved), len(changes.vanished),
+        plan.build.rows, len(changes.shards), changes.dropped_rows,
+    )  # fmt: skip
+    if changes.vanished and not remove_vanished:
+        log.warning(
+            "%d files left the corpus, their rows stay (--remove-vanished drops them): %s",
+            len(changes.vanished), "; ".join(changes.vanished[:10]),
+        )  # fmt: skip
+    if not plan.is_needed(config):
+        log.info("nothing has changed since generation %d, which stands", plan.base.generation)
+    return plan
+
+
+@task(
+    name="let covariances grow",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
+def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Metric:
+    """Add the covariances of new data, by a sample of it, to those of the data before; codes keep their whitening.
+
+    New data count by their share of the tokens. Random projections have no covariances.
+    """
+    store, spec, part = Store(config.index, config.storage), plan.build.spec, plan.part
+    frozen = store.whitening(spec.projection.whitening)
+    new = indexed.inventory.of_spec(spec.hash).beyond(plan.held)
+    if frozen is None or part is None or not new.rows:
+        return Metric(None if part is None else part.metric, None)
+    started = time.perf_counter()
+    share = config.projection.calibration_examples * new.rows / part.rows
+    examples = round(min(max(share, _FEWEST_EXAMPLES), config.projection.calibration_examples))
+    sample = measure(config, spec, calibration_sample(plan.build.shards, examples))
+    if not sample.tokens:
+        return Metric(part.metric, None)
+    newer = grown(store.whitening(part.metric) or frozen, part.tokens, sample, new.tokens)
+    found = drift(frozen, newer, [layer.name for layer in spec.layers])
+    get_run_logger().info(
+        "covariances of %d new examples; drift from the whitening %.3f, at most %.3f in layer %s",
+        sample.examples, found.mean, found.worst, found.layer,
+    )  # fmt: skip
+    lease.confirm()
+    store.write_whitening(newer, spec.layers)
+    return Metric(newer.digest(), found, time.perf_counter() - started)
+
+
+@task(
+    name="publish update",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
+def publish_update(
+    config: Config, plan: UpdatePlan, indexed: IndexedRows, metric: Metric, fit: Fit, lease: Lease
+) -> Generation:
+    """Publish the rows that stayed and those that came as one generation."""
+    others = [part for part in plan.base.parts if part.spec != plan.build.spec.hash]
+    changes = plan.changes
+    return publish(
+        config,
+        plan.build,
+        [*others, new_part(config, plan.build, fit, metric.name)],
+        indexed,
+        fit,
+        lease,
+        timings={"index": indexed.seconds, "calibrate": metric.seconds, "curvature": fit.seconds},
+        changes={
+            "command": "update",
+            "files": {
+                "new": len(changes.new), "changed": len(changes.changed), "moved": len(changes.moved),
+                "vanished": len(changes.vanished),
+            },
+            "rows_added": indexed.inventory.rows - plan.held.rows + changes.dropped_rows,
+            "rows_removed": changes.dropped_rows,
+            "curvature": fit.how,
+            "drift": None if metric.drift is None else asdict(metric.drift),
+        },
+    )  # fmt: skip

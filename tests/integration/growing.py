@@ -1,0 +1,63 @@
+"""A corpus that grows, changes and shrinks: small files of rows of the session's corpus."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from lorif_core.config import Config
+from lorif_core.store import Store
+
+
+class Folder:
+    """A corpus folder whose files are chosen rows of another file."""
+
+    def __init__(self, folder: Path, rows_of: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._lines = rows_of.read_text().splitlines(keepends=True)
+
+    @property
+    def section(self) -> dict[str, str]:
+        """What a config says of it."""
+        return {"uri": str(self._folder)}
+
+    def put(self, name: str, rows: Iterable[int], swap: tuple[str, str] = ("", "")) -> None:
+        """Write a file, with a word of its texts in place of another."""
+        text = "".join(self._lines[row] for row in rows)
+        (self._folder / f"{name}.jsonl").write_text(text.replace(*swap) if swap[0] else text)
+
+    def drop(self, name: str) -> None:
+        """Remove a file."""
+        (self._folder / f"{name}.jsonl").unlink()
+
+    def rename(self, name: str, other: str) -> None:
+        """Give a file another name."""
+        (self._folder / f"{name}.jsonl").rename(self._folder / f"{other}.jsonl")
+
+
+def codes_of(config: Config) -> dict[str, tuple[bytes, bytes]]:
+    """example_id -> (codes, scales) of the newest generation; an id that is there twice is an error."""
+    store = Store(config.index, config.storage)
+    found: dict[str, tuple[bytes, bytes]] = {}
+    for block in store.scan(store.latest().factors_version, 500):
+        for row, example_id in enumerate(block.example_ids):
+            assert example_id not in found, f"{example_id} is there twice"
+            found[example_id] = (block.codes[row].numpy().tobytes(), block.scales[row].numpy().tobytes())
+    return found
+
+
+def metadata_of(config: Config) -> dict[str, tuple[object, ...]]:
+    """example_id -> what describes it, in the newest generation."""
+    store = Store(config.index, config.storage)
+    columns = ["example_id", "shard", "row", "tokens", "content_hash", "text"]
+    batches = store.metadata(store.latest().factors_version, columns)
+    return {row["example_id"]: tuple(row.values()) for batch in batches for row in batch.to_pylist()}
+
+
+def scores_of(config: Config, queries: list[object]) -> dict[str, np.ndarray]:
+    """example_id -> scores of the newest generation."""
+    import lorif_core as lc
+
+    ids, scores = lc.open_index(config.index, config.storage).scores(queries)  # type: ignore[arg-type]
+    return dict(zip(ids, scores.T, strict=True))
