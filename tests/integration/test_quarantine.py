@@ -16,8 +16,8 @@ from lorif_core.errors import CorpusChangedError, IncompleteBuildError
 from lorif_core.lease import hold_index
 from lorif_core.plan import make_plan
 from lorif_core.store import Store
-from tasks.indexing import index_shards
 from tasks.demo_store import MotoServer
+from tasks.indexing import index_shards
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, put_shards, s3_config
 from tests.integration.test_bad_input import run
