@@ -57,8 +57,9 @@ def index_parts(specs: Sequence[tuple[Config, IndexSpec]]) -> Generation:
         added = ranges(set(store.fragment_ids(version)) - before)
         parts.append(
             Part(
-                spec.to_json(), spec.checkpoint, of_part.model.path, None, "", "none", False, receipt.rows,
-                receipt.tokens, added,
+                spec.to_json(), spec.checkpoint, of_part.model.path, None, curvature="", curvature_kind="none",
+                curvature_json="{}", factored_query=False, rows=receipt.rows,
+                tokens=receipt.tokens, fragments=added,
             )
         )  # fmt: skip
     if len({part.spec for part in parts}) == 1:
