@@ -99,7 +99,8 @@ def publish_update(
 ) -> Generation:
     """Publish the rows that stayed and those that came as one generation."""
     others = [part for part in plan.base.parts if part.spec != plan.build.spec.hash]
-    changes = plan.changes
+    changes, held = plan.changes, plan.held.keys
+    stayed = sum(holding.rows for holding in indexed.inventory.holdings if holding.key in held)
     return publish(
         config,
         plan.build,
@@ -114,8 +115,8 @@ def publish_update(
                 "new": len(changes.new), "changed": len(changes.changed), "moved": len(changes.moved),
                 "vanished": len(changes.vanished),
             },
-            "rows_added": indexed.inventory.rows - plan.held.rows + changes.dropped_rows,
-            "rows_removed": changes.dropped_rows,
+            "rows_added": indexed.inventory.rows - stayed,
+            "rows_removed": plan.held.rows - stayed,
             "curvature": fit.how,
             "drift": None if metric.drift is None else asdict(metric.drift),
         },
