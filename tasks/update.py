@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import calibration_sample
 from lorif_core.config import Config
+from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
 from lorif_core.lease import Lease
 from lorif_core.metric import Drift, drift, grown
@@ -85,6 +86,24 @@ def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Le
     lease.confirm()
     store.write_whitening(newer, spec.layers)
     return Metric(newer.digest(), found, time.perf_counter() - started)
+
+
+@task(
+    name="expire generations",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
+def expire(config: Config, lease: Lease) -> None:
+    """Collect all generations but the newest `update.keep`, with what only they need, as `lorif gc --apply`."""
+    if config.update.keep is None:
+        return
+    store = Store(config.index, config.storage)
+    garbage = find_garbage(store, config.update.keep, held=True)
+    lease.confirm()
+    remove_garbage(store, garbage)
+    get_run_logger().info("%d generations expired, %d bytes are free", len(garbage.generations), garbage.bytes)
 
 
 @task(
