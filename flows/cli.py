@@ -132,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--top-k", type=_positive, default=10, help="proponents and opponents (default: 10)")
 
     status = add("status", "generations of an index: counts, bytes, checkpoint, builds under way")
+    rollback = add("rollback", "publish an earlier generation again")
     remove = add("remove", "takedown of examples: their rows are in no later generation")
     chosen = remove.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--ids", metavar="FILE", help="example ids, one a line")
@@ -142,8 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--apply", action="store_true", help="remove it; without this it is only listed")
     gc.add_argument("--keep", type=_positive, default=5, help="newest generations that are kept (default: 5)")
     takes = {query: "storage.* and model.*", remove: "storage.*, compute.* and update.*"}
-    for command in (query, status, remove, gc):
+    for command in (query, status, rollback, remove, gc):
         command.add_argument("index", help="folder or URI of the index")
+        if command is rollback:
+            command.add_argument(
+                "generation", type=int, help="number of a generation, as `lorif status` lists them"
+            )
         command.add_argument(
             "overrides",
             nargs="*",

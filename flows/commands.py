@@ -23,6 +23,7 @@ from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
 from lorif_core.lease import current_holder, hold_index
 from lorif_core.objects import Objects
+from lorif_core.publishing import find_generation, rollback
 from lorif_core.store import Store
 from tasks.environment import fast_imports, lock_local_ray
 
@@ -222,6 +223,15 @@ def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str
     }
     advice = "earlier generations still hold the rows: lorif gc --apply --keep 1 takes them from storage"
     return Result(data, f"{_listed(data).text}\n{advice}")
+
+
+def run_rollback(index: str, overrides: Sequence[str], generation: int) -> Result:
+    """`lorif rollback`: tables are restored by name, so it takes a second however large they are."""
+    store = _open_store(index, overrides)
+    find_generation(store, generation)
+    with hold_index(index, store.storage, "rollback") as lease:
+        standing = rollback(store, lease, generation)
+    return _listed({**_told(index, standing), "changes": standing.changes})
 
 
 def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Result:

@@ -8,7 +8,7 @@ from lorif_core.lease import hold_index
 from tasks.cluster import cluster
 from tasks.indexing import index_shards
 from tasks.merge import update_curvature
-from tasks.update import accumulate, plan_update, publish_update
+from tasks.update import accumulate, expire, plan_update, publish_update
 
 
 @flow(name="update", flow_run_name="update {config.index}", persist_result=False)
@@ -28,4 +28,6 @@ def update(config: Config, remove_vanished: bool = False, publish_incomplete: bo
             indexed = index_shards(config, plan.build, lease, publish_incomplete)
             metric = accumulate(config, plan, indexed, lease)
             fit = update_curvature(config, plan, indexed, lease)
-        return publish_update(config, plan, indexed, metric, fit, lease)
+        generation = publish_update(config, plan, indexed, metric, fit, lease)
+        expire(config, lease)
+        return generation

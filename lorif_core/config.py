@@ -138,6 +138,8 @@ class UpdateConfig(Section):
     """`merge` adds the curvature of new rows to that of old ones; `refit` passes over all rows."""
     refit_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of rows that may leave (files that changed) before a curvature is fitted anew."""
+    keep: PositiveInt | None = None
+    """Newest generations that an update leaves; null leaves all, for `lorif gc` to collect."""
 
 
 class ComputeConfig(Section):

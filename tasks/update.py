@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import calibration_sample
 from lorif_core.config import Config
+from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
 from lorif_core.lease import Lease
 from lorif_core.metric import Drift, drift, grown
@@ -88,6 +89,24 @@ def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Le
 
 
 @task(
+    name="expire generations",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
+def expire(config: Config, lease: Lease) -> None:
+    """Collect all generations but the newest `update.keep`, with what only they need, as `lorif gc --apply`."""
+    if config.update.keep is None:
+        return
+    store = Store(config.index, config.storage)
+    garbage = find_garbage(store, config.update.keep, held=True)
+    lease.confirm()
+    remove_garbage(store, garbage)
+    get_run_logger().info("%d generations expired, %d bytes are free", len(garbage.generations), garbage.bytes)
+
+
+@task(
     name="publish update",
     cache_policy=NO_CACHE,
     retries=len(RETRY_DELAYS),
@@ -99,7 +118,8 @@ def publish_update(
 ) -> Generation:
     """Publish the rows that stayed and those that came as one generation."""
     others = [part for part in plan.base.parts if part.spec != plan.build.spec.hash]
-    changes = plan.changes
+    changes, held = plan.changes, plan.held.keys
+    stayed = sum(holding.rows for holding in indexed.inventory.holdings if holding.key in held)
     return publish(
         config,
         plan.build,
@@ -114,8 +134,8 @@ def publish_update(
                 "new": len(changes.new), "changed": len(changes.changed), "moved": len(changes.moved),
                 "vanished": len(changes.vanished),
             },
-            "rows_added": indexed.inventory.rows - plan.held.rows + changes.dropped_rows,
-            "rows_removed": changes.dropped_rows,
+            "rows_added": indexed.inventory.rows - stayed,
+            "rows_removed": plan.held.rows - stayed,
             "curvature": fit.how,
             "drift": None if metric.drift is None else asdict(metric.drift),
         },

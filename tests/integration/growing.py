@@ -52,7 +52,8 @@ def metadata_of(config: Config) -> dict[str, tuple[object, ...]]:
     store = Store(config.index, config.storage)
     columns = ["example_id", "shard", "row", "tokens", "content_hash", "text"]
     batches = store.metadata(store.latest().factors_version, columns)
-    return {row["example_id"]: tuple(row.values()) for batch in batches for row in batch.to_pylist()}
+    rows = (row for batch in batches for row in batch.to_pylist())
+    return {row["example_id"]: tuple(row[name] for name in columns) for row in rows}
 
 
 def scores_of(config: Config, queries: list[object]) -> dict[str, np.ndarray]:

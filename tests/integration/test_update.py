@@ -176,8 +176,10 @@ def test_an_update_that_died_leaves_nothing_that_the_corpus_no_longer_has(
     )
     assert {name: codes_of(config)[name] for name in rows} == rows
     folder.put("0", range(20, 40))
-    update(config)
+    keeping = config.model_copy(update={"update": config.update.model_copy(update={"keep": 2})})
+    update(keeping)
     assert codes_of(config) == codes_of(fresh(config))
+    assert [generation.generation for generation in store.generations()] == [2, 3], "the last two are kept"
 
 
 @needs_servers
