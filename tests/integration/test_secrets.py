@@ -329,21 +329,23 @@ def collect(made: Runs, server: MotoServer) -> None:
     for name in ("cache", "prefect", "tmp"):
         evidence.add_folder("node", made.folder / name)
     path = PREFECT_SERVER_DATABASE_CONNECTION_URL.value().partition("///")[2]
-    await_task_runs(path)
+    await_prefect(path)
     evidence.add_database(path)
 
 
-def await_task_runs(path: str) -> None:
-    """Prefect's server writes task runs some seconds after it has heard of them."""
+def await_prefect(path: str) -> None:
+    """Prefect writes task runs and logs some seconds after they are done."""
     ended = (
         "SELECT count(*) FROM task_run JOIN flow_run ON flow_run.id = task_run.flow_run_id "
         f"WHERE flow_run.parameters LIKE '%{INDEX}%' AND task_run.state_type IN ('COMPLETED', 'FAILED')"
     )
+    logged = f"SELECT count(*) FROM log WHERE message LIKE '%{MARK}%'"
     deadline = time.monotonic() + 60
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        while database.execute(ended).fetchone()[0] < TASKS:
-            assert time.monotonic() < deadline, "Prefect does not know of all tasks"
-            time.sleep(0.5)
+        for count, query in ((TASKS, ended), (1, logged)):
+            while database.execute(query).fetchone()[0] < count:
+                assert time.monotonic() < deadline, f"Prefect has not written: {query}"
+                time.sleep(0.5)
 
 
 CONTROLS = {
