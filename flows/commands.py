@@ -272,7 +272,10 @@ def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
         "created_at": generation.created_at.isoformat(),
         "bytes": measured,
         "bytes_per_example": measured / max(generation.rows, 1),
-        "parts": [{"checkpoint": part.checkpoint, "rows": part.rows} for part in generation.parts],
+        "parts": [
+            {"checkpoint": part.checkpoint, "rows": part.rows, "asked_at_newest": part.follows is not None}
+            for part in generation.parts
+        ],
         "changes": generation.changes,
     }
 

@@ -8,6 +8,7 @@ from lorif_core.lease import hold_index
 from tasks.cluster import cluster
 from tasks.indexing import index_shards
 from tasks.merge import update_curvature
+from tasks.older import PartDrift, judge_older, settle_whitening
 from tasks.update import accumulate, expire, plan_update, publish_update
 
 
@@ -16,7 +17,8 @@ def update(config: Config, remove_vanished: bool = False, publish_incomplete: bo
     """Bring an index up to its corpus; the generation that stands then. Run again after a failure, it resumes.
 
     Args:
-        config: of the build; its spec must be that of the index.
+        config: of the build; its spec must be that of the index, but that its model may have been trained further
+            (`update.policy`).
         remove_vanished: drop rows of files that are no longer in the corpus; otherwise they stay.
         publish_incomplete: publish without the shards that failed every attempt, and record them.
     """
@@ -24,10 +26,15 @@ def update(config: Config, remove_vanished: bool = False, publish_incomplete: bo
         plan = plan_update(config, remove_vanished)
         if not plan.is_needed(config):
             return plan.base
+        drifts: tuple[PartDrift, ...] = ()
         with cluster(config.compute):  # one Ray for all steps
+            if plan.part is None:  # a checkpoint that the index has not seen
+                plan = settle_whitening(config, plan, lease)
+                if config.update.policy == "auto":
+                    plan, drifts = judge_older(config, plan)
             indexed = index_shards(config, plan.build, lease, publish_incomplete)
             metric = accumulate(config, plan, indexed, lease)
             fit = update_curvature(config, plan, indexed, lease)
-        generation = publish_update(config, plan, indexed, metric, fit, lease)
+        generation = publish_update(config, plan, drifts, indexed, metric, fit, lease)
         expire(config, lease)
         return generation

@@ -158,7 +158,7 @@ def _report(
         timings=(*json.loads(generation.timings_json).items(), *timings),
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
         judge=tuple(judge),
-        relative=len(generation.parts) > 1,
+        relative=len(generation.leaders) > 1,
     )
 
 

@@ -18,7 +18,7 @@ from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
-from lorif_core.metric import layer_metric
+from lorif_core.metric import layer_metric, translation
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, as_query, query_example
 from lorif_core.scoring import FoldedQueries, Folds, fold_queries, relative_to_own, score_rows
@@ -107,7 +107,7 @@ class PartReader:
         self._store, self._generation, self.part = store, generation, part
         self.spec = part.index_spec
         self.layout = CodeLayout(self.spec.layers, self.spec.code)
-        self._is_alone = len(generation.parts) == 1
+        self._is_alone = len(generation.leaders) == 1
         self._encoders: dict[ModelConfig, QueryEncoder] = {}
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
@@ -130,6 +130,15 @@ class PartReader:
         """
         folded = fold_queries(gradients.layers, self._folds())
         return folded if self._is_alone else relative_to_own(folded, gradients.layers)
+
+    def translated(self, folded: FoldedQueries, leader: IndexSpec) -> FoldedQueries:
+        """Queries that are folded for rows of another spec, for the part's own rows, which follow those."""
+        newer = self._store.whitening(leader.projection.whitening)
+        older = self._store.whitening(self.spec.projection.whitening)
+        if newer is None or older is None or leader.projection == self.spec.projection:
+            return folded
+        layers = (translation(newer, older, number) for number in range(len(self.spec.layers)))
+        return fold_queries(folded.weights, layers)
 
     def _folds(self) -> Iterator[Folds]:
         if self.part.curvature_kind != "none":
@@ -188,6 +197,10 @@ class Index:
         self.generation = generation or store.latest()
         self.parts = [PartReader(store, self.generation, part) for part in self.generation.parts]
 
+    @property
+    def _leaders(self) -> list[PartReader]:
+        return [part for part in self.parts if part.part.follows is None]
+
     def generations(self) -> list[Generation]:
         """All published generations, newest last."""
         return self.store.generations()
@@ -216,14 +229,14 @@ class Index:
         return self.top_k_folded(self.fold(self.encode(queries, model)), k)
 
     def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> list[QueryGradients]:
-        """Gradients of the queries under the checkpoint of every part."""
+        """Gradients of the queries under every checkpoint that is asked."""
         parsed = [
             query if isinstance(query, Query) else as_query(query, position)
             for position, query in enumerate(queries)
         ]
         if not parsed:
             raise UserError("there is no query")
-        older = [part.encoder().gradients(parsed) for part in self.parts[:-1]]
+        older = [part.encoder().gradients(parsed) for part in self._leaders[:-1]]
         return [*older, self.encoder(model).gradients(parsed)]
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
@@ -231,8 +244,15 @@ class Index:
         return self.parts[-1].encoder(model)
 
     def fold(self, gradients: Sequence[QueryGradients]) -> list[FoldedQueries]:
-        """The queries folded with the curvature of every part."""
-        return [part.fold(found) for part, found in zip(self.parts, gradients, strict=True)]
+        """The queries folded for every part."""
+        led = {
+            part.part.spec: (part, part.fold(found)) for part, found in zip(self._leaders, gradients, strict=True)
+        }
+        folded = []
+        for part in self.parts:
+            leader, queries = led[part.part.follows or part.part.spec]
+            folded.append(queries if part is leader else part.translated(queries, leader.spec))
+        return folded
 
     def top_k_folded(self, folded: Sequence[FoldedQueries], k: int) -> list[TopK]:
         """Top-k of folded queries over all parts."""

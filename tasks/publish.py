@@ -34,6 +34,7 @@ def new_part(config: Config, plan: BuildPlan, fit: Fit, metric: str | None = Non
         tokens=0,
         metric=metric,
         left=fit.left,
+        sampled=fit.sampled,
     )
 
 

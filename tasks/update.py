@@ -1,6 +1,7 @@
 """The steps of an update that a build has not: compare, let the covariances grow, publish what has changed."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from prefect import get_run_logger, task
@@ -17,6 +18,7 @@ from lorif_core.update import UpdatePlan, make_update_plan
 from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
+from tasks.older import PartDrift
 from tasks.publish import new_part, publish
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
@@ -77,14 +79,15 @@ def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Le
     sample = measure(config, spec, calibration_sample(plan.build.shards, examples))
     if not sample.tokens:
         return Metric(part.metric, None)
-    newer = grown(store.whitening(part.metric) or frozen, part.tokens, sample, new.tokens)
+    # at a checkpoint, covariances are measured over the whole corpus, whatever rows are there
+    newer = grown(store.whitening(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
     found = drift(frozen, newer, [layer.name for layer in spec.layers])
     get_run_logger().info(
         "covariances of %d new examples; drift from the whitening %.3f, at most %.3f in layer %s",
         sample.examples, found.mean, found.worst, found.layer,
     )  # fmt: skip
     lease.confirm()
-    store.write_whitening(newer, spec.layers)
+    store.write_covariances(newer, spec.layers)
     return Metric(newer.digest(), found, time.perf_counter() - started)
 
 
@@ -114,16 +117,27 @@ def expire(config: Config, lease: Lease) -> None:
     retry_condition_fn=worth_retrying,
 )
 def publish_update(
-    config: Config, plan: UpdatePlan, indexed: IndexedRows, metric: Metric, fit: Fit, lease: Lease
+    config: Config,
+    plan: UpdatePlan,
+    drifts: Sequence[PartDrift],
+    indexed: IndexedRows,
+    metric: Metric,
+    fit: Fit,
+    lease: Lease,
 ) -> Generation:
     """Publish the rows that stayed and those that came as one generation."""
-    others = [part for part in plan.base.parts if part.spec != plan.build.spec.hash]
+    newest = new_part(config, plan.build, fit, metric.name)
+    others = [
+        part.following(newest) if part.spec in plan.followers or part.follows == newest.spec else part
+        for part in plan.base.parts
+        if part.spec != newest.spec
+    ]
     changes, held = plan.changes, plan.held.keys
     stayed = sum(holding.rows for holding in indexed.inventory.holdings if holding.key in held)
     return publish(
         config,
         plan.build,
-        [*others, new_part(config, plan.build, fit, metric.name)],
+        [*others, newest],
         indexed,
         fit,
         lease,
@@ -134,9 +148,11 @@ def publish_update(
                 "new": len(changes.new), "changed": len(changes.changed), "moved": len(changes.moved),
                 "vanished": len(changes.vanished),
             },
-            "rows_added": indexed.inventory.rows - stayed,
-            "rows_removed": plan.held.rows - stayed,
+            "rows_added": indexed.inventory.rows - stayed - changes.refreshed_rows,
+            "rows_removed": plan.held.rows - stayed - changes.refreshed_rows,
+            "rows_refreshed": changes.refreshed_rows,
             "curvature": fit.how,
+            "older_rows": [asdict(drift) for drift in drifts],
             "drift": None if metric.drift is None else asdict(metric.drift),
         },
     )  # fmt: skip
