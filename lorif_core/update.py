@@ -14,6 +14,7 @@ from lorif_core.layers import coverage, select_layers
 from lorif_core.manifest import Changes, compare, known_files
 from lorif_core.model import load_skeleton
 from lorif_core.plan import BuildPlan, check_curvature, curvature_spec, make_spec
+from lorif_core.prefix import unchanged_outside
 from lorif_core.spec import parse_shard_key
 from lorif_core.store import Store
 
@@ -28,6 +29,7 @@ class UpdatePlan:
         changes: what the corpus has otherwise.
         removals_pending: a removal was begun that the base does not honour yet.
         build: the shards to index, and those that stay.
+        quarantined: (place, cause) of what the base is without, in files that are not looked at.
     """
 
     base: Generation
@@ -35,6 +37,7 @@ class UpdatePlan:
     changes: Changes
     removals_pending: bool
     build: BuildPlan
+    quarantined: tuple[tuple[str, str], ...] = ()
 
     def is_needed(self, config: Config) -> bool:
         """Whether there is anything to do: in the corpus, or because settings of the index have changed."""
@@ -66,8 +69,10 @@ def preflight_update(config: Config) -> Generation:
     return base
 
 
-def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePlan:
+def make_update_plan(config: Config, remove_vanished: bool = False, within: str = "") -> UpdatePlan:
     """Compare the corpus with the newest generation. Files that it holds as they are now are not read.
+
+    Files whose names do not begin with `within` are taken to be as the generation has them.
 
     Raises:
         UserError: there is no generation to update, it is of another spec, or as `make_plan`.
@@ -78,8 +83,9 @@ def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePla
     spec = make_spec(config, skeleton)
     store.check_spec(spec)
     held = store.inventory(base.factors_version)
-    quarantined = [place for place, _ in json.loads(base.quarantined_json)]
-    listing = list_shards(config.corpus, config.storage, known_files(held, quarantined))
+    quarantined = [(place, cause) for place, cause in json.loads(base.quarantined_json)]
+    known = known_files(held, [place for place, _ in quarantined])
+    listing = unchanged_outside(list_shards(config.corpus, config.storage, known, within), held, within)
     changes = compare(held, listing, remove_vanished)
     _check_ids(config, store, held, listing, changes)
     rows = held.rows - changes.dropped_rows + sum(shard.rows for shard in changes.shards)
@@ -93,7 +99,8 @@ def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePla
         kept=changes.kept,
         base_version=base.factors_version,
     )
-    return UpdatePlan(base, held, changes, store.removed().num_rows != base.removals, build)
+    outside = tuple((place, cause) for place, cause in quarantined if not place.startswith(within))
+    return UpdatePlan(base, held, changes, store.removed().num_rows != base.removals, build, outside)
 
 
 def _check_ids(config: Config, store: Store, held: Inventory, listing: Listing, changes: Changes) -> None:

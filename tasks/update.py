@@ -1,7 +1,7 @@
 """The steps of an update that a build has not: compare, let the covariances grow, publish what has changed."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -33,10 +33,10 @@ class Metric:
 
 
 @task(name="plan update", cache_policy=NO_CACHE)
-def plan_update(config: Config, remove_vanished: bool) -> UpdatePlan:
+def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePlan:
     """Compare corpus and index, and say what will be done."""
     log = get_run_logger()
-    plan = make_update_plan(config, remove_vanished)
+    plan = make_update_plan(config, remove_vanished, within)
     changes = plan.changes
     log.info(
         "generation %d against the corpus: %d files new, %d changed, %d moved, %d vanished; %d records in %d "
@@ -117,6 +117,7 @@ def publish_update(
     config: Config, plan: UpdatePlan, indexed: IndexedRows, metric: Metric, fit: Fit, lease: Lease
 ) -> Generation:
     """Publish the rows that stayed and those that came as one generation."""
+    indexed = replace(indexed, quarantined=(*plan.quarantined, *indexed.quarantined))
     others = [part for part in plan.base.parts if part.spec != plan.build.spec.hash]
     changes, held = plan.changes, plan.held.keys
     stayed = sum(holding.rows for holding in indexed.inventory.holdings if holding.key in held)
