@@ -103,7 +103,10 @@ class PrefectPlace(AbstractContextManager["PrefectPlace"]):
         found = []
         for process in self._processes.values():
             if psutil.pid_exists(process.pid):
-                found += [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+                found += [
+                    process.pid,
+                    *(child.pid for child in psutil.Process(process.pid).children(recursive=True)),
+                ]
         return found
 
     def _start(self, name: str, *words: str) -> None:
