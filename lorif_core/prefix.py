@@ -1,4 +1,4 @@
-"""A part of a corpus: the files under a prefix, as events tell of them; all others are as a generation has them."""
+"""A part of a corpus: the files under a prefix, as events tell of them; all others as a generation has them."""
 
 import os
 import posixpath

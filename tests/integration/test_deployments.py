@@ -1,12 +1,14 @@
-"""Invariant: what prefect.yaml deploys runs by the clock, at an event and by hand, and commits one run at a time."""
+"""Invariant: what prefect.yaml deploys runs by the clock, at events and by hand, and commits one at a time."""
 
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ class Night:
 @pytest.fixture(scope="module")
 def night(
     s3_place: MotoServer, prefect_server: None, ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Night]:
+) -> Night:
     """One run by an event, one by the clock, one by hand at the same time, and an event without a prefix."""
     home, file = tmp_path_factory.mktemp("prefect"), tmp_path_factory.mktemp("config") / "config.yaml"
     config = s3_config(
@@ -86,7 +88,7 @@ def night(
                 }
             processes = place.running()
         left = [number for number in processes if psutil.pid_exists(number)]
-    yield Night(config, runs, artifacts, alerts, left)
+    return Night(config, runs, artifacts, alerts, left)
 
 
 def run_all(
@@ -178,30 +180,27 @@ def watch(place: PrefectPlace, folder: Path, address: str) -> None:
     place.command("automation", "create", "--from-file", str(automations))
 
 
-class receiver:  # noqa: N801 - used as a function
+@contextmanager
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server that keeps what is posted to it: (its address, what came)."""
+    came: list[dict[str, Any]] = []
 
-    def __enter__(self) -> tuple[str, list[dict[str, Any]]]:
-        came: list[dict[str, Any]] = []
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(204)
-                self.end_headers()
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Silent."""
 
-            def log_message(self, format: str, *arguments: Any) -> None:
-                """Silent."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        return f"http://127.0.0.1:{self._server.server_address[1]}/", came
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/", came
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def test_an_event_the_clock_and_a_hand_each_make_a_generation(night: Night) -> None:
@@ -223,7 +222,7 @@ def test_runs_that_commit_wait_for_each_other(night: Night) -> None:
     clock, hand = night.runs["clock"], night.runs["hand"]
     assert hand.expected_start_time < clock.end_time <= hand.start_time
     spans = sorted((run.start_time, run.end_time) for run in night.runs.values() if run.start_time is not None)
-    assert len(spans) >= 3 and all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
+    assert len(spans) >= 3 and all(first[1] <= second[0] for first, second in pairwise(spans))
 
 
 def test_an_event_without_a_prefix_gets_one_sentence_and_an_alert(night: Night) -> None:

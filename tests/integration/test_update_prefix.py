@@ -10,7 +10,6 @@ from flows.build import build
 from flows.update import update
 from lorif_core.errors import UserError
 from lorif_core.objects import Objects
-from lorif_core.store import Store
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of
 
