@@ -5,12 +5,12 @@ from typing import Any
 
 from prefect import flow
 
-from lorif_core.config import Config
+from flows.parameters import ConfigParameter
 from tasks.attribute import attribute_queries, open_queries, write_results
 
 
 @flow(name="attribute", flow_run_name="attribute {queries}", persist_result=False)
-def attribute(config: Config, queries: str, out: str, top_k: int = 10) -> dict[str, Any]:
+def attribute(config: ConfigParameter, queries: str, out: str, top_k: int = 10) -> dict[str, Any]:
     """Attribute every query of a file against the newest generation; the summary that is also written."""
     started = time.perf_counter()
     generation, parsed = open_queries(config, queries, out)

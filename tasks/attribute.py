@@ -22,6 +22,7 @@ from lorif_core.topk import TopK
 from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
+from tasks.outcome import link
 from tasks.progress import Progress
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
@@ -132,7 +133,7 @@ def write_results(
     summary = write_answers(out, store, generation, answers, title, [("attribute", seconds)])
     create_markdown_artifact(
         f"{len(answers)} queries against generation {generation.generation} ({generation.rows} rows): "
-        f"`{out}/report.html`",
+        f"{link('report', f'{out}/report.html')}",
         key="attribution",
     )
     return summary

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -35,10 +35,10 @@ class Metric:
 
 
 @task(name="plan update", cache_policy=NO_CACHE)
-def plan_update(config: Config, remove_vanished: bool) -> UpdatePlan:
+def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePlan:
     """Compare corpus and index, and say what will be done."""
     log = get_run_logger()
-    plan = make_update_plan(config, remove_vanished)
+    plan = make_update_plan(config, remove_vanished, within)
     changes = plan.changes
     log.info(
         "generation %d against the corpus: %d files new, %d changed, %d moved, %d vanished; %d records in %d "
@@ -126,6 +126,7 @@ def publish_update(
     lease: Lease,
 ) -> Generation:
     """Publish the rows that stayed and those that came as one generation."""
+    indexed = replace(indexed, quarantined=(*plan.quarantined, *indexed.quarantined))
     newest = new_part(config, plan.build, fit, metric.name)
     others = [
         part.following(newest) if part.spec in plan.followers or part.follows == newest.spec else part

@@ -110,7 +110,11 @@ def test_a_file_without_query_columns_lists_what_it_has(tmp_path: Path, ending: 
         ("q.jsonl", lines([{"text": "a"}, {"prompt": "b"}]), "query 1 of .*q.jsonl has prompt; it needs"),
         ("q.parquet", b"PAR1 no", "q.parquet is cut off"),
         ("q.jsonl.gz", b"{}", "q.jsonl.gz is not a .gz file"),
-        ("q.jsonl.gz", gzip.compress(lines([{"text": "abc"}] * 9), mtime=0)[:-9], "q.jsonl.gz is damaged or cut off"),
+        (
+            "q.jsonl.gz",
+            gzip.compress(lines([{"text": "abc"}] * 9), mtime=0)[:-9],
+            "q.jsonl.gz is damaged or cut off",
+        ),
         ("q.csv", b"text\n", "no file of a supported format; name files that end in .jsonl"),
     ],
 )
