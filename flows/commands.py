@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.tables import figures_text, lds_text
+from flows.tables import change_lines, figures_text, lds_text
 from lorif_core.config import (
     Config,
     StorageConfig,
@@ -144,7 +144,7 @@ def run_demo(out: str, store: str) -> Result:
         f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
         for row in summary["self_check"]
     ]
-    return Result(summary, "\n".join([*checks, f"report: {summary['report']}"]))
+    return Result(summary, "\n".join([*change_lines(summary["change"]), *checks, f"report: {summary['report']}"]))
 
 
 def run_query(

@@ -3,13 +3,14 @@
 from prefect import flow
 
 from flows.parameters import ConfigParameter
+from lorif_core.change import PartDrift
 from lorif_core.generation import Generation
 from lorif_core.lease import hold_index
 from lorif_core.prefix import names_under
 from tasks.cluster import cluster
 from tasks.indexing import index_shards
 from tasks.merge import update_curvature
-from tasks.older import PartDrift, judge_older, settle_whitening
+from tasks.older import judge_older, settle_whitening
 from tasks.outcome import leave_receipt
 from tasks.update import accumulate, expire, plan_update, publish_update
 

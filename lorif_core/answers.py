@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.change import Change
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
@@ -61,6 +62,7 @@ def write_answers(
     title: str,
     timings: Sequence[tuple[str, float]] = (),
     judge: Sequence[JudgeRow] = (),
+    change: Change | None = None,
 ) -> dict[str, Any]:
     """Write the three files into `out` and return the summary.
 
@@ -72,11 +74,12 @@ def write_answers(
         title: heading of the report.
         timings: further (stage, seconds) after those of the build.
         judge: self-checks to show.
+        change: from a former generation, to the same queries.
     """
     ids = [hit.example_id for answer in answers for hit in (*answer.top.proponents, *answer.top.opponents)]
     details = store.details(generation.factors_version, ids)
     rows = [row for answer in answers for row in _score_rows(answer, details)]
-    report = _report(store, generation, answers, details, title, timings, judge)
+    report = _report(store, generation, answers, details, title, timings, judge, change)
     summary = {
         "queries": len(answers),
         "scores": len(rows),
@@ -92,6 +95,7 @@ def write_answers(
         "self_check": [
             {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance} for row in judge
         ],
+        **({} if change is None else {"change": change.to_dict()}),
     }
     scores = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), scores)
@@ -133,6 +137,7 @@ def _report(
     title: str,
     timings: Sequence[tuple[str, float]],
     judge: Sequence[JudgeRow],
+    change: Change | None,
 ) -> Report:
     code_bytes = store.code_bytes(generation.factors_version)
     layout = CodeLayout(generation.index_spec.layers, generation.index_spec.code)
@@ -159,6 +164,7 @@ def _report(
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
         judge=tuple(judge),
         relative=len(generation.leaders) > 1,
+        change=change,
     )
 
 

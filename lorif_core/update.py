@@ -106,8 +106,6 @@ def make_update_plan(config: Config, remove_vanished: bool = False, within: str 
     whose names do not begin with `within` are taken to be as the generation has them; where rows of an older
     checkpoint are looked at, the whole corpus is.
 
-    Files whose names do not begin with `within` are taken to be as the generation has them.
-
     Raises:
         UserError: there is no generation to update, it is of another spec than that of another checkpoint, or as
             `make_plan`.

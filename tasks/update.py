@@ -8,6 +8,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import calibration_sample
+from lorif_core.change import PartDrift
 from lorif_core.config import Config
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
@@ -18,7 +19,6 @@ from lorif_core.update import UpdatePlan, make_update_plan
 from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
-from tasks.older import PartDrift
 from tasks.publish import new_part, publish
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
@@ -142,7 +142,10 @@ def publish_update(
         indexed,
         fit,
         lease,
-        timings={"index": indexed.seconds, "calibrate": metric.seconds, "curvature": fit.seconds},
+        timings={
+            "calibrate": plan.build.calibration_seconds + metric.seconds,
+            "drift": sum(drift.seconds for drift in drifts), "index": indexed.seconds, "curvature": fit.seconds,
+        },
         changes={
             "command": "update",
             "files": {
