@@ -1,7 +1,9 @@
-"""Summaries of evaluations as tables for a person: a line for each method, then the differences."""
+"""Tables for a person: evaluations, a line for each method, then the differences; and totals of scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_TOTALS = 20
 
 
 def lds_text(summary: Mapping[str, Any]) -> str:
@@ -32,6 +34,17 @@ def figures_text(summary: Mapping[str, Any]) -> str:
     return "\n".join(
         [*("  ".join([name, *told, size]).rstrip() for (name, size), told in lines.items()), *compared]
     )
+
+
+def totals_text(rows: Sequence[Mapping[str, Any]], by: str) -> str:
+    """Sums of scores by a column, those furthest from zero."""
+    strongest = sorted(rows, key=lambda row: -abs(row["total"]))[:_TOTALS]
+    lines = [
+        f"  {row['total']:+.4g}  ({row['positive']:+.4g} of {row['proponents']:,} rows, {row['negative']:+.4g} of "
+        f"{row['opponents']:,})  {row[by]}"
+        for row in sorted(strongest, key=lambda row: -row["total"])
+    ]
+    return "\n".join([f"totals by {by}, {len(lines)} of {len(rows):,}", *lines])
 
 
 def _bytes(row: Mapping[str, Any]) -> str:

@@ -6,14 +6,18 @@ per row; ids and sources are read again for the rows that are taken.
 Shapes: N rows in the order of the scan.
 """
 
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
+from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
+from lorif_core.filesystem import contact, open_filesystem
 from lorif_core.queries import parsed_queries
 from lorif_core.scoring import FoldedQueries
 from lorif_core.terms import Terms
@@ -78,6 +82,31 @@ def _rows(
             rows = pa.RecordBatch.from_arrays(columns, schema=SELECTION_SCHEMA)
             if chosen[some].any():
                 yield rows.filter(pa.array(chosen[some]))
+
+
+def check_new_file(out: str, storage: StorageConfig) -> None:
+    """Refuse an output file that is there: nothing of the user's is overwritten."""
+    fs, path = open_filesystem(out, storage)
+    with contact(out):
+        if fs.exists(path):
+            raise UserError(f"--out {out} is there already; name a new file")
+
+
+def write_selection(
+    batches: Iterable[pa.RecordBatch], out: str, storage: StorageConfig
+) -> tuple[int, float, float]:
+    """Stream rows into a parquet file, which appears when all are in it; (rows, lowest, highest score)."""
+    fs, path = open_filesystem(out, storage)
+    rows, lowest, highest = 0, np.inf, -np.inf
+    with contact(out, "write"):
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        with fs.transaction, fs.open(path, "wb") as file, pq.ParquetWriter(file, SELECTION_SCHEMA) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                scores = batch.column("score").to_numpy()
+                rows += len(scores)
+                lowest, highest = min(lowest, float(scores.min())), max(highest, float(scores.max()))
+    return rows, lowest, highest
 
 
 def with_ids(part: "PartReader", values: np.ndarray, where: str | None) -> Iterator[tuple[list[str], np.ndarray]]:

@@ -35,6 +35,11 @@ class Terms:
             return 0.5
         return 0.0 if is_alone else {"none": 1.0, "self": 0.5}[self.normalise]
 
+    def __str__(self) -> str:
+        """What a title adds; empty for plain scores of all rows."""
+        normalised = "" if self.normalise == "none" else f", normalised ({self.normalise})"
+        return normalised + ("" if self.where is None else f", where {self.where}")
+
 
 PLAIN = Terms()
 

@@ -80,7 +80,10 @@ def test_groups_and_contrasts(tmp_path: Path, ending: str) -> None:
     assert [(weight, side.query_id) for weight, side in contrast.members] == [(1.0, "1/0"), (-1.0, "1/1")]
     assert plain.members == [(1.0, plain)]
     assert group.shown == ("mean of 2: a | pc", None) and contrast.shown == ("a minus pc", None)
-    assert as_query({"group": ["a", members[1]]}, 0).group == (Query("0/0", text="a"), Query("0/1", None, "p", "c"))
+    assert as_query({"group": ["a", members[1]]}, 0).group == (
+        Query("0/0", text="a"),
+        Query("0/1", None, "p", "c"),
+    )
 
 
 def test_python_values() -> None:
@@ -104,7 +107,10 @@ def test_python_values() -> None:
         ({"group": "abc"}, "the group of query 5 must be a list of queries, it is 'abc'"),
         ({"group": ["a", 3]}, "member 1 of the group of query 5 is a int; give a string or a dict with text"),
         ({"group": [{"prompt": "p"}]}, "member 0 of the group of query 5 has prompt; it needs text"),
-        ({"group": [{"contrast": ["a", "b"]}]}, "member 0 of the group of query 5 is a contrast within a query of"),
+        (
+            {"group": [{"contrast": ["a", "b"]}]},
+            "member 0 of the group of query 5 is a contrast within a query of",
+        ),
         ({"contrast": ["a", "b", "c"]}, "the contrast of query 5 has 3 queries; give two"),
         ({"contrast": ["a", "b"], "text": "t"}, "query 5 has contrast and text; give one of them"),
     ],

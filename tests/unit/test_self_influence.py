@@ -71,6 +71,6 @@ def test_it_is_the_quadratic_form_of_the_decoded_row(code: CodeSpec, kind: str, 
     for memory_gb in (1.0, 1e-9):
         forms = (layer_form(fold, one if follows else None) for fold, one in zip(folds, back, strict=True))
         halves = [(codes[:250], scales[:250]), (codes[250:], scales[250:])]
-        found = self_influences(lambda: halves, layout, forms, memory_gb)
+        found = self_influences(halves.copy, layout, forms, memory_gb)
         assert found.dtype == np.float32 and found.shape == (ROWS,)
         np.testing.assert_allclose(found, expected, rtol=1e-4)
