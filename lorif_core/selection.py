@@ -7,7 +7,7 @@ Shapes: N rows in the order of the scan.
 """
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +66,8 @@ def select(
         scores = [part.self_influence(where=terms.where) for part in index.parts]
     else:
         scores = _mean_scores(index, queries, model, terms)
-    taken = _taken(index, scores, fraction, -1.0 if bottom else 1.0, terms.where)
+    signed = [-found if bottom else found for found in scores]
+    taken = best_share(signed, fraction, lambda places: _ids_at(index, places, terms.where))
     return _rows(index, scores, taken, terms.where)
 
 
@@ -151,19 +152,21 @@ def _mean_query(
     return folded
 
 
-def _taken(
-    index: "Index", scores: Sequence[np.ndarray], fraction: float, sign: float, where: str | None
+def best_share(
+    scores: Sequence[np.ndarray], fraction: float, ids_at: Callable[[np.ndarray], Sequence[str]]
 ) -> list[np.ndarray]:
-    """Per part which rows are taken, bool (N,)."""
-    signed = sign * np.concatenate(scores)
-    count = max(1, round(fraction * len(signed)))
-    least = np.partition(signed, len(signed) - count)[len(signed) - count]
-    taken = signed > least
-    tied = np.flatnonzero(signed == least)
-    missing = count - int(taken.sum())
+    """Which rows have the highest scores, bool; `scores`, and the answer, in parts.
+
+    `ids_at` names rows by their places in all parts together, ascending; it is asked for ties at the end only.
+    """
+    whole = np.concatenate(scores)
+    count = max(1, round(fraction * len(whole)))
+    least = np.partition(whole, len(whole) - count)[len(whole) - count]
+    taken = whole > least
+    tied, missing = np.flatnonzero(whole == least), count - int(taken.sum())
     if missing < len(tied):
-        names = _ids_at(index, tied, where)
-        tied = np.array([place for _, place in sorted(zip(names, tied.tolist(), strict=True))[:missing]])
+        named = sorted(zip(ids_at(tied), tied.tolist(), strict=True))
+        tied = np.array([place for _, place in named[:missing]])
     taken[tied] = True
     return np.split(taken, np.cumsum([len(found) for found in scores])[:-1])
 

@@ -44,14 +44,14 @@ def totals(
     if by not in columns:
         raise UserError(f"the index has no column {by!r} to add scores up by; it has {', '.join(columns)}")
     parsed = parsed_queries(queries)
-    sums = _Sums(by, len(parsed))
+    sums = Sums(by, len(parsed))
     for part, folded in zip(index.parts, index.fold(index.encode(parsed, model), terms), strict=True):
         for block, scores_QB in part.scored(folded, terms=terms, extra=(by,)):
             sums.add(block.extra[0], scores_QB)
     return sums.table([query.query_id for query in parsed])
 
 
-class _Sums:
+class Sums:
     """Rows of each value, (room for V,), and sums and counts of scores (4, Q, room for V) float64."""
 
     def __init__(self, by: str, queries: int) -> None:
