@@ -5,7 +5,7 @@ which factors meet without being multiplied out; a fitted curvature takes decode
 
 G is what the code has kept. Whitened factors are scaled to be unbiased, so that |decoded|^2 = |G|^2 / cos^2, cos
 that between a gradient and its code; codes of the least squares have |decoded|^2 = |G|^2 cos^2. The cosine is not
-stored.
+stored, and normalised scores rank as well without it (`benchmarks.self_influence`).
 
 Shapes: B rows, c rank, d1 x d2 of a layer, D = d1 d2.
 """
