@@ -1,9 +1,11 @@
-"""Summaries as lines for a person: of evaluations, each method and the differences; of what an update changed."""
+"""Summaries as lines for a person: of evaluations, of what an update changed, of totals of scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorif_core.formatting import format_bytes, format_seconds
+
+_TOTALS = 20
 
 
 def lds_text(summary: Mapping[str, Any]) -> str:
@@ -60,6 +62,17 @@ def change_lines(change: Mapping[str, Any]) -> list[str]:
         f"{told['risen']} risen, {told['stayed']} stayed"
     )
     return lines
+
+
+def totals_text(rows: Sequence[Mapping[str, Any]], by: str) -> str:
+    """Sums of scores by a column, those furthest from zero."""
+    strongest = sorted(rows, key=lambda row: -abs(row["total"]))[:_TOTALS]
+    lines = [
+        f"  {row['total']:+.4g}  ({row['positive']:+.4g} of {row['proponents']:,} rows, {row['negative']:+.4g} of "
+        f"{row['opponents']:,})  {row[by]}"
+        for row in sorted(strongest, key=lambda row: -row["total"])
+    ]
+    return "\n".join([f"totals by {by}, {len(lines)} of {len(rows):,}", *lines])
 
 
 def _bytes(row: Mapping[str, Any]) -> str:

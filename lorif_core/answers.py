@@ -19,6 +19,7 @@ from lorif_core.queries import Query
 from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
 from lorif_core.spec import Coverage
 from lorif_core.store import Store
+from lorif_core.terms import PLAIN, Terms
 from lorif_core.topk import Scored, TopK
 
 SCORES_SCHEMA = pa.schema(
@@ -63,6 +64,7 @@ def write_answers(
     timings: Sequence[tuple[str, float]] = (),
     judge: Sequence[JudgeRow] = (),
     change: Change | None = None,
+    terms: Terms = PLAIN,
 ) -> dict[str, Any]:
     """Write the three files into `out` and return the summary.
 
@@ -75,6 +77,7 @@ def write_answers(
         timings: further (stage, seconds) after those of the build.
         judge: self-checks to show.
         change: from a former generation, to the same queries.
+        terms: what was asked for beside the queries.
     """
     ids = [hit.example_id for answer in answers for hit in (*answer.top.proponents, *answer.top.opponents)]
     details = store.details(generation.factors_version, ids)
@@ -87,6 +90,8 @@ def write_answers(
         "rows": generation.rows,
         "checkpoint": generation.checkpoint,
         "spec": generation.spec,
+        "where": terms.where,
+        "normalise": terms.normalise,
         "bytes_per_example": report.storage.bytes_per_example,
         "dense_bytes_per_example": report.storage.dense_bytes_per_example,
         "covered_parameters": report.coverage.share,
@@ -169,12 +174,11 @@ def _report(
 
 
 def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
-    query = answer.query
-    prompt = query.prompt if query.prompt is not None else query.text
+    prompt, completion = answer.query.shown
     return QuerySection(
-        query_id=query.query_id,
-        prompt=prompt if prompt is not None else f"{len(query.tokens or ())} tokens",
-        completion=query.completion,
+        query_id=answer.query.query_id,
+        prompt=prompt,
+        completion=completion,
         loss=answer.loss,
         proponents=_hits(answer.top.proponents, details),
         opponents=_hits(answer.top.opponents, details),

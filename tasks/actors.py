@@ -22,6 +22,7 @@ from lorif_core.scoring import FoldedQueries
 from lorif_core.shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Store
+from lorif_core.terms import Terms
 from lorif_core.topk import TopK
 from lorif_core.whitening import Covariances
 from tasks.cluster import Resources, roomiest_node
@@ -128,10 +129,10 @@ class QueryActor:
         self._index = Index(store, generation)
         self._model = model
 
-    def fold(self, queries: Sequence[Query]) -> tuple[list[FoldedQueries], list[float]]:
+    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[FoldedQueries], list[float]]:
         """Queries folded for every part, and the token-summed loss of each under the newest checkpoint."""
         gradients = self._index.encode(queries, self._model)
-        return self._index.fold(gradients), gradients[-1].losses.tolist()
+        return self._index.fold(gradients, terms), gradients[-1].losses.tolist()
 
 
 @ray.remote
@@ -143,9 +144,11 @@ class ScoreActor:
         self._index = Index(store, generation)
         self._memory_gb = memory_gb
 
-    def top_k(self, part: int, folded: FoldedQueries, k: int, fragments: Sequence[int]) -> list[TopK]:
+    def top_k(
+        self, part: int, folded: FoldedQueries, k: int, fragments: Sequence[int], terms: Terms
+    ) -> list[TopK]:
         """Top k of each query over some fragments of a part."""
-        return self._index.parts[part].top_k(folded, k, fragments, self._memory_gb)
+        return self._index.parts[part].top_k(folded, k, fragments, self._memory_gb, terms)
 
 
 def start(
