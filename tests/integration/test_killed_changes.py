@@ -20,27 +20,30 @@ from flows.cli import main
 from flows.update import update
 from lorif_core.config import Config
 from lorif_core.garbage import find_garbage
-from lorif_core.model import LoadedModel, load_model
 from lorif_core.store import Store
 from tasks.demo_store import MotoServer
 from tests.integration.growing import metadata_of
 from tests.integration.killing import WRITE, Moment, copy_index, kill_at
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import BUCKET, put_shards, s3_config, shard_file
-from tests.integration.test_readers import Answer, Readers, answer, collect
+from tests.integration.test_readers import Answer, Readers, answer, collect, models_by_checkpoint
+from tests.models import gpt2, scaled
 from tests.servers.proxy import FaultProxy
+from tests.tiny_tokenizer import VOCAB, byte_tokenizer
 
 log = logging.getLogger(__name__)
 
 CORPUS = "killed-corpus"
 COMMANDS = {
     "update": "update -c {config} --remove-vanished {storage}",
+    "refresh": "update -c {config} model.path={moved} update.policy=refresh --remove-vanished {storage}",
     "remove": "remove {index} --where row<2 compute.ray={ray} compute.workers=1 {storage}",
     "gc": "gc {index} --apply --keep 1 {storage}",
 }
 RECEIPT = "^PUT .*/_lorif/receipts/"
 QUICK = {
     "update, between commit and publishing": ("update", Moment("^PUT .*/generations.lance/_versions")),
+    "refresh, between commit and publishing": ("refresh", Moment("^PUT .*/generations.lance/_versions")),
     "remove, between taking out and publishing": ("remove", Moment("^PUT .*/curvature.lance/_versions")),
     "gc, among its deletions": ("gc", Moment("^(POST .*delete|DELETE .*/data/)", 2)),
 }
@@ -49,6 +52,8 @@ SLOW = {
     "update, before its rows are committed": ("update", Moment("^PUT .*/factors.lance/_versions")),
     "update, before its curvature": ("update", Moment("^PUT .*/curvature.lance/data")),
     "update, before its tags": ("update", Moment("^PUT .*/_refs/tags")),
+    "refresh, among its shards": ("refresh", Moment(RECEIPT, 4)),
+    "refresh, before its curvature": ("refresh", Moment("^PUT .*/curvature.lance/data")),
     "remove, before it is noted": ("remove", Moment("^PUT .*/removed.lance/_versions")),
     "remove, before rows are taken out": ("remove", Moment("^PUT .*/factors.lance/_versions")),
     "remove, before it is published": ("remove", Moment("^PUT .*/generations.lance/_versions")),
@@ -84,10 +89,11 @@ def check_answer(found: Answer, expected: Answer) -> None:
 class Places:
     """Copies of one index of two generations, beside a corpus that has changed since."""
 
-    def __init__(self, server: MotoServer, config: Config, folder: Path) -> None:
-        self.server, self.folder = server, folder
+    def __init__(self, server: MotoServer, config: Config, moved: Path, folder: Path) -> None:
+        self.server, self.moved, self.folder = server, moved, folder
         self._config, self._numbers = config, itertools.count()
-        self.model: LoadedModel = load_model(config.model, config.storage)
+        self.further = [config.model.model_copy(update={"path": str(moved)})]
+        self.models = models_by_checkpoint(config, self.further)
         raw = config.model_dump(exclude_unset=True)
         raw["compute"]["ray"] = ray.get_runtime_context().gcs_address
         self._raw = raw
@@ -108,6 +114,7 @@ class Places:
             .format(
                 config=self.folder / config.index.rpartition("/")[2] / "config.yaml",
                 index=config.index,
+                moved=self.moved,
                 ray=self._raw["compute"]["ray"],
                 storage=f"storage.endpoint={endpoint} storage.region=us-east-1 storage.allow_http=true",
             )
@@ -125,7 +132,7 @@ class Places:
         return Held(stored_rows(config, version), metadata_of(config), self.ask(config))
 
     def ask(self, config: Config) -> Answer:
-        return answer(lc.open_index(config.index, config.storage), self.model)
+        return answer(lc.open_index(config.index, config.storage), self.models)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +155,10 @@ def places(
     change(4)
     client.delete_object(Bucket=BUCKET, Key=f"{CORPUS}/000.jsonl")
     put_shards(s3_place, CORPUS, range(6, 8))
-    return Places(s3_place, config, tmp_path_factory.mktemp("killed"))
+    moved = tmp_path_factory.mktemp("moved")
+    scaled(gpt2(seed=5, vocab_size=VOCAB)).save_pretrained(moved)
+    byte_tokenizer().save_pretrained(moved)
+    return Places(s3_place, config, moved, tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +189,7 @@ def kill_and_repeat(
         known = {held.answer[0]: held for held in undisturbed(command)}
         config = places.new()
         store = Store(config.index, config.storage)
-        with Readers(config, count=1) as readers, FaultProxy(places.server.url) as proxy:
+        with Readers(config, 1, places.further) as readers, FaultProxy(places.server.url) as proxy:
             killed = kill_at(moment, proxy, places.words(command, config, proxy.url), places.folder / "errors.txt")
             standing = store.latest().generation
             known[standing].check(places.held(config))
