@@ -184,7 +184,7 @@ def differing_columns(updated: str, built: str) -> list[str]:
 
 
 def split_update(config: str, launched: float) -> dict[str, float]:
-    """Seconds of the steps of `lorif update`, each ending where the next begins; then of a worker that starts."""
+    """Seconds of the steps of `lorif update`, each ending where the next begins."""
     seconds = {"start python": time.time() - launched}
     clock = time.perf_counter()
 
@@ -196,7 +196,6 @@ def split_update(config: str, launched: float) -> dict[str, float]:
     from tasks.environment import lock_local_ray
 
     lock_local_ray("local")
-    import ray
     from prefect import flow
 
     from flows.update import update
@@ -215,17 +214,11 @@ def split_update(config: str, launched: float) -> dict[str, float]:
         for stage, spent in generation.timings.items():
             seconds[stage] = spent
             seconds["plan, publish"] -= spent
-        ray.get(ray.remote(num_cpus=1)(_import).remote())
-        lap("of each stage: start a worker, import")
     return seconds
 
 
 def _nothing() -> None:
     """A flow needs a server."""
-
-
-def _import() -> None:
-    import tasks.actors  # noqa: F401
 
 
 def print_result(name: str, result: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from lorif_core.truth import TruthFolder
 
 _LOCAL = StorageConfig()
 _PIECES = {"refit": 1, "1 merge": 2, "8 merges": 9}
-_METHODS = ("LoRIF f4 c1, dense query", "LoGRA f4")
+_METHODS = ("LoRIF f4 c1, dense query", "LoGRA f8", "quality")
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from lorif_core.truth import TruthFolder
 from tasks.cluster import cluster
 
 _LOCAL = StorageConfig()
-_METHODS = ("balanced", "compact", "quality", "LoRIF f4 c1, dense query", "LoGRA f4")
+_METHODS = ("balanced", "compact", "quality", "LoRIF f4 c1, dense query")
 _SAMPLE = 0.1  # of 768 rows, where two in a hundred are too few
 
 
