@@ -11,8 +11,11 @@ from tasks.attribute import attribute_queries, open_queries, write_results
 
 @flow(name="attribute", flow_run_name="attribute {queries}", persist_result=False)
 def attribute(config: Config, queries: str, out: str, top_k: int = 10) -> dict[str, Any]:
-    """Attribute every query of a file against the newest generation; the summary that is also written."""
+    """Attribute every query of a file against the newest generation; the summary that is also written.
+
+    A run that was killed goes on when it is run again with the same arguments, against the same generation.
+    """
     started = time.perf_counter()
-    generation, parsed = open_queries(config, queries, out)
-    answers = attribute_queries(config, generation, parsed, top_k)
-    return write_results(config, generation, answers, out, time.perf_counter() - started)
+    run = open_queries(config, queries, out, top_k)
+    attribute_queries(config, run)
+    return write_results(config, run, time.perf_counter() - started)

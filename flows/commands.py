@@ -91,7 +91,7 @@ def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str,
     settings = _load(config, overrides)
     from tasks.attribute import check_attribution
 
-    check_attribution(settings, queries, out)
+    check_attribution(settings, queries, out, top_k)
     from flows.attribute import attribute
 
     _say_failures_once()

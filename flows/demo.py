@@ -9,6 +9,7 @@ from prefect import flow
 from flows.build import build
 from lorif_core.answers import write_answers
 from lorif_core.store import Store
+from lorif_core.unfinished import Unfinished
 from tasks.attribute import attribute_queries
 from tasks.cluster import cluster
 from tasks.demo import demo_config, demo_place, demo_queries, judge, train_model, write_corpus
@@ -31,11 +32,13 @@ def demo(out: Path, store: str = "local") -> dict[str, Any]:
         with cluster(config.compute):  # one Ray for the build and the questions
             generation = build(config)
             started = time.perf_counter()
-            answers = attribute_queries(config, generation, demo_queries(), _TOP_K)
+            run = Unfinished(config, demo_queries(), _TOP_K, str(out), generation)
+            attribute_queries(config, run)
             attributed = time.perf_counter() - started
         checks = judge(config, corpus)
         title = "Which passages of the Python language reference made the model say this?"
         timings = [("train", model.seconds), ("attribute", attributed)]
         index = Store(config.index, config.storage)
-        summary = write_answers(str(out), index, generation, answers, title, timings, checks)
+        summary = write_answers(str(out), index, generation, run.answers(), title, timings, checks)
+        run.finish()
     return {"report": str(out / "report.html"), **summary}

@@ -18,6 +18,7 @@ from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
+from lorif_core.heaps import Heaps
 from lorif_core.metric import layer_metric, translation
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, as_query, query_example
@@ -174,11 +175,10 @@ class PartReader:
         memory_gb: float = _MEMORY_GB,
     ) -> list[TopK]:
         """Top-k of folded queries over the whole part or some fragments of it."""
-        best = [TopK(k) for _ in range(folded.count)]
+        best = Heaps(folded.count, k)
         for example_ids, scores_QB in self.scored(folded, fragments, memory_gb):
-            for kept, scores in zip(best, scores_QB, strict=True):
-                kept.update(scores, example_ids)
-        return best
+            best.update(scores_QB, example_ids)
+        return best.top
 
 
 class Index:

@@ -93,7 +93,7 @@ class Report:
     """All that the page shows.
 
     `timings` are (stage, seconds), `skipped` (example id, reason). `relative`: scores are shares of the query's
-    influence on itself, as of a generation with several checkpoints.
+    influence on itself, as of a generation with several checkpoints. `omitted`: what is left out, as a sentence.
     """
 
     title: str
@@ -110,6 +110,7 @@ class Report:
     skipped: tuple[tuple[str, str], ...]
     judge: tuple[JudgeRow, ...] = ()
     relative: bool = False
+    omitted: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
