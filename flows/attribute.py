@@ -5,17 +5,24 @@ from typing import Any
 
 from prefect import flow
 
-from lorif_core.config import Config
+from flows.parameters import ConfigParameter
 from tasks.attribute import attribute_queries, open_queries, write_results
 
 
 @flow(name="attribute", flow_run_name="attribute {queries}", persist_result=False)
-def attribute(config: Config, queries: str, out: str, top_k: int = 10) -> dict[str, Any]:
+def attribute(
+    config: ConfigParameter,
+    queries: str,
+    out: str,
+    top_k: int = 10,
+    where: str | None = None,
+    normalise: str = "none",
+) -> dict[str, Any]:
     """Attribute every query of a file against the newest generation; the summary that is also written.
 
     A run that was killed goes on when it is run again with the same arguments, against the same generation.
     """
     started = time.perf_counter()
-    run = open_queries(config, queries, out, top_k)
+    run = open_queries(config, queries, out, top_k, where, normalise)
     attribute_queries(config, run)
     return write_results(config, run, time.perf_counter() - started)

@@ -2,18 +2,26 @@
 
 from prefect import flow
 
-from lorif_core.config import Config
+from flows.parameters import ConfigParameter
+from lorif_core.change import PartDrift
 from lorif_core.generation import Generation
 from lorif_core.lease import hold_index
+from lorif_core.prefix import names_under
 from tasks.cluster import cluster
 from tasks.indexing import index_shards
 from tasks.merge import update_curvature
-from tasks.older import PartDrift, judge_older, settle_whitening
+from tasks.older import judge_older, settle_whitening
+from tasks.outcome import leave_receipt
 from tasks.update import accumulate, expire, plan_update, publish_update
 
 
 @flow(name="update", flow_run_name="update {config.index}", persist_result=False)
-def update(config: Config, remove_vanished: bool = False, publish_incomplete: bool = False) -> Generation:
+def update(
+    config: ConfigParameter,
+    remove_vanished: bool = False,
+    publish_incomplete: bool = False,
+    prefix: str | None = None,
+) -> Generation:
     """Bring an index up to its corpus; the generation that stands then. Run again after a failure, it resumes.
 
     Args:
@@ -21,10 +29,13 @@ def update(config: Config, remove_vanished: bool = False, publish_incomplete: bo
             (`update.policy`).
         remove_vanished: drop rows of files that are no longer in the corpus; otherwise they stay.
         publish_incomplete: publish without the shards that failed every attempt, and record them.
+        prefix: look only at the files of the corpus whose URIs begin so; None looks at all of them.
     """
+    within = names_under(config.corpus.uri, prefix)
     with hold_index(config.index, config.storage, "update") as lease:
-        plan = plan_update(config, remove_vanished)
+        plan = plan_update(config, remove_vanished, within)
         if not plan.is_needed(config):
+            leave_receipt(config, plan.base)
             return plan.base
         drifts: tuple[PartDrift, ...] = ()
         with cluster(config.compute):  # one Ray for all steps
@@ -37,4 +48,5 @@ def update(config: Config, remove_vanished: bool = False, publish_incomplete: bo
             fit = update_curvature(config, plan, indexed, lease)
         generation = publish_update(config, plan, drifts, indexed, metric, fit, lease)
         expire(config, lease)
+        leave_receipt(config, generation)
         return generation

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.change import Change
 from lorif_core.config import StorageConfig
 from lorif_core.details import Details
 from lorif_core.errors import UserError
@@ -19,6 +20,7 @@ from lorif_core.queries import Query
 from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
 from lorif_core.spec import Coverage
 from lorif_core.store import Store
+from lorif_core.terms import PLAIN, Terms
 from lorif_core.topk import Scored, TopK
 
 SCORES_SCHEMA = pa.schema(
@@ -74,10 +76,12 @@ def write_answers(
     title: str,
     timings: Sequence[tuple[str, float]] = (),
     judge: Sequence[JudgeRow] = (),
+    change: Change | None = None,
+    terms: Terms = PLAIN,
 ) -> dict[str, Any]:
     """Write the three files into `out`, the summary last, and return it. Answers are taken as they come.
 
-    What is held at a time is bounded: answers of `_HITS_PER_LOOKUP` examples, the texts of `_HITS_PER_WRITE` of them.
+    What is held at a time is bounded: answers of `_HITS_PER_LOOKUP` examples, and the texts of `_HITS_PER_WRITE`.
 
     Args:
         out: folder, made if it is not there, or an s3:// URI in the store of the index.
@@ -87,13 +91,15 @@ def write_answers(
         title: heading of the report.
         timings: further (stage, seconds) after those of the build.
         judge: self-checks to show.
+        change: from a former generation, to the same queries.
+        terms: what was asked for beside the queries.
     """
     fs, path = open_filesystem(out, store.storage)
     with contact(out, "write"):
         fs.makedirs(path, exist_ok=True)
         with written_whole(f"{out.rstrip('/')}/scores.parquet", store.storage) as file:
             written = _write_scores(file, store, generation, answers)
-    report = _report(store, generation, written, title, timings, judge)
+    report = _report(store, generation, written, title, timings, judge, change)
     summary = {
         "queries": written.queries,
         "scores": written.scores,
@@ -101,6 +107,8 @@ def write_answers(
         "rows": generation.rows,
         "checkpoint": generation.checkpoint,
         "spec": generation.spec,
+        "where": terms.where,
+        "normalise": terms.normalise,
         "bytes_per_example": report.storage.bytes_per_example,
         "dense_bytes_per_example": report.storage.dense_bytes_per_example,
         "covered_parameters": report.coverage.share,
@@ -109,6 +117,7 @@ def write_answers(
         "self_check": [
             {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance} for row in judge
         ],
+        **({} if change is None else {"change": change.to_dict()}),
     }
     files = {"report.html": render(report), SUMMARY: json.dumps(summary, indent=2) + "\n"}
     with contact(out, "write"):
@@ -196,6 +205,7 @@ def _report(
     title: str,
     timings: Sequence[tuple[str, float]],
     judge: Sequence[JudgeRow],
+    change: Change | None,
 ) -> Report:
     code_bytes = store.code_bytes(generation.factors_version)
     layout = CodeLayout(generation.index_spec.layers, generation.index_spec.code)
@@ -223,16 +233,16 @@ def _report(
         judge=tuple(judge),
         relative=len(generation.leaders) > 1,
         omitted=written.omitted,
+        change=change,
     )
 
 
 def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
-    query = answer.query
-    prompt = query.prompt if query.prompt is not None else query.text
+    prompt, completion = answer.query.shown
     return QuerySection(
-        query_id=query.query_id,
-        prompt=prompt if prompt is not None else f"{len(query.tokens or ())} tokens",
-        completion=query.completion,
+        query_id=answer.query.query_id,
+        prompt=prompt,
+        completion=completion,
         loss=answer.loss,
         proponents=_hits(answer.top.proponents[:HITS_IN_REPORT], details),
         opponents=_hits(answer.top.opponents[:HITS_IN_REPORT], details),

@@ -1,6 +1,6 @@
-"""Small objects beside the tables of an index, or beside answers: written whole, created only once, listed, removed.
+"""Small objects beside the tables of an index, or beside answers: written whole, created once, listed, removed.
 
-They lie in the folder `_lorif` there: receipts, the lease, probes; answers that are on their way.
+They lie in the folder `_lorif` there: receipts of shards and of runs, the lease, probes; answers on their way.
 """
 
 import json

@@ -29,6 +29,7 @@ class BuildPlan:
         damaged: (file, cause) of the corpus's files that cannot be read.
         kept: shards that stay in the table though they are not among `shards`; all others leave.
         base_version: version of the factors that has them.
+        calibration_seconds: that it took to settle the whitening.
     """
 
     spec: IndexSpec
@@ -38,6 +39,7 @@ class BuildPlan:
     damaged: tuple[tuple[str, str], ...] = ()
     kept: frozenset[ShardKey] = frozenset()
     base_version: int | None = None
+    calibration_seconds: float = 0.0
 
     @property
     def rows(self) -> int:

@@ -54,11 +54,15 @@ _TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "remov
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of one scanned batch: ids, codes (B, W or bytes) as they are stored, and float32 scales (B, S)."""
+    """Rows of one scanned batch: ids, codes (B, W or bytes) as they are stored, and float32 scales (B, S).
+
+    `extra` are further columns, where the scan was asked for them.
+    """
 
     example_ids: list[str]
     codes: torch.Tensor
     scales: torch.Tensor
+    extra: tuple[pa.Array, ...] = ()
 
 
 class Store:
@@ -370,13 +374,18 @@ class Store:
         batch_rows: int,
         fragments: Sequence[int] | None = None,
         condition: str | None = None,
+        extra: Sequence[str] = (),
     ) -> Iterator[Block]:
-        """Stream codes of a version of `factors`, of some of its fragments, or of rows that meet a condition."""
+        """Stream codes of a version of `factors`, of some of its fragments, or of rows that meet a condition.
+
+        `extra` are descriptive columns that blocks carry too.
+        """
         dataset = self._tables.require("factors", version)
         chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
         if chosen == []:
             return
-        columns = ["example_id", *(name for name in dataset.schema.names if name in CODE_COLUMNS)]
+        stored = [name for name in dataset.schema.names if name in CODE_COLUMNS]
+        columns = list(dict.fromkeys(["example_id", *stored, *extra]))
         batches = self._tables.scan(
             "factors",
             version,
@@ -393,6 +402,7 @@ class Store:
                     batch.column("example_id").to_pylist(),
                     code_matrix(batch.column("codes")),
                     scale_matrix(batch),
+                    tuple(batch.column(name) for name in extra),
                 )
 
     def metadata(
@@ -421,10 +431,13 @@ class Store:
         for batch in self._tables.scan("factors", version, **options):
             yield batch.drop_columns("_rowaddr").append_column("fragment", fragment_numbers(batch))
 
+    def descriptive_columns(self, version: int) -> list[str]:
+        """Names of all columns but the code's."""
+        return [name for name in self._tables.require("factors", version).schema.names if name not in CODE_COLUMNS]
+
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Descriptive columns (all but the code's) of some examples, by id."""
-        names = self._tables.require("factors", version).schema.names
-        columns = [name for name in names if name not in CODE_COLUMNS]
+        columns = self.descriptive_columns(version)
         found: dict[str, dict[str, Any]] = {}
         wanted = sorted(set(example_ids))
         for start in range(0, len(wanted), _KEYS_PER_FILTER):

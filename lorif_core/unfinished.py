@@ -1,8 +1,8 @@
 """A batch attribution on its way: what was asked of which generation, and the blocks of queries that are answered.
 
-Both lie in the folder `_lorif` of the output until its three files are whole. Each finished block is a parquet file,
-written whole and named by all that its answers follow from, so that one of another question, generation or division
-into blocks is never taken for it. The generation is chosen once, by the run that begins.
+Both lie in the folder `_lorif` of the output until its three files are whole. Each finished block is a parquet
+file, written whole and named by all that its answers follow from, so that one of another question, generation or
+division into blocks is never taken for it. The generation is chosen once, by the run that begins.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from lorif_core.objects import Objects
 from lorif_core.queries import Query
 from lorif_core.query_blocks import queries_per_block
 from lorif_core.store import Store
+from lorif_core.terms import PLAIN, Terms, make_terms
 from lorif_core.topk import Scored, TopK
 
 _FORMAT = 1
@@ -53,10 +54,19 @@ class Unfinished:
         k: of each end of the ranking.
         out: folder or URI of the output.
         generation: the one that is asked.
+        terms: which rows, and their normalisation.
     """
 
-    def __init__(self, config: Config, queries: Sequence[Query], k: int, out: str, generation: Generation) -> None:
-        self.queries, self.k, self.out, self.generation = queries, k, out, generation
+    def __init__(
+        self,
+        config: Config,
+        queries: Sequence[Query],
+        k: int,
+        out: str,
+        generation: Generation,
+        terms: Terms = PLAIN,
+    ) -> None:
+        self.queries, self.k, self.out, self.generation, self.terms = queries, k, out, generation, terms
         self._index, self._storage = config.index, config.storage
         self._objects = Objects(out, config.storage)
         self._memory_gb = config.compute.memory_gb
@@ -67,7 +77,7 @@ class Unfinished:
         size = queries_per_block(self.generation, self.k, self._memory_gb)
         identity = identity_of(self.generation)
         return [
-            QueryBlock(some, f"{_PARTS}/{_digest(identity, self.k, _plain(some))}.parquet")
+            QueryBlock(some, f"{_PARTS}/{_digest(identity, self.k, asdict(self.terms), _plain(some))}.parquet")
             for some in (self.queries[first : first + size] for first in range(0, len(self.queries), size))
         ]
 
@@ -83,7 +93,7 @@ class Unfinished:
     def _record(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
-            "question": question_of(self.queries, self.k),
+            "question": question_of(self.queries, self.k, self.terms.where, self.terms.normalise),
             "index": self._index,
             "generation": self.generation.generation,
             "identity": identity_of(self.generation),
@@ -140,15 +150,27 @@ class Unfinished:
             except FileNotFoundError:
                 return None
 
+    def leave(self) -> None:
+        """Free the folder again unless something is answered: the question was wrong, and will be another."""
+        if len(self.missing()) == len(self.blocks):
+            self.finish()
+
     def finish(self) -> None:
         """Remove what was kept for going on, the record last."""
         self._objects.remove_all(last=_RECORD)
 
 
 def open_unfinished(
-    config: Config, queries: Sequence[Query], k: int, out: str, begun: dict[str, Any] | None
+    config: Config,
+    queries: Sequence[Query],
+    k: int,
+    out: str,
+    begun: dict[str, Any] | None,
+    latest: Generation,
+    where: str | None = None,
+    normalise: str = "none",
 ) -> Unfinished:
-    """The attribution that an output folder is for: one that was begun with the same queries, or a new one.
+    """The attribution that an output folder is for: one that was begun with the same question, or a new one.
 
     Args:
         config: of the index.
@@ -156,26 +178,32 @@ def open_unfinished(
         k: of each end of the ranking.
         out: folder or URI of the output.
         begun: what `begun_in` has found there.
+        latest: the generation that a new one asks.
+        where: as in `Terms`.
+        normalise: as in `Terms`.
 
     Raises:
-        UserError: one with other queries or another k was begun there, or the generation that it asks is gone.
+        UserError: another question was begun there, the generation that it asks is gone, or as `make_terms`.
     """
     store = Store(config.index, config.storage)
-    latest = store.latest()
-    if begun is None:
-        return Unfinished(config, queries, k, out, latest)
-    if (begun.get("format"), begun.get("question")) != (_FORMAT, question_of(queries, k)):
+    generation = latest if begun is None else _pinned(store, begun, question_of(queries, k, where, normalise), out)
+    terms = make_terms(store, generation.factors_version, where, normalise)
+    return Unfinished(config, queries, k, out, generation, terms)
+
+
+def _pinned(store: Store, begun: dict[str, Any], question: str, out: str) -> Generation:
+    if (begun.get("format"), begun.get("question")) != (_FORMAT, question):
         raise UserError(
-            f"--out {out} is not empty: an attribution of other queries, or with another --top-k, was begun there; "
-            f"go on with that one, or name a folder that is empty or not there yet"
+            f"--out {out} is not empty: an attribution of other queries, or with another --top-k, --where or "
+            f"--normalise, was begun there; go on with that one, or name a folder that is empty or not there yet"
         )
     for generation in store.generations():
         if identity_of(generation) == begun["identity"]:
-            return Unfinished(config, queries, k, out, generation)
+            return generation
     raise UserError(
         f"the attribution in --out {out} was begun on generation {begun['generation']} of {begun['index']}, which "
-        f"{config.index} does not have (any more): answers of two generations are never mixed; name another folder "
-        f"to ask generation {latest.generation}"
+        f"{store.uri} does not have (any more): answers of two generations are never mixed; name another folder "
+        f"to ask the newest one"
     )
 
 
@@ -191,9 +219,9 @@ def begun_in(out: str, config: Config) -> dict[str, Any] | None:
     return record
 
 
-def question_of(queries: Sequence[Query], k: int) -> str:
+def question_of(queries: Sequence[Query], k: int, where: str | None, normalise: str) -> str:
     """32 hex digits that name what is asked."""
-    return _digest(_plain(queries), k)
+    return _digest(_plain(queries), k, where, normalise)
 
 
 def identity_of(generation: Generation) -> str:

@@ -16,6 +16,7 @@ from lorif_core.layers import coverage, select_layers
 from lorif_core.manifest import Changes, compare, known_files
 from lorif_core.model import load_skeleton
 from lorif_core.plan import BuildPlan, check_curvature, curvature_spec, make_spec
+from lorif_core.prefix import unchanged_outside
 from lorif_core.spec import IndexSpec, ShardRef, parse_shard_key
 from lorif_core.store import Store
 
@@ -33,6 +34,7 @@ class UpdatePlan:
         build: the shards to index, and those that stay.
         remove_vanished: rows of files that left the corpus go.
         followers: older specs whose rows are asked at the newest checkpoint from now on.
+        quarantined: (place, cause) of what the base is without, in files that are not looked at.
     """
 
     base: Generation
@@ -43,6 +45,7 @@ class UpdatePlan:
     build: BuildPlan
     remove_vanished: bool
     followers: frozenset[str] = frozenset()
+    quarantined: tuple[tuple[str, str], ...] = ()
 
     def is_needed(self, config: Config) -> bool:
         """Whether there is anything to do: in the corpus, or because settings or the checkpoint have changed."""
@@ -96,10 +99,12 @@ def preflight_update(config: Config) -> Generation:
     return base
 
 
-def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePlan:
+def make_update_plan(config: Config, remove_vanished: bool = False, within: str = "") -> UpdatePlan:
     """Compare the corpus with the newest generation.
 
-    Files that it holds as they are now are not read, unless rows of an older checkpoint are looked at anew.
+    Files that it holds as they are now are not read, unless rows of an older checkpoint are looked at anew. Files
+    whose names do not begin with `within` are taken to be as the generation has them; where rows of an older
+    checkpoint are looked at, the whole corpus is.
 
     Raises:
         UserError: there is no generation to update, it is of another spec than that of another checkpoint, or as
@@ -113,9 +118,11 @@ def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePla
     held = store.inventory(base.factors_version)
     older = {part.spec for part in base.parts} - {spec.hash}
     refreshed = older if config.update.policy == "refresh" else set()
-    quarantined = [place for place, _ in json.loads(base.quarantined_json)]
-    known = set() if _looks_at_older(config, base, spec) else known_files(held, quarantined)
-    listing = list_shards(config.corpus, config.storage, known)
+    quarantined = [(place, cause) for place, cause in json.loads(base.quarantined_json)]
+    known = known_files(held, [place for place, _ in quarantined])
+    if _looks_at_older(config, base, spec):
+        known, within = set(), ""
+    listing = unchanged_outside(list_shards(config.corpus, config.storage, known, within), held, within)
     changes = compare(held, listing, remove_vanished, refreshed)
     _check_ids(config, store, held, listing, changes)
     staying = held.rows - changes.dropped_rows - changes.refreshed_rows
@@ -129,8 +136,16 @@ def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePla
         kept=changes.kept,
         base_version=base.factors_version,
     )
-    removals_pending = store.removed().num_rows != base.removals
-    return UpdatePlan(base, held, listing, changes, removals_pending, build, remove_vanished)
+    return UpdatePlan(
+        base=base,
+        held=held,
+        listing=listing,
+        changes=changes,
+        removals_pending=store.removed().num_rows != base.removals,
+        build=build,
+        remove_vanished=remove_vanished,
+        quarantined=tuple((place, cause) for place, cause in quarantined if not place.startswith(within)),
+    )
 
 
 def _looks_at_older(config: Config, base: Generation, spec: IndexSpec) -> bool:

@@ -22,6 +22,7 @@ from lorif_core.scoring import FoldedQueries
 from lorif_core.shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Store
+from lorif_core.terms import Terms
 from lorif_core.topk import TopK
 from lorif_core.whitening import Covariances
 from tasks.cluster import Resources, roomiest_node
@@ -129,13 +130,13 @@ class QueryActor:
         self._model = model
 
     @ray.method(num_returns=2)
-    def fold(self, queries: Sequence[Query]) -> tuple[list[float], list[FoldedQueries]]:
+    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[float], list[FoldedQueries]]:
         """The token-summed loss of each query under the newest checkpoint, and the queries folded for every part.
 
         Two objects: the second goes from the object store of this node to the scorers, by way of nobody.
         """
         gradients = self._index.encode(queries, self._model)
-        return gradients[-1].losses.tolist(), self._index.fold(gradients)
+        return gradients[-1].losses.tolist(), self._index.fold(gradients, terms)
 
 
 @ray.remote
@@ -147,9 +148,11 @@ class ScoreActor:
         self._index = Index(store, generation)
         self._memory_gb = memory_gb
 
-    def top_k(self, part: int, folded: list[FoldedQueries], k: int, fragments: Sequence[int]) -> list[TopK]:
-        """Top k of each query over some fragments of a part; `folded` is read where it lies in the object store."""
-        return self._index.parts[part].top_k(folded[part], k, fragments, self._memory_gb)
+    def top_k(
+        self, part: int, folded: list[FoldedQueries], k: int, fragments: Sequence[int], terms: Terms
+    ) -> list[TopK]:
+        """Top k of each query over some fragments of a part; `folded` is read where it lies in the store."""
+        return self._index.parts[part].top_k(folded[part], k, fragments, self._memory_gb, terms)
 
 
 def start(

@@ -1,4 +1,4 @@
-"""The steps of batch attribution: fold a block of queries, scan the index on all workers, keep the answers; repeat.
+"""The steps of batch attribution: fold a block of queries, scan the index on all workers, keep the answers.
 
 A block that is kept is never asked again, so a run that was killed goes on with those that are missing.
 """
@@ -14,17 +14,19 @@ from prefect.cache_policies import NO_CACHE
 
 from lorif_core.answers import write_answers
 from lorif_core.config import Config
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.generation import Generation
 from lorif_core.index import Index
 from lorif_core.model import check_same_weights
 from lorif_core.queries import Query, read_queries
 from lorif_core.store import Store
+from lorif_core.terms import Terms
 from lorif_core.topk import TopK
 from lorif_core.unfinished import Unfinished, begun_in, open_unfinished
 from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
+from tasks.outcome import link
 from tasks.progress import Progress
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
@@ -53,20 +55,36 @@ class ScanError(LorifError):
 )
 def attribute_queries(config: Config, run: Unfinished) -> None:
     """Score every query that is not answered yet against every row, and keep both top ks, block by block."""
+    with cluster(config.compute) as resources:
+        try:
+            _answer_missing(config, run, resources)
+        except ScanError as error:
+            # the node that held a block's folded queries may be gone, and they with it
+            get_run_logger().warning("%s; going on with new workers", error)
+            _answer_missing(config, run, resources)
+        except UserError:
+            run.leave()
+            raise
+
+
+def _answer_missing(config: Config, run: Unfinished, resources: Resources) -> None:
     missing = run.missing()
     get_run_logger().info("%d queries: %d of %d blocks to do", len(run.queries), len(missing), len(run.blocks))
     if not missing:
         return
-    with cluster(config.compute) as resources:
-        shares = shares_of(Index(Store(config.index, config.storage), run.generation), resources.workers)
-        rows, done = run.generation.rows, len(run.blocks) - len(missing)
-        with (
-            _encoder(config, run.generation, resources) as encoder,
-            start_scorers(config, run.generation, resources, len(shares)) as scorers,
-            Progress("score rows", rows * len(run.blocks), rows * done) as progress,
-        ):
-            for block in missing:
-                run.keep(block, *_answer(encoder, scorers, shares, block.queries, run, progress))
+    shares = shares_of(Index(Store(config.index, config.storage), run.generation), resources.workers)
+    rows, done = run.generation.rows, len(run.blocks) - len(missing)
+    with (
+        _encoder(config, run.generation, resources) as encoder,
+        start_scorers(config, run.generation, resources, len(shares)) as scorers,
+        Progress("score rows", rows * len(run.blocks), rows * done) as progress,
+    ):
+        for block in missing:  # nothing of one in the object store outlives its turn
+            losses, folded = _fold(encoder, block.queries, run.terms)
+            best = [TopK(run.k) for _ in block.queries]
+            for share in scan(scorers, shares, folded, best, run.terms):
+                progress.advance(round(rows * share))
+            run.keep(block, losses, best)
 
 
 def _encoder(config: Config, generation: Generation, resources: Resources) -> Workers:
@@ -87,40 +105,12 @@ def start_scorers(config: Config, generation: Generation, resources: Resources, 
     )
 
 
-def _answer(
-    encoder: Workers,
-    scorers: Workers,
-    shares: Sequence[Share],
-    queries: Sequence[Query],
-    run: Unfinished,
-    progress: Progress,
-) -> tuple[list[float], list[TopK]]:
-    """Losses and top ks of a block. Nothing in the object store outlives the call."""
-    rows = run.generation.rows
-    for last in (False, True):
-        losses, folded = _fold(encoder, queries)
-        scored = 0
-        try:
-            best = [TopK(run.k) for _ in queries]
-            for share in scan(scorers, shares, folded, best):
-                scored += round(rows * share)
-                progress.advance(round(rows * share))
-            return losses, best
-        except ScanError as error:
-            if last:
-                raise
-            # the node that held the folded queries may be gone, and they with it
-            get_run_logger().warning("%s; folding the block's queries again", error)
-            progress.advance(-scored)
-    raise AssertionError("unreachable")
-
-
-def _fold(encoder: Workers, queries: Sequence[Query]) -> tuple[list[float], ray.ObjectRef]:
+def _fold(encoder: Workers, queries: Sequence[Query], terms: Terms) -> tuple[list[float], ray.ObjectRef]:
     """Losses of a block's queries, and where they lie folded for every part."""
     folded: list[ray.ObjectRef] = []
 
     def call(actor: Any, block: Sequence[Query]) -> ray.ObjectRef:
-        losses, weights = actor.fold.remote(block)
+        losses, weights = actor.fold.remote(block, terms)
         folded.append(weights)
         return losses
 
@@ -142,12 +132,12 @@ def shares_of(index: Index, workers: int) -> list[Share]:
 
 
 def scan(
-    scorers: Workers, shares: Sequence[Share], folded: ray.ObjectRef, best: Sequence[TopK]
+    scorers: Workers, shares: Sequence[Share], folded: ray.ObjectRef, best: Sequence[TopK], terms: Terms
 ) -> Iterator[float]:
     """Merge the top k of every share into `best`, in any order; yields the part of the fragments just done."""
     total, k = sum(len(share.fragments) for share in shares), best[0].k
     for outcome in scorers.run(
-        shares, lambda actor, share: actor.top_k.remote(share.part, folded, k, share.fragments)
+        shares, lambda actor, share: actor.top_k.remote(share.part, folded, k, share.fragments, terms)
     ):
         if isinstance(outcome, Failed):
             raise ScanError(f"scoring fragments {outcome.item.fragments} failed: {outcome.cause}")
@@ -157,9 +147,11 @@ def scan(
 
 
 @task(name="open queries", cache_policy=NO_CACHE)
-def open_queries(config: Config, queries: str, out: str, top_k: int) -> Unfinished:
+def open_queries(
+    config: Config, queries: str, out: str, top_k: int, where: str | None, normalise: str
+) -> Unfinished:
     """The attribution that is to be done, or to go on; everything is checked before the scan begins."""
-    run = check_attribution(config, queries, out, top_k)
+    run = check_attribution(config, queries, out, top_k, where, normalise)
     run.begin()
     get_run_logger().info("generation %d, %d queries", run.generation.generation, len(run.queries))
     return run
@@ -169,29 +161,31 @@ def open_queries(config: Config, queries: str, out: str, top_k: int) -> Unfinish
 def write_results(config: Config, run: Unfinished, seconds: float) -> dict[str, Any]:
     """Write scores, report and summary, and show the summary as an artifact."""
     store, asked = Store(config.index, config.storage), len(run.queries)
-    title = f"Attribution of {asked} queries"
+    title, timings = f"Attribution of {asked} queries{run.terms}", [("attribute", seconds)]
     summary = run.summary() or write_answers(
-        run.out, store, run.generation, run.answers(), title, [("attribute", seconds)]
+        run.out, store, run.generation, run.answers(), title, timings, terms=run.terms
     )
     run.finish()
     create_markdown_artifact(
         f"{asked} queries against generation {run.generation.generation} ({run.generation.rows} rows): "
-        f"`{run.out}/report.html`",
+        f"{link('report', f'{run.out}/report.html')}",
         key="attribution",
     )
     return summary
 
 
-def check_attribution(config: Config, queries: str, out: str, top_k: int) -> Unfinished:
+def check_attribution(
+    config: Config, queries: str, out: str, top_k: int, where: str | None = None, normalise: str = "none"
+) -> Unfinished:
     """Everything that can be wrong with a batch before work begins; nothing is written.
 
     Raises:
         UserError: the output folder is in use for something else, the index or the queries file is not what it
-            should be.
+            should be, or no row meets the condition.
     """
     begun = begun_in(out, config)
-    store = Store(config.index, config.storage)
-    store.latest()
-    run = open_unfinished(config, read_queries(queries, config.storage), top_k, out, begun)
+    latest = Store(config.index, config.storage).latest()
+    parsed = read_queries(queries, config.storage)
+    run = open_unfinished(config, parsed, top_k, out, begun, latest, where, normalise)
     check_same_weights(config.model, config.storage, run.generation.index_spec)
     return run

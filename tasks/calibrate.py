@@ -1,5 +1,6 @@
 """The calibration of whitened projections: samples of shards on all workers, their sums added in a fixed order."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
         UserError: no example of the sample has a scored token.
         LeaseHeldError: another process has taken the index over.
     """
-    store = Store(config.index, config.storage)
+    started, store = time.perf_counter(), Store(config.index, config.storage)
     spec = store.calibrated(plan.spec)  # another run may have calibrated since this one was planned
     if spec.projection.kind == "random" or spec.projection.whitening is not None:
         return replace(plan, spec=spec)
@@ -49,7 +50,7 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
     spec = spec.with_whitening(covariances.digest())
     lease.confirm()
     store.write_covariances(covariances, spec.layers, spec)  # from here on rows of this checkpoint have no other
-    return replace(plan, spec=spec)
+    return replace(plan, spec=spec, calibration_seconds=time.perf_counter() - started)
 
 
 def measure(config: Config, spec: IndexSpec, sample: Sequence[SampledShard]) -> Covariances:

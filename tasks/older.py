@@ -5,13 +5,13 @@ A sample of them at the new checkpoint says how far they have moved, and gives t
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import asdict, replace
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import SampledShard, calibration_sample
+from lorif_core.change import PartDrift
 from lorif_core.config import Config
 from lorif_core.curvature import LayerCurvature, fit_layers
 from lorif_core.drift import CheckpointDrift
@@ -45,25 +45,11 @@ _PARTS = 8  # of a sample, however many workers there are, so that what is measu
 _MEMORY_SHARE = 0.25  # of a worker, for the codes of a sample
 
 
-@dataclass(frozen=True, slots=True)
-class PartDrift:
-    """How far the rows of an older checkpoint have moved, and what becomes of them.
-
-    `cosine` and `score_correlation` are means over `sampled` rows of `rows`; see `lorif_core.drift`.
-    """
-
-    checkpoint: str
-    rows: int
-    sampled: int
-    cosine: float
-    score_correlation: float | None
-    decision: Literal["follows", "refreshed"]
-
-
 def settle_whitening(config: Config, plan: UpdatePlan, lease: Lease) -> UpdatePlan:
     """The plan with the whitening of its checkpoint, measured over the whole corpus."""
     build = calibrate(config, replace(plan.build, shards=plan.listing.shards), lease)
-    return replace(plan, build=replace(plan.build, spec=build.spec))
+    settled = replace(plan.build, spec=build.spec, calibration_seconds=build.calibration_seconds)
+    return replace(plan, build=settled)
 
 
 @task(
@@ -81,7 +67,7 @@ def judge_older(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tuple[Par
     drifts = []
     followers, refreshed = set[str](), set[str]()
     for part in plan.base.parts:
-        shards = plan.older({part.spec})
+        started, shards = time.perf_counter(), plan.older({part.spec})
         found = _measure(config, plan, part, shards) if shards else CheckpointDrift()
         if not found.rows:
             continue
@@ -90,7 +76,7 @@ def judge_older(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tuple[Par
         drifts.append(
             PartDrift(
                 part.checkpoint, part.rows, found.rows, found.cosine, found.correlation,
-                "follows" if near else "refreshed",
+                "follows" if near else "refreshed", time.perf_counter() - started,
             )
         )  # fmt: skip
         get_run_logger().info(

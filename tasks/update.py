@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import calibration_sample
+from lorif_core.change import PartDrift
 from lorif_core.config import Config
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
@@ -18,7 +19,6 @@ from lorif_core.update import UpdatePlan, make_update_plan
 from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
-from tasks.older import PartDrift
 from tasks.publish import new_part, publish
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
@@ -35,10 +35,10 @@ class Metric:
 
 
 @task(name="plan update", cache_policy=NO_CACHE)
-def plan_update(config: Config, remove_vanished: bool) -> UpdatePlan:
+def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePlan:
     """Compare corpus and index, and say what will be done."""
     log = get_run_logger()
-    plan = make_update_plan(config, remove_vanished)
+    plan = make_update_plan(config, remove_vanished, within)
     changes = plan.changes
     log.info(
         "generation %d against the corpus: %d files new, %d changed, %d moved, %d vanished; %d records in %d "
@@ -126,6 +126,7 @@ def publish_update(
     lease: Lease,
 ) -> Generation:
     """Publish the rows that stayed and those that came as one generation."""
+    indexed = replace(indexed, quarantined=(*plan.quarantined, *indexed.quarantined))
     newest = new_part(config, plan.build, fit, metric.name)
     others = [
         part.following(newest) if part.spec in plan.followers or part.follows == newest.spec else part
@@ -141,7 +142,10 @@ def publish_update(
         indexed,
         fit,
         lease,
-        timings={"index": indexed.seconds, "calibrate": metric.seconds, "curvature": fit.seconds},
+        timings={
+            "calibrate": plan.build.calibration_seconds + metric.seconds,
+            "drift": sum(drift.seconds for drift in drifts), "index": indexed.seconds, "curvature": fit.seconds,
+        },
         changes={
             "command": "update",
             "files": {

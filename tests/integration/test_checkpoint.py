@@ -24,6 +24,7 @@ from tasks.indexing import index_shards
 from tasks.older import settle_whitening
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, scores_of
+from tests.integration.kinds import check_agreement
 from tests.integration.test_bad_input import run
 from tests.models import gpt2, scaled
 from tests.tiny_tokenizer import VOCAB, byte_tokenizer
@@ -107,17 +108,23 @@ def test_near_rows_follow_the_new_checkpoint(
     old, new = (load_model(one.model, one.storage) for one in (config, newer))
     asked = torch.cat(QueryEncoder(new, spec, covariances).gradients([as_query(q, 0) for q in QUERIES]).layers, 1)
     texts, found = texts_of(tmp_path / "corpus"), scores_of(newer, QUERIES)
+    fresh = lc.open_index(config.index)
+    check_agreement(fresh, QUERIES)
+    own = {name: value for ids, values in fresh.self_influence() for name, value in zip(ids, values, strict=True)}
     for names, model in (([*rows], old), ([name for name in found if name not in rows], new)):
         encoder = QueryEncoder(model, spec, covariances)
         gradients = encoder.gradients([as_query({"text": texts[name]}, 0) for name in names]).layers
-        expected = (torch.cat(gradients, dim=1).double() @ asked.double().T).numpy()
+        rows_ND = torch.cat(gradients, dim=1).double()
+        expected = (rows_ND @ asked.double().T).numpy()
         actual = np.stack([found[name] for name in names])
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose([own[name] for name in names], rows_ND.square().sum(dim=1), rtol=1e-4)
 
     folder.put("c", range(100, 110))
     third = update(newer)
     assert [(part.rows, part.follows is not None) for part in third.parts] == [(60, True), (30, False)]
     assert third.changes["older_rows"] == [] and third.newest.metric is not None
+    check_agreement(lc.open_index(config.index), QUERIES)
 
 
 def test_rows_that_have_moved_far_are_computed_anew(
@@ -189,6 +196,7 @@ def test_appended_rows_are_of_the_new_checkpoint_and_the_others_stay_at_theirs(
         appended = [name for name in found if name not in before]
         both = [[scores[name][query] for name in appended] for scores in (found, expected)]
         assert np.corrcoef(both)[0, 1] > 0.98
+    check_agreement(index, QUERIES)
 
     third = update(at(newer, moved["little"], policy="refresh"))
     assert len(third.parts) == 1 and third.rows == 80 and codes_of(newer) == codes_of(whole)
