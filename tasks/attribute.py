@@ -28,10 +28,10 @@ from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.outcome import link
 from tasks.progress import Progress
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
-_LEAST_FRAGMENTS = 8  # of a call: a fragment has 512 rows at most
-_CALLS_PER_WORKER = 16  # of a block: so few that merging is cheap, so many that workers end together
+_FRAGMENTS_PER_CALL = range(8, 65)  # a fragment has 512 rows at most
+_CALLS = 64  # of a block: so few that merging is cheap, so many that workers end together
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,7 @@ class ScanError(LorifError):
     """Some fragments could not be scored."""
 
 
-@task(
-    name="attribute",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="attribute", **RETRIED)
 def attribute_queries(config: Config, run: Unfinished) -> None:
     """Score every query that is not answered yet against every row, and keep both top ks, block by block."""
     with cluster(config.compute) as resources:
@@ -72,7 +66,7 @@ def _answer_missing(config: Config, run: Unfinished, resources: Resources) -> No
     get_run_logger().info("%d queries: %d of %d blocks to do", len(run.queries), len(missing), len(run.blocks))
     if not missing:
         return
-    shares = shares_of(Index(Store(config.index, config.storage), run.generation), resources.workers)
+    shares = shares_of(Index(Store(config.index, config.storage), run.generation))
     rows, done = run.generation.rows, len(run.blocks) - len(missing)
     with (
         _encoder(config, run.generation, resources) as encoder,
@@ -120,10 +114,14 @@ def _fold(encoder: Workers, queries: Sequence[Query], terms: Terms) -> tuple[lis
     return outcome.result, folded[-1]
 
 
-def shares_of(index: Index, workers: int) -> list[Share]:
-    """All fragments of an index, in shares that are a worker's work for one call."""
+def shares_of(index: Index) -> list[Share]:
+    """All fragments of an index, in shares that are a worker's work for one call.
+
+    They are the same whatever the workers are: what a scan finds worth an exact look depends on the rows before.
+    """
     held = [part.fragments() for part in index.parts]
-    size = max(_LEAST_FRAGMENTS, -(-sum(map(len, held)) // (workers * _CALLS_PER_WORKER)))
+    wanted = -(-sum(map(len, held)) // _CALLS)
+    size = min(max(wanted, _FRAGMENTS_PER_CALL[0]), _FRAGMENTS_PER_CALL[-1])
     return [
         Share(number, fragments[first : first + size])
         for number, fragments in enumerate(held)
