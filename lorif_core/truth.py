@@ -21,7 +21,6 @@ from lorif_core.lds import Truth, rank_correlation
 from lorif_core.material import digest, load_material
 from lorif_core.objects import Objects
 from lorif_core.recipe import Recipe, subset, token_summed_losses, train
-from lorif_core.tokenise import Example
 
 _FOLDER = "truth"
 _HEAD = f"{_FOLDER}/truth.json"
@@ -47,12 +46,17 @@ class Trainer:
     def losses(self, number: int, seed: int) -> list[float]:
         """Token-summed losses of the queries after training on one subset, in an order drawn from a seed."""
         chosen = subset(len(self.examples), self._subsets.share, number)
-        model = self._trained([self.examples[i] for i in chosen], seed)
+        model = self.trained(chosen.tolist(), seed)
         return token_summed_losses(model, self.queries).tolist()
 
     def save_whole(self, folder: str, storage: StorageConfig) -> list[float]:
         """Train on the whole corpus and save the checkpoint that is attributed; losses of the queries."""
-        model = self._trained(self.examples, 0)
+        model = self.trained(range(len(self.examples)), 0)
+        self.save(model, folder, storage)
+        return token_summed_losses(model, self.queries).tolist()
+
+    def save(self, model: Any, folder: str, storage: StorageConfig) -> None:
+        """Save a checkpoint with its tokenizer."""
         with tempfile.TemporaryDirectory() as name:
             model.save_pretrained(name)
             if self._tokenizer is not None:
@@ -62,7 +66,6 @@ class Trainer:
                 fs.makedirs(path, exist_ok=True)
                 for file in sorted(Path(name).iterdir()):
                     fs.put_file(str(file), f"{path}/{file.name}")
-        return token_summed_losses(model, self.queries).tolist()
 
     def identity(self, checkpoint: str) -> dict[str, Any]:
         """What the ground truth is of: equal for equal checkpoint, examples, queries, recipe and share."""
@@ -74,10 +77,15 @@ class Trainer:
             "share": self._subsets.share,
         }
 
-    def _trained(self, examples: Sequence[Example], seed: int) -> Any:
+    def trained(self, chosen: Sequence[int], seed: int) -> Any:
+        """A copy of the checkpoint, trained on examples by their positions, in an order drawn from the seed."""
         model = copy.deepcopy(self._base)
-        train(model, examples, self._recipe, seed)
+        self.train(model, chosen, seed)
         return model
+
+    def train(self, model: Any, chosen: Sequence[int], seed: int) -> None:
+        """Train a model further, in place."""
+        train(model, [self.examples[i] for i in chosen], self._recipe, seed)
 
 
 class TruthFolder:

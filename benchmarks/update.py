@@ -1,0 +1,243 @@
+"""Seconds of `lorif update` when 1 % of new data has come, next to the full build: a fraction and a constant.
+
+    python -m benchmarks.update [--sequences 20000 --rounds 3 --layers 2 --width 128 --out FILE]
+
+The constant is an update by a single row: processes, imports, Ray, Prefect and models that start. Every round
+updates a copy of the same index, by one row and by 1 % of new ones in turn. The rows of an update are compared,
+all columns, with those of a full build of the union in the same whitening. `default` is CONFIG's own defaults;
+`woodbury` merges a curvature, too.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.wikitext import in_new_process, lorif, rounded
+
+_DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
+_POSITIONS = 128
+_SHARE = 0.01  # of new data
+METHODS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "woodbury": {
+        "projection": {"kind": "random", "factor": 4},
+        "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
+        "curvature": {"kind": "woodbury", "rank": 256},
+    },
+}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    results = {}
+    for name in arguments.methods:
+        with tempfile.TemporaryDirectory(prefix="lorif-update-") as folder:
+            results[name] = Scenario(Path(folder), arguments, METHODS[name]).measure(arguments.rounds)
+        print_result(name, results[name])
+    if arguments.out:
+        model = f"GPT-2, {arguments.layers} layers, width {arguments.width}, {_POSITIONS} tokens at most"
+        text = json.dumps({"model": model, "cores": os.cpu_count(), "methods": results}, indent=2)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, default=_DEFAULT_TEXT)
+    parser.add_argument("--sequences", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+class Scenario:
+    """A corpus, a checkpoint and an index of it; files that have not arrived yet wait beside the corpus.
+
+    Args:
+        folder: empty.
+        arguments: of the command line.
+        method: keys of CONFIG.
+    """
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace, method: dict[str, Any]) -> None:
+        self._folder, self._method = folder, method
+        rows = {"base": arguments.sequences, "new": round(_SHARE * arguments.sequences), "one": 1}
+        (folder / "corpus").mkdir()
+        in_new_process(prepare, arguments.text, folder, rows, arguments.layers, arguments.width)
+        self._arrive("base")
+
+    def measure(self, rounds: int) -> dict[str, Any]:
+        """Build, update, build the union, compare."""
+        base_seconds, base = lorif("build", "-c", self._config("index"))
+        seconds: dict[str, list[float]] = {"one": [], "new": []}
+        stages: dict[str, list[dict[str, float]]] = {"one": [], "new": []}
+        for number in range(rounds):
+            for name in ("one", "new"):
+                config = self._copy(f"{name}-{number}")
+                self._arrive(name)
+                wall, updated = lorif("update", "-c", config)
+                self._leave(name)
+                seconds[name].append(wall)
+                stages[name].append(updated["timings"])
+        split_config = self._copy("split")
+        self._arrive("one")
+        split = in_new_process(split_update, split_config, time.time())
+        self._leave("one")
+        self._arrive("new")
+        in_new_process(start_in_whitening, str(self._folder / "index"), str(self._folder / "union"))
+        union_seconds, union = lorif("build", "-c", self._config("union"))
+        differing = in_new_process(differing_columns, str(self._folder / "new-0"), str(self._folder / "union"))
+        constant, update = (statistics.median(seconds[name]) for name in ("one", "new"))
+        return {
+            "rows": base["rows"],
+            "rows_new": union["rows"] - base["rows"],
+            "tokens": union["tokens"],
+            "build_seconds": base_seconds,
+            "build_of_union_seconds": union_seconds,
+            "update_seconds": round(update, 2),
+            "constant_seconds": round(constant, 2),
+            "fraction_of_build": round((update - constant) / union_seconds, 4),
+            "columns_that_differ_from_build_of_union": differing,
+            "stages": {
+                "build": rounded(base["timings"]),
+                **{name: rounded(medians(found)) for name, found in stages.items()},
+            },
+            "constant_split": rounded(split),
+            "all_seconds": seconds,
+        }
+
+    def _config(self, index: str) -> str:
+        config = {
+            "index": str(self._folder / index),
+            "model": {"path": str(self._folder / "model")},
+            "corpus": {"uri": str(self._folder / "corpus"), "id": "id", "max_length": _POSITIONS},
+            **self._method,
+        }
+        path = self._folder / f"{index}.json"
+        path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+        return str(path)
+
+    def _copy(self, name: str) -> str:
+        shutil.copytree(self._folder / "index", self._folder / name)
+        return self._config(name)
+
+    def _arrive(self, name: str) -> None:
+        (self._folder / f"{name}.jsonl").rename(self._folder / "corpus" / f"{name}.jsonl")
+
+    def _leave(self, name: str) -> None:
+        (self._folder / "corpus" / f"{name}.jsonl").rename(self._folder / f"{name}.jsonl")
+
+
+def prepare(text: Path, folder: Path, rows: dict[str, int], layers: int, width: int) -> None:
+    """Write a GPT-2 at random initialisation with its tokenizer, and one file of distinct rows for each name."""
+    from benchmarks.workload import load_paragraphs, make_model, train_tokenizer, write_corpus
+
+    paragraphs = load_paragraphs(text)
+    train_tokenizer(paragraphs).save_pretrained(folder / "model")
+    make_model(layers, width, _POSITIONS).save_pretrained(folder / "model")
+    write_corpus(paragraphs, folder / "all.jsonl", sum(rows.values()))
+    lines = (folder / "all.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, count in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
+        lines = lines[count:]
+
+
+def medians(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of every stage."""
+    return {stage: statistics.median(timings[stage] for timings in found) for stage in found[0]}
+
+
+def start_in_whitening(index: str, other: str) -> None:
+    """Begin another index in the whitening of one: codes of different whitenings cannot be equal."""
+    from lorif_core.store import Store
+
+    spec = Store(index).stored_spec()
+    assert spec is not None
+    if spec.projection.whitening is not None:
+        shutil.copytree(f"{index}/whitening.lance", f"{other}/whitening.lance")
+    Store(other).create(spec)
+
+
+def differing_columns(updated: str, built: str) -> list[str]:
+    """Columns of the newest generations' rows that are not equal, byte by byte, in the order of the ids."""
+    import lancedb
+
+    from lorif_core.store import Store
+
+    tables = []
+    for uri in (updated, built):
+        table = lancedb.connect(uri).open_table("factors")
+        table.checkout(Store(uri).latest().factors_version)
+        tables.append(table.to_arrow().sort_by("example_id").combine_chunks())
+    first, second = tables
+    if first.num_rows != second.num_rows or first.column_names != second.column_names:
+        return ["number of rows or columns"]
+    return [name for name in first.column_names if not first[name].equals(second[name])]
+
+
+def split_update(config: str, launched: float) -> dict[str, float]:
+    """Seconds of the steps of `lorif update`, each ending where the next begins; then of a worker that starts."""
+    seconds = {"start python": time.time() - launched}
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        clock, previous = time.perf_counter(), clock
+        seconds[name] = clock - previous
+
+    from tasks.environment import lock_local_ray
+
+    lock_local_ray("local")
+    import ray
+    from prefect import flow
+
+    from flows.update import update
+    from lorif_core.config import load_config
+
+    def import_workers() -> None:  # in here, so that Ray sends it as it is: workers know no __mp_main__
+        importlib.import_module("tasks.actors")
+
+    settings = load_config(config)
+    lap("import")
+    from tasks.cluster import cluster
+
+    with cluster(settings.compute):
+        lap("start Ray")
+        flow(_nothing, name="nothing")()
+        lap("start Prefect's server")
+        generation = update(settings)
+        lap("plan, publish")
+        for stage, spent in generation.timings.items():
+            seconds[stage] = spent
+            seconds["plan, publish"] -= spent
+        ray.get(ray.remote(num_cpus=1)(import_workers).remote())
+        lap("of each stage: start a worker, import")
+    return seconds
+
+
+def _nothing() -> None:
+    """A flow needs a server."""
+
+
+def print_result(name: str, result: dict[str, Any]) -> None:
+    print(
+        f"{name}: build of {result['rows']} rows {result['build_of_union_seconds']} s; update by "
+        f"{result['rows_new']} rows {result['update_seconds']} s = {result['fraction_of_build']:.1%} of the build "
+        f"+ {result['constant_seconds']} s; columns that differ: "
+        f"{', '.join(result['columns_that_differ_from_build_of_union']) or 'none'}"
+    )
+    for title, stages in (*result["stages"].items(), ("constant", result["constant_split"])):
+        print(f"  {title}: {', '.join(f'{stage} {seconds:.2f} s' for stage, seconds in stages.items())}")
+
+
+if __name__ == "__main__":
+    main()
