@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	$(BIN)/lorif demo --out demo-out
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-chaos: $(VENV)/.installed
 	$(BIN)/python -m pytest -m chaos --log-cli-level=WARNING

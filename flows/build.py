@@ -2,17 +2,18 @@
 
 from prefect import flow
 
-from lorif_core.config import Config
+from flows.parameters import ConfigParameter
 from lorif_core.generation import Generation
 from lorif_core.lease import hold_index
 from tasks.build import plan_build, publish_generation
 from tasks.calibrate import calibrate
 from tasks.curvature import fit_curvature
 from tasks.indexing import index_shards
+from tasks.outcome import leave_receipt
 
 
 @flow(name="build", flow_run_name="build {config.index}", persist_result=False)
-def build(config: Config, publish_incomplete: bool = False) -> Generation:
+def build(config: ConfigParameter, publish_incomplete: bool = False) -> Generation:
     """Build an index and publish a generation. Run again after a failure, it resumes.
 
     `publish_incomplete` publishes without the shards that failed every attempt, and records them.
@@ -22,4 +23,6 @@ def build(config: Config, publish_incomplete: bool = False) -> Generation:
         plan = calibrate(config, plan, lease)
         indexed = index_shards(config, plan, lease, publish_incomplete)
         fit = fit_curvature(config, plan, indexed, lease)
-        return publish_generation(config, plan, indexed, fit, lease)
+        generation = publish_generation(config, plan, indexed, fit, lease)
+        leave_receipt(config, generation)
+        return generation

@@ -127,9 +127,30 @@ def _parser() -> argparse.ArgumentParser:
     query = add("query", "ask one question of an index, on this machine alone")
     query.add_argument("--text", required=True, help="the text, or the prompt of --completion")
     query.add_argument("--completion", help="what the model said; only its tokens are scored")
-    query.add_argument("--model", help="the checkpoint, if it is no longer where the index was built from")
+    query.add_argument("--totals", metavar="COLUMN", help="also the sums of scores by a column, such as uri")
+    query.add_argument("--explain", action="store_true", help="also what each token and layer adds to each score")
     for command in (attribute, query):
         command.add_argument("--top-k", type=_positive, default=10, help="proponents and opponents (default: 10)")
+
+    select = add("select", "the part of the corpus that helps target queries most, or least, as a parquet file")
+    by = select.add_mutually_exclusive_group(required=True)
+    by.add_argument("--queries", help="jsonl or parquet file of target queries; the mean of their scores counts")
+    by.add_argument("--self-influence", action="store_true", help="by the influence of examples on themselves")
+    select.add_argument("--fraction", type=float, required=True, help="of the rows, above 0, at most 1")
+    select.add_argument("--bottom", action="store_true", help="the lowest scores instead of the highest")
+    select.add_argument("--out", required=True, help="a new parquet file, or an s3:// URI")
+    for command in (query, select):
+        command.add_argument("--model", help="the checkpoint, if it is no longer where the index was built from")
+    for command in (attribute, query, select):
+        command.add_argument(
+            "--where", metavar="EXPR", help="only rows that meet an SQL condition on the columns of `factors`"
+        )
+        command.add_argument(
+            "--normalise",
+            choices=["none", "cosine", "self"],
+            default="none",
+            help="divide scores by the roots of self-influences (default: none)",
+        )
 
     status = add("status", "generations of an index: counts, bytes, checkpoint, builds under way")
     rollback = add("rollback", "publish an earlier generation again")
@@ -142,8 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     gc = add("gc", "what an index no longer needs: orphaned files and receipts, expired generations")
     gc.add_argument("--apply", action="store_true", help="remove it; without this it is only listed")
     gc.add_argument("--keep", type=_positive, default=5, help="newest generations that are kept (default: 5)")
-    takes = {query: "storage.* and model.*", remove: "storage.*, compute.* and update.*"}
-    for command in (query, status, rollback, remove, gc):
+    takes = {
+        query: "storage.* and model.*",
+        select: "storage.* and model.*",
+        remove: "storage.*, compute.* and update.*",
+    }
+    for command in (query, select, status, rollback, remove, gc):
         command.add_argument("index", help="folder or URI of the index")
         if command is rollback:
             command.add_argument(

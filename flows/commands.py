@@ -2,18 +2,17 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.tables import figures_text, lds_text
+from flows.tables import change_lines, figures_text, lds_text, totals_text
 from lorif_core.config import (
     Config,
     StorageConfig,
     load_config,
     parse_compute,
-    parse_model,
     parse_options,
     parse_storage,
     parse_update,
@@ -28,6 +27,7 @@ from lorif_core.store import Store
 from tasks.environment import fast_imports, lock_local_ray
 
 _EXCERPT = 160
+_CONTRIBUTIONS = 5
 _OF_SUMMARY = ("queries", "scores", "generation", "rows", "skipped", "timings")
 
 
@@ -86,16 +86,18 @@ def _told(index: str, generation: Generation) -> dict[str, Any]:
     }
 
 
-def run_attribute(config: str, overrides: Sequence[str], queries: str, out: str, top_k: int) -> Result:
+def run_attribute(
+    config: str, overrides: Sequence[str], queries: str, out: str, top_k: int, where: str | None, normalise: str
+) -> Result:
     """`lorif attribute`."""
     settings = _load(config, overrides)
     from tasks.attribute import check_attribution
 
-    check_attribution(settings, queries, out)
+    check_attribution(settings, queries, out, where, normalise)
     from flows.attribute import attribute
 
     _say_failures_once()
-    summary = attribute(settings, queries, out, top_k)
+    summary = attribute(settings, queries, out, top_k, where, normalise)
     return _listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
 
 
@@ -144,36 +146,73 @@ def run_demo(out: str, store: str) -> Result:
         f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
         for row in summary["self_check"]
     ]
-    return Result(summary, "\n".join([*checks, f"report: {summary['report']}"]))
+    return Result(summary, "\n".join([*change_lines(summary["change"]), *checks, f"report: {summary['report']}"]))
 
 
 def run_query(
-    index: str, overrides: Sequence[str], text: str, completion: str | None, top_k: int, model: str | None
+    index: str,
+    overrides: Sequence[str],
+    text: str,
+    completion: str | None,
+    top_k: int,
+    model: str | None,
+    where: str | None,
+    normalise: str,
+    totals: str | None,
+    explain: bool,
 ) -> Result:
     """`lorif query`: one machine, neither Ray nor Prefect."""
-    options = parse_options(list(overrides), ("storage", "model"))
     with fast_imports():
-        from lorif_core.index import model_config_of, open_index
+        from flows.questions import answer, open_for_questions
+    from lorif_core.queries import as_query
 
-    opened = open_index(index, parse_storage(options.get("storage", {})))
-    found_at = model_config_of(opened.generation.newest, model)
-    checkpoint = parse_model({"revision": found_at.revision, **options.get("model", {})}, found_at.path)
-    query = {"text": text} if completion is None else {"prompt": text, "completion": completion}
-    (top,) = opened.top_k([query], top_k, model=checkpoint)
-    sides = {"proponents": top.proponents, "opponents": top.opponents}
-    details = opened.store.details(
-        opened.generation.factors_version, [hit.example_id for hits in sides.values() for hit in hits]
-    )
-    found = {
-        side: [
-            {"rank": rank, "example_id": hit.example_id, "score": hit.score,
-             "uri": details[hit.example_id]["uri"], "row": details[hit.example_id]["row"],
-             "text": details[hit.example_id].get("text")}
-            for rank, hit in enumerate(hits, start=1)
-        ]
-        for side, hits in sides.items()
+    if explain and normalise != "none":
+        raise UserError("--explain shows what plain scores consist of; leave --normalise away")
+    opened, checkpoint = open_for_questions(index, overrides, model)
+    query = as_query({"text": text} if completion is None else {"prompt": text, "completion": completion}, 0)
+    terms = opened.terms(where, normalise)
+    found = answer(opened, checkpoint, query, top_k, terms, explain=explain)
+    data: dict[str, Any] = {"generation": opened.generation.generation, **found}
+    told = [_ranking(found)]
+    if totals is not None:
+        sums = opened.totals([query], totals, checkpoint, where=where, normalise=terms.normalise)
+        data["totals"] = sums.drop_columns(["query_id"]).to_pylist()
+        told.append(totals_text(data["totals"], totals))
+    return Result(data, "\n".join(told))
+
+
+def run_select(
+    index: str,
+    overrides: Sequence[str],
+    queries: str | None,
+    self_influence: bool,
+    fraction: float,
+    bottom: bool,
+    out: str,
+    model: str | None,
+    where: str | None,
+    normalise: str,
+) -> Result:
+    """`lorif select`: one machine, neither Ray nor Prefect."""
+    with fast_imports():
+        from flows.questions import open_for_questions
+    from lorif_core.queries import read_queries
+    from lorif_core.selection import check_new_file, write_selection
+
+    if self_influence and normalise != "none":
+        raise UserError("--self-influence is not normalised; leave --normalise away")
+    opened, checkpoint = open_for_questions(index, overrides, model)
+    storage = opened.store.storage
+    check_new_file(out, storage)
+    targets = None if queries is None else read_queries(queries, storage)
+    terms = opened.terms(where, normalise)
+    batches = opened.select(targets, fraction, checkpoint, bottom=bottom, where=where, normalise=terms.normalise)
+    rows, lowest, highest = write_selection(batches, out, storage)
+    data = {
+        "out": out, "generation": opened.generation.generation, "rows": rows,
+        "queries": None if targets is None else len(targets), "lowest": lowest, "highest": highest,
     }  # fmt: skip
-    return Result({"generation": opened.generation.generation, **found}, _ranking(found))
+    return _listed(data)
 
 
 def run_status(index: str, overrides: Sequence[str]) -> Result:
@@ -272,7 +311,10 @@ def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
         "created_at": generation.created_at.isoformat(),
         "bytes": measured,
         "bytes_per_example": measured / max(generation.rows, 1),
-        "parts": [{"checkpoint": part.checkpoint, "rows": part.rows} for part in generation.parts],
+        "parts": [
+            {"checkpoint": part.checkpoint, "rows": part.rows, "asked_at_newest": part.follows is not None}
+            for part in generation.parts
+        ],
         "changes": generation.changes,
     }
 
@@ -284,7 +326,15 @@ def _ranking(found: dict[str, list[dict[str, Any]]]) -> str:
         for hit in hits:
             excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
             lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
+            if "tokens" in hit:
+                lines.append(f"       tokens  {_strongest(hit['tokens'])}")
+                lines.append(f"       layers  {_strongest(hit['layers'].items())}")
     return "\n".join(lines)
+
+
+def _strongest(contributions: Iterable[tuple[str, float]]) -> str:
+    ordered = sorted(contributions, key=lambda named: -abs(named[1]))[:_CONTRIBUTIONS]
+    return ", ".join(f"{name!r} {value:+.3g}" for name, value in ordered)
 
 
 def _load(config_path: str, overrides: Sequence[str]) -> Config:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.change import Change
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
@@ -18,6 +19,7 @@ from lorif_core.queries import Query
 from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
 from lorif_core.spec import Coverage
 from lorif_core.store import Store
+from lorif_core.terms import PLAIN, Terms
 from lorif_core.topk import Scored, TopK
 
 SCORES_SCHEMA = pa.schema(
@@ -61,6 +63,8 @@ def write_answers(
     title: str,
     timings: Sequence[tuple[str, float]] = (),
     judge: Sequence[JudgeRow] = (),
+    change: Change | None = None,
+    terms: Terms = PLAIN,
 ) -> dict[str, Any]:
     """Write the three files into `out` and return the summary.
 
@@ -72,11 +76,13 @@ def write_answers(
         title: heading of the report.
         timings: further (stage, seconds) after those of the build.
         judge: self-checks to show.
+        change: from a former generation, to the same queries.
+        terms: what was asked for beside the queries.
     """
     ids = [hit.example_id for answer in answers for hit in (*answer.top.proponents, *answer.top.opponents)]
     details = store.details(generation.factors_version, ids)
     rows = [row for answer in answers for row in _score_rows(answer, details)]
-    report = _report(store, generation, answers, details, title, timings, judge)
+    report = _report(store, generation, answers, details, title, timings, judge, change)
     summary = {
         "queries": len(answers),
         "scores": len(rows),
@@ -84,6 +90,8 @@ def write_answers(
         "rows": generation.rows,
         "checkpoint": generation.checkpoint,
         "spec": generation.spec,
+        "where": terms.where,
+        "normalise": terms.normalise,
         "bytes_per_example": report.storage.bytes_per_example,
         "dense_bytes_per_example": report.storage.dense_bytes_per_example,
         "covered_parameters": report.coverage.share,
@@ -92,6 +100,7 @@ def write_answers(
         "self_check": [
             {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance} for row in judge
         ],
+        **({} if change is None else {"change": change.to_dict()}),
     }
     scores = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), scores)
@@ -133,6 +142,7 @@ def _report(
     title: str,
     timings: Sequence[tuple[str, float]],
     judge: Sequence[JudgeRow],
+    change: Change | None,
 ) -> Report:
     code_bytes = store.code_bytes(generation.factors_version)
     layout = CodeLayout(generation.index_spec.layers, generation.index_spec.code)
@@ -158,17 +168,17 @@ def _report(
         timings=(*json.loads(generation.timings_json).items(), *timings),
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
         judge=tuple(judge),
-        relative=len(generation.parts) > 1,
+        relative=len(generation.leaders) > 1,
+        change=change,
     )
 
 
 def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
-    query = answer.query
-    prompt = query.prompt if query.prompt is not None else query.text
+    prompt, completion = answer.query.shown
     return QuerySection(
-        query_id=query.query_id,
-        prompt=prompt if prompt is not None else f"{len(query.tokens or ())} tokens",
-        completion=query.completion,
+        query_id=answer.query.query_id,
+        prompt=prompt,
+        completion=completion,
         loss=answer.loss,
         proponents=_hits(answer.top.proponents, details),
         opponents=_hits(answer.top.opponents, details),

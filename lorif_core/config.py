@@ -138,6 +138,12 @@ class UpdateConfig(Section):
     """`merge` adds the curvature of new rows to that of old ones; `refit` passes over all rows."""
     refit_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of rows that may leave (files that changed) before a curvature is fitted anew."""
+    policy: Literal["append", "refresh", "auto"] = "auto"
+    """At a new checkpoint: `append` leaves rows at theirs, `refresh` computes them anew, `auto` measures first."""
+    max_drift: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """1 - cosine of old and new gradients above which `auto` computes rows anew."""
+    sample_share: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Share of the rows of older checkpoints that is run at the new one, for the drift and the curvature."""
     keep: PositiveInt | None = None
     """Newest generations that an update leaves; null leaves all, for `lorif gc` to collect."""
 

@@ -69,7 +69,9 @@ def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
         return
 
 
-def list_shards(corpus: CorpusConfig, storage: StorageConfig, known: Set[FileTag] = frozenset()) -> Listing:
+def list_shards(
+    corpus: CorpusConfig, storage: StorageConfig, known: Set[FileTag] = frozenset(), within: str = ""
+) -> Listing:
     """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; parquet row groups are never crossed.
 
     Streams: parquet counts come from metadata, lines are counted block by block. With `corpus.id`, all ids are
@@ -81,6 +83,7 @@ def list_shards(corpus: CorpusConfig, storage: StorageConfig, known: Set[FileTag
         corpus: where it is, and which columns make an example.
         storage: how to reach it.
         known: files whose shards the caller knows; they are not read, and have no shards in the listing.
+        within: files whose names begin otherwise are not read either.
 
     Raises:
         UserError: one sentence for the first file that is missing, of no supported format or not what its ending
@@ -89,7 +92,7 @@ def list_shards(corpus: CorpusConfig, storage: StorageConfig, known: Set[FileTag
         DamagedFileError: no file is whole.
     """
     files = find_files(corpus.uri, storage, ENDINGS)
-    unread = [file for file in files if _tag(file) not in known]
+    unread = [file for file in files if file.name.startswith(within) and _tag(file) not in known]
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         listed = list(pool.map(partial(_list_file, corpus), unread))
     shards = tuple(shard for file in listed for shard in file.shards)

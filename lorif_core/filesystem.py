@@ -106,11 +106,16 @@ def _look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]
     except FileNotFoundError:
         if not any(sign in path for sign in _GLOB_SIGNS):
             raise
-        first = min(path.index(sign) for sign in _GLOB_SIGNS if sign in path)
-        return list(fs.glob(path, detail=True).values()), posixpath.dirname(path[:first])
+        return list(fs.glob(path, detail=True).values()), glob_root(path)
     if info["type"] == "directory":
         return list(fs.find(path, detail=True).values()), path
     return [info], path
+
+
+def glob_root(path: str) -> str:
+    """The folder that the names of what a glob matches are relative to; any other path as it is."""
+    first = min((path.index(sign) for sign in _GLOB_SIGNS if sign in path), default=None)
+    return path if first is None else posixpath.dirname(path[:first])
 
 
 def _source(fs: fsspec.AbstractFileSystem, info: dict[str, Any], root: str) -> SourceFile:

@@ -85,10 +85,15 @@ def find_garbage(store: Store, keep: int, *, held: bool = False) -> Garbage:
 
 def _unused_covariances(store: Store, kept: Sequence[Generation]) -> set[str]:
     parts = [part for generation in kept for part in generation.parts]
-    specs = [part.index_spec for part in parts]
+    metrics = {name for part in parts for name in (part.metric, part.index_spec.projection.whitening)}
+    specs = {part.spec for part in parts} | _specs_at_hand(store)
+    return {name for name, spec in store.covariance_specs().items() if name not in metrics and spec not in specs}
+
+
+def _specs_at_hand(store: Store) -> set[str]:
+    """Of the rows in the newest version, which may be of an update that goes on; and that of the index."""
     stored = store.stored_spec()
-    used = {spec.projection.whitening for spec in (*specs, *([] if stored is None else [stored]))}
-    return store.whitening_names() - used - {part.metric for part in parts}
+    return set(store.inventory().specs()) | (set() if stored is None else {stored.hash})
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
@@ -106,9 +111,8 @@ def _judge_receipts(
 ) -> tuple[list[str], set[str]]:
     """Receipts of no use (committed, of another spec, unreadable, without files), and files of the others."""
     receipts = Receipts(store.uri, store.storage).all()
-    stored, committed = store.stored_spec(), store.inventory().keys
-    specs = {part.spec for generation in generations for part in generation.parts}
-    specs |= set() if stored is None else {stored.hash}
+    committed = store.inventory().keys
+    specs = {part.spec for generation in generations for part in generation.parts} | _specs_at_hand(store)
     awaited = {
         name: receipt
         for name, receipt in receipts.items()

@@ -1,7 +1,9 @@
 """Generations: what readers see of an index, and the parts that they consist of.
 
 Rows of one spec (one checkpoint, one whitening) are a part; they are scored with that checkpoint's query gradient,
-that whitening and that curvature, and never as if they were rows of another. An ordinary build has one part.
+that whitening and that curvature, and never as if they were rows of another. After continued pretraining, rows
+whose gradients were measured to have hardly changed follow the newest checkpoint: they are asked with its query
+gradient and curvature, translated into their whitening. An ordinary build has one part.
 """
 
 import hashlib
@@ -34,6 +36,9 @@ class Part:
         tokens: of the rows.
         metric: name of the covariances whose metric queries are folded with; None for those of the whitening.
         left: rows that were taken out of the curvature since all rows were last fitted.
+        sampled: rows of older checkpoints that its curvature stands for, by a sample of them at its own.
+        follows: spec of the newer part with whose queries and curvature it is asked; None for its own. Its
+            gradients are near enough to those of that checkpoint.
         fragments: (first, last) numbers of the fragments that hold the rows; None where all fragments do.
     """
 
@@ -49,6 +54,8 @@ class Part:
     tokens: int
     metric: str | None = None
     left: int = 0
+    sampled: int = 0
+    follows: str | None = None
     fragments: tuple[tuple[int, int], ...] | None = None
 
     @property
@@ -65,6 +72,14 @@ class Part:
     def curvature_spec(self) -> CurvatureSpec:
         """Settings of the fit."""
         return CurvatureSpec(**json.loads(self.curvature_json))
+
+    def following(self, leader: "Part") -> "Part":
+        """The same rows, asked as those of a newer part."""
+        return replace(
+            self, follows=leader.spec, curvature=leader.curvature, curvature_kind=leader.curvature_kind,
+            curvature_json=leader.curvature_json, factored_query=leader.factored_query, metric=None, left=0,
+            sampled=0,
+        )  # fmt: skip
 
     def chosen(self, fragments: Sequence[int]) -> list[int]:
         """Those of the table's fragments that hold rows of this part."""
@@ -112,6 +127,11 @@ class Generation:
     def newest(self) -> Part:
         """The part of the newest checkpoint."""
         return self.parts[-1]
+
+    @property
+    def leaders(self) -> tuple[Part, ...]:
+        """The parts that are asked at their own checkpoint, newest last."""
+        return tuple(part for part in self.parts if part.follows is None)
 
     @property
     def versions(self) -> dict[str, int]:

@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from lorif_core import contributions, selection, totals
 from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import ModelConfig, StorageConfig, parse_storage
-from lorif_core.curvature import identity_curvature
+from lorif_core.curvature import LayerCurvature, identity_curvature
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
-from lorif_core.metric import layer_metric
+from lorif_core.metric import LayerMetric, layer_metric, translation
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
-from lorif_core.queries import Query, as_query, query_example
-from lorif_core.scoring import FoldedQueries, Folds, fold_queries, relative_to_own, score_rows
+from lorif_core.queries import Query, parsed_queries, query_example
+from lorif_core.scoring import FoldedQueries, fold_queries, own_influence, own_scale, relative_to_own, score_rows
+from lorif_core.self_influence import LayerForm, layer_form, self_influences
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Block, Store, block_rows
+from lorif_core.terms import PLAIN, Normalisation, Terms, inverse_root, make_terms
 from lorif_core.tokenise import Example
 from lorif_core.topk import TopK
 from lorif_core.whitening import Covariances
@@ -71,6 +76,11 @@ class QueryEncoder:
         code = CodeSpec("rank", spec.code.rank, "float32") if factored else _DENSE
         self._extractor = Extractor(loaded, spec.layers, spec.projection, code, covariances)
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer, if it has one."""
+        return self._loaded.tokenizer
+
     def example(self, query: Query) -> Example:
         """The query's tokens and labels. Raises UserError if nothing in it is scored."""
         return query_example(
@@ -78,19 +88,33 @@ class QueryEncoder:
         )
 
     def gradients(self, queries: Sequence[Query]) -> QueryGradients:
-        """Losses and gradients, in the order of the queries."""
-        examples = [self.example(query) for query in queries]
-        lengths = [len(example.input_ids) for example in examples]
-        losses = np.zeros(len(examples), dtype=np.float32)
-        layers = [torch.zeros(len(examples), layer.dim) for layer in self._spec.layers]
-        for indices in token_budget_batches(lengths, max(_QUERY_TOKENS_PER_BATCH, max(lengths))):
-            batch_losses, gradients = self._extractor.gradients(collate(examples, indices))
-            losses[indices] = batch_losses
-            for layer, gradient in zip(layers, gradients, strict=True):
-                layer[indices] = gradient
+        """Losses and gradients, in the order of the queries; those of several are weighted sums over members."""
+        members = [(row, *member) for row, query in enumerate(queries) for member in query.members]
+        found = self.of_examples(
+            [self.example(query) for _, _, query in members],
+            [row for row, _, _ in members],
+            [weight for _, weight, _ in members],
+        )
+        losses, layers = found.losses, found.layers
         for row, query in enumerate(queries):
             if not (np.isfinite(losses[row]) and all(torch.isfinite(layer[row]).all() for layer in layers)):
                 raise UserError(f"the loss or gradient of query {query.query_id!r} is not finite under this model")
+        return found
+
+    def of_examples(
+        self, examples: Sequence[Example], rows: Sequence[int], weights: Sequence[float]
+    ) -> QueryGradients:
+        """Weighted sums of losses and gradients, of each example into its row; rows are numbered from 0."""
+        lengths = [len(example.input_ids) for example in examples]
+        losses = np.zeros(max(rows) + 1, dtype=np.float32)
+        layers = [torch.zeros(len(losses), layer.dim) for layer in self._spec.layers]
+        for indices in token_budget_batches(lengths, max(_QUERY_TOKENS_PER_BATCH, max(lengths))):
+            batch_losses, gradients = self._extractor.gradients(collate(examples, indices))
+            into, times = (np.array([of[i] for i in indices]) for of in (rows, weights))
+            np.add.at(losses, into, (batch_losses * times).astype(np.float32))
+            for layer, gradient in zip(layers, gradients, strict=True):
+                weighted = gradient * torch.from_numpy(times).to(gradient)[:, None]
+                layer.index_add_(0, torch.from_numpy(into), weighted.float())
         return QueryGradients(losses, layers)
 
 
@@ -107,8 +131,9 @@ class PartReader:
         self._store, self._generation, self.part = store, generation, part
         self.spec = part.index_spec
         self.layout = CodeLayout(self.spec.layers, self.spec.code)
-        self._is_alone = len(generation.parts) == 1
+        self._is_alone = len(generation.leaders) == 1
         self._encoders: dict[ModelConfig, QueryEncoder] = {}
+        self._own: dict[tuple[tuple[int, ...] | None, str | None], np.ndarray] = {}
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
         """The encoder for the part's checkpoint, kept between calls so that the model loads once."""
@@ -123,15 +148,39 @@ class PartReader:
         covariances = self._store.whitening(self.spec.projection.whitening)
         return QueryEncoder(loaded, self.spec, covariances, factored=self.part.factored_query)
 
-    def fold(self, gradients: QueryGradients) -> FoldedQueries:
+    def fold(self, gradients: QueryGradients, terms: Terms = PLAIN) -> FoldedQueries:
         """W_l = H_l^-1 Q_l of the part's curvature, or Q_l in its newer metric; a layer in memory at a time.
 
-        Beside other parts, relative to the query's influence on itself, so that their scores compare.
+        Normalised, and beside other parts, relative to the query's influence on itself.
         """
-        folded = fold_queries(gradients.layers, self._folds())
-        return folded if self._is_alone else relative_to_own(folded, gradients.layers)
+        power = terms.query_power(self._is_alone)
+        folded = self.plain_fold(gradients)
+        return relative_to_own(folded, gradients.layers, power) if power else folded
 
-    def _folds(self) -> Iterator[Folds]:
+    def plain_fold(self, gradients: QueryGradients) -> FoldedQueries:
+        """W_l alone."""
+        return fold_queries(gradients.layers, self._folds())
+
+    def scale(self, gradients: QueryGradients, terms: Terms = PLAIN) -> torch.Tensor:
+        """(Q,) float64, what `fold` multiplies W_l of each query by."""
+        power = terms.query_power(self._is_alone)
+        if not power:
+            return torch.ones(len(gradients.losses), dtype=torch.float64)
+        return own_scale(own_influence(self.plain_fold(gradients), gradients.layers), power)
+
+    def translated(self, folded: FoldedQueries, leader: IndexSpec) -> FoldedQueries:
+        """Queries that are folded for rows of another spec, for the part's own rows, which follow those."""
+        layers = self._translations(leader)
+        return folded if layers is None else fold_queries(folded.weights, layers)
+
+    def _translations(self, leader: IndexSpec) -> Iterator[LayerMetric] | None:
+        newer = self._store.whitening(leader.projection.whitening)
+        older = self._store.whitening(self.spec.projection.whitening)
+        if newer is None or older is None or leader.projection == self.spec.projection:
+            return None
+        return (translation(newer, older, number) for number in range(len(self.spec.layers)))
+
+    def _folds(self) -> Iterator[LayerCurvature | LayerMetric]:
         if self.part.curvature_kind != "none":
             return (fitted for _, fitted in self._store.curvature_layers(self._generation, self.part))
         frozen = self._store.whitening(self.spec.projection.whitening)
@@ -144,18 +193,66 @@ class PartReader:
         """Fragments of the table that hold the part's rows: the units in which workers share a scan."""
         return self.part.chosen(self._store.fragment_ids(self._generation.factors_version))
 
-    def blocks(self, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB) -> Iterator[Block]:
-        """Stream the part's codes, or some fragments of them."""
+    def blocks(
+        self,
+        fragments: Sequence[int] | None = None,
+        memory_gb: float = _MEMORY_GB,
+        where: str | None = None,
+        extra: Sequence[str] = (),
+    ) -> Iterator[Block]:
+        """Stream the part's codes, or some fragments of them, in one order; `extra` columns with them."""
         if fragments is None and self.part.fragments is not None:
             fragments = self.fragments()
-        return self._store.scan(self._generation.factors_version, block_rows(self.layout, memory_gb), fragments)
+        rows = block_rows(self.layout, memory_gb)
+        return self._store.scan(self._generation.factors_version, rows, fragments, where, extra)
+
+    def described(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+        """Descriptive columns of the rows, in the order of `blocks`."""
+        fragments = None if self.part.fragments is None else self.fragments()
+        return self._store.metadata(self._generation.factors_version, columns, fragments, where)
+
+    def self_influence(
+        self, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB, where: str | None = None
+    ) -> np.ndarray:
+        """s(x, x) of rows in the order of `blocks`, float32 (rows,); kept between calls, a float per row."""
+        key = (None if fragments is None else tuple(fragments), where)
+        if key not in self._own:
+            self._own[key] = self_influences(
+                lambda: ((block.codes, block.scales) for block in self.blocks(fragments, memory_gb, where)),
+                self.layout,
+                self._forms(),
+                memory_gb,
+            )
+        return self._own[key]
+
+    def _forms(self) -> Iterator[LayerForm]:
+        if self.part.follows is None:
+            return (layer_form(folds) for folds in self._folds())
+        (followed,) = (part for part in self._generation.leaders if part.spec == self.part.follows)
+        leader = PartReader(self._store, self._generation, followed)
+        translations = self._translations(leader.spec)
+        if translations is None:
+            return (layer_form(folds) for folds in leader._folds())
+        return (layer_form(folds, back) for folds, back in zip(leader._folds(), translations, strict=True))
 
     def scored(
-        self, folded: FoldedQueries, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB
-    ) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Ids and float32 scores (Q, B) of the part's rows, block by block."""
-        for block in self.blocks(fragments, memory_gb):
-            yield block.example_ids, score_rows(block.codes, block.scales, self.layout, folded).numpy()
+        self,
+        folded: FoldedQueries,
+        fragments: Sequence[int] | None = None,
+        memory_gb: float = _MEMORY_GB,
+        terms: Terms = PLAIN,
+        extra: Sequence[str] = (),
+    ) -> Iterator[tuple[Block, np.ndarray]]:
+        """Blocks of the part's rows with their float32 scores (Q, B)."""
+        own, start = None, 0
+        if terms.normalise != "none":
+            own = self.self_influence(fragments, memory_gb, terms.where)
+        for block in self.blocks(fragments, memory_gb, terms.where, extra):
+            scores_QB = score_rows(block.codes, block.scales, self.layout, folded).numpy()
+            if own is not None:
+                scores_QB *= inverse_root(own[start : start + len(block.example_ids)])
+                start += len(block.example_ids)
+            yield block, scores_QB
 
     def top_k(
         self,
@@ -163,12 +260,13 @@ class PartReader:
         k: int,
         fragments: Sequence[int] | None = None,
         memory_gb: float = _MEMORY_GB,
+        terms: Terms = PLAIN,
     ) -> list[TopK]:
         """Top-k of folded queries over the whole part or some fragments of it."""
         best = [TopK(k) for _ in range(folded.count)]
-        for example_ids, scores_QB in self.scored(folded, fragments, memory_gb):
+        for block, scores_QB in self.scored(folded, fragments, memory_gb, terms):
             for kept, scores in zip(best, scores_QB, strict=True):
-                kept.update(scores, example_ids)
+                kept.update(scores, block.example_ids)
         return best
 
 
@@ -188,55 +286,143 @@ class Index:
         self.generation = generation or store.latest()
         self.parts = [PartReader(store, self.generation, part) for part in self.generation.parts]
 
+    @property
+    def leaders(self) -> list[PartReader]:
+        """The parts that are asked at their own checkpoint, newest last."""
+        return [part for part in self.parts if part.part.follows is None]
+
     def generations(self) -> list[Generation]:
         """All published generations, newest last."""
         return self.store.generations()
 
-    def scores(self, queries: Sequence[QueryInput], model: ModelInput = None) -> tuple[list[str], np.ndarray]:
+    def scores(
+        self,
+        queries: Sequence[QueryInput],
+        model: ModelInput = None,
+        *,
+        where: str | None = None,
+        normalise: Normalisation = "none",
+    ) -> tuple[list[str], np.ndarray]:
         """Ids of all rows, and scores (Q, N) float32; larger = proponent.
 
         Args:
             queries: strings, dicts with the fields of a queries file, or `Query` objects.
             model: a checkpoint folder or a loaded model, if the newest checkpoint is no longer where the index was
                 built from.
+            where: SQL condition on the descriptive columns of `factors`; only rows that meet it are scored.
+            normalise: see `Terms`.
 
         Raises:
-            UserError: the model is not the index's checkpoint, or a query has nothing to score.
+            UserError: the model is not the index's checkpoint, a query has nothing to score, or no row is meant.
         """
+        terms = self.terms(where, normalise)
         ids: list[str] = []
         found = []
-        for part, folded in zip(self.parts, self.fold(self.encode(queries, model)), strict=True):
-            for example_ids, scores_QB in part.scored(folded):
-                ids.extend(example_ids)
+        for part, folded in zip(self.parts, self.fold(self.encode(queries, model), terms), strict=True):
+            for block, scores_QB in part.scored(folded, terms=terms):
+                ids.extend(block.example_ids)
                 found.append(scores_QB)
         return ids, np.concatenate(found, axis=1)
 
-    def top_k(self, queries: Sequence[QueryInput], k: int, model: ModelInput = None) -> list[TopK]:
-        """Per query the k strongest proponents and opponents. Memory does not grow with the index."""
-        return self.top_k_folded(self.fold(self.encode(queries, model)), k)
+    def top_k(
+        self,
+        queries: Sequence[QueryInput],
+        k: int,
+        model: ModelInput = None,
+        *,
+        where: str | None = None,
+        normalise: Normalisation = "none",
+    ) -> list[TopK]:
+        """Per query the k strongest proponents and opponents. Memory does not grow with the index.
+
+        Unless normalised: then a float per row is kept. Arguments are those of `scores`.
+        """
+        terms = self.terms(where, normalise)
+        return self.top_k_folded(self.fold(self.encode(queries, model), terms), k, terms)
+
+    def totals(
+        self,
+        queries: Sequence[QueryInput],
+        by: str = "uri",
+        model: ModelInput = None,
+        *,
+        where: str | None = None,
+        normalise: Normalisation = "none",
+    ) -> pa.Table:
+        """Sums of scores by a column of `factors`; see `totals.totals`."""
+        return totals.totals(self, queries, by, model, self.terms(where, normalise))
+
+    def select(
+        self,
+        queries: Sequence[QueryInput] | None,
+        fraction: float,
+        model: ModelInput = None,
+        *,
+        bottom: bool = False,
+        where: str | None = None,
+        normalise: Normalisation = "none",
+    ) -> Iterator[pa.RecordBatch]:
+        """The part of the corpus with the highest or lowest mean scores; see `selection.select`."""
+        terms = self.terms(where, normalise)
+        return selection.select(self, queries, fraction, model, terms, bottom=bottom)
+
+    def self_influence(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Ids and s(x, x) of the rows, float32, block by block; compare them within a checkpoint only."""
+        self.terms(where)
+        for part in self.parts:
+            yield from selection.with_ids(part, part.self_influence(where=where), where)
+
+    def token_scores(
+        self, query: QueryInput, example_ids: Sequence[str], model: ModelInput = None
+    ) -> tuple[list[str], np.ndarray]:
+        """The query's tokens, and what each adds to the scores of some rows (T, rows)."""
+        return contributions.token_scores(self, query, example_ids, model)
+
+    def layer_scores(
+        self,
+        query: QueryInput,
+        example_ids: Sequence[str],
+        groups: str | None = None,
+        model: ModelInput = None,
+    ) -> tuple[list[str], np.ndarray]:
+        """Names of layers or groups of layers, and what each adds to the scores of some rows (L, rows)."""
+        return contributions.layer_scores(self, query, example_ids, groups, model)
+
+    def terms(self, where: str | None = None, normalise: str = "none") -> Terms:
+        """Terms, checked against the rows of the generation. Raises UserError as `make_terms`."""
+        return make_terms(self.store, self.generation.factors_version, where, normalise)
 
     def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> list[QueryGradients]:
-        """Gradients of the queries under the checkpoint of every part."""
-        parsed = [
-            query if isinstance(query, Query) else as_query(query, position)
-            for position, query in enumerate(queries)
-        ]
-        if not parsed:
-            raise UserError("there is no query")
-        older = [part.encoder().gradients(parsed) for part in self.parts[:-1]]
-        return [*older, self.encoder(model).gradients(parsed)]
+        """Gradients of the queries under every checkpoint that is asked."""
+        parsed = parsed_queries(queries)
+        return [encoder.gradients(parsed) for encoder in self.encoders(model)]
+
+    def encoders(self, model: ModelInput = None) -> list[QueryEncoder]:
+        """The encoders of all checkpoints that are asked, newest last."""
+        return [*(part.encoder() for part in self.leaders[:-1]), self.encoder(model)]
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
         """The encoder for the newest checkpoint."""
         return self.parts[-1].encoder(model)
 
-    def fold(self, gradients: Sequence[QueryGradients]) -> list[FoldedQueries]:
-        """The queries folded with the curvature of every part."""
-        return [part.fold(found) for part, found in zip(self.parts, gradients, strict=True)]
+    def fold(self, gradients: Sequence[QueryGradients], terms: Terms = PLAIN) -> list[FoldedQueries]:
+        """The queries folded for every part."""
+        return self.for_parts(
+            [part.fold(found, terms) for part, found in zip(self.leaders, gradients, strict=True)]
+        )
 
-    def top_k_folded(self, folded: Sequence[FoldedQueries], k: int) -> list[TopK]:
+    def for_parts(self, folded: Sequence[FoldedQueries]) -> list[FoldedQueries]:
+        """What is folded for the rows of every checkpoint that is asked, for those that follow them too."""
+        led = {part.part.spec: (part, found) for part, found in zip(self.leaders, folded, strict=True)}
+        spread = []
+        for part in self.parts:
+            leader, queries = led[part.part.follows or part.part.spec]
+            spread.append(queries if part is leader else part.translated(queries, leader.spec))
+        return spread
+
+    def top_k_folded(self, folded: Sequence[FoldedQueries], k: int, terms: Terms = PLAIN) -> list[TopK]:
         """Top-k of folded queries over all parts."""
-        found = [part.top_k(queries, k) for part, queries in zip(self.parts, folded, strict=True)]
+        found = [part.top_k(queries, k, terms=terms) for part, queries in zip(self.parts, folded, strict=True)]
         best = found[0]
         for others in found[1:]:
             for kept, other in zip(best, others, strict=True):

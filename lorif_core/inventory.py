@@ -94,17 +94,21 @@ class Inventory:
 
 
 def parts_holding(parts: Iterable[Part], inventory: Inventory) -> list[Part]:
-    """Parts with the counts and fragments that an inventory has of them, without those that have no row left.
+    """Parts with the counts and fragments that an inventory has of them, without those that nothing needs.
+
+    A part is needed for its rows, or for a part that follows it.
 
     Raises:
         LorifError: there are rows that belong to none of the parts.
     """
+    parts, specs = list(parts), set(inventory.specs())
+    followed = {part.follows for part in parts if part.spec in specs}
     found = []
     for part in parts:
         own = inventory.of_spec(part.spec)
-        if own.rows:
+        if part.spec in specs | followed:
             found.append(replace(part, rows=own.rows, tokens=own.tokens, fragments=own.fragment_ranges))
-    if set(inventory.specs()) != {part.spec for part in found}:
+    if not specs <= {part.spec for part in found}:
         raise LorifError("the index holds rows of a spec that it has no part for; build it again")
     return found if len(found) > 1 else [replace(part, fragments=None) for part in found]
 

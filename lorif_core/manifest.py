@@ -4,7 +4,7 @@ The generation's side is its inventory: keys of shards name file, ETag, size and
 is in the corpus now is not even read.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,6 +25,7 @@ class Changes:
         moved: files that are there under another name, with the same ETag and size; their rows are replaced too.
         vanished: files that are no longer in the corpus.
         dropped_rows: rows that leave, of changed and moved files, and of vanished ones if they are to go.
+        refreshed_rows: rows of older specs that the shards replace.
     """
 
     shards: tuple[ShardRef, ...]
@@ -34,11 +35,12 @@ class Changes:
     moved: tuple[str, ...]
     vanished: tuple[str, ...]
     dropped_rows: int
+    refreshed_rows: int = 0
 
     @property
     def are_none(self) -> bool:
         """Whether the corpus is as the generation has it."""
-        return not self.shards and not self.dropped_rows
+        return not self.shards and not self.dropped_rows and not self.refreshed_rows
 
 
 def known_files(inventory: Inventory, quarantined: Iterable[str]) -> set[FileTag]:
@@ -68,25 +70,33 @@ def _names(place: str, file: FileTag) -> bool:
     return place == file.name or place.startswith(f"{file.name}[")
 
 
-def compare(inventory: Inventory, listing: Listing, remove_vanished: bool) -> Changes:
+def compare(
+    inventory: Inventory, listing: Listing, remove_vanished: bool, refreshed: Set[str] = frozenset()
+) -> Changes:
     """What has to be done to a generation so that it is one of the corpus as it was listed.
 
     Args:
         inventory: of the generation.
         listing: of the corpus, made with `known_files` of that inventory.
         remove_vanished: rows of files that left the corpus go; otherwise they stay.
+        refreshed: specs whose rows are computed anew where the corpus still has them; the listing must then have
+            the shards of their files.
     """
     present = {file.name: file for file in listing.files}
     damaged = {name for name, _ in listing.damaged}
     listed = {shard.key for shard in listing.shards}
     held = {shard for _, shard in inventory.keys}
+    as_wanted = {shard for spec, shard in inventory.keys if spec not in refreshed}
     held_names = {parse_shard_key(shard)[0].name for shard in held}
     arrived = {(file.etag, file.size) for file in listing.files if file.name not in held_names | damaged}
     reread = {shard.file for shard in listing.shards}
-    kept, dropped_rows = set[ShardKey](), 0
+    kept, dropped_rows, refreshed_rows = set[ShardKey](), 0, 0
     changed, moved, vanished = set[str](), set[str](), set[str]()
     for holding in inventory.holdings:
         file, _, _ = parse_shard_key(holding.shard)
+        if holding.shard in listed and holding.spec in refreshed:
+            refreshed_rows += holding.rows
+            continue
         if file.name in damaged or holding.shard in listed:
             stays = True
         elif file.name in present:
@@ -103,11 +113,12 @@ def compare(inventory: Inventory, listing: Listing, remove_vanished: bool) -> Ch
         else:
             dropped_rows += holding.rows
     return Changes(
-        shards=tuple(shard for shard in listing.shards if shard.key not in held),
+        shards=tuple(shard for shard in listing.shards if shard.key not in as_wanted),
         kept=frozenset(kept),
         new=tuple(sorted(present.keys() - held_names)),
         changed=tuple(sorted(changed)),
         moved=tuple(sorted(moved)),
         vanished=tuple(sorted(vanished)),
         dropped_rows=dropped_rows,
+        refreshed_rows=refreshed_rows,
     )

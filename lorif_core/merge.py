@@ -25,6 +25,13 @@ def merge(first: LayerCurvature, second: LayerCurvature, spec: CurvatureSpec) ->
     return settled(_with_tail(eigenvalues, trace, dim, rows, spec), basis, trace, rows, spec)
 
 
+def standing_for(fitted: LayerCurvature, rows: int, spec: CurvatureSpec) -> LayerCurvature:
+    """Curvature of more rows, of which the fitted ones are a sample."""
+    factor = rows / max(fitted.rows, 1)
+    eigenvalues, trace = fitted.sigma2 * factor, fitted.trace * factor
+    return settled(_with_tail(eigenvalues, trace, len(fitted.basis), rows, spec), fitted.basis, trace, rows, spec)
+
+
 def downdate(
     fitted: LayerCurvature, gram_rr: torch.Tensor, trace: float, rows: int, spec: CurvatureSpec
 ) -> LayerCurvature:

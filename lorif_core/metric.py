@@ -50,6 +50,15 @@ def layer_metric(frozen: Covariances, newer: Covariances, layer: int) -> LayerMe
     return LayerMetric(left, right)
 
 
+def translation(newer: Covariances, older: Covariances, layer: int) -> LayerMetric:
+    """For codes in an older whitening: folded queries in the whitening of `newer`, as they meet those codes.
+
+    <W, A_n^-1/2 G S_n^-1/2> = <A_o^1/2 A_n^-1/2 W S_n^-1/2 S_o^1/2, A_o^-1/2 G S_o^-1/2> for any gradient G.
+    """
+    left, right = (root(older.mean(layer, side)) @ inverse_root(newer.mean(layer, side)) for side in SIDES)
+    return LayerMetric(left, right.T)
+
+
 def drift(frozen: Covariances, newer: Covariances, names: Sequence[str]) -> Drift:
     """The drift of all layers, by their names."""
     by_side: list[tuple[float, str]] = []

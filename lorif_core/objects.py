@@ -1,6 +1,6 @@
 """Small JSON objects beside the tables of an index: written whole, created only once, listed, removed.
 
-They lie in the folder `_lorif` of the index: receipts, the lease, probes.
+They lie in the folder `_lorif` of the index: receipts of shards and of runs, the lease, probes.
 """
 
 import json

@@ -29,6 +29,7 @@ class BuildPlan:
         damaged: (file, cause) of the corpus's files that cannot be read.
         kept: shards that stay in the table though they are not among `shards`; all others leave.
         base_version: version of the factors that has them.
+        calibration_seconds: that it took to settle the whitening.
     """
 
     spec: IndexSpec
@@ -38,6 +39,7 @@ class BuildPlan:
     damaged: tuple[tuple[str, str], ...] = ()
     kept: frozenset[ShardKey] = frozenset()
     base_version: int | None = None
+    calibration_seconds: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -93,13 +95,17 @@ def plan_of(config: Config, skeleton: Skeleton, listing: Listing) -> BuildPlan:
 
 
 def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
-    """The spec of a build. Raises UserError for a layer regex, rank or length that does not fit the model."""
+    """The spec of rows at the config's checkpoint, with the whitening that the index has of it, if it has one.
+
+    Raises:
+        UserError: a layer regex, rank or length does not fit the model.
+    """
     layers = tracked_layers(config, skeleton)
     check_settings(config, skeleton, layers)
     corpus = config.corpus
     uses_pair = corpus.tokens is None and corpus.prompt is not None
     uses_text = corpus.tokens is None and corpus.prompt is None
-    return IndexSpec(
+    spec = IndexSpec(
         checkpoint=locate(config.model, config.storage).fingerprint(),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
         layers=layers,
@@ -118,16 +124,13 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         ),
         store_text=corpus.store_text,
     )
+    return Store(config.index, config.storage).calibrated(spec)
 
 
 def _projection_spec(config: Config) -> ProjectionSpec:
-    """With the whitening that the index has, if it has one: rows of a whitening are comparable with no others."""
     wanted = config.projection
-    if wanted.kind == "random":
-        return ProjectionSpec("random", wanted.factor, wanted.seed)
-    stored = Store(config.index, config.storage).stored_spec()
-    whitening = None if stored is None else stored.projection.whitening
-    return ProjectionSpec("whitened", wanted.factor, wanted.seed, wanted.calibration_examples, whitening)
+    examples = None if wanted.kind == "random" else wanted.calibration_examples
+    return ProjectionSpec(wanted.kind, wanted.factor, wanted.seed, examples)
 
 
 def tracked_layers(config: Config, skeleton: Skeleton, factor: int | None = None) -> tuple[LayerSpec, ...]:

@@ -6,7 +6,6 @@ example is known by its id where the corpus has ids; without them an id is a pla
 its content.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lorif_core.errors import LorifError, StoreUnavailableError, UserError
+from lorif_core.conditions import condition_told
+from lorif_core.errors import UserError
 from lorif_core.generation import Generation
 from lorif_core.inventory import Inventory
 from lorif_core.spec import IndexSpec
@@ -22,7 +22,6 @@ from lorif_core.store import Store
 
 REMOVED = "removed on request"
 
-_QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
 _COLUMNS = ["example_id", "content_hash"]
 
 
@@ -80,20 +79,8 @@ def rows_where(store: Store, version: int, condition: str) -> pa.Table:
     Raises:
         UserError: it is no condition.
     """
-    bare = _QUOTED.sub("", condition)
-    if ";" in bare or "--" in bare or "/*" in bare:  # what follows would be silently left out
-        raise UserError(f"--where {condition!r} must be one condition, without ; and comments")
-    try:
+    with condition_told(condition):
         return _table(store.metadata(version, _COLUMNS, condition=condition))
-    except StoreUnavailableError:
-        raise
-    except LorifError as error:  # Lance has no type of its own for it
-        if "Invalid user input" not in str(error):
-            raise
-        reason = str(error).partition("Invalid user input: ")[2].partition(" Valid fields are")[0]
-        raise UserError(
-            f"--where {condition!r} is no condition on the columns of the index: {reason.partition(', /')[0]}"
-        ) from None
 
 
 def same_content(store: Store, version: int, rows: pa.Table) -> pa.Table:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from lorif_core import formatting
+from lorif_core.change import Change
 from lorif_core.errors import LorifError
 from lorif_core.spec import Coverage
 
@@ -93,7 +94,8 @@ class Report:
     """All that the page shows.
 
     `timings` are (stage, seconds), `skipped` (example id, reason). `relative`: scores are shares of the query's
-    influence on itself, as of a generation with several checkpoints.
+    influence on itself, as of a generation with several checkpoints. `change`: from a former generation; its
+    queries are the report's, in their order.
     """
 
     title: str
@@ -110,6 +112,7 @@ class Report:
     skipped: tuple[tuple[str, str], ...]
     judge: tuple[JudgeRow, ...] = ()
     relative: bool = False
+    change: Change | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ CURVATURE_SCHEMA = pa.schema(
 WHITENING_SCHEMA = pa.schema(
     [
         pa.field("whitening", pa.string(), nullable=False),
+        pa.field("spec", pa.string()),  # whose rows are whitened with it; null for a newer metric
         pa.field("layer", pa.string(), nullable=False),
         pa.field("layer_index", pa.int32(), nullable=False),
         pa.field("side", pa.string(), nullable=False),
@@ -176,13 +177,16 @@ def scale_matrix(batch: pa.RecordBatch) -> torch.Tensor:
     return scales * torch.from_numpy(batch.column("magnitude").to_numpy().copy())[:, None]
 
 
-def whitening_batches(covariances: Covariances, layers: Sequence[LayerSpec]) -> Iterator[pa.RecordBatch]:
-    """Covariances as rows of `WHITENING_SCHEMA`, one per layer and side."""
+def whitening_batches(
+    covariances: Covariances, layers: Sequence[LayerSpec], spec: str | None
+) -> Iterator[pa.RecordBatch]:
+    """Covariances as rows of `WHITENING_SCHEMA`, one per layer and side; `spec` whitens with them, or None."""
     name = covariances.digest()
     for (index, side), sums in sorted(covariances.sums.items()):
         row = {
-            "whitening": name, "layer": layers[index].name, "layer_index": index, "side": side, "size": len(sums),
-            "tokens": covariances.tokens, "examples": covariances.examples, "sums": sums.numpy().reshape(-1),
+            "whitening": name, "spec": spec, "layer": layers[index].name, "layer_index": index, "side": side,
+            "size": len(sums), "tokens": covariances.tokens,
+            "examples": covariances.examples, "sums": sums.numpy().reshape(-1),
         }  # fmt: skip
         yield pa.RecordBatch.from_pylist([row], schema=WHITENING_SCHEMA)
 

@@ -39,17 +39,31 @@ def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[Folds]) 
     return FoldedQueries(tuple(layer.fold(gradient) for gradient, layer in zip(gradients, curvature, strict=True)))
 
 
-def relative_to_own(folded: FoldedQueries, gradients: Sequence[torch.Tensor]) -> FoldedQueries:
-    """Folded queries whose scores are shares of s(q, q) = sum_l < W_l, Q_l >, the query's influence on itself.
+def relative_to_own(folded: FoldedQueries, gradients: Sequence[torch.Tensor], power: float = 1.0) -> FoldedQueries:
+    """Folded queries over s(q, q)^power, s(q, q) = sum_l < W_l, Q_l > being the query's influence on itself.
 
-    That share has no unit: rescaling gradients, damping, or the number of rows behind H moves both alike, so that
-    scores of several checkpoints can be ranked together.
+    With power 1 scores are shares of it. That share has no unit: rescaling gradients, damping, or the number of
+    rows behind H moves both alike, so that scores of several checkpoints can be ranked together.
     """
+    return scaled(folded, own_scale(own_influence(folded, gradients), power))
+
+
+def own_influence(folded: FoldedQueries, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """s(q, q) = sum_l < W_l, Q_l > of each query, (Q,) float64."""
     own_Q = torch.zeros(folded.count, dtype=torch.float64)
     for weight_QD, gradient_QD in zip(folded.weights, gradients, strict=True):
         own_Q += (weight_QD.double() * gradient_QD).sum(dim=1)
-    scale_Q1 = torch.where(own_Q > 0, 1 / own_Q, 0.0)[:, None]
-    return FoldedQueries(tuple((weight_QD * scale_Q1).float() for weight_QD in folded.weights))
+    return own_Q
+
+
+def own_scale(own_Q: torch.Tensor, power: float) -> torch.Tensor:
+    """own^-power, 0 where a query has no influence."""
+    return torch.where(own_Q > 0, own_Q.clamp_min(torch.finfo(own_Q.dtype).tiny) ** -power, 0.0)
+
+
+def scaled(folded: FoldedQueries, scale_Q: torch.Tensor) -> FoldedQueries:
+    """Folded queries times a number each."""
+    return FoldedQueries(tuple((weight_QD * scale_Q[:, None]).float() for weight_QD in folded.weights))
 
 
 def score_rows(

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Set
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 _SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
+
+OF_CHECKPOINT = frozenset({"checkpoint", "projection.whitening"})
+"""Keys of a spec that change when the same model has been trained further."""
 
 CodeKind = Literal["rank", "dense", "cut"]
 CodeDtype = Literal["float32", "float16", "int8", "int4", "sign"]
@@ -142,7 +145,7 @@ class IndexSpec:
     tokenisation: TokenSpec
     store_text: bool = True
     loss: str = "token-summed cross-entropy"
-    format: int = field(default=4)
+    format: int = field(default=5)
 
     def to_json(self) -> str:
         """Canonical JSON: equal specs give equal strings."""
@@ -167,14 +170,24 @@ class IndexSpec:
         """16 hex digits that name compatible rows."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
-    def differences(self, other: "IndexSpec") -> list[str]:
-        """Dotted keys whose values differ, each with both values, for an error message."""
+    def with_whitening(self, name: str | None) -> "IndexSpec":
+        """The same with the covariances of that name."""
+        return replace(self, projection=replace(self.projection, whitening=name))
+
+    def differences(self, other: "IndexSpec", ignored: Set[str] = frozenset()) -> list[str]:
+        """Dotted keys whose values differ, but ignored ones, each with both values, for an error message."""
         mine, theirs = _flatten(asdict(self)), _flatten(asdict(other))
         return [
             f"{key} ({theirs.get(key, 'absent')} there, {mine.get(key, 'absent')} here)"
-            for key in sorted(mine.keys() | theirs.keys())
+            for key in sorted((mine.keys() | theirs.keys()) - ignored)
             if mine.get(key) != theirs.get(key)
         ]
+
+    def continuation_of(self, other: "IndexSpec") -> list[str]:
+        """Why rows of this spec cannot join an index that has rows of the other: as `differences`, but those of
+        continued pretraining.
+        """
+        return self.differences(other, OF_CHECKPOINT)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

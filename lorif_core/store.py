@@ -54,11 +54,15 @@ _TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "remov
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of one scanned batch: ids, codes (B, W or bytes) as they are stored, and float32 scales (B, S)."""
+    """Rows of one scanned batch: ids, codes (B, W or bytes) as they are stored, and float32 scales (B, S).
+
+    `extra` are further columns, where the scan was asked for them.
+    """
 
     example_ids: list[str]
     codes: torch.Tensor
     scales: torch.Tensor
+    extra: tuple[pa.Array, ...] = ()
 
 
 class Store:
@@ -81,32 +85,63 @@ class Store:
             )
         return dataset is not None
 
-    def check_spec(self, spec: IndexSpec) -> None:
-        """Raise UserError naming the differing keys if the index holds rows of another spec."""
-        self.check_format()
-        stored = self.stored_spec()
-        if stored is not None and stored.hash != spec.hash:
+    def check_spec(self, spec: IndexSpec, *, same_checkpoint: bool = True) -> None:
+        """Raise UserError naming the differing keys if the index holds rows of another spec.
+
+        Args:
+            spec: of rows that are to come.
+            same_checkpoint: False lets rows join that continued pretraining has made otherwise.
+        """
+        generations = self.generations()
+        stored = generations[-1].index_spec if generations else self.stored_spec()
+        if stored is None or stored.hash == spec.hash:
+            return
+        differences = spec.continuation_of(stored)
+        if same_checkpoint and not differences:
+            if spec.checkpoint == stored.checkpoint:
+                return  # it has not been calibrated yet
             raise UserError(
-                f"the index {self.uri} was made with another spec: {'; '.join(spec.differences(stored))}; "
+                f"the index {self.uri} is of another checkpoint: {'; '.join(spec.differences(stored))}; lorif "
+                f"update brings it to a new one, or use another index"
+            )
+        if differences:
+            raise UserError(
+                f"the index {self.uri} was made with another spec: {'; '.join(differences)}; "
                 f"use another index, or the settings of this one"
             )
 
     def create(self, spec: IndexSpec) -> None:
-        """Make the tables if they are not there. Raises UserError if they are of another spec."""
-        self.check_spec(spec)
+        """Make the tables if they are not there. Raises UserError if rows of that spec cannot join them."""
+        self.check_spec(spec, same_checkpoint=False)
         self._tables.create("curvature", CURVATURE_SCHEMA)
         self._tables.create("generations", GENERATIONS_SCHEMA)
         self._tables.create("skipped", SKIPPED_SCHEMA)
         self._tables.create("factors", factors_schema(spec))
 
-    def write_whitening(self, covariances: Covariances, layers: Sequence[LayerSpec]) -> None:
-        """Keep covariances; their digest names them."""
+    def write_covariances(
+        self, covariances: Covariances, layers: Sequence[LayerSpec], spec: IndexSpec | None = None
+    ) -> None:
+        """Keep covariances; their digest names them.
+
+        Args:
+            covariances: in the projected space.
+            layers: whose they are.
+            spec: of the rows that are whitened with them; None for a newer metric.
+        """
         self._tables.create("whitening", WHITENING_SCHEMA)
-        if covariances.digest() in self.whitening_names():
+        if covariances.digest() in self.covariance_specs():
             return
         since = int(self._tables.require("whitening").version)
-        fragments = self._tables.write("whitening", whitening_batches(covariances, layers), WHITENING_SCHEMA)
+        rows = whitening_batches(covariances, layers, None if spec is None else spec.hash)
+        fragments = self._tables.write("whitening", rows, WHITENING_SCHEMA)
         self._tables.append("whitening", {covariances.digest(): fragments}, since)
+
+    def calibrated(self, spec: IndexSpec) -> IndexSpec:
+        """A spec with the whitening that was measured for it, if it needs one and it was."""
+        if spec.projection.kind == "random":
+            return spec
+        settled = ((spec.with_whitening(name), of) for name, of in self.covariance_specs().items())
+        return next((found for found, of in settled if found.hash == of), spec)
 
     def whitening(self, name: str | None) -> Covariances | None:
         """The covariances of that name; None for None, which is a random projection.
@@ -326,18 +361,37 @@ class Store:
         """Fragments of a version of `factors`: the units in which workers share a scan."""
         return [fragment.fragment_id for fragment in self._tables.require("factors", version).get_fragments()]
 
-    def scan(self, version: int, batch_rows: int, fragments: Sequence[int] | None = None) -> Iterator[Block]:
-        """Stream codes of a version of `factors`, or of some of its fragments, in blocks of `batch_rows`."""
+    def rows_of(self, version: int, spec: str, example_ids: Sequence[str]) -> Iterator[Block]:
+        """Stream codes of some examples of a spec in a version of `factors`."""
+        for start in range(0, len(example_ids), _KEYS_PER_FILTER):
+            ids = ", ".join(f"'{_quoted(name)}'" for name in example_ids[start : start + _KEYS_PER_FILTER])
+            condition = f"example_id IN ({ids}) AND spec = '{_quoted(spec)}'"
+            yield from self.scan(version, _KEYS_PER_FILTER, condition=condition)
+
+    def scan(
+        self,
+        version: int,
+        batch_rows: int,
+        fragments: Sequence[int] | None = None,
+        condition: str | None = None,
+        extra: Sequence[str] = (),
+    ) -> Iterator[Block]:
+        """Stream codes of a version of `factors`, of some of its fragments, or of rows that meet a condition.
+
+        `extra` are descriptive columns that blocks carry too.
+        """
         dataset = self._tables.require("factors", version)
         chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
         if chosen == []:
             return
-        columns = ["example_id", *(name for name in dataset.schema.names if name in CODE_COLUMNS)]
+        stored = [name for name in dataset.schema.names if name in CODE_COLUMNS]
+        columns = list(dict.fromkeys(["example_id", *stored, *extra]))
         batches = self._tables.scan(
             "factors",
             version,
             columns=columns,
             fragments=chosen,
+            filter=condition,
             batch_size=batch_rows,
             batch_readahead=2,
             fragment_readahead=1,
@@ -348,6 +402,7 @@ class Store:
                     batch.column("example_id").to_pylist(),
                     code_matrix(batch.column("codes")),
                     scale_matrix(batch),
+                    tuple(batch.column(name) for name in extra),
                 )
 
     def metadata(
@@ -376,10 +431,13 @@ class Store:
         for batch in self._tables.scan("factors", version, **options):
             yield batch.drop_columns("_rowaddr").append_column("fragment", fragment_numbers(batch))
 
+    def descriptive_columns(self, version: int) -> list[str]:
+        """Names of all columns but the code's."""
+        return [name for name in self._tables.require("factors", version).schema.names if name not in CODE_COLUMNS]
+
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Descriptive columns (all but the code's) of some examples, by id."""
-        names = self._tables.require("factors", version).schema.names
-        columns = [name for name in names if name not in CODE_COLUMNS]
+        columns = self.descriptive_columns(version)
         found: dict[str, dict[str, Any]] = {}
         wanted = sorted(set(example_ids))
         for start in range(0, len(wanted), _KEYS_PER_FILTER):
@@ -401,11 +459,12 @@ class Store:
             raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
         return layer_curvature(table.sort_by("component"))
 
-    def whitening_names(self) -> set[str]:
-        """Names of all covariances that are kept; none in an index of random projections."""
+    def covariance_specs(self) -> dict[str, str | None]:
+        """Names of all covariances that are kept, each with the hash of the spec that is whitened with it."""
         if self._tables.open("whitening") is None:
-            return set()
-        return set(self._tables.read("whitening", columns=["whitening"])["whitening"].to_pylist())
+            return {}
+        rows = self._tables.read("whitening", columns=["whitening", "spec"]).to_pylist()
+        return {row["whitening"]: row["spec"] for row in rows}
 
     def curvature_ids(self) -> set[str]:
         """Ids of all fits, whole or begun, in the newest version of `curvature`."""

@@ -1,12 +1,14 @@
 """What an update will do, worked out before anything is written: the corpus against the newest generation."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lorif_core.config import Config
+from lorif_core.config import Config, UpdateConfig
 from lorif_core.corpus import Listing, check_first_file, find_id, list_shards
+from lorif_core.curvature import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.generation import Generation, Part
 from lorif_core.inventory import Inventory
@@ -14,7 +16,8 @@ from lorif_core.layers import coverage, select_layers
 from lorif_core.manifest import Changes, compare, known_files
 from lorif_core.model import load_skeleton
 from lorif_core.plan import BuildPlan, check_curvature, curvature_spec, make_spec
-from lorif_core.spec import parse_shard_key
+from lorif_core.prefix import unchanged_outside
+from lorif_core.spec import IndexSpec, ShardRef, parse_shard_key
 from lorif_core.store import Store
 
 
@@ -25,32 +28,61 @@ class UpdatePlan:
     Attributes:
         base: the generation that it starts from; what came into the tables after it was never published.
         held: inventory of that generation.
-        changes: what the corpus has otherwise.
+        listing: of the corpus; with all its shards where rows of older checkpoints are looked at.
+        changes: what the corpus has otherwise, and rows of older specs that are computed anew.
         removals_pending: a removal was begun that the base does not honour yet.
         build: the shards to index, and those that stay.
+        remove_vanished: rows of files that left the corpus go.
+        followers: older specs whose rows are asked at the newest checkpoint from now on.
+        quarantined: (place, cause) of what the base is without, in files that are not looked at.
     """
 
     base: Generation
     held: Inventory
+    listing: Listing
     changes: Changes
     removals_pending: bool
     build: BuildPlan
+    remove_vanished: bool
+    followers: frozenset[str] = frozenset()
+    quarantined: tuple[tuple[str, str], ...] = ()
 
     def is_needed(self, config: Config) -> bool:
-        """Whether there is anything to do: in the corpus, or because settings of the index have changed."""
+        """Whether there is anything to do: in the corpus, or because settings or the checkpoint have changed."""
         part = self.part
         return (
             not self.changes.are_none
             or self.removals_pending
             or bool(self.build.damaged)
-            or part is None
-            or (part.curvature_spec, part.factored_query) != (self.build.curvature, config.query.factored)
+            or (part is None and config.update.policy != "append")
+            or (
+                part is not None
+                and (part.curvature_spec, part.factored_query) != (self.build.curvature, config.query.factored)
+            )
         )
 
     @property
     def part(self) -> Part | None:
         """The part of the base that new rows belong to."""
         return next((part for part in self.base.parts if part.spec == self.build.spec.hash), None)
+
+    def older(self, specs: Set[str] | None = None) -> tuple[ShardRef, ...]:
+        """Shards that are listed and whose rows stay at other checkpoints; all, or those of some specs."""
+        chosen = {spec for spec, _ in self.build.kept} - {self.build.spec.hash} if specs is None else specs
+        keys = {shard for spec, shard in self.build.kept if spec in chosen}
+        return tuple(shard for shard in self.listing.shards if shard.key in keys)
+
+    @property
+    def older_rows(self) -> int:
+        """Rows that stay at other checkpoints."""
+        kept, spec = self.build.kept, self.build.spec.hash
+        return sum(held.rows for held in self.held.holdings if held.key in kept and held.spec != spec)
+
+    def judged(self, followers: Set[str], refreshed: Set[str]) -> "UpdatePlan":
+        """The same with rows of some older specs computed anew, those of others asked at the new checkpoint."""
+        changes = compare(self.held, self.listing, self.remove_vanished, refreshed)
+        build = replace(self.build, shards=changes.shards, kept=changes.kept)
+        return replace(self, changes=changes, build=build, followers=frozenset(followers))
 
 
 def preflight_update(config: Config) -> Generation:
@@ -61,29 +93,40 @@ def preflight_update(config: Config) -> Generation:
     """
     store = Store(config.index, config.storage)
     base = store.latest()
-    store.check_spec(make_spec(config, load_skeleton(config.model, config.storage)))
+    spec = make_spec(config, load_skeleton(config.model, config.storage))
+    store.check_spec(spec, same_checkpoint=False)
     check_first_file(config.corpus, config.storage)
     return base
 
 
-def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePlan:
-    """Compare the corpus with the newest generation. Files that it holds as they are now are not read.
+def make_update_plan(config: Config, remove_vanished: bool = False, within: str = "") -> UpdatePlan:
+    """Compare the corpus with the newest generation.
+
+    Files that it holds as they are now are not read, unless rows of an older checkpoint are looked at anew. Files
+    whose names do not begin with `within` are taken to be as the generation has them; where rows of an older
+    checkpoint are looked at, the whole corpus is.
 
     Raises:
-        UserError: there is no generation to update, it is of another spec, or as `make_plan`.
+        UserError: there is no generation to update, it is of another spec than that of another checkpoint, or as
+            `make_plan`.
     """
     store = Store(config.index, config.storage)
     base = store.latest()
     skeleton = load_skeleton(config.model, config.storage)
     spec = make_spec(config, skeleton)
-    store.check_spec(spec)
+    store.check_spec(spec, same_checkpoint=False)
     held = store.inventory(base.factors_version)
-    quarantined = [place for place, _ in json.loads(base.quarantined_json)]
-    listing = list_shards(config.corpus, config.storage, known_files(held, quarantined))
-    changes = compare(held, listing, remove_vanished)
+    older = {part.spec for part in base.parts} - {spec.hash}
+    refreshed = older if config.update.policy == "refresh" else set()
+    quarantined = [(place, cause) for place, cause in json.loads(base.quarantined_json)]
+    known = known_files(held, [place for place, _ in quarantined])
+    if _looks_at_older(config, base, spec):
+        known, within = set(), ""
+    listing = unchanged_outside(list_shards(config.corpus, config.storage, known, within), held, within)
+    changes = compare(held, listing, remove_vanished, refreshed)
     _check_ids(config, store, held, listing, changes)
-    rows = held.rows - changes.dropped_rows + sum(shard.rows for shard in changes.shards)
-    check_curvature(config, spec.layers, rows)
+    staying = held.rows - changes.dropped_rows - changes.refreshed_rows
+    check_curvature(config, spec.layers, staying + sum(shard.rows for shard in changes.shards))
     build = BuildPlan(
         spec=spec,
         shards=changes.shards,
@@ -93,7 +136,48 @@ def make_update_plan(config: Config, remove_vanished: bool = False) -> UpdatePla
         kept=changes.kept,
         base_version=base.factors_version,
     )
-    return UpdatePlan(base, held, changes, store.removed().num_rows != base.removals, build)
+    return UpdatePlan(
+        base=base,
+        held=held,
+        listing=listing,
+        changes=changes,
+        removals_pending=store.removed().num_rows != base.removals,
+        build=build,
+        remove_vanished=remove_vanished,
+        quarantined=tuple((place, cause) for place, cause in quarantined if not place.startswith(within)),
+    )
+
+
+def _looks_at_older(config: Config, base: Generation, spec: IndexSpec) -> bool:
+    """Whether rows of older checkpoints are sampled or computed anew."""
+    part = next((part for part in base.parts if part.spec == spec.hash), None)
+    if part is None or (config.update.policy == "refresh" and len(base.parts) > 1):
+        return True
+    return part.sampled > 0 and why_refit(config.update, part, curvature_spec(config), 0, 0) is not None
+
+
+def why_refit(
+    wishes: UpdateConfig, part: Part | None, settings: CurvatureSpec, left: int, held: int
+) -> str | None:
+    """Why a curvature cannot be merged with what is there, or None.
+
+    Args:
+        wishes: the `update` section.
+        part: what is there.
+        settings: of the fit that is wanted.
+        left: rows that leave.
+        held: rows that there were.
+    """
+    if part is None:
+        return "there is none of this spec yet"
+    if part.curvature_spec != settings:
+        return "its settings have changed"
+    if wishes.curvature == "refit":
+        return "update.curvature is refit"
+    share = (part.left + left) / max(held + part.left, 1)
+    if share > wishes.refit_share and not part.sampled:  # what was sampled cannot be had again for nothing
+        return f"{share:.1%} of the rows have left since the last fit, above update.refit_share"
+    return None
 
 
 def _check_ids(config: Config, store: Store, held: Inventory, listing: Listing, changes: Changes) -> None:

@@ -1,6 +1,7 @@
 """Ray actors: glue between the cluster and lorif_core. State is only what can be made again from arguments."""
 
 from collections.abc import Sequence
+from itertools import islice
 from threading import Lock
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lorif_core.calibrate import SampledShard, ShardCalibrator
 from lorif_core.config import Config, ModelConfig
 from lorif_core.curvature import ScanRequest, ScanResult, scan_blocks
+from lorif_core.drift import CheckpointDrift, DriftMeter
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation
 from lorif_core.index import Index
@@ -20,6 +22,7 @@ from lorif_core.scoring import FoldedQueries
 from lorif_core.shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Store
+from lorif_core.terms import Terms
 from lorif_core.topk import TopK
 from lorif_core.whitening import Covariances
 from tasks.cluster import Resources, roomiest_node
@@ -62,6 +65,46 @@ class CalibrationActor:
 
 
 @ray.remote
+class DriftActor:
+    """Loads a new checkpoint once and compares samples of older rows with what it makes of them."""
+
+    def __init__(self, config: Config, spec_json: str, older_json: str, version: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._made_from = config, IndexSpec.from_json(spec_json), IndexSpec.from_json(older_json), version
+        self._meter: DriftMeter | None = None
+
+    def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
+        """See `DriftMeter.measure`."""
+        if self._meter is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+            self._meter = DriftMeter(*self._made_from)
+        return self._meter.measure(sample)
+
+
+@ray.remote
+class SampleActor:
+    """Loads a new checkpoint once, keeps the codes that it gives samples of shards, and sums over them."""
+
+    def __init__(self, config: Config, spec_json: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._config, self._spec = config, IndexSpec.from_json(spec_json)
+        self._layout = CodeLayout(self._spec.layers, self._spec.code)
+        self._indexer: ShardIndexer | None = None
+        self._codes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def scan(self, request: ScanRequest, sample: Sequence[SampledShard]) -> ScanResult:
+        """See `scan_blocks`."""
+        return scan_blocks((self._encoded(part) for part in sample), self._layout, request)
+
+    def _encoded(self, part: SampledShard) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._indexer is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+            self._indexer = ShardIndexer(self._config, self._spec)
+        if part.shard.key not in self._codes:
+            rows, _, _ = self._indexer.encode(list(islice(self._indexer.read(part.shard), part.examples)))
+            self._codes[part.shard.key] = torch.from_numpy(rows.codes), torch.from_numpy(rows.scales)
+        return self._codes[part.shard.key]
+
+
+@ray.remote
 class CurvatureActor:
     """Sums over fragments of one version of the factors."""
 
@@ -86,10 +129,10 @@ class QueryActor:
         self._index = Index(store, generation)
         self._model = model
 
-    def fold(self, queries: Sequence[Query]) -> tuple[list[FoldedQueries], list[float]]:
+    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[FoldedQueries], list[float]]:
         """Queries folded for every part, and the token-summed loss of each under the newest checkpoint."""
         gradients = self._index.encode(queries, self._model)
-        return self._index.fold(gradients), gradients[-1].losses.tolist()
+        return self._index.fold(gradients, terms), gradients[-1].losses.tolist()
 
 
 @ray.remote
@@ -101,9 +144,11 @@ class ScoreActor:
         self._index = Index(store, generation)
         self._memory_gb = memory_gb
 
-    def top_k(self, part: int, folded: FoldedQueries, k: int, fragments: Sequence[int]) -> list[TopK]:
+    def top_k(
+        self, part: int, folded: FoldedQueries, k: int, fragments: Sequence[int], terms: Terms
+    ) -> list[TopK]:
         """Top k of each query over some fragments of a part."""
-        return self._index.parts[part].top_k(folded, k, fragments, self._memory_gb)
+        return self._index.parts[part].top_k(folded, k, fragments, self._memory_gb, terms)
 
 
 def start(

@@ -18,10 +18,12 @@ from lorif_core.model import check_same_weights
 from lorif_core.queries import Query, read_queries
 from lorif_core.scoring import FoldedQueries
 from lorif_core.store import Store
+from lorif_core.terms import PLAIN, Terms, make_terms
 from lorif_core.topk import TopK
 from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
+from tasks.outcome import link
 from tasks.progress import Progress
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
@@ -44,7 +46,7 @@ class Share:
     retry_condition_fn=worth_retrying,
 )
 def attribute_queries(
-    config: Config, generation: Generation, queries: Sequence[Query], k: int
+    config: Config, generation: Generation, queries: Sequence[Query], k: int, terms: Terms = PLAIN
 ) -> list[Attribution]:
     """Score every query against every row of a generation and keep both top ks."""
     store = Store(config.index, config.storage)
@@ -66,17 +68,17 @@ def attribute_queries(
         )
         with encoders, scorers, Progress("score rows", generation.rows * len(blocks)) as progress:
             for block in blocks:
-                folded, losses = _fold(encoders, block)
+                folded, losses = _fold(encoders, block, terms)
                 best = [TopK(k) for _ in block]
-                for share in _scan(scorers, shares, [ray.put(queries) for queries in folded], best):
+                for share in _scan(scorers, shares, [ray.put(queries) for queries in folded], best, terms):
                     progress.advance(round(generation.rows * share))
                 answers += [Attribution(*answer) for answer in zip(block, losses, best, strict=True)]
     return answers
 
 
-def _fold(encoders: Workers, block: Sequence[Query]) -> tuple[list[FoldedQueries], list[float]]:
+def _fold(encoders: Workers, block: Sequence[Query], terms: Terms) -> tuple[list[FoldedQueries], list[float]]:
     """Queries of a block folded for every part, and their losses."""
-    (outcome,) = encoders.run([block], lambda actor, queries: actor.fold.remote(queries))
+    (outcome,) = encoders.run([block], lambda actor, queries: actor.fold.remote(queries, terms))
     if isinstance(outcome, Failed):
         raise LorifError(f"encoding {len(block)} queries failed: {outcome.cause}")
     return outcome.result
@@ -94,12 +96,16 @@ def _shares(store: Store, generation: Generation) -> list[Share]:
 
 
 def _scan(
-    scorers: Workers, shares: Sequence[Share], folded: Sequence[ray.ObjectRef], best: Sequence[TopK]
+    scorers: Workers,
+    shares: Sequence[Share],
+    folded: Sequence[ray.ObjectRef],
+    best: Sequence[TopK],
+    terms: Terms,
 ) -> Iterator[float]:
     """Merge the top k of every share into `best`; yields the part of the fragments just done."""
     total, k = sum(len(share.fragments) for share in shares), best[0].k
     for outcome in scorers.run(
-        shares, lambda actor, share: actor.top_k.remote(share.part, folded[share.part], k, share.fragments)
+        shares, lambda actor, share: actor.top_k.remote(share.part, folded[share.part], k, share.fragments, terms)
     ):
         if isinstance(outcome, Failed):
             raise LorifError(f"scoring fragments {outcome.item.fragments} failed: {outcome.cause}")
@@ -117,34 +123,42 @@ def query_blocks(generation: Generation, queries: Sequence[Query], memory_gb: fl
 
 
 @task(name="open queries", cache_policy=NO_CACHE)
-def open_queries(config: Config, queries: str, out: str) -> tuple[Generation, list[Query]]:
-    """The newest generation and the parsed queries; everything is checked before the scan begins."""
-    return check_attribution(config, queries, out)
+def open_queries(
+    config: Config, queries: str, out: str, where: str | None, normalise: str
+) -> tuple[Generation, list[Query], Terms]:
+    """The newest generation, the parsed queries and the terms; everything is checked before the scan begins."""
+    return check_attribution(config, queries, out, where, normalise)
 
 
 @task(name="write results", cache_policy=NO_CACHE)
 def write_results(
-    config: Config, generation: Generation, answers: Sequence[Attribution], out: str, seconds: float
+    config: Config, generation: Generation, answers: Sequence[Attribution], out: str, seconds: float, terms: Terms
 ) -> dict[str, Any]:
     """Write scores, report and summary, and show the summary as an artifact."""
     store = Store(config.index, config.storage)
-    title = f"Attribution of {len(answers)} queries"
-    summary = write_answers(out, store, generation, answers, title, [("attribute", seconds)])
+    title = f"Attribution of {len(answers)} queries{terms}"
+    timings = [("attribute", seconds)]
+    summary = write_answers(out, store, generation, answers, title, timings, terms=terms)
     create_markdown_artifact(
         f"{len(answers)} queries against generation {generation.generation} ({generation.rows} rows): "
-        f"`{out}/report.html`",
+        f"{link('report', f'{out}/report.html')}",
         key="attribution",
     )
     return summary
 
 
-def check_attribution(config: Config, queries: str, out: str) -> tuple[Generation, list[Query]]:
+def check_attribution(
+    config: Config, queries: str, out: str, where: str | None = None, normalise: str = "none"
+) -> tuple[Generation, list[Query], Terms]:
     """Everything that can be wrong with a batch before work begins.
 
     Raises:
-        UserError: the output folder is not empty, the index or the queries file is not what it should be.
+        UserError: the output folder is not empty, the index or the queries file is not what it should be, or no
+            row meets the condition.
     """
     check_out_folder(out, config.storage)
-    generation = Store(config.index, config.storage).latest()
+    store = Store(config.index, config.storage)
+    generation = store.latest()
     check_same_weights(config.model, config.storage, generation.index_spec)
-    return generation, read_queries(queries, config.storage)
+    parsed = read_queries(queries, config.storage)
+    return generation, parsed, make_terms(store, generation.factors_version, where, normalise)

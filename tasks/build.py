@@ -49,6 +49,8 @@ def publish_generation(
         indexed,
         fit,
         lease,
-        timings={"index": indexed.seconds, "curvature": fit.seconds},
+        timings={
+            "calibrate": plan.calibration_seconds, "index": indexed.seconds, "curvature": fit.seconds,
+        },
         changes={"command": "build"},
-    )
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """The calibration of whitened projections: samples of shards on all workers, their sums added in a fixed order."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,31 +32,25 @@ _PARTS = 8  # however many workers there are, so that the sums, added part after
     retry_condition_fn=worth_retrying,
 )
 def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
-    """The plan with its whitening settled: the index's own, or one measured now and kept with the index.
+    """The plan with its whitening settled: what the index has for the checkpoint, or one measured now.
 
     Raises:
         UserError: no example of the sample has a scored token.
         LeaseHeldError: another process has taken the index over.
     """
-    if plan.spec.projection.kind == "random" or plan.spec.projection.whitening is not None:
-        return plan
-    store = Store(config.index, config.storage)
-    if (stored := store.stored_spec()) is not None:  # another build has calibrated since this one was planned
-        return _settled(plan, stored.projection.whitening)
+    started, store = time.perf_counter(), Store(config.index, config.storage)
+    spec = store.calibrated(plan.spec)  # another run may have calibrated since this one was planned
+    if spec.projection.kind == "random" or spec.projection.whitening is not None:
+        return replace(plan, spec=spec)
     sample = calibration_sample(plan.shards, config.projection.calibration_examples)
     covariances = measure(config, plan.spec, sample)
     if covariances.tokens == 0:
         raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
     get_run_logger().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
-    settled = _settled(plan, covariances.digest())
+    spec = spec.with_whitening(covariances.digest())
     lease.confirm()
-    store.write_whitening(covariances, plan.spec.layers)
-    store.create(settled.spec)  # from here on the index has this whitening and no other
-    return settled
-
-
-def _settled(plan: BuildPlan, whitening: str | None) -> BuildPlan:
-    return replace(plan, spec=replace(plan.spec, projection=replace(plan.spec.projection, whitening=whitening)))
+    store.write_covariances(covariances, spec.layers, spec)  # from here on rows of this checkpoint have no other
+    return replace(plan, spec=spec, calibration_seconds=time.perf_counter() - started)
 
 
 def measure(config: Config, spec: IndexSpec, sample: Sequence[SampledShard]) -> Covariances:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ class Fit:
         how: none was asked for, the one that was there stands, all rows were fitted, or it was merged.
         left: rows taken out since all rows were fitted.
         seconds: it took.
+        sampled: rows of older checkpoints that it stands for, by a sample of them.
     """
 
     curvature: str
@@ -53,6 +54,7 @@ class Fit:
     how: Literal["none", "kept", "fitted", "merged"]
     left: int
     seconds: float
+    sampled: int = 0
 
 
 @task(
@@ -120,10 +122,15 @@ def fit_distributed(
     """Fit some layers, a memory-bounded group after another, over rows of one version of the factors."""
     dims = [layer.dim for layer in spec.layers]
     groups = groups_of(spec, settings, rows.rows, compute, layers)
-    passes = len(groups) * (1 + (settings.power_iterations if settings.kind == "woodbury" else 0))
-    with Scanners(store, compute, spec, rows, resources, "fit curvature", passes) as scanners:
+    passes = len(groups) * passes_of(settings)
+    with row_scanners(store, compute, spec, rows, resources, "fit curvature", passes) as scanners:
         for group in groups:
             yield fit_layers(group, dims, rows.rows, settings, scanners.scan)
+
+
+def passes_of(settings: CurvatureSpec) -> int:
+    """Passes over the rows that a fit of a group of layers takes."""
+    return 1 + (settings.power_iterations if settings.kind == "woodbury" else 0)
 
 
 def groups_of(
@@ -134,8 +141,18 @@ def groups_of(
     return [chosen for group in groups if (chosen := [layer for layer in group if layer in layers])]
 
 
-class Scanners:
-    """Workers that sum over the fragments of some rows, for the length of a `with`.
+def row_scanners(
+    store: Store,
+    compute: ComputeConfig,
+    spec: IndexSpec,
+    rows: Inventory,
+    resources: Resources,
+    what: str,
+    passes: int,
+    *,
+    shares_cores: bool = False,
+) -> "Scanners":
+    """Workers that sum over the fragments of some rows.
 
     Args:
         store: the index.
@@ -145,24 +162,33 @@ class Scanners:
         resources: of the cluster.
         what: shown as progress.
         passes: over the rows that are expected.
+        shares_cores: they work only while others wait.
+    """
+    count = min(resources.workers, len(rows.fragments))
+    parts = [rows.fragments[worker::count] for worker in range(count)]
+    at_once = block_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
+    text, version = spec.to_json(), rows.version
+
+    def spawn() -> Any:
+        return start(CurvatureActor, resources, store, text, version, at_once, shares_cores=shares_cores)
+
+    return Scanners(spawn, parts, what, passes * rows.rows)
+
+
+class Scanners:
+    """Workers that sum over parts of some rows, for the length of a `with`.
+
+    Args:
+        spawn: starts an actor whose `scan` takes a request and a part.
+        parts: of the rows, one a worker.
+        what: shown as progress.
+        rows: over all passes that are expected.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        compute: ComputeConfig,
-        spec: IndexSpec,
-        rows: Inventory,
-        resources: Resources,
-        what: str,
-        passes: int,
-    ) -> None:
-        count = min(resources.workers, len(rows.fragments))
-        self._parts = [rows.fragments[worker::count] for worker in range(count)]
-        at_once = block_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
-        text, version = spec.to_json(), rows.version
-        self._workers = Workers(lambda: start(CurvatureActor, resources, store, text, version, at_once), count)
-        self._progress = Progress(what, passes * rows.rows)
+    def __init__(self, spawn: Callable[[], Any], parts: Sequence[Sequence[Any]], what: str, rows: int) -> None:
+        self._parts = parts
+        self._workers = Workers(spawn, len(parts))
+        self._progress = Progress(what, rows)
 
     def __enter__(self) -> "Scanners":
         self._workers.__enter__()
@@ -181,7 +207,7 @@ class Scanners:
         outcomes = self._workers.run(numbered, lambda actor, part: actor.scan.remote(shared, part[1]), in_flight=1)
         for outcome in outcomes:
             if isinstance(outcome, Failed):
-                raise LorifError(f"scanning {len(outcome.item[1])} fragments failed: {outcome.cause}")
+                raise LorifError(f"a pass over the rows of the curvature failed: {outcome.cause}")
             found[outcome.item[0]] = outcome.result
             self._progress.advance(outcome.result.rows)
         return sum((found[number] for number, _ in numbered), start=NO_ROWS)

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,13 +20,21 @@ from lorif_core.index import Index
 from lorif_core.queries import Query
 from lorif_core.report import JudgeRow
 from lorif_core.store import Store
-from tasks.demo_corpus import QUESTIONS, Paragraph, language_reference, split, write_jsonl
+from tasks.demo_corpus import (
+    QUESTIONS,
+    Paragraph,
+    language_reference,
+    library_docstrings,
+    split,
+    write_jsonl,
+)
 from tasks.demo_judge import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
-from tasks.demo_model import POSITIONS, DemoModel, train_demo_model
+from tasks.demo_model import POSITIONS, DemoModel, continue_demo_model, train_demo_model
 from tasks.demo_store import MotoServer, upload_folder
 from tasks.environment import environment
 
 _HELD_OUT_SHARE = 0.08
+_DOCSTRINGS = 300
 _JUDGED = 64
 _TOP_TOPICS = 5
 _SEED = 0
@@ -35,9 +43,9 @@ _BUCKET = "lorif-demo"
 
 @dataclass(frozen=True, slots=True)
 class DemoCorpus:
-    """The demo's text on disk: passages to train on and index, and passages that the model never sees."""
+    """The demo's text in a folder: passages to train on and index, and passages that the model never sees."""
 
-    path: Path
+    folder: Path
     train: tuple[Paragraph, ...]
     held_out: tuple[Paragraph, ...]
 
@@ -46,17 +54,38 @@ class DemoCorpus:
 def write_corpus(folder: Path) -> DemoCorpus:
     """Cut the language reference into passages and write those to be indexed as jsonl."""
     train, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
-    path = folder / "corpus" / "language-reference.jsonl"
-    path.parent.mkdir(parents=True)
-    write_jsonl(train, path)
+    corpus = DemoCorpus(folder / "corpus", tuple(train), tuple(held_out))
+    corpus.folder.mkdir(parents=True)
+    write_jsonl(train, corpus.folder / "language-reference.jsonl")
     get_run_logger().info("%d passages to train on, %d held out", len(train), len(held_out))
-    return DemoCorpus(path, tuple(train), tuple(held_out))
+    return corpus
+
+
+@task(name="docstrings arrive", cache_policy=NO_CACHE)
+def add_docstrings(corpus: DemoCorpus) -> DemoCorpus:
+    """Put a second file beside the first: docstrings of the standard library, to train on and index as well."""
+    docstrings = library_docstrings(_DOCSTRINGS)
+    write_jsonl(docstrings, corpus.folder / "library-docstrings.jsonl")
+    get_run_logger().info("%d docstrings have arrived", len(docstrings))
+    return replace(corpus, train=(*corpus.train, *docstrings))
 
 
 @task(name="train model", cache_policy=NO_CACHE)
 def train_model(corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
     """Train a tokenizer and a small GPT-2 on the passages."""
-    model = train_demo_model([paragraph.text for paragraph in corpus.train], folder / "model", seconds, _SEED)
+    return _told(
+        train_demo_model([paragraph.text for paragraph in corpus.train], folder / "model", seconds, _SEED)
+    )
+
+
+@task(name="continue training", cache_policy=NO_CACHE)
+def continue_training(model: DemoModel, corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
+    """Train the model further, on all that the corpus has now."""
+    texts = [paragraph.text for paragraph in corpus.train]
+    return _told(continue_demo_model(model.folder, texts, folder / "model-continued", seconds, _SEED))
+
+
+def _told(model: DemoModel) -> DemoModel:
     get_run_logger().info(
         "%d parameters, %d steps in %.0f s, loss %.2f (unigram %.2f)",
         model.parameters, model.steps, model.seconds, model.final_loss, model.unigram_loss,
@@ -98,7 +127,7 @@ def demo_config(place: DemoPlace, corpus: DemoCorpus, model: DemoModel, folder: 
     raw = {
         "index": place.index,
         "model": {"path": place.bring(model.folder)},
-        "corpus": {"uri": place.bring(corpus.path.parent), "id": "id", "max_length": POSITIONS},
+        "corpus": {"uri": place.bring(corpus.folder), "id": "id", "max_length": POSITIONS},
         "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
         "storage": place.storage,
     }

@@ -6,18 +6,29 @@ from dataclasses import asdict
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from lorif_core.config import ComputeConfig, Config, UpdateConfig
-from lorif_core.curvature import CurvatureSpec, LayerCurvature, ScanRequest, fit_layers
+from lorif_core.config import ComputeConfig, Config
+from lorif_core.curvature import LayerCurvature, ScanRequest, fit_layers
 from lorif_core.generation import Generation, Part
 from lorif_core.inventory import Inventory
 from lorif_core.lease import Lease
 from lorif_core.merge import downdate, merge
 from lorif_core.plan import check_curvature
 from lorif_core.store import Store
-from lorif_core.update import UpdatePlan
+from lorif_core.update import UpdatePlan, why_refit
 from tasks.cluster import Resources, cluster
-from tasks.curvature import Fit, Scanners, fit_rows, groups_of, missing_layers, name_of, write_group
+from tasks.curvature import (
+    Fit,
+    Scanners,
+    fit_rows,
+    groups_of,
+    missing_layers,
+    name_of,
+    passes_of,
+    row_scanners,
+    write_group,
+)
 from tasks.indexing import IndexedRows
+from tasks.older import fit_with_sample
 from tasks.retry import RETRY_DELAYS, worth_retrying
 
 
@@ -35,37 +46,16 @@ def update_curvature(config: Config, plan: UpdatePlan, indexed: IndexedRows, lea
     entered, left = rows.beyond(held), held.beyond(rows)
     reason = why_refit(config.update, plan.part, settings, left.rows, held.rows)
     if plan.part is not None and reason is None and not entered.rows and not left.rows:
-        return Fit(plan.part.curvature, store.curvature_version(), "kept", plan.part.left, 0.0)
+        kept = plan.part
+        return Fit(kept.curvature, store.curvature_version(), "kept", kept.left, 0.0, kept.sampled)
     if plan.part is None or reason is not None or settings.kind == "none":
-        check_curvature(config, spec.layers, rows.rows)
+        check_curvature(config, spec.layers, rows.rows + plan.older_rows)
         if reason is not None and settings.kind != "none":
             get_run_logger().info("the curvature is fitted over all rows: %s", reason)
+        if settings.kind != "none" and plan.older():
+            return fit_with_sample(config, plan, rows, lease)
         return fit_rows(store, config.compute, spec, settings, rows, lease)
     return Merger(store, config.compute, plan.base, plan.part, lease).run(entered, left)
-
-
-def why_refit(
-    wishes: UpdateConfig, part: Part | None, settings: CurvatureSpec, left: int, held: int
-) -> str | None:
-    """Why a curvature cannot be merged with what is there, or None.
-
-    Args:
-        wishes: the `update` section.
-        part: what is there.
-        settings: of the fit that is wanted.
-        left: rows that leave.
-        held: rows that there were.
-    """
-    if part is None:
-        return "there is none of this spec yet"
-    if part.curvature_spec != settings:
-        return "its settings have changed"
-    if wishes.curvature == "refit":
-        return "update.curvature is refit"
-    share = (part.left + left) / max(held + part.left, 1)
-    if share > wishes.refit_share:
-        return f"{share:.1%} of the rows have left since the last fit, above update.refit_share"
-    return None
 
 
 class Merger:
@@ -101,7 +91,8 @@ class Merger:
                 merged = self._grown(self._shrunk(stored, left, resources), entered, resources)
                 write_group(self._store, self._spec, curvature_id, merged, self._lease)
         gone, seconds = self._part.left + left.rows, time.perf_counter() - started
-        return Fit(curvature_id, self._store.curvature_version(), "merged", gone, seconds)
+        version, sampled = self._store.curvature_version(), self._part.sampled
+        return Fit(curvature_id, version, "merged", gone, seconds, sampled)
 
     def _shrunk(
         self, fitted: dict[int, LayerCurvature], left: Inventory, resources: Resources
@@ -121,10 +112,9 @@ class Merger:
         if not entered.rows:
             return fitted
         dims = [layer.dim for layer in self._spec.layers]
-        passes = 1 + (self._settings.power_iterations if self._settings.kind == "woodbury" else 0)
-        with self._scanners(entered, resources, "fit new rows", passes) as scanners:
+        with self._scanners(entered, resources, "fit new rows", passes_of(self._settings)) as scanners:
             new = fit_layers(list(fitted), dims, entered.rows, self._settings, scanners.scan)
         return {layer: merge(old, new[layer], self._settings) for layer, old in fitted.items()}
 
     def _scanners(self, rows: Inventory, resources: Resources, what: str, passes: int) -> Scanners:
-        return Scanners(self._store, self._compute, self._spec, rows, resources, what, passes)
+        return row_scanners(self._store, self._compute, self._spec, rows, resources, what, passes)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_table_artifact
 
 from lorif_core.config import Config
 from lorif_core.generation import Generation, Part
@@ -17,6 +16,7 @@ from lorif_core.publishing import publish_next
 from lorif_core.store import Store
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
+from tasks.outcome import show_generation
 
 
 def new_part(config: Config, plan: BuildPlan, fit: Fit, metric: str | None = None) -> Part:
@@ -34,6 +34,7 @@ def new_part(config: Config, plan: BuildPlan, fit: Fit, metric: str | None = Non
         tokens=0,
         metric=metric,
         left=fit.left,
+        sampled=fit.sampled,
     )
 
 
@@ -64,16 +65,7 @@ def publish(
     if generation.changes != changes:
         get_run_logger().info("nothing has changed since generation %d, which stands", generation.generation)
         return generation
-    create_table_artifact(
-        key="generation",
-        table=[
-            {"generation": generation.generation, "rows": generation.rows, "tokens": generation.tokens,
-             "skipped": len(indexed.skipped), "quarantined": len(indexed.quarantined),
-             "padding waste": f"{indexed.padding_waste:.2%}",
-             **{f"{stage} seconds": round(seconds, 1) for stage, seconds in timings.items()}}
-        ],
-        description=f"Published generation {generation.generation} of {config.index}",
-    )  # fmt: skip
+    show_generation(config.index, plan, indexed, generation)
     return generation
 
 

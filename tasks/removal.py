@@ -14,8 +14,9 @@ from lorif_core.lease import Lease
 from lorif_core.publishing import publish_next
 from lorif_core.removal import REMOVED, honour, removals_of, same_content
 from lorif_core.store import Store
+from lorif_core.update import why_refit
 from tasks.curvature import Fit, fit_rows
-from tasks.merge import Merger, why_refit
+from tasks.merge import Merger
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def remove_rows(
     parts = [
         replace(part, curvature=fit.curvature, left=fit.left) for part, fit in zip(base.parts, fits, strict=True)
     ]
+    leaders = {part.spec: part for part in parts}
+    parts = [part if part.follows is None else part.following(leaders[part.follows]) for part in parts]
     skipped = {(example_id, reason) for example_id, reason in json.loads(base.skipped_json)}
     skipped |= {(example_id, REMOVED) for example_id in rows.column("example_id").to_pylist()}
     return publish_next(
@@ -78,9 +81,16 @@ def _fit(
     """The curvature of a part without the rows that left it, with the settings it has."""
     before, rows = held.of_spec(part.spec), inventory.of_spec(part.spec)
     left, entered = before.beyond(rows), rows.beyond(before)
-    if not rows.rows or not left.rows or part.curvature_kind == "none":
+    if not rows.rows or not left.rows or part.curvature_kind == "none" or part.follows is not None:
         return Fit(part.curvature, store.curvature_version(), "kept", part.left, 0.0)
     reason = why_refit(wishes, part, part.curvature_spec, left.rows, before.rows)
+    if reason is not None and part.sampled:
+        log.warning(
+            "the curvature of checkpoint %s stands for %d rows of older checkpoints by a sample, so rows are "
+            "taken out of it; lorif update with update.curvature=refit fits it anew",
+            part.checkpoint, part.sampled,
+        )  # fmt: skip
+        reason = None
     if reason is None:
         log.info("the rows are taken out of the curvature of checkpoint %s", part.checkpoint)
         return Merger(store, compute, base, part, lease).run(entered, left)

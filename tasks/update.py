@@ -1,12 +1,14 @@
 """The steps of an update that a build has not: compare, let the covariances grow, publish what has changed."""
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import calibration_sample
+from lorif_core.change import PartDrift
 from lorif_core.config import Config
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
@@ -33,10 +35,10 @@ class Metric:
 
 
 @task(name="plan update", cache_policy=NO_CACHE)
-def plan_update(config: Config, remove_vanished: bool) -> UpdatePlan:
+def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePlan:
     """Compare corpus and index, and say what will be done."""
     log = get_run_logger()
-    plan = make_update_plan(config, remove_vanished)
+    plan = make_update_plan(config, remove_vanished, within)
     changes = plan.changes
     log.info(
         "generation %d against the corpus: %d files new, %d changed, %d moved, %d vanished; %d records in %d "
@@ -77,14 +79,15 @@ def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Le
     sample = measure(config, spec, calibration_sample(plan.build.shards, examples))
     if not sample.tokens:
         return Metric(part.metric, None)
-    newer = grown(store.whitening(part.metric) or frozen, part.tokens, sample, new.tokens)
+    # at a checkpoint, covariances are measured over the whole corpus, whatever rows are there
+    newer = grown(store.whitening(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
     found = drift(frozen, newer, [layer.name for layer in spec.layers])
     get_run_logger().info(
         "covariances of %d new examples; drift from the whitening %.3f, at most %.3f in layer %s",
         sample.examples, found.mean, found.worst, found.layer,
     )  # fmt: skip
     lease.confirm()
-    store.write_whitening(newer, spec.layers)
+    store.write_covariances(newer, spec.layers)
     return Metric(newer.digest(), found, time.perf_counter() - started)
 
 
@@ -114,29 +117,46 @@ def expire(config: Config, lease: Lease) -> None:
     retry_condition_fn=worth_retrying,
 )
 def publish_update(
-    config: Config, plan: UpdatePlan, indexed: IndexedRows, metric: Metric, fit: Fit, lease: Lease
+    config: Config,
+    plan: UpdatePlan,
+    drifts: Sequence[PartDrift],
+    indexed: IndexedRows,
+    metric: Metric,
+    fit: Fit,
+    lease: Lease,
 ) -> Generation:
     """Publish the rows that stayed and those that came as one generation."""
-    others = [part for part in plan.base.parts if part.spec != plan.build.spec.hash]
+    indexed = replace(indexed, quarantined=(*plan.quarantined, *indexed.quarantined))
+    newest = new_part(config, plan.build, fit, metric.name)
+    others = [
+        part.following(newest) if part.spec in plan.followers or part.follows == newest.spec else part
+        for part in plan.base.parts
+        if part.spec != newest.spec
+    ]
     changes, held = plan.changes, plan.held.keys
     stayed = sum(holding.rows for holding in indexed.inventory.holdings if holding.key in held)
     return publish(
         config,
         plan.build,
-        [*others, new_part(config, plan.build, fit, metric.name)],
+        [*others, newest],
         indexed,
         fit,
         lease,
-        timings={"index": indexed.seconds, "calibrate": metric.seconds, "curvature": fit.seconds},
+        timings={
+            "calibrate": plan.build.calibration_seconds + metric.seconds,
+            "drift": sum(drift.seconds for drift in drifts), "index": indexed.seconds, "curvature": fit.seconds,
+        },
         changes={
             "command": "update",
             "files": {
                 "new": len(changes.new), "changed": len(changes.changed), "moved": len(changes.moved),
                 "vanished": len(changes.vanished),
             },
-            "rows_added": indexed.inventory.rows - stayed,
-            "rows_removed": plan.held.rows - stayed,
+            "rows_added": indexed.inventory.rows - stayed - changes.refreshed_rows,
+            "rows_removed": plan.held.rows - stayed - changes.refreshed_rows,
+            "rows_refreshed": changes.refreshed_rows,
             "curvature": fit.how,
+            "older_rows": [asdict(drift) for drift in drifts],
             "drift": None if metric.drift is None else asdict(metric.drift),
         },
     )  # fmt: skip

@@ -1,10 +1,14 @@
 """Shared by all tests: quiet libraries, and the servers and small assets that the integration tests run on."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: the workers share the cores
 
 from tasks.demo_store import MotoServer
 from tasks.environment import lock_local_ray

@@ -138,7 +138,7 @@ def _write(moto: MotoServer, config: str, endpoint: str) -> None:
 def _attribute(config: Config) -> None:
     """As `lorif attribute`, in this process: its actors ask for no more than a question does."""
     out = f"s3://{BUCKET}/answers/1"
-    generation, queries = check_attribution(config, f"s3://{BUCKET}/queries/q.jsonl", out)
+    generation, queries, _ = check_attribution(config, f"s3://{BUCKET}/queries/q.jsonl", out)
     store = Store(config.index, config.storage)
     top = Index(store, generation).top_k(queries, 2)
     answers = [Attribution(query, 0.0, found) for query, found in zip(queries, top, strict=True)]

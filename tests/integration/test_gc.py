@@ -101,15 +101,15 @@ def test_covariances_go_with_the_last_generation_that_folds_with_them(store: Sto
     for number in range(1, 4):
         side = torch.eye(2, dtype=torch.float64) * number
         covariances = Covariances({(0, "in"): side, (0, "out"): side}, tokens=9, examples=1)
-        store.write_whitening(covariances, SPEC.layers)
-        store.write_whitening(covariances, SPEC.layers)
+        store.write_covariances(covariances, SPEC.layers)
+        store.write_covariances(covariances, SPEC.layers)
         names.append(covariances.digest())
         made = generation(store, number)
         parts = [replace(made.newest, metric=covariances.digest())]
         store.publish(replace(made, parts_json=generation_of(parts, **COLUMNS).parts_json))
     assert find_garbage(store, 3).covariances == () and find_garbage(store, 2).covariances == (names[0],)
     collect(store, keep=1)
-    assert store.whitening_names() == {names[2]}
+    assert store.covariance_specs() == {names[2]: None}
     kept = store.whitening(names[2])
     assert kept is not None and kept.tokens == 9
 

@@ -1,6 +1,7 @@
 """Invariant: who asks an index while it is built, updated and collected is answered by one whole generation."""
 
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,8 +37,9 @@ class Readers:
         self.errors: list[BaseException] = []
         self._config = config
         self._stop = threading.Event()
+        self._reached = [0] * count
         models = [load_model(config.model, config.storage) for _ in range(count)]
-        self._threads = [threading.Thread(target=self._ask, args=[model]) for model in models]
+        self._threads = [threading.Thread(target=self._ask, args=item) for item in enumerate(models)]
 
     def __enter__(self) -> "Readers":
         for thread in self._threads:
@@ -49,10 +51,19 @@ class Readers:
         for thread in self._threads:
             thread.join()
 
-    def _ask(self, model: LoadedModel) -> None:
+    def reach(self, number: int) -> None:
+        """Wait until every reader has answered from this generation; none is at an older one any more."""
+        deadline = time.monotonic() + 120
+        while min(self._reached) < number:
+            assert time.monotonic() < deadline and not self.errors, self.errors
+            time.sleep(0.05)
+
+    def _ask(self, reader: int, model: LoadedModel) -> None:
         try:
             while not self._stop.wait(PAUSE):
-                self.answers.append(answer(lc.open_index(self._config.index, self._config.storage), model))
+                found = answer(lc.open_index(self._config.index, self._config.storage), model)
+                self.answers.append(found)
+                self._reached[reader] = found[0]
         except BaseException as error:  # noqa: BLE001 - the test shows it
             self.errors.append(error)
 
@@ -80,6 +91,7 @@ def test_readers_see_whole_generations_only(
     store = Store(config.index, config.storage)
     truth = {1: answer(lc.open_index(config.index, config.storage), model)}
     with Readers(config) as readers:
+        readers.reach(1)
         for number in (2, 3):
             # a shard whose content changes, one that vanishes, one that is new
             other = client.get_object(Bucket=BUCKET, Key=f"{FOLDER}/{number - 1:03d}.jsonl")["Body"].read()
@@ -93,6 +105,7 @@ def test_readers_see_whole_generations_only(
             generation = build(config)
             assert generation.generation == number
             truth[number] = answer(Index(store, generation), model)
+            readers.reach(number)
             collect(config, keep=2)
     assert not readers.errors, readers.errors
     assert {number for number, *_ in readers.answers} == {1, 2, 3}

@@ -153,4 +153,6 @@ def test_a_factored_query_is_part_of_the_generation(
         and len(stored_rows(dense)) == generation.rows
     )
     assert 0.3 < correlation(plain, scores_of(factored)) < 0.9999
+    with pytest.raises(UserError, match="this index factors queries"):
+        lc.open_index(factored.index).token_scores(QUERIES[0], list(plain)[:1])
     assert generation.index_spec == Store(dense.index).generations()[0].index_spec

@@ -183,7 +183,7 @@ def refusal(path: Path | str, **columns: Any) -> str:
         ("a.jsonl.zst", b"plain", "is not a .zst file"),
         ("a.jsonl", b"\n \n[1, 2]\n", "line 3 of"),
         ("a.jsonl", b"text\nhello\n", "line 1 of"),
-        ("a.jsonl", gzip.compress(b"{}"), "is not valid JSON"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "is not valid JSON"),
         ("a.jsonl", b'{"text": 5}\n', "must hold strings, it holds integer"),
         ("a.jsonl", b'{"text": null}\n', "must hold strings, it holds null"),
         ("a.jsonl", b'{"txt": "a", "n": 1}\n', "has no column 'text'; it has txt, n; did you mean 'txt'?"),
@@ -206,7 +206,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, reason: 
         ("a.parquet", b"PAR1" + b"x" * 50 + b"PAR1", "is damaged or cut off"),
         ("a.arrow", b"ARROW1\0\0garbage", "is damaged or cut off"),
         ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0abc", "is damaged or cut off"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], "is damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50, mtime=0)[:-9], "is damaged or cut off"),
         ("a.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 50)[:-3], "is damaged or cut off"),
     ],
 )

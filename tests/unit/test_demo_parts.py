@@ -24,7 +24,7 @@ from tasks.demo_corpus import (
     write_jsonl,
 )
 from tasks.demo_judge import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
-from tasks.demo_model import POSITIONS, train_demo_model
+from tasks.demo_model import POSITIONS, continue_demo_model, train_demo_model
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,26 @@ def test_training_stops_by_the_clock(tmp_path: Path) -> None:
 def test_the_model_learns_more_than_frequencies(tmp_path: Path) -> None:
     result = train_demo_model(TEXTS, tmp_path, steps=12)
     assert result.final_loss < 0.8 * result.unigram_loss
+
+
+def test_continued_training_starts_where_the_first_ended(tmp_path: Path) -> None:
+    """A step moves it a little from there, tokens keep their meaning, and the first model stays as it was."""
+    first = train_demo_model(TEXTS, tmp_path / "model", steps=5)
+    files = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    further = continue_demo_model(first.folder, [*TEXTS, "exceptions are raised"], tmp_path / "next", steps=1)
+    assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == files
+    assert (further.folder / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+    old, new = (AutoModelForCausalLM.from_pretrained(model.folder) for model in (first, further))
+    for name, before in old.named_parameters():
+        after = new.get_parameter(name)
+        assert (after - before).norm() < 0.05 * before.norm() + 1e-3, name
+    assert not torch.equal(new.transformer.wte.weight, old.transformer.wte.weight)
+
+
+def test_continued_training_lowers_the_loss(tmp_path: Path) -> None:
+    first = train_demo_model(TEXTS, tmp_path / "model", steps=5)
+    further = continue_demo_model(first.folder, TEXTS, tmp_path / "next", steps=10)
+    assert further.final_loss < first.final_loss and further.parameters == first.parameters
 
 
 @pytest.mark.parametrize("arguments", [{"seconds": 0.0}, {"steps": 0}])

@@ -65,6 +65,27 @@ def test_every_format_and_kind(tmp_path: Path, ending: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_groups_and_contrasts(tmp_path: Path, ending: str) -> None:
+    members = [{"text": "a"}, {"prompt": "p", "completion": "c", "id": "mine"}]
+    empty = dict.fromkeys(["id", "group", "contrast", "text"])
+    records = [
+        {**empty, "id": "g", "group": members},
+        {**empty, "contrast": members},
+        {**empty, "text": "t"},
+    ]
+    group, contrast, plain = read_queries(write(tmp_path / f"q{ending}", records), STORAGE)
+    a, b = Query("g/0", text="a"), Query("g/1", prompt="p", completion="c")
+    assert group == Query("g", group=(a, b)) and group.members == [(0.5, a), (0.5, b)]
+    assert [(weight, side.query_id) for weight, side in contrast.members] == [(1.0, "1/0"), (-1.0, "1/1")]
+    assert plain.members == [(1.0, plain)]
+    assert group.shown == ("mean of 2: a | pc", None) and contrast.shown == ("a minus pc", None)
+    assert as_query({"group": ["a", members[1]]}, 0).group == (
+        Query("0/0", text="a"),
+        Query("0/1", None, "p", "c"),
+    )
+
+
 def test_python_values() -> None:
     assert as_query("hello", 3) == Query("3", text="hello")
     assert as_query({"prompt": "p", "completion": "c", "id": 9}, 0) == Query("9", prompt="p", completion="c")
@@ -82,6 +103,16 @@ def test_python_values() -> None:
         ({"tokens": "12"}, "the tokens of query 5 must be a list of integers"),
         ({"tokens": [1], "labels": [0.5]}, "the labels of query 5"),
         ({"text": "x", "id": 1.5}, "the id of query 5"),
+        ({"group": []}, "the group of query 5 must be a list of queries, it is \\[\\]"),
+        ({"group": "abc"}, "the group of query 5 must be a list of queries, it is 'abc'"),
+        ({"group": ["a", 3]}, "member 1 of the group of query 5 is a int; give a string or a dict with text"),
+        ({"group": [{"prompt": "p"}]}, "member 0 of the group of query 5 has prompt; it needs text"),
+        (
+            {"group": [{"contrast": ["a", "b"]}]},
+            "member 0 of the group of query 5 is a contrast within a query of",
+        ),
+        ({"contrast": ["a", "b", "c"]}, "the contrast of query 5 has 3 queries; give two"),
+        ({"contrast": ["a", "b"], "text": "t"}, "query 5 has contrast and text; give one of them"),
     ],
 )
 def test_refused_values(value: Any, reason: str) -> None:
@@ -110,7 +141,11 @@ def test_a_file_without_query_columns_lists_what_it_has(tmp_path: Path, ending: 
         ("q.jsonl", lines([{"text": "a"}, {"prompt": "b"}]), "query 1 of .*q.jsonl has prompt; it needs"),
         ("q.parquet", b"PAR1 no", "q.parquet is cut off"),
         ("q.jsonl.gz", b"{}", "q.jsonl.gz is not a .gz file"),
-        ("q.jsonl.gz", gzip.compress(lines([{"text": "abc"}] * 9))[:-9], "q.jsonl.gz is damaged or cut off"),
+        (
+            "q.jsonl.gz",
+            gzip.compress(lines([{"text": "abc"}] * 9), mtime=0)[:-9],
+            "q.jsonl.gz is damaged or cut off",
+        ),
         ("q.csv", b"text\n", "no file of a supported format; name files that end in .jsonl"),
     ],
 )
@@ -148,6 +183,7 @@ def test_query_examples() -> None:
         Query("lost", tokens=(1, 2), labels=(1, -100)),
         Query("lost", tokens=(1, VOCAB)),
         Query("lost", tokens=(1, 2), labels=(1,)),
+        Query("lost", group=(Query("lost/0", text="abc"),)),
     ],
 )
 def test_a_query_that_cannot_be_scored_is_named(query: Query) -> None:

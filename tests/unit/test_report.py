@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from lorif_core.change import Change, PartDrift, QueryChange, StageCost, Standing
 from lorif_core.errors import LorifError
 from lorif_core.formatting import format_bytes, format_score, format_seconds
 from lorif_core.report import (
@@ -55,6 +56,19 @@ def report() -> Report:
     )
 
 
+@pytest.fixture
+def change() -> Change:
+    """From a generation that had the second proponent on rank 40, and not the third."""
+    standings = (Standing("for/0", 1), Standing("for/1", 40), Standing("for/2", None))
+    return Change(
+        former=2, rows_before=400, rows_after=555, rows_added=155, rows_refreshed=0, bytes_before=400 * 1234,
+        bytes_after=555 * 1234,
+        older_rows=(PartDrift("demo-model@old", 400, 128, 0.9375, 0.875, "follows", 4.5),),
+        costs=(StageCost("index", 5.5, 61.25), StageCost("drift", 4.5, 0.0)),
+        queries=(QueryChange("loop-else", 9.5, 7.25, standings), QueryChange("plain", 1.0, 1e-7, standings[:1])),
+    )  # fmt: skip
+
+
 def test_every_hit_and_score_is_shown(report: Report) -> None:
     page = render(report)
     for hit in (*PROPONENTS, *OPPONENTS):
@@ -92,14 +106,53 @@ def test_markup_in_user_text_is_escaped(report: Report, where: str) -> None:
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
 
 
-def test_nothing_is_loaded_from_the_network(report: Report) -> None:
-    page = render(report)
+def test_a_change_is_shown_with_its_facts(report: Report, change: Change) -> None:
+    page = render(replace(report, change=change))
+    for fact in (
+        "What changed since generation 2", "400 before; 155 added", "0.9375", "0.8750", "128 of them",
+        "old codes stay", "1 min 01 s", "10.0 s", "1 of 4", "1 risen", "2 were among",
+    ):  # fmt: skip
+        assert fact in page, fact
+    refreshed = replace(change, older_rows=(replace(change.older_rows[0], decision="refreshed"),))
+    assert "old codes stay" not in (page := render(replace(report, change=refreshed)))
+    assert "computed anew" in page
+
+
+def test_a_proponent_is_marked_only_where_it_stands_elsewhere_now(report: Report, change: Change) -> None:
+    queries = render(replace(report, change=change)).partition('<section class="query"')[2]
+    first, second, third = queries.split('<li class="hit')[1:4]
+    assert "moved" not in first
+    assert '<span class="moved">was rank 40</span>' in second
+    assert '<span class="moved new">new data</span>' in third
+    assert queries.count('class="moved') == 2, "neither opponents nor the other query"
+
+
+def test_a_report_without_a_former_generation_has_no_trace_of_one(report: Report) -> None:
+    body = render(report).partition("<body>")[2]
+    assert "What changed" not in body and 'class="moved' not in body
+
+
+@pytest.mark.parametrize("where", ["query", "checkpoint", "stage"])
+def test_markup_in_a_change_is_escaped(report: Report, change: Change, where: str) -> None:
+    if where == "query":
+        change = replace(change, queries=(replace(change.queries[0], query_id=ATTACK),))
+    elif where == "checkpoint":
+        change = replace(change, older_rows=(replace(change.older_rows[0], checkpoint=ATTACK),))
+    else:
+        change = replace(change, costs=(StageCost(ATTACK, 1.0, 1.0),))
+    page = render(replace(report, change=change))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+
+
+def test_nothing_is_loaded_from_the_network(report: Report, change: Change) -> None:
+    page = render(replace(report, change=change))
     assert not re.search(r"https?://|\bsrc\s*=|@import|url\(|<link|<script|<iframe", page)
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
 
 
-def test_identifiers_are_unique_and_links_lead_somewhere(report: Report) -> None:
-    page = render(report)
+def test_identifiers_are_unique_and_links_lead_somewhere(report: Report, change: Change) -> None:
+    page = render(replace(report, change=change))
     identifiers = re.findall(r'\bid="([^"]*)"', page)
     assert len(identifiers) == len(set(identifiers))
     assert set(re.findall(r'href="#([^"]*)"', page)) <= set(identifiers)

@@ -1,0 +1,169 @@
+"""The demo's training loop: Muon and AdamW on one thread, for some seconds or some steps."""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from lorif_core.errors import LorifError
+
+_TOKENS_PER_BATCH = 1024
+_ADAM_RATE, _MUON_RATE = 4e-3, 2e-2
+_WARMUP_SHARE = 0.05
+_PADDING = 0
+
+Encoded = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a run is: `seconds` of wall clock; or, where they are given, exactly so many `steps`.
+
+    Raises:
+        ValueError: one of them isn't positive.
+    """
+
+    seconds: float
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or (self.steps is not None and self.steps <= 0):
+            raise ValueError(f"seconds and steps must be positive, not {self.seconds} and {self.steps}")
+
+    def progress(self, elapsed: float, taken: int) -> float:
+        """The share of the run that is over after some seconds and steps; 1 is its end."""
+        return elapsed / self.seconds if self.steps is None else taken / self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run did."""
+
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: threads that wait for one another at every small product collapse on a busy
+    machine (a tenth of the steps), and bring less than half as much again on an idle one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def fit(model: GPT2LMHeadModel, encoded: Sequence[Encoded], length: Length, seed: int, rate: float) -> Trained:
+    """Train on the texts, epoch after epoch in orders that `seed` chooses.
+
+    Args:
+        model: trained in place.
+        encoded: texts of at least two tokens.
+        length: of the run.
+        seed: of the orders.
+        rate: share of the learning rates that a model is trained with from nothing.
+
+    Raises:
+        LorifError: the training diverged.
+    """
+    batches = _endless_batches(encoded, random.Random(seed))
+    optimizers = _optimizers(model, rate)
+    taken, tokens, begin = 0, 0, time.monotonic()
+    while (now := length.progress(time.monotonic() - begin, taken)) < 1:
+        batch = next(batches)
+        _step(model, optimizers, batch, _schedule(now))
+        taken += 1
+        tokens += sum(map(len, batch))
+    return Trained(taken, tokens, time.monotonic() - begin)
+
+
+def _endless_batches(encoded: Sequence[Encoded], source: random.Random) -> Iterator[list[Encoded]]:
+    """Epoch after epoch in a new order, texts of similar length together so that little padding is computed."""
+    while True:
+        shuffled = source.sample(encoded, len(encoded))
+        batches = list(_by_length(shuffled))
+        source.shuffle(batches)
+        yield from batches
+
+
+def _by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """Batches of at most `_TOKENS_PER_BATCH` tokens after padding; ties keep the order given."""
+    batch: list[Encoded] = []
+    for ids in sorted(encoded, key=len):
+        if batch and (len(batch) + 1) * len(ids) > _TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(ids)
+    yield batch
+
+
+def _optimizers(model: GPT2LMHeadModel, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the layers' matrices, AdamW for the rest, each with `rate` times its peak learning rate.
+
+    A minute on two cores is only a few hundred steps; with AdamW alone they end at a much higher loss.
+    """
+    matrices = [weight for weight in model.transformer.h.parameters() if weight.ndim == 2]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    return [
+        (torch.optim.Muon(matrices, weight_decay=0.01), rate * _MUON_RATE),
+        (torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.01), rate * _ADAM_RATE),
+    ]
+
+
+def _step(
+    model: GPT2LMHeadModel,
+    optimizers: list[tuple[torch.optim.Optimizer, float]],
+    batch: list[Encoded],
+    schedule: float,
+) -> None:
+    """One update with `schedule` times the peak learning rates."""
+    loss = _batch_loss(model, batch)
+    if not math.isfinite(loss.item()):
+        raise LorifError("the demo model's training diverged: the loss is not finite")
+    model.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, peak in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = schedule * peak
+        optimizer.step()
+
+
+def _schedule(progress: float) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine to zero; `progress` runs from 0 to 1."""
+    if progress < _WARMUP_SHARE:
+        return (progress + 0.01) / (_WARMUP_SHARE + 0.01)
+    decayed = (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)
+    return 0.5 * (1 + math.cos(math.pi * decayed))
+
+
+def _batch_loss(model: GPT2LMHeadModel, batch: list[Encoded]) -> torch.Tensor:
+    """Mean over the batch's predicted tokens; padding is on the right, so causal attention never reads it."""
+    width = max(map(len, batch))
+    ids_BT = torch.tensor([ids + [_PADDING] * (width - len(ids)) for ids in batch])
+    next_BT = ids_BT[:, 1:]
+    predicted_BT = torch.tensor([[t < len(ids) for t in range(1, width)] for ids in batch])
+    hidden_BTd = model.transformer(input_ids=ids_BT[:, :-1]).last_hidden_state
+    logits_NV = model.lm_head(hidden_BTd[predicted_BT])  # the head is the costliest layer: none of it for padding
+    return torch.nn.functional.cross_entropy(logits_NV, next_BT[predicted_BT])
+
+
+@_one_thread()
+@torch.no_grad()
+def mean_loss(model: GPT2LMHeadModel, encoded: Sequence[Encoded]) -> float:
+    """Mean over the predicted tokens of the texts."""
+    model.eval()
+    predicted = [(sum(len(ids) - 1 for ids in batch), batch) for batch in _by_length(encoded)]
+    total = sum(count * _batch_loss(model, batch).item() for count, batch in predicted)
+    return total / sum(count for count, _ in predicted)

@@ -1,0 +1,161 @@
+"""Rows of older checkpoints after continued pretraining.
+
+A sample of them at the new checkpoint says how far they have moved, and gives the new checkpoint its curvature.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from lorif_core.calibrate import SampledShard, calibration_sample
+from lorif_core.change import PartDrift
+from lorif_core.config import Config
+from lorif_core.curvature import LayerCurvature, fit_layers
+from lorif_core.drift import CheckpointDrift
+from lorif_core.errors import LorifError
+from lorif_core.generation import Part
+from lorif_core.inventory import Inventory
+from lorif_core.lease import Lease
+from lorif_core.merge import merge, standing_for
+from lorif_core.spec import ShardRef
+from lorif_core.store import Store
+from lorif_core.update import UpdatePlan
+from tasks.actors import DriftActor, SampleActor, start
+from tasks.calibrate import calibrate
+from tasks.cluster import cluster
+from tasks.curvature import (
+    Fit,
+    Scanners,
+    groups_of,
+    missing_layers,
+    name_of,
+    passes_of,
+    row_scanners,
+    write_group,
+)  # fmt: skip
+from tasks.dispatch import Failed, Workers
+from tasks.progress import Progress
+from tasks.retry import RETRY_DELAYS, worth_retrying
+
+_FEWEST_EXAMPLES = 128  # that a drift is measured on
+_PARTS = 8  # of a sample, however many workers there are, so that what is measured repeats
+_MEMORY_SHARE = 0.25  # of a worker, for the codes of a sample
+
+
+def settle_whitening(config: Config, plan: UpdatePlan, lease: Lease) -> UpdatePlan:
+    """The plan with the whitening of its checkpoint, measured over the whole corpus."""
+    build = calibrate(config, replace(plan.build, shards=plan.listing.shards), lease)
+    settled = replace(plan.build, spec=build.spec, calibration_seconds=build.calibration_seconds)
+    return replace(plan, build=settled)
+
+
+@task(
+    name="judge older rows",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS),
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=worth_retrying,
+)
+def judge_older(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tuple[PartDrift, ...]]:
+    """Measure the drift of the rows of every older checkpoint, and plan what becomes of them (policy `auto`).
+
+    Rows of files that left the corpus cannot be run again; a part of nothing else is asked as before.
+    """
+    drifts = []
+    followers, refreshed = set[str](), set[str]()
+    for part in plan.base.parts:
+        started, shards = time.perf_counter(), plan.older({part.spec})
+        found = _measure(config, plan, part, shards) if shards else CheckpointDrift()
+        if not found.rows:
+            continue
+        near = 1 - found.cosine <= config.update.max_drift
+        (followers if near else refreshed).add(part.spec)
+        drifts.append(
+            PartDrift(
+                part.checkpoint, part.rows, found.rows, found.cosine, found.correlation,
+                "follows" if near else "refreshed", time.perf_counter() - started,
+            )
+        )  # fmt: skip
+        get_run_logger().info(
+            "checkpoint %s: %d of %d rows sampled, cosine %.3f of old and new gradients, rank correlation %s of "
+            "scores; its rows %s",
+            part.checkpoint, found.rows, part.rows, found.cosine,
+            "unknown" if found.correlation is None else f"{found.correlation:.3f}",
+            "are asked at the new checkpoint" if near else "are computed anew (update.max_drift)",
+        )  # fmt: skip
+    return plan.judged(followers, refreshed), tuple(drifts)
+
+
+def _measure(config: Config, plan: UpdatePlan, part: Part, shards: Sequence[ShardRef]) -> CheckpointDrift:
+    sample = _sample(config, plan, shards)
+    count = min(_PARTS, len(sample))
+    parts = [(number, sample[number::count]) for number in range(count)]
+    texts, version = (plan.build.spec.to_json(), part.spec_json), plan.base.factors_version
+    found: dict[int, CheckpointDrift] = {}
+    with (
+        cluster(config.compute) as resources,
+        Workers(
+            lambda: start(DriftActor, resources, config, *texts, version, with_model=True),
+            min(resources.workers, count),
+        ) as workers,
+        Progress("measure drift", sum(one.examples for one in sample)) as progress,
+    ):
+        for outcome in workers.run(parts, lambda actor, one: actor.measure.remote(one[1]), in_flight=1):
+            if isinstance(outcome, Failed):
+                raise LorifError(f"measuring the drift of {len(outcome.item[1])} shards failed: {outcome.cause}")
+            found[outcome.item[0]] = outcome.result
+            progress.advance(sum(one.examples for one in outcome.item[1]))
+    return sum((found[number] for number in range(count)), start=CheckpointDrift())
+
+
+def _sample(config: Config, plan: UpdatePlan, shards: Sequence[ShardRef]) -> list[SampledShard]:
+    """`update.sample_share` of the records of some shards, drawn across all; no more than a worker can hold."""
+    records = sum(shard.rows for shard in shards)
+    most = int(_MEMORY_SHARE * config.compute.memory_gb * 2**30 / plan.build.layout.bytes_per_example)
+    wanted = max(round(config.update.sample_share * records), _FEWEST_EXAMPLES)
+    return calibration_sample(shards, min(wanted, records, max(most, 1)))
+
+
+def fit_with_sample(config: Config, plan: UpdatePlan, rows: Inventory, lease: Lease) -> Fit:
+    """Curvature at a checkpoint of the rows that are there, and of those that stay at older ones, by a sample.
+
+    Args:
+        config: of the update.
+        plan: of it; the shards of older rows are listed.
+        rows: of the checkpoint, in the newest version of the factors; there may be none.
+        lease: held by this process.
+    """
+    started = time.perf_counter()
+    store, spec, settings = Store(config.index, config.storage), plan.build.spec, plan.build.curvature
+    sample, older = _sample(config, plan, plan.older()), plan.older_rows
+    drawn = [[one.shard.key, one.examples] for one in sample]
+    curvature_id = name_of(spec.hash, sorted(rows.files), drawn, older, asdict(settings))
+    missing = missing_layers(store, spec, curvature_id)
+    groups = groups_of(spec, settings, rows.rows + older, config.compute, missing)
+    dims, examples = [layer.dim for layer in spec.layers], sum(one.examples for one in sample)
+    passes = len(groups) * passes_of(settings)
+    with cluster(config.compute) as resources:
+        count, text = min(resources.workers, len(sample)), spec.to_json()
+        of_sample = Scanners(
+            lambda: start(SampleActor, resources, config, text, with_model=True),
+            [sample[worker::count] for worker in range(count)],
+            "fit a sample of older rows", passes * examples,
+        )  # fmt: skip
+        of_rows = row_scanners(
+            store, config.compute, spec, rows, resources, "fit new rows", passes, shares_cores=True
+        )
+        with of_sample, of_rows:
+            for group in groups:
+                fitted: dict[int, LayerCurvature] = {
+                    layer: standing_for(found, older, settings)
+                    for layer, found in fit_layers(group, dims, examples, settings, of_sample.scan).items()
+                }
+                if rows.rows:
+                    new = fit_layers(group, dims, rows.rows, settings, of_rows.scan)
+                    fitted = {layer: merge(found, new[layer], settings) for layer, found in fitted.items()}
+                write_group(store, spec, curvature_id, fitted, lease)
+    seconds = time.perf_counter() - started
+    return Fit(curvature_id, store.curvature_version(), "fitted", 0, seconds, older)

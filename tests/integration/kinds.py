@@ -1,0 +1,35 @@
+"""Every way of asking agrees with the scores, for indexes of whatever parts."""
+
+import numpy as np
+
+from lorif_core.index import Index
+
+
+def check_agreement(index: Index, queries: list[object]) -> None:
+    """Tokens, layers, totals, selection and normalised scores follow from plain scores and self-influence."""
+    ids, scores = index.scores(queries)  # type: ignore[arg-type]
+    chosen = [0, len(ids) // 2, len(ids) - 1]
+    names = [ids[place] for place in chosen]
+    for query, expected in zip(queries, scores, strict=True):
+        for contributions in (index.token_scores, index.layer_scores):
+            _, found = contributions(query, names)  # type: ignore[arg-type]
+            np.testing.assert_allclose(
+                found.sum(axis=0), expected[chosen], rtol=1e-3, atol=1e-4 * np.abs(found).sum()
+            )
+    totals = index.totals(queries, by="checkpoint").to_pydict()  # type: ignore[arg-type]
+    assert sum(totals["rows"]) == scores.size
+    np.testing.assert_allclose(sum(totals["positive"]), scores[scores > 0].sum(), rtol=1e-4)
+
+    found_ids, own = zip(*index.self_influence(), strict=True)
+    assert [name for block in found_ids for name in block] == ids
+    _, cosine = index.scores(queries, normalise="cosine")  # type: ignore[arg-type]
+    undone, start = cosine * np.sqrt(np.concatenate(own)), 0
+    for part in index.parts:  # a number per query and checkpoint is left of the division
+        rows = slice(start, start + part.part.rows)
+        ratio = np.median(undone[:, rows] / scores[:, rows], axis=1, keepdims=True)
+        tolerance = 1e-4 * np.abs(undone[:, rows]).max()
+        np.testing.assert_allclose(undone[:, rows], ratio * scores[:, rows], rtol=1e-3, atol=tolerance)
+        start += part.part.rows
+    (batch, *others) = index.select(queries, 1.0, normalise="cosine")  # type: ignore[arg-type]
+    selected = np.concatenate([one.column("score").to_numpy() for one in (batch, *others)])
+    np.testing.assert_allclose(selected, cosine.mean(axis=0), rtol=1e-3, atol=1e-5)
