@@ -9,7 +9,6 @@ all columns, with those of a full build of the union in the same whitening. `def
 """
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -185,7 +184,7 @@ def differing_columns(updated: str, built: str) -> list[str]:
 
 
 def split_update(config: str, launched: float) -> dict[str, float]:
-    """Seconds of the steps of `lorif update`, each ending where the next begins; then of a worker that starts."""
+    """Seconds of the steps of `lorif update`, each ending where the next begins."""
     seconds = {"start python": time.time() - launched}
     clock = time.perf_counter()
 
@@ -197,14 +196,10 @@ def split_update(config: str, launched: float) -> dict[str, float]:
     from tasks.environment import lock_local_ray
 
     lock_local_ray("local")
-    import ray
     from prefect import flow
 
     from flows.update import update
     from lorif_core.config import load_config
-
-    def import_workers() -> None:  # in here, so that Ray sends it as it is: workers know no __mp_main__
-        importlib.import_module("tasks.actors")
 
     settings = load_config(config)
     lap("import")
@@ -219,8 +214,6 @@ def split_update(config: str, launched: float) -> dict[str, float]:
         for stage, spent in generation.timings.items():
             seconds[stage] = spent
             seconds["plan, publish"] -= spent
-        ray.get(ray.remote(num_cpus=1)(import_workers).remote())
-        lap("of each stage: start a worker, import")
     return seconds
 
 

@@ -48,8 +48,9 @@ class LayerSlot:
 class CodeLayout:
     """The row layout of the codes of all layers, concatenated in layer order.
 
-    A slot of `rank` or `cut` holds U (d1 x c, row-major) then V (d2 x c) and c scales; a `dense` one holds G
-    (d1 x d2, row-major) and one scale. Levels of less than a byte are packed, every slot from a byte of its own.
+    A slot of `rank` or `cut` holds the c columns of U (d1 each), then those of V (d2 each), and c scales; a
+    `dense` one holds G (d1 x d2, row-major) and one scale. Levels of less than a byte are packed, every slot from
+    a byte of its own.
     """
 
     def __init__(self, layers: Sequence[LayerSpec], code: CodeSpec) -> None:
@@ -93,7 +94,8 @@ class CodeLayout:
         """(B, d1, c) and (B, d2, c) of a slot that is not dense, without the scales."""
         levels, left = self.levels(codes, slot), slot.middle - slot.start
         rows, rank = len(levels), self.code.rank
-        return levels[:, :left].view(rows, -1, rank), levels[:, left:].view(rows, -1, rank)
+        u, v = levels[:, :left].view(rows, rank, -1), levels[:, left:].view(rows, rank, -1)
+        return u.transpose(1, 2), v.transpose(1, 2)
 
     def decode(
         self, codes: torch.Tensor, scales_BS: torch.Tensor, index: int, out: torch.Tensor | None = None
@@ -152,7 +154,8 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased
         scales = u_scale * v_scale
     if unbiased:
         scales = scales * _unbiasing(A, E, u, v, scales)
-    return LayerCode(torch.cat([u.flatten(1), v.flatten(1)], dim=1), scales * magnitude)
+    columns = [factor.transpose(1, 2).flatten(1) for factor in (u, v)]
+    return LayerCode(torch.cat(columns, dim=1), scales * magnitude)
 
 
 def _unbiasing(

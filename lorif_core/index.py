@@ -25,6 +25,7 @@ from lorif_core.metric import LayerMetric, layer_metric, translation
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, parsed_queries, query_example
 from lorif_core.scoring import FoldedQueries, fold_queries, own_influence, own_scale, relative_to_own, score_rows
+from lorif_core.search import Search
 from lorif_core.self_influence import LayerForm, layer_form, self_influences
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Block, Store, block_rows
@@ -244,15 +245,21 @@ class PartReader:
         extra: Sequence[str] = (),
     ) -> Iterator[tuple[Block, np.ndarray]]:
         """Blocks of the part's rows with their float32 scores (Q, B)."""
+        for block, times_B in self._weighted(fragments, memory_gb, terms, extra):
+            scores_QB = score_rows(block.codes, block.scales, self.layout, folded).numpy()
+            yield block, scores_QB if times_B is None else scores_QB * times_B
+
+    def _weighted(
+        self, fragments: Sequence[int] | None, memory_gb: float, terms: Terms, extra: Sequence[str] = ()
+    ) -> Iterator[tuple[Block, np.ndarray | None]]:
+        """Blocks of the part's rows, and what their scores are multiplied by, float32 (B,); None for nothing."""
         own, start = None, 0
         if terms.normalise != "none":
             own = self.self_influence(fragments, memory_gb, terms.where)
         for block in self.blocks(fragments, memory_gb, terms.where, extra):
-            scores_QB = score_rows(block.codes, block.scales, self.layout, folded).numpy()
-            if own is not None:
-                scores_QB *= inverse_root(own[start : start + len(block.example_ids)])
-                start += len(block.example_ids)
-            yield block, scores_QB
+            stop = start + len(block.example_ids)
+            yield block, None if own is None else inverse_root(own[start:stop])
+            start = stop
 
     def top_k(
         self,
@@ -262,12 +269,11 @@ class PartReader:
         memory_gb: float = _MEMORY_GB,
         terms: Terms = PLAIN,
     ) -> list[TopK]:
-        """Top-k of folded queries over the whole part or some fragments of it."""
-        best = [TopK(k) for _ in range(folded.count)]
-        for block, scores_QB in self.scored(folded, fragments, memory_gb, terms):
-            for kept, scores in zip(best, scores_QB, strict=True):
-                kept.update(scores, block.example_ids)
-        return best
+        """Top-k of folded queries over the whole part or some fragments of it (`search.Search`)."""
+        search = Search(self.layout, folded, k, exact=terms.exact)
+        for block, times_B in self._weighted(fragments, memory_gb, terms):
+            search.update(block.codes, block.scales, block.example_ids, times_B)
+        return search.best
 
 
 class Index:

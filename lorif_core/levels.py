@@ -56,12 +56,12 @@ def pack(levels_Bn: torch.Tensor, dtype: str) -> torch.Tensor:
 
 def unpack(packed_Bm: torch.Tensor, dtype: str, levels: int) -> torch.Tensor:
     """(B, levels) float32 from packed bytes: one look-up a byte in a table of all 256 of them."""
-    table = _table(dtype).to(packed_Bm.device)
+    table = byte_levels(dtype).to(packed_Bm.device)
     return torch.nn.functional.embedding(packed_Bm.int(), table).flatten(1)[:, :levels]
 
 
-def _table(dtype: str) -> torch.Tensor:
-    """(256, levels in a byte) float32."""
+def byte_levels(dtype: str) -> torch.Tensor:
+    """(256, levels in a byte) float32: what each byte holds."""
     if dtype not in _TABLES:
         bits = 8 // PER_BYTE[dtype]
         parts = torch.stack([(torch.arange(256) >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], dim=1)

@@ -22,6 +22,12 @@ class TopK:
     proponents: list[Scored] = field(default_factory=list)
     opponents: list[Scored] = field(default_factory=list)
 
+    def may_take(self, scores: np.ndarray, margin: float) -> np.ndarray:
+        """(B,) whether rows whose scores are off by at most `margin` may be among the k highest or lowest."""
+        if len(self.proponents) < self.k:
+            return np.ones(len(scores), dtype=bool)
+        return (scores > self.proponents[-1].score - margin) | (scores < self.opponents[-1].score + margin)
+
     def update(self, scores: np.ndarray, ids: Sequence[str]) -> None:
         """Take in a block: scores (B,) with the ids of its rows."""
         self.proponents = self._best(self.proponents + _candidates(scores, ids, self.k, 1.0), 1.0)

@@ -25,7 +25,7 @@ from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.outcome import link
 from tasks.progress import Progress
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 _FRAGMENTS_PER_CALL = 8
 
@@ -38,13 +38,7 @@ class Share:
     fragments: list[int]
 
 
-@task(
-    name="attribute",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="attribute", **RETRIED)
 def attribute_queries(
     config: Config, generation: Generation, queries: Sequence[Query], k: int, terms: Terms = PLAIN
 ) -> list[Attribution]:

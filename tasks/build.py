@@ -10,7 +10,7 @@ from lorif_core.plan import BuildPlan, make_plan
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
 from tasks.publish import new_part, publish
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 
 @task(name="plan", cache_policy=NO_CACHE)
@@ -28,13 +28,7 @@ def plan_build(config: Config) -> BuildPlan:
     return plan
 
 
-@task(
-    name="publish generation",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="publish generation", **RETRIED)
 def publish_generation(
     config: Config, plan: BuildPlan, indexed: IndexedRows, fit: Fit, lease: Lease
 ) -> Generation:

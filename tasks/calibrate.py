@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import SampledShard, calibration_sample
 from lorif_core.config import Config
@@ -19,18 +18,12 @@ from tasks.actors import CalibrationActor, start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 _PARTS = 8  # however many workers there are, so that the sums, added part after part, repeat
 
 
-@task(
-    name="calibrate",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="calibrate", **RETRIED)
 def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
     """The plan with its whitening settled: what the index has for the checkpoint, or one measured now.
 

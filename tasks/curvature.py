@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import ray
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import ComputeConfig, Config
 from lorif_core.curvature import (
@@ -33,7 +32,7 @@ from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.indexing import IndexedRows
 from tasks.progress import Progress
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,7 @@ class Fit:
     sampled: int = 0
 
 
-@task(
-    name="fit curvature",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="fit curvature", **RETRIED)
 def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows, lease: Lease) -> Fit:
     """Fit the curvature of all rows of a build and write it."""
     rows = indexed.inventory.of_spec(plan.spec.hash)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
 from lorif_core.datafiles import DataFiles
@@ -21,7 +20,7 @@ from tasks.actors import SHARDS_AT_ONCE, IndexActor, start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 from tasks.waves import Waves
 
 _LISTED = 10
@@ -44,13 +43,7 @@ class IndexedRows:
         return self.inventory.version
 
 
-@task(
-    name="index shards",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="index shards", **RETRIED)
 def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomplete: bool) -> IndexedRows:
     """Index the shards that are not committed yet, commit them wave by wave, and take out what is not wanted.
 

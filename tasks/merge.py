@@ -4,7 +4,6 @@ import time
 from dataclasses import asdict
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import ComputeConfig, Config
 from lorif_core.curvature import LayerCurvature, ScanRequest, fit_layers
@@ -29,16 +28,10 @@ from tasks.curvature import (
 )
 from tasks.indexing import IndexedRows
 from tasks.older import fit_with_sample
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 
-@task(
-    name="update curvature",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="update curvature", **RETRIED)
 def update_curvature(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Fit:
     """The curvature of the rows after an update, by the cheapest way that is good enough."""
     store, spec, settings = Store(config.index, config.storage), plan.build.spec, plan.build.curvature

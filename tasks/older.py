@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.calibrate import SampledShard, calibration_sample
 from lorif_core.change import PartDrift
@@ -38,7 +37,7 @@ from tasks.curvature import (
 )  # fmt: skip
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 _FEWEST_EXAMPLES = 128  # that a drift is measured on
 _PARTS = 8  # of a sample, however many workers there are, so that what is measured repeats
@@ -52,13 +51,7 @@ def settle_whitening(config: Config, plan: UpdatePlan, lease: Lease) -> UpdatePl
     return replace(plan, build=settled)
 
 
-@task(
-    name="judge older rows",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="judge older rows", **RETRIED)
 def judge_older(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tuple[PartDrift, ...]]:
     """Measure the drift of the rows of every older checkpoint, and plan what becomes of them (policy `auto`).
 

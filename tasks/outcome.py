@@ -6,7 +6,6 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from lorif_core.config import Config
@@ -16,18 +15,12 @@ from lorif_core.objects import Objects
 from lorif_core.plan import BuildPlan
 from lorif_core.spec import parse_shard_key
 from tasks.indexing import IndexedRows
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 _LISTED = 200
 
 
-@task(
-    name="leave receipt",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="leave receipt", **RETRIED)
 def leave_receipt(config: Config, generation: Generation) -> None:
     """Say in `_lorif/runs/<flow run>.json` of the index what stands when a run has ended, and whether it made it.
 

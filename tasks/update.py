@@ -20,7 +20,7 @@ from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
 from tasks.publish import new_part, publish
-from tasks.retry import RETRY_DELAYS, worth_retrying
+from tasks.retry import RETRIED
 
 _FEWEST_EXAMPLES = 32  # of new data that covariances are measured on
 
@@ -56,13 +56,7 @@ def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePla
     return plan
 
 
-@task(
-    name="let covariances grow",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="let covariances grow", **RETRIED)
 def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Metric:
     """Add the covariances of new data, by a sample of it, to those of the data before; codes keep their whitening.
 
@@ -91,13 +85,7 @@ def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Le
     return Metric(newer.digest(), found, time.perf_counter() - started)
 
 
-@task(
-    name="expire generations",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="expire generations", **RETRIED)
 def expire(config: Config, lease: Lease) -> None:
     """Collect all generations but the newest `update.keep`, with what only they need, as `lorif gc --apply`."""
     if config.update.keep is None:
@@ -109,13 +97,7 @@ def expire(config: Config, lease: Lease) -> None:
     get_run_logger().info("%d generations expired, %d bytes are free", len(garbage.generations), garbage.bytes)
 
 
-@task(
-    name="publish update",
-    cache_policy=NO_CACHE,
-    retries=len(RETRY_DELAYS),
-    retry_delay_seconds=RETRY_DELAYS,
-    retry_condition_fn=worth_retrying,
-)
+@task(name="publish update", **RETRIED)
 def publish_update(
     config: Config,
     plan: UpdatePlan,

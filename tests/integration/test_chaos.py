@@ -7,8 +7,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +17,6 @@ import psutil
 import pytest
 import ray
 import yaml
-from prefect.settings import PREFECT_API_URL
 
 import lorif_core as lc
 from flows.build import build
@@ -28,6 +25,7 @@ from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.lease import hold_index
 from lorif_core.store import Store
 from tasks.demo_store import MotoServer
+from tests.integration.killing import start_lorif
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import s3_config
 
@@ -62,12 +60,7 @@ class Victim:
 
     def start(self) -> None:
         """Run `lorif build`."""
-        lorif = Path(sys.executable).parent / "lorif"
-        self.process = subprocess.Popen(
-            [str(lorif), "build", "-c", str(self._path), "--json"],
-            stdout=subprocess.PIPE, stderr=self._errors.open("ab"), text=True, start_new_session=True,
-            env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
-        )  # fmt: skip
+        self.process = start_lorif(["build", "-c", str(self._path), "--json"], self._errors)
 
     def kill(self, kind: str, rng: random.Random) -> bool:
         """Kill one of its actors, its driver, or all of it; whether there was something to kill."""

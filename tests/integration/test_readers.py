@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 import lorif_core as lc
 from flows.build import build
-from lorif_core.config import Config
+from lorif_core.checkpoint import locate
+from lorif_core.config import Config, ModelConfig
 from lorif_core.errors import UserError
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.index import Index
@@ -24,6 +26,7 @@ FOLDER = "corpus-readers"
 QUERIES = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
 PAUSE = 0.5  # between questions; without it the readers keep the builds waiting for the cores
 Answer = tuple[int, list[str], np.ndarray]
+Models = dict[str, LoadedModel]
 
 
 class Readers:
@@ -32,13 +35,13 @@ class Readers:
     Each has a model of its own: hooks on a shared one would see the passes of all threads.
     """
 
-    def __init__(self, config: Config, count: int = 2) -> None:
+    def __init__(self, config: Config, count: int = 2, further: Sequence[ModelConfig] = ()) -> None:
         self.answers: list[Answer] = []
         self.errors: list[BaseException] = []
         self._config = config
         self._stop = threading.Event()
         self._reached = [0] * count
-        models = [load_model(config.model, config.storage) for _ in range(count)]
+        models = [models_by_checkpoint(config, further) for _ in range(count)]
         self._threads = [threading.Thread(target=self._ask, args=item) for item in enumerate(models)]
 
     def __enter__(self) -> "Readers":
@@ -58,7 +61,7 @@ class Readers:
             assert time.monotonic() < deadline and not self.errors, self.errors
             time.sleep(0.05)
 
-    def _ask(self, reader: int, model: LoadedModel) -> None:
+    def _ask(self, reader: int, model: Models) -> None:
         try:
             while not self._stop.wait(PAUSE):
                 found = answer(lc.open_index(self._config.index, self._config.storage), model)
@@ -68,9 +71,18 @@ class Readers:
             self.errors.append(error)
 
 
-def answer(index: Index, model: LoadedModel) -> Answer:
+def models_by_checkpoint(config: Config, further: Sequence[ModelConfig] = ()) -> Models:
+    """The config's model, and others."""
+    return {
+        locate(model, config.storage).fingerprint(): load_model(model, config.storage)
+        for model in (config.model, *further)
+    }
+
+
+def answer(index: Index, model: LoadedModel | Models) -> Answer:
     """Which generation answered, with all its ids and scores."""
-    ids, scores = index.scores(QUERIES, model)
+    loaded = model if isinstance(model, LoadedModel) else model[index.generation.checkpoint]
+    ids, scores = index.scores(QUERIES, loaded)
     return index.generation.generation, ids, scores
 
 

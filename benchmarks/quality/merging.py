@@ -1,0 +1,112 @@
+"""Merged curvature against one fit of all rows: rank correlation of scores, and LDS, after 1 and after 8 merges.
+
+    python -m benchmarks.quality.merging TESTBED OUT [--ranks 64 256 --result FOLDER]
+
+OUT holds what `benchmarks.quality.policies` has left there for the methods: their `rebuild` indexes, whose rows
+are fitted in pieces in the order of the corpus, as if it had come file by file, and merged one after another; and
+the truth.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.quality.continued import load
+from benchmarks.quality.policies import folder_of, interval
+from lorif_core.config import StorageConfig
+from lorif_core.curvature import CurvatureSpec, LayerCurvature, fit_layers, scan_blocks
+from lorif_core.index import Index, PartReader, QueryGradients
+from lorif_core.lds import bootstrap, rank_correlation
+from lorif_core.merge import merge
+from lorif_core.queries import read_queries
+from lorif_core.scoring import fold_queries, score_rows
+from lorif_core.store import Store
+from lorif_core.truth import TruthFolder
+
+_LOCAL = StorageConfig()
+_PIECES = {"refit": 1, "1 merge": 2, "8 merges": 9}
+_METHODS = ("LoRIF f4 c1, dense query", "LoGRA f8", "quality")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("testbed", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--subsets", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--methods", nargs="+", default=list(_METHODS))
+    parser.add_argument("--result", type=Path)
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    evaluation = load(arguments.testbed.resolve(), out, arguments.subsets, arguments.seeds)
+    ids, truth = TruthFolder(str(out), _LOCAL).read(evaluation)
+    queries = read_queries(evaluation.queries, _LOCAL)
+    result: dict[str, Any] = {}
+    for name in arguments.methods:
+        index = Index(Store(str(folder_of(out, name) / "rebuild")))
+        gradients = index.encode(queries)[-1]
+        rows = Rows(index.parts[-1], ids)
+        for rank in arguments.ranks:
+            scores = {kind: rows.scores(gradients, pieces, rank) for kind, pieces in _PIECES.items()}
+            singles, paired = bootstrap(scores, truth, [(kind, "refit") for kind in list(scores)[1:]])
+            result[f"{name}, rank {rank}"] = {
+                kind: {
+                    "spearman": round(float(rank_correlation(found.T, scores["refit"].T).mean()), 4),
+                    "lds": interval(singles[kind]),
+                    "minus_refit": interval(paired[kind, "refit"]) if kind != "refit" else None,
+                }
+                for kind, found in scores.items()
+            }
+            print(f"{name}, rank {rank}", json.dumps(result[f"{name}, rank {rank}"]), flush=True)
+    if arguments.result:
+        path = arguments.result / "merging.json"
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+class Rows:
+    """All rows of a part, in the order of some ids."""
+
+    def __init__(self, part: PartReader, ids: Sequence[str]) -> None:
+        blocks = list(part.blocks())
+        places = {name: row for row, name in enumerate(name for block in blocks for name in block.example_ids)}
+        order = [places[name] for name in ids]
+        self._codes = torch.cat([block.codes for block in blocks])[order]
+        self._scales = torch.cat([block.scales for block in blocks])[order]
+        self._layout, self._part = part.layout, part
+
+    def scores(self, gradients: QueryGradients, pieces: int, rank: int) -> np.ndarray:
+        """(Q, N) with a curvature that was fitted in pieces."""
+        spec = CurvatureSpec("woodbury", rank=rank)
+        fitted = [self._fit(rows, spec) for rows in self._split(pieces)]
+        layers = [
+            reduce(lambda first, second: merge(first, second, spec), [fit[layer] for fit in fitted])
+            for layer in range(len(gradients.layers))
+        ]
+        folded = fold_queries(gradients.layers, layers)
+        return score_rows(self._codes, self._scales, self._layout, folded).numpy()
+
+    def _split(self, pieces: int) -> Iterator[slice]:
+        """Half and half, or a half and then equal parts of the rest."""
+        total, first = len(self._codes), len(self._codes) if pieces == 1 else len(self._codes) // 2
+        edges = [0, *np.linspace(first, total, pieces).astype(int).tolist()] if pieces > 1 else [0, total]
+        yield from (slice(start, stop) for start, stop in pairwise(edges))
+
+    def _fit(self, rows: slice, spec: CurvatureSpec) -> dict[int, LayerCurvature]:
+        codes, scales = self._codes[rows], self._scales[rows]
+        dims = [slot.layer.dim for slot in self._layout.slots]
+        return fit_layers(
+            range(len(dims)), dims, len(codes), spec,
+            lambda request: scan_blocks([(codes, scales)], self._layout, request),
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

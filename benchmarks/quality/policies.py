@@ -1,0 +1,136 @@
+"""LDS at a checkpoint that was trained further, of every `update.policy`, next to what it costs.
+
+    python -m benchmarks.quality.policies TESTBED OUT [--methods balanced compact ... --result FOLDER]
+
+OUT holds the truth of `benchmarks.quality.continued` (same arguments). Every method builds an index of the first
+part of the corpus at checkpoint 1; then the second part arrives, and copies of the index are updated to
+checkpoint 2 by each policy, with `max_drift` at 1 so that `auto` lets the old rows follow. `stale` is an index of
+all rows at checkpoint 1, asked there; `rebuild` one at checkpoint 2. Seconds are those of the product's flows, in
+one process with one Ray.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality.continued import FIRST, SECOND, load
+from flows.build import build
+from flows.update import update
+from lorif_core.config import Config, StorageConfig
+from lorif_core.evaluation import EvaluationConfig
+from lorif_core.generation import Generation
+from lorif_core.index import Index
+from lorif_core.lds import bootstrap
+from lorif_core.queries import Query, read_queries
+from lorif_core.store import Store
+from lorif_core.truth import TruthFolder
+from tasks.cluster import cluster
+
+_LOCAL = StorageConfig()
+_METHODS = ("balanced", "compact", "quality", "LoRIF f4 c1, dense query")
+_SAMPLE = 0.1  # of 768 rows, where two in a hundred are too few
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    out: Path = arguments.out.resolve()
+    evaluation = load(arguments.testbed.resolve(), out, arguments.subsets, arguments.seeds)
+    result = {}
+    with cluster(evaluation.base().compute):
+        for name in arguments.methods:
+            result[name] = Policies(evaluation, out, name).measure()
+            print(name, json.dumps(result[name], indent=1), flush=True)
+    if arguments.result:
+        path = arguments.result / "policies.json"
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("testbed", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--subsets", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=list(_METHODS))
+    parser.add_argument("--result", type=Path)
+    return parser.parse_args()
+
+
+class Policies:
+    """One method's indexes, in a folder that is made anew.
+
+    Args:
+        evaluation: of the testbed, on the corpus in two parts.
+        out: with both checkpoints, the corpus and the truth.
+        name: of the method.
+    """
+
+    def __init__(self, evaluation: EvaluationConfig, out: Path, name: str) -> None:
+        self._evaluation, self._out, self._name = evaluation, out, name
+        self._folder = folder_of(out, name)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        (self._folder / "corpus").mkdir(parents=True)
+        self._queries: list[Query] = read_queries(evaluation.queries, _LOCAL)
+
+    def measure(self) -> dict[str, Any]:
+        """LDS and seconds of every policy."""
+        shutil.copy(self._out / "corpus" / FIRST, self._folder / "corpus")
+        self._made("first", 1, build)
+        shutil.copy(self._out / "corpus" / SECOND, self._folder / "corpus")
+        made = {"stale": self._made("stale", 1, build)}
+        for policy in ("append", "auto", "refresh"):
+            shutil.copytree(self._folder / "first", self._folder / policy)
+            made[policy] = self._made(policy, 2, update)
+        made["rebuild"] = self._made("rebuild", 2, build)
+        ids, truth = TruthFolder(str(self._out), _LOCAL).read(self._evaluation)
+        scores = {name: self._scores(config, generation, ids) for name, (config, generation, _) in made.items()}
+        pairs = [(name, "rebuild") for name in made if name != "rebuild"]
+        singles, paired = bootstrap(scores, truth, pairs)
+        return {
+            name: {
+                "lds": interval(singles[name]),
+                "minus_rebuild": interval(paired[name, "rebuild"]) if (name, "rebuild") in paired else None,
+                "seconds": round(seconds, 1),
+                "older_rows": generation.changes.get("older_rows", []),
+            }
+            for name, (_, generation, seconds) in made.items()
+        }
+
+    def _made(
+        self, name: str, checkpoint: int, make: Callable[[Config], Generation]
+    ) -> tuple[Config, Generation, float]:
+        model = str(self._out / ("model-1" if checkpoint == 1 else "model"))
+        config = self._evaluation.method(self._name, str(self._folder / name), model)
+        policy = name if name in ("append", "auto", "refresh") else "auto"
+        wishes = config.update.model_copy(update={"policy": policy, "max_drift": 1.0, "sample_share": _SAMPLE})
+        corpus = config.corpus.model_copy(update={"uri": str(self._folder / "corpus")})
+        config = config.model_copy(update={"update": wishes, "corpus": corpus})
+        started = time.perf_counter()
+        generation = make(config)
+        return config, generation, time.perf_counter() - started
+
+    def _scores(self, config: Config, generation: Generation, ids: list[str]) -> np.ndarray:
+        index = Index(Store(config.index, config.storage), generation)
+        found, scores = index.scores(self._queries, config.model)
+        places = {example_id: place for place, example_id in enumerate(found)}
+        return scores[:, [places[example_id] for example_id in ids]]
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """Where a method's indexes are."""
+    return out / "policies" / "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def interval(found: Any) -> list[float]:
+    """Value, and the 95 % interval."""
+    return [round(float(value), 4) for value in (found.value, found.low, found.high)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Rows a second of a scan, by code and number of queries, next to the limits of memory and disk.
+
+    python -m benchmarks.query [--out FILE --rounds 3 --seconds 1.0]
+
+Codes are random, of the layer shapes of a GPT-2 with 4 layers of width 256 (as benchmarks/results/quality-large,
+where the LDS of the methods is). In memory each code is searched by the product's
+`Search`, and next to it are measured a plain sum over the same bytes and the method of the paper, which projects
+every row onto V_r. From disk, the product's `Store.scan` feeds the same search. Quantities take turns in every
+round; ratios are medians over rounds.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorif_core.factors import CodeLayout
+from lorif_core.receipts import Receipt
+from lorif_core.schema import ShardRows
+from lorif_core.scoring import FoldedQueries
+from lorif_core.search import Search
+from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
+from lorif_core.store import Store, block_rows
+from lorif_core.tokenise import Example
+
+_WIDTH, _LAYERS, _TOKENS = 256, 4, 128
+_QUERIES = (1, 8, 64, 512)
+_TOP_K = 10
+_PAPER_RANK = 64
+_RAM_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A code, and the rows of it that are held in memory and on disk."""
+
+    name: str
+    factor: int
+    code: CodeSpec
+    memory_rows: int
+    disk_rows: int
+
+
+METHODS = (
+    Method("default preset (cut 4, f 2)", 2, CodeSpec("cut", 4, "sign"), 16384, 65536),
+    Method("rank 1 float16, f 4", 4, CodeSpec("rank", 1, "float16"), 16384, 32768),
+    Method("dense sign, f 2", 2, CodeSpec("dense", 1, "sign"), 1024, 4096),
+    Method("LoGRA: dense float16, f 4", 4, CodeSpec("dense", 1, "float16"), 512, 4096),
+)
+
+
+def shapes(factor: int) -> tuple[LayerSpec, ...]:
+    """Layers of the model."""
+    sizes = [(_WIDTH, 3 * _WIDTH), (_WIDTH, _WIDTH), (_WIDTH, 4 * _WIDTH), (4 * _WIDTH, _WIDTH)] * _LAYERS
+    return tuple(
+        LayerSpec(f"layer{number}", rows, columns, rows // factor, columns // factor)
+        for number, (rows, columns) in enumerate(sizes)
+    )
+
+
+def random_rows(layout: CodeLayout, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes as they are stored, and scales."""
+    draw = np.random.default_rng(seed)
+    if layout.code.dtype == "float16":
+        codes = draw.standard_normal((rows, layout.stored_width), dtype=np.float32).astype(np.float16)
+    else:
+        codes = draw.integers(0, 256, (rows, layout.stored_width), dtype=np.uint8)
+    return codes, draw.random((rows, layout.scales), dtype=np.float32) + 0.5
+
+
+def queries(layout: CodeLayout, count: int) -> FoldedQueries:
+    """Of as many directions as tokens, falling in strength: .92 of the energy in 32, as of gradients."""
+    draw = torch.Generator().manual_seed(count)
+    strengths = 0.96 ** torch.arange(_TOKENS)
+    weights = []
+    for slot in layout.slots:
+        X, Y = (torch.randn(count, size, _TOKENS, generator=draw) for size in (slot.layer.d1, slot.layer.d2))
+        weights.append(((X * strengths) @ Y.mT).flatten(1))
+    return FoldedQueries(tuple(weights))
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Rows a second of work that returns how many it did, over at least so long."""
+    started, rows = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < seconds or not rows:
+        rows += work()
+    return rows / passed if passed else 0.0
+
+
+class InMemory:
+    """A code in memory, and what is done with it."""
+
+    def __init__(self, method: Method) -> None:
+        self.layout = CodeLayout(shapes(method.factor), method.code)
+        codes, scales = random_rows(self.layout, method.memory_rows, 0)
+        self.codes, self.scales = torch.from_numpy(codes), torch.from_numpy(scales)
+        self.ids = [f"x{row}" for row in range(method.memory_rows)]
+
+    def search(self, folded: FoldedQueries, *, exact: bool = False) -> Callable[[], int]:
+        """A block at a time; the first block has been looked at, as in a long scan."""
+        search = Search(self.layout, folded, _TOP_K, exact=exact)
+        rows = min(len(self.ids), max(512, 16384 // folded.count // (8 if exact else 1)))
+        cursor = iter(self._starts(rows))
+        some = slice(0, min(len(self.ids), 512))
+        search.update(self.codes[some], self.scales[some], self.ids[some])
+
+        def work() -> int:
+            start = next(cursor)
+            some = slice(start, start + rows)
+            search.update(self.codes[some], self.scales[some], self.ids[some])
+            return len(self.ids[some])
+
+        return work
+
+    def _starts(self, rows: int) -> Iterator[int]:
+        while True:
+            yield from range(0, max(len(self.ids) - rows, 0) + 1, rows)
+
+    def paper(self, folded: FoldedQueries) -> Callable[[], int]:
+        """Rows decoded and projected onto V_r, then compared: what the paper's query time is."""
+        bases = [torch.randn(slot.layer.dim, _PAPER_RANK) for slot in self.layout.slots]
+        targets = [weight_QD @ basis for weight_QD, basis in zip(folded.weights, bases, strict=True)]
+        rows = slice(0, 64)
+
+        def work() -> int:
+            scores = torch.zeros(folded.count, 64)
+            for number, (basis, target) in enumerate(zip(bases, targets, strict=True)):
+                decoded = self.layout.decode(self.codes[rows], self.scales[rows], number)
+                scores += target @ (decoded @ basis).T
+            return 64
+
+        return work
+
+
+def plain_sum() -> Callable[[], int]:
+    """GB/s of a sum of float32: rows are bytes."""
+    numbers = torch.ones(_RAM_BYTES // 4)
+
+    def work() -> int:
+        numbers.sum()
+        return _RAM_BYTES
+
+    return work
+
+
+def write_index(folder: Path, method: Method) -> tuple[Store, int]:
+    """Random codes through the product's own store."""
+    layers = shapes(method.factor)
+    tokens = TokenSpec("t", "text", None, None, None, None, None, _TOKENS, False)
+    spec = IndexSpec("c", "float32", layers, ProjectionSpec(), method.code, tokens, store_text=False)
+    store = Store(str(folder / f"{method.code.kind}-{method.code.dtype}"))
+    store.create(spec)
+    layout, size = CodeLayout(layers, method.code), 1024
+    for start in range(0, method.disk_rows, size):
+        codes, scales = random_rows(layout, size, start)
+        ids = np.zeros(1, np.int32)
+        examples = [Example(f"x{start + row}", row, ids, ids, None, "h") for row in range(size)]
+        shard = ShardRef("u", f"{start}", "e", 1, start, size)
+        fragments = store.write_rows(iter([ShardRows(examples, np.zeros(size), codes, scales)]), shard, spec)
+        receipt = Receipt(shard.key, tuple(fragments), size, size, size, (), 0.0)
+        store.commit_wave([receipt], store.factors_version())
+    return store, store.factors_version()
+
+
+def from_disk(store: Store, version: int, layout: CodeLayout, folded: FoldedQueries) -> Callable[[], int]:
+    """A whole scan and search."""
+
+    def work() -> int:
+        search, rows = Search(layout, folded, _TOP_K), 0
+        for block in store.scan(version, block_rows(layout, 1.0)):
+            search.update(block.codes, block.scales, block.example_ids)
+            rows += len(block.example_ids)
+        return rows
+
+    return work
+
+
+def measure(rounds: int, seconds: float) -> dict[str, Any]:
+    """All quantities, in turns."""
+    works: dict[str, tuple[Callable[[], int], int]] = {"plain sum": (plain_sum(), 1)}
+    with tempfile.TemporaryDirectory(prefix="lorif-query-") as name:
+        for method in METHODS:
+            held = InMemory(method)
+            size = held.layout.bytes_per_example
+            for count in _QUERIES:
+                folded = queries(held.layout, count)
+                works[f"{method.name} | memory | {count}"] = (held.search(folded), size)
+                if method.code.kind != "dense" and count <= 64:
+                    works[f"{method.name} | exact | {count}"] = (held.search(folded, exact=True), size)
+            if method.code.dtype == "float16" and method.code.kind == "rank":
+                works[f"{method.name} | paper | 1"] = (held.paper(queries(held.layout, 1)), size)
+            store, version = write_index(Path(name), method)
+            disk = from_disk(store, version, held.layout, queries(held.layout, 1))
+            works[f"{method.name} | disk | 1"] = (disk, size)
+        rates: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(rounds):
+            for name, (work, _) in works.items():
+                rates[name].append(rate(work, seconds))
+    logra = rates["LoGRA: dense float16, f 4 | disk | 1"]
+    rows = {}
+    for name, (_, size) in works.items():
+        median = statistics.median(rates[name])
+        rows[name] = {"rows_per_s": round(median, 1), "gb_per_s": round(median * size / 1e9, 3), "bytes": size}
+        if name.endswith("disk | 1"):
+            ratios = [ours / theirs for ours, theirs in zip(rates[name], logra, strict=True)]
+            rows[name]["times_logra"] = round(statistics.median(ratios), 2)
+        shares = [ours * size / sums for ours, sums in zip(rates[name], rates["plain sum"], strict=True)]
+        rows[name]["share_of_plain_sum"] = round(statistics.median(shares), 4)
+    return {"threads": torch.get_num_threads(), "gemm_gflops": gemm(), "rounds": rounds, "rows": rows}
+
+
+def gemm() -> float:
+    """Peak of float32 products of matrices, in GFLOP/s."""
+    matrix = torch.randn(2048, 2048)
+
+    def work() -> int:
+        torch.mm(matrix, matrix)
+        return 2 * 2048**3
+
+    return round(rate(work, 1.0) / 1e9, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    result = measure(arguments.rounds, arguments.seconds)
+    for name, row in result["rows"].items():
+        print(
+            f"{name:45}{row['rows_per_s']:14,.0f} rows/s {row['gb_per_s']:8.3f} GB/s", row.get("times_logra", "")
+        )
+    print(f"GEMM {result['gemm_gflops']} GFLOP/s, {result['threads']} threads")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Commands in processes of their own that are killed at a chosen moment: right before the store gets a request."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect.settings import PREFECT_API_URL
+
+from tasks.demo_store import MotoServer
+from tests.integration.s3 import BUCKET
+from tests.servers.proxy import Fault, FaultProxy
+
+WRITE = "^(PUT|POST|DELETE) "
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Before the nth request to the store in which a pattern is found, as "METHOD /path?query"."""
+
+    match: str
+    nth: int = 1
+
+
+def start_lorif(words: Sequence[str], errors: Path) -> subprocess.Popen[str]:
+    """Run `lorif` with the session's Prefect server, as the leader of a process group."""
+    with errors.open("ab") as stderr:
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / "lorif"), *words],
+            stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
+            env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
+        )  # fmt: skip
+
+
+def kill_at(moment: Moment, proxy: FaultProxy, words: Sequence[str], errors: Path) -> bool:
+    """Run a command behind the proxy and SIGKILL it at the moment; whether it came to that before its end."""
+    seen: list[str] = []
+
+    def watch(request: str) -> None:
+        if re.search(moment.match, request):
+            seen.append(request)
+            if len(seen) == moment.nth:
+                os.killpg(process.pid, signal.SIGKILL)
+                proxy.fault = Fault("reset_before")  # nothing that was on its way arrives
+
+    proxy.watch = watch
+    process = start_lorif(words, errors)
+    try:
+        process.communicate(timeout=240)
+    finally:
+        process.kill()
+        proxy.watch, proxy.fault = lambda request: None, None
+    assert process.returncode in (0, -signal.SIGKILL), errors.read_text()[-3000:]
+    return process.returncode != 0
+
+
+def copy_index(server: MotoServer, name: str, other: str) -> None:
+    """Copy all objects of an index of the bucket."""
+    client = server.client()
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{name}/")
+    for entry in (entry for page in pages for entry in page["Contents"]):
+        key = other + entry["Key"].removeprefix(name)
+        client.copy_object(Bucket=BUCKET, Key=key, CopySource={"Bucket": BUCKET, "Key": entry["Key"]})

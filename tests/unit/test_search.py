@@ -1,0 +1,101 @@
+"""Invariant: quick scores are those of leading directions; the strongest rows are found, and scored exactly."""
+
+import numpy as np
+import pytest
+import torch
+
+from lorif_core.factors import CodeLayout, encode
+from lorif_core.levels import PER_BYTE, pack
+from lorif_core.narrow import DIRECTIONS, is_faster, narrowed, quick_scores
+from lorif_core.scoring import FoldedQueries, score_rows
+from lorif_core.search import Search
+from lorif_core.spec import CodeSpec, LayerSpec
+
+WIDE = (LayerSpec("a", 0, 0, 64, 96), LayerSpec("b", 0, 0, 96, 40), LayerSpec("c", 0, 0, 72, 72))
+ODD = (LayerSpec("a", 0, 0, 63, 97), LayerSpec("b", 0, 0, 24, 41))
+CODES = {
+    "cut 3": CodeSpec("cut", 3, "sign"),
+    "rank 2 sign": CodeSpec("rank", 2, "sign"),
+    "rank 2 int4": CodeSpec("rank", 2, "int4"),
+    "rank 1 int8": CodeSpec("rank", 1, "int8"),
+    "rank 2 float16": CodeSpec("rank", 2, "float16"),
+}
+
+
+def rows_of(layout: CodeLayout, rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes as they are stored, and scales, of random gradients that share some directions."""
+    draw = torch.Generator().manual_seed(seed)
+    encoded = []
+    for slot in layout.slots:
+        layer = slot.layer
+        A, E = (torch.randn(rows, 6, size, generator=draw) for size in (layer.d1, layer.d2))
+        encoded.append(encode(A + 0.5 * A[:, :1], E + 0.5 * E[:1], layout.code))
+    codes = [one.codes for one in encoded]
+    if layout.code.dtype in PER_BYTE:
+        codes = [pack(levels, layout.code.dtype) for levels in codes]
+    elif layout.code.dtype == "int8":
+        codes = [levels.to(torch.int8) for levels in codes]
+    elif layout.code.dtype == "float16":
+        codes = [levels.half() for levels in codes]
+    return torch.cat(codes, dim=1), torch.cat([one.scales for one in encoded], dim=1)
+
+
+def queries_of(layout: CodeLayout, queries: int, directions: int, seed: int = 1) -> FoldedQueries:
+    """Random queries with a decaying spectrum of so many directions."""
+    draw = torch.Generator().manual_seed(seed)
+    weights = []
+    for slot in layout.slots:
+        sizes = (slot.layer.d1, slot.layer.d2)
+        X, Y = (torch.randn(queries, size, directions, generator=draw) for size in sizes)
+        decay = 0.9 ** torch.arange(directions)
+        weights.append(((X * decay) @ Y.mT).flatten(1))
+    return FoldedQueries(tuple(weights))
+
+
+@pytest.mark.parametrize("layers", [WIDE, ODD], ids=["whole bytes", "odd sizes"])
+@pytest.mark.parametrize("name", CODES)
+def test_quick_scores_are_exact_for_queries_of_few_directions(name: str, layers: tuple[LayerSpec, ...]) -> None:
+    layout = CodeLayout(layers, CODES[name])
+    codes, scales = rows_of(layout, 40)
+    folded = queries_of(layout, 3, DIRECTIONS - 4)
+    expected = score_rows(codes, scales, layout, folded)
+    found = quick_scores(codes, scales, layout, narrowed(folded, layout))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_leading_directions_are_kept() -> None:
+    """Of a query with more directions, what is left out is what an SVD would leave out, or hardly more."""
+    layout = CodeLayout(WIDE, CODES["cut 3"])
+    folded = queries_of(layout, 2, 64)
+    narrow = narrowed(folded, layout)
+    for number, slot in enumerate(layout.slots):
+        W = folded.weights[number].view(2, slot.layer.d1, slot.layer.d2)
+        left = (W - narrow.left[number] @ narrow.right[number].mT).square().sum(dim=(1, 2))
+        best = torch.linalg.svdvals(W)[:, DIRECTIONS:].square().sum(dim=1)
+        assert (left <= 1.3 * best + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["cut 3", "rank 2 float16"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_strongest_rows_are_found_with_exact_scores(name: str, weighted: bool) -> None:
+    layout = CodeLayout((LayerSpec("a", 0, 0, 256, 320), LayerSpec("b", 0, 0, 320, 256)), CODES[name])
+    assert is_faster(layout)
+    rows, queries = 3000, queries_of(layout, 4, 100)
+    codes, scales = rows_of(layout, rows)
+    ids = [f"x{row}" for row in range(rows)]
+    times = np.linspace(0.5, 2.0, rows, dtype=np.float32) if weighted else None
+    quick, exact = (Search(layout, queries, 20, exact=wish) for wish in (False, True))
+    for start in range(0, rows, 500):
+        some = slice(start, start + 500)
+        for search in (quick, exact):
+            search.update(codes[some], scales[some], ids[some], None if times is None else times[some])
+    for found, expected in zip(quick.best, exact.best, strict=True):
+        for side in ("proponents", "opponents"):
+            ours, theirs = getattr(found, side), getattr(expected, side)
+            assert [hit.example_id for hit in ours] == [hit.example_id for hit in theirs]
+            np.testing.assert_allclose([h.score for h in ours], [h.score for h in theirs], rtol=1e-4)
+
+
+def test_codes_that_gain_nothing_are_scored_exactly() -> None:
+    assert not is_faster(CodeLayout((LayerSpec("a", 0, 0, 16, 24),), CodeSpec("rank", 1, "float16")))
+    assert not is_faster(CodeLayout(WIDE, CodeSpec("dense", 1, "sign")))
