@@ -129,6 +129,10 @@ def _config(endpoint: str) -> dict[str, Any]:
 
 def _write(moto: MotoServer, config: str, endpoint: str) -> None:
     _lorif("build", "-c", config)
+    moto.client().put_object(Bucket=BUCKET, Key="corpus/1.jsonl", Body=shard_file(1))
+    _lorif("update", "-c", config)
+    _lorif("remove", INDEX, "--where", "row < 2", *_place(endpoint))
+    _lorif("rollback", INDEX, "1", *_place(endpoint))
     _attribute(load_config(config))
     _write_large(endpoint)
     moto.client().create_multipart_upload(Bucket=BUCKET, Key="indexes/tiny/factors.lance/data/x.lance")

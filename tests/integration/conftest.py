@@ -1,5 +1,6 @@
 """Configurations of small builds, and one index that read-only tests share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from lorif_core.config import Config, parse_config
 from tasks.demo_store import MotoServer
+from tests.integration.planted import ENVIRONMENT, OF_PROFILE, PROFILE
 from tests.integration.s3 import make_place
 
 MakeConfig = Callable[..., Config]
@@ -51,3 +53,12 @@ def s3_place(moto: MotoServer, model_folder: Path) -> MotoServer:
     """moto with a bucket that holds a tiny model and two corpora of small shards."""
     make_place(moto, model_folder, (12, 44))
     return moto
+
+
+@pytest.fixture(scope="session")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment of planted credentials; it names a file with a planted profile."""
+    path = tmp_path_factory.mktemp("credentials") / "credentials"
+    path.write_text("\n".join([f"[{PROFILE}]", *(f"{key} = {value}" for key, value in OF_PROFILE.items()), ""]))
+    files = {"AWS_SHARED_CREDENTIALS_FILE": str(path), "AWS_CONFIG_FILE": os.devnull}
+    return {**ENVIRONMENT, **files, "RAY_AUTH_MODE": "token", "LORIF_DEBUG": "1"}

@@ -188,12 +188,16 @@ def test_an_output_folder_that_is_not_empty_is_refused(
 @pytest.mark.parametrize(
     "arguments",
     [["query", "/no/index", "--text", "x"], ["status", "/no/index"], ["build"], ["nonsense"],
-     ["query", "/no/index", "--text", "x", "--top-k", "0"], ["build", "-c", "/no/config.yaml"]],
+     ["query", "/no/index", "--text", "x", "--top-k", "0"], ["build", "-c", "/no/config.yaml"], ["update"],
+     ["update", "-c", "/no/config.yaml"], ["rollback", "/no/index", "1"], ["rollback", "/no/index", "last"],
+     ["remove", "/no/index"], ["remove", "/no/index", "--where", "row < 5"], ["gc", "/no/index", "--apply"],
+     ["remove", "/no/index", "--where", "row < 5", "--ids", "x"], ["gc", "/no/index", "--keep", "0"]],
     ids=" ".join,
 )  # fmt: skip
 def test_command_line_mistakes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *arguments)
     assert code == 2 and len(err.strip().splitlines()) == 1 and err.startswith("lorif: error: ")
+    assert not Path("/no").exists()
 
 
 def test_query_and_status_answer(built: Config, capsys: pytest.CaptureFixture[str]) -> None:

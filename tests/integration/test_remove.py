@@ -120,6 +120,8 @@ def test_a_condition_on_the_columns_removes_what_meets_it(
     assert code == 0 and told(out)["removed"] == 5
     assert before.keys() - codes_of(config).keys() == {f"s{i}" for i in range(40, 45)}
     version, generations = store.factors_version(), len(store.generations())
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "packed.txt").write_bytes(b"\x1f\x8b\xff")
     mistakes = {
         ("--where", "colour = 'red'"): "No field named colour",
         ("--where", "row +"): "row +",
@@ -129,6 +131,8 @@ def test_a_condition_on_the_columns_removes_what_meets_it(
         ("--where", "row >= 0"): "every row",
         ("--ids", ids_file(tmp_path, "s41")): "no example",
         ("--ids", str(tmp_path / "nowhere.txt")): "cannot be read",
+        ("--ids", str(tmp_path / "empty.txt")): "is empty",
+        ("--ids", str(tmp_path / "packed.txt")): "not UTF-8",
     }
     for arguments, message in mistakes.items():
         code, _, err = run(capsys, "remove", config.index, *arguments)

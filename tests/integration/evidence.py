@@ -1,0 +1,87 @@
+"""All that runs of `lorif` leave behind, gathered: output, files, objects, and the database of Prefect."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from prefect.settings import PREFECT_API_URL
+
+from lorif_core.config import Config
+from tasks.demo_store import MotoServer
+from tests.integration.s3 import BUCKET
+
+
+@dataclass
+class Evidence:
+    """All that some runs have left behind: by kind of place, what was found there."""
+
+    found: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    def add(self, place: str, name: str, content: str | bytes) -> None:
+        self.found.setdefault(place, {})[name] = content.encode() if isinstance(content, str) else content
+
+    def add_folder(self, place: str, folder: Path) -> None:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                self.add(place, str(path.relative_to(folder)), path.read_bytes())
+
+    def add_objects(self, place: str, server: MotoServer, prefix: str) -> None:
+        pages = server.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        for entry in (entry for found in pages for entry in found.get("Contents", [])):
+            body = server.client().get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+            self.add(place, entry["Key"], body)
+
+    def add_database(self, path: str) -> None:
+        """Every table of Prefect's database, row by row; some of them as places of their own."""
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            for name in names:
+                rows = database.execute(f'SELECT * FROM "{name}"').fetchall()
+                self.add(OF_PREFECT.get(name, "prefect: the rest"), name, "\n".join(map(repr, rows)))
+
+
+OF_PREFECT = {
+    "flow_run": "prefect: parameters",
+    "task_run": "prefect: tasks",
+    "flow_run_state": "prefect: states",
+    "task_run_state": "prefect: task states",
+    "log": "prefect: logs",
+    "artifact": "prefect: artifacts",
+    "events": "prefect: events",
+}
+
+
+class Runs:
+    """`lorif` in processes of its own, with the planted credentials, in folders that hold nothing else."""
+
+    def __init__(self, config: Config, credentials: Mapping[str, str], folder: Path) -> None:
+        self.evidence = Evidence()
+        self.folder = folder  # with a short path: Ray makes sockets in it
+        self.config = str(folder / "config.yaml")
+        Path(self.config).write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
+        folders = {"RAY_TMPDIR": "ray", "LORIF_CACHE": "cache", "PREFECT_HOME": "prefect", "TMPDIR": "tmp"}
+        for name in folders.values():
+            (folder / name).mkdir()
+        places = {key: str(folder / name) for key, name in folders.items()}
+        self._environment = {**os.environ, **credentials, **places, "PREFECT_API_URL": PREFECT_API_URL.value()}
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / "lorif"), *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment,
+        )  # fmt: skip
+
+    def finish(self, name: str, process: subprocess.Popen[bytes]) -> int:
+        out, err = process.communicate(timeout=240)
+        self.evidence.add("output", f"{name} stdout", out)
+        self.evidence.add("output", f"{name} stderr", err)
+        return process.returncode
+
+    def said(self, name: str) -> str:
+        return "".join(self.evidence.found["output"][f"{name} {where}"].decode() for where in ("stdout", "stderr"))
