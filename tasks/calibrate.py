@@ -8,19 +8,15 @@ from prefect import get_run_logger, task
 
 from lorif_core.calibrate import SampledShard, calibration_sample
 from lorif_core.config import Config
-from lorif_core.errors import LorifError, UserError
+from lorif_core.errors import UserError
 from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan
 from lorif_core.spec import IndexSpec
 from lorif_core.store import Store
 from lorif_core.whitening import Covariances
 from tasks.actors import CalibrationActor, start
-from tasks.cluster import cluster
-from tasks.dispatch import Failed, Workers
-from tasks.progress import Progress
 from tasks.retry import RETRIED
-
-_PARTS = 8  # however many workers there are, so that the sums, added part after part, repeat
+from tasks.sample import over_sample
 
 
 @task(name="calibrate", **RETRIED)
@@ -48,23 +44,16 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
 
 def measure(config: Config, spec: IndexSpec, sample: Sequence[SampledShard]) -> Covariances:
     """Covariances of projected gradients, not whitened, over a sample of shards; all workers share it."""
-    text, count = spec.to_json(), min(_PARTS, len(sample))
-    parts = [(number, sample[number::count]) for number in range(count)]
-    found: dict[int, Covariances] = {}
-    total = Covariances()
-    with (
-        cluster(config.compute) as resources,
-        Workers(
-            lambda: start(CalibrationActor, resources, config, text, with_model=True),
-            min(resources.workers, count),
-        ) as workers,
-        Progress("calibrate", sum(part.examples for part in sample)) as progress,
-    ):
-        for outcome in workers.run(parts, lambda actor, part: actor.covariances.remote(part[1]), in_flight=1):
-            if isinstance(outcome, Failed):
-                raise LorifError(f"calibrating on {len(outcome.item[1])} shards failed: {outcome.cause}")
-            found[outcome.item[0]] = outcome.result
-            progress.advance(outcome.result.examples, outcome.result.tokens)
-    for number in range(count):
-        total.add(found.pop(number))
+    text, total = spec.to_json(), Covariances()
+    found = over_sample(
+        config,
+        sample,
+        spawn=lambda resources: start(CalibrationActor, resources, config, text, with_model=True),
+        call=lambda actor, part: actor.covariances.remote(part),
+        counts=lambda part: (part.examples, part.tokens),
+        title="calibrate",
+        doing="calibrating on",
+    )
+    for part in found:
+        total.add(part)
     return total

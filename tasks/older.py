@@ -14,7 +14,6 @@ from lorif_core.change import PartDrift
 from lorif_core.config import Config
 from lorif_core.curvature import LayerCurvature, fit_layers
 from lorif_core.drift import CheckpointDrift
-from lorif_core.errors import LorifError
 from lorif_core.generation import Part
 from lorif_core.inventory import Inventory
 from lorif_core.lease import Lease
@@ -35,12 +34,10 @@ from tasks.curvature import (
     row_scanners,
     write_group,
 )  # fmt: skip
-from tasks.dispatch import Failed, Workers
-from tasks.progress import Progress
 from tasks.retry import RETRIED
+from tasks.sample import over_sample
 
 _FEWEST_EXAMPLES = 128  # that a drift is measured on
-_PARTS = 8  # of a sample, however many workers there are, so that what is measured repeats
 _MEMORY_SHARE = 0.25  # of a worker, for the codes of a sample
 
 
@@ -84,24 +81,17 @@ def judge_older(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tuple[Par
 
 def _measure(config: Config, plan: UpdatePlan, part: Part, shards: Sequence[ShardRef]) -> CheckpointDrift:
     sample = _sample(config, plan, shards)
-    count = min(_PARTS, len(sample))
-    parts = [(number, sample[number::count]) for number in range(count)]
     texts, version = (plan.build.spec.to_json(), part.spec_json), plan.base.factors_version
-    found: dict[int, CheckpointDrift] = {}
-    with (
-        cluster(config.compute) as resources,
-        Workers(
-            lambda: start(DriftActor, resources, config, *texts, version, with_model=True),
-            min(resources.workers, count),
-        ) as workers,
-        Progress("measure drift", sum(one.examples for one in sample)) as progress,
-    ):
-        for outcome in workers.run(parts, lambda actor, one: actor.measure.remote(one[1]), in_flight=1):
-            if isinstance(outcome, Failed):
-                raise LorifError(f"measuring the drift of {len(outcome.item[1])} shards failed: {outcome.cause}")
-            found[outcome.item[0]] = outcome.result
-            progress.advance(sum(one.examples for one in outcome.item[1]))
-    return sum((found[number] for number in range(count)), start=CheckpointDrift())
+    found = over_sample(
+        config,
+        sample,
+        spawn=lambda resources: start(DriftActor, resources, config, *texts, version, with_model=True),
+        call=lambda actor, some: actor.measure.remote(some),
+        counts=lambda drift: (drift.rows, 0),
+        title="measure drift",
+        doing="measuring the drift of",
+    )
+    return sum(found, start=CheckpointDrift())
 
 
 def _sample(config: Config, plan: UpdatePlan, shards: Sequence[ShardRef]) -> list[SampledShard]:
