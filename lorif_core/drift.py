@@ -23,10 +23,9 @@ from lorif_core.batches import collate, token_budget_batches
 from lorif_core.calibrate import SampledShard
 from lorif_core.capture import GradientCapture
 from lorif_core.config import Config
-from lorif_core.curvature import identity_curvature
 from lorif_core.extract import Extractor, placements, run_captured, tracked_modules
 from lorif_core.factors import CodeLayout, decode_rows, encode
-from lorif_core.metric import layer_metric
+from lorif_core.metric import metric_folds
 from lorif_core.model import check_same_checkpoint, load_model
 from lorif_core.projection import ProjectionSet
 from lorif_core.scoring import fold_queries, score_rows
@@ -91,17 +90,19 @@ class DriftMeter:
     def __init__(
         self, config: Config, spec: IndexSpec, older: IndexSpec, version: int, device: str | None = None
     ) -> None:
-        self._config, self._spec, self._older, self._version = config, spec, older, version
+        self._config, self._older, self._version = config, older, version
         self._store = Store(config.index, config.storage)
         self._loaded = load_model(model_config(config, spec), config.storage, device)
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
-        self._frozen = self._store.whitening(older.projection.whitening)
+        self._frozen, self._newer = (self._store.whitening(of.projection.whitening) for of in (older, spec))
         self._layout = CodeLayout(older.layers, older.code)
         self._sink = DriftSink(self._layout, unbiased=older.projection.kind == "whitened")
         modules = tracked_modules(self._loaded, older.layers)
         whitening = None if self._frozen is None else KroneckerWhitening(self._frozen)
         projections = ProjectionSet(older.layers, older.projection, placements(modules), whitening)
         self._capture = GradientCapture(older.layers, modules, projections, self._sink.take)
+        code = CodeSpec("dense", dtype="float32")
+        self._dense = Extractor(self._loaded, older.layers, older.projection, code, self._frozen)
 
     def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
         """Run a sample of shards, and compare."""
@@ -153,18 +154,9 @@ class DriftMeter:
         count = min(_QUERIES, len(rows.examples))
         if len(rows.examples) < 3:
             return []
-        dense = Extractor(
-            self._loaded, self._older.layers, self._older.projection, CodeSpec("dense", 1, "float32"), self._frozen
-        )
-        gradients = [dense.gradients(collate(rows.examples, [row]))[1] for row in range(count)]
+        gradients = [self._dense.gradients(collate(rows.examples, [row]))[1] for row in range(count)]
         layers = [torch.cat(layer) for layer in zip(*gradients, strict=True)]
-        newer = self._store.whitening(self._spec.projection.whitening)
-        folded = fold_queries(
-            layers,
-            (identity_curvature(layer.dim) for layer in self._older.layers)
-            if self._frozen is None or newer is None
-            else (layer_metric(self._frozen, newer, number) for number in range(len(layers))),
-        )
+        folded = fold_queries(layers, metric_folds(self._frozen, self._newer, self._older.layers))
         before, after = (score_rows(*codes, self._layout, folded).numpy() for codes in (rows.stored, rows.anew))
         others = [np.arange(len(rows.examples)) != row for row in range(count)]
         return [_rank_correlation(before[row, chosen], after[row, chosen]) for row, chosen in enumerate(others)]

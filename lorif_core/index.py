@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from lorif_core import contributions, selection, totals
 from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import ModelConfig, StorageConfig, parse_storage
-from lorif_core.curvature import LayerCurvature, identity_curvature
+from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
-from lorif_core.metric import LayerMetric, layer_metric, translation
+from lorif_core.metric import LayerMetric, metric_folds, translation
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, parsed_queries, query_example
 from lorif_core.scoring import FoldedQueries, fold_queries, own_influence, own_scale, relative_to_own, score_rows
@@ -186,9 +186,7 @@ class PartReader:
             return (fitted for _, fitted in self._store.curvature_layers(self._generation, self.part))
         frozen = self._store.whitening(self.spec.projection.whitening)
         newer = self._store.whitening(self.part.metric)
-        if frozen is None or newer is None:
-            return (identity_curvature(layer.dim) for layer in self.spec.layers)
-        return (layer_metric(frozen, newer, number) for number in range(len(self.spec.layers)))
+        return metric_folds(frozen, newer, self.spec.layers)
 
     def fragments(self) -> list[int]:
         """Fragments of the table that hold the part's rows: the units in which workers share a scan."""
@@ -270,7 +268,7 @@ class PartReader:
         terms: Terms = PLAIN,
     ) -> list[TopK]:
         """Top-k of folded queries over the whole part or some fragments of it (`search.Search`)."""
-        search = Search(self.layout, folded, k, exact=terms.exact)
+        search = Search(self.layout, folded, k)
         for block, times_B in self._weighted(fragments, memory_gb, terms):
             search.update(block.codes, block.scales, block.example_ids, times_B)
         return search.best

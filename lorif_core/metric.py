@@ -10,11 +10,13 @@ scores whitened codes as A^-1/2 and S^-1/2 on both would score raw gradients. Al
 Shapes: Q queries, D = d1 d2 of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from lorif_core.curvature import LayerCurvature, identity_curvature
+from lorif_core.spec import LayerSpec
 from lorif_core.whitening import SIDES, Covariances, inverse_root, root
 
 
@@ -48,6 +50,16 @@ def layer_metric(frozen: Covariances, newer: Covariances, layer: int) -> LayerMe
     """The metric of the newer covariances, for codes in the frozen one."""
     left, right = (_between(frozen.mean(layer, side), newer.mean(layer, side)) for side in SIDES)
     return LayerMetric(left, right)
+
+
+def metric_folds(
+    frozen: Covariances | None, newer: Covariances | None, layers: Sequence[LayerSpec]
+) -> Iterator[LayerCurvature | LayerMetric]:
+    """What queries are folded with without a curvature: a metric of newer covariances, or the identity."""
+    if frozen is None or newer is None:
+        yield from (identity_curvature(layer.dim) for layer in layers)
+    else:
+        yield from (layer_metric(frozen, newer, number) for number in range(len(layers)))
 
 
 def translation(newer: Covariances, older: Covariances, layer: int) -> LayerMetric:

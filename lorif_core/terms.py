@@ -21,12 +21,10 @@ class Terms:
         where: SQL condition on the descriptive columns; None for all rows.
         normalise: `none` s(q, x); `cosine` s(q, x) / sqrt(s(q, q) s(x, x)); `self` s(q, x) / sqrt(s(x, x)), the
             l-relative influence of RelatIF (arXiv 2003.11630). The sign is that of s(q, x) in all.
-        exact: the strongest rows are found by scoring every row exactly, not only those near the best.
     """
 
     where: str | None = None
     normalise: Normalisation = "none"
-    exact: bool = False
 
     def query_power(self, is_alone: bool) -> float:
         """The power of s(q, q) that a query is divided by.
