@@ -4,13 +4,14 @@ Kept is what a kept generation or the newest version of a table refers to, and w
 build names. Removing takes the lease, so it never runs beside a build.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 
 from lorif_core.datafiles import DataFile, DataFiles, Upload
 from lorif_core.errors import UserError
 from lorif_core.generation import Generation
+from lorif_core.inventory import Inventory, ShardKey
 from lorif_core.lease import current_holder
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipts, is_of_spec
@@ -65,7 +66,9 @@ def find_garbage(store: Store, keep: int, *, held: bool = False) -> Garbage:
     generations = store.generations()
     kept = generations[-keep:]
     data = DataFiles(store.uri, store.storage)
-    useless, awaited = _judge_receipts(store, data, kept)
+    newest = store.inventory()
+    specs = _specs_in_use(store, newest, kept)
+    useless, awaited = _judge_receipts(store, data, newest.keys, specs)
     files: list[DataFile] = []
     for table in store.tables():
         versions = {generation.versions[table] for generation in kept if table in generation.versions}
@@ -76,24 +79,26 @@ def find_garbage(store: Store, keep: int, *, held: bool = False) -> Garbage:
         curvatures=tuple(
             sorted(store.curvature_ids() - {part.curvature for generation in kept for part in generation.parts})
         ),
-        covariances=tuple(sorted(_unused_covariances(store, kept))),
+        covariances=tuple(sorted(_unused_covariances(store, kept, specs))),
         files=tuple(file for file in files if holder is None or file.modified < holder.begun),
         receipts=tuple(useless),
         uploads=tuple(data.unfinished_uploads(_UPLOAD_AGE)),
     )
 
 
-def _unused_covariances(store: Store, kept: Sequence[Generation]) -> set[str]:
+def _unused_covariances(store: Store, kept: Sequence[Generation], specs: Set[str]) -> set[str]:
     parts = [part for generation in kept for part in generation.parts]
     metrics = {name for part in parts for name in (part.metric, part.index_spec.projection.whitening)}
-    specs = {part.spec for part in parts} | _specs_at_hand(store)
     return {name for name, spec in store.covariance_specs().items() if name not in metrics and spec not in specs}
 
 
-def _specs_at_hand(store: Store) -> set[str]:
-    """Of the rows in the newest version, which may be of an update that goes on; and that of the index."""
+def _specs_in_use(store: Store, newest: Inventory, kept: Sequence[Generation]) -> set[str]:
+    """Of the kept generations, of the rows in the newest version, which may be of an update that goes on, and that
+    of the index.
+    """
     stored = store.stored_spec()
-    return set(store.inventory().specs()) | (set() if stored is None else {stored.hash})
+    of_parts = {part.spec for generation in kept for part in generation.parts}
+    return of_parts | set(newest.specs()) | (set() if stored is None else {stored.hash})
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
@@ -107,12 +112,10 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
 
 
 def _judge_receipts(
-    store: Store, data: DataFiles, generations: Sequence[Generation]
+    store: Store, data: DataFiles, committed: Set[ShardKey], specs: Set[str]
 ) -> tuple[list[str], set[str]]:
     """Receipts of no use (committed, of another spec, unreadable, without files), and files of the others."""
     receipts = Receipts(store.uri, store.storage).all()
-    committed = store.inventory().keys
-    specs = {part.spec for generation in generations for part in generation.parts} | _specs_at_hand(store)
     awaited = {
         name: receipt
         for name, receipt in receipts.items()
