@@ -363,9 +363,8 @@ class Store:
 
     def rows_of(self, version: int, spec: str, example_ids: Sequence[str]) -> Iterator[Block]:
         """Stream codes of some examples of a spec in a version of `factors`."""
-        for start in range(0, len(example_ids), _KEYS_PER_FILTER):
-            ids = ", ".join(f"'{_quoted(name)}'" for name in example_ids[start : start + _KEYS_PER_FILTER])
-            condition = f"example_id IN ({ids}) AND spec = '{_quoted(spec)}'"
+        for wanted in _with_ids(example_ids):
+            condition = f"{wanted} AND spec = '{_quoted(spec)}'"
             yield from self.scan(version, _KEYS_PER_FILTER, condition=condition)
 
     def scan(
@@ -439,10 +438,8 @@ class Store:
         """Descriptive columns (all but the code's) of some examples, by id."""
         columns = self.descriptive_columns(version)
         found: dict[str, dict[str, Any]] = {}
-        wanted = sorted(set(example_ids))
-        for start in range(0, len(wanted), _KEYS_PER_FILTER):
-            ids = ", ".join(f"'{_quoted(example_id)}'" for example_id in wanted[start : start + _KEYS_PER_FILTER])
-            table = self._tables.read("factors", version, columns=columns, filter=f"example_id IN ({ids})")
+        for wanted in _with_ids(sorted(set(example_ids))):
+            table = self._tables.read("factors", version, columns=columns, filter=wanted)
             found.update({row["example_id"]: row for row in table.to_pylist()})
         return found
 
@@ -498,6 +495,13 @@ def now() -> datetime:
 
 def _tag_name(generation: int) -> str:
     return f"generation-{generation}"
+
+
+def _with_ids(example_ids: Sequence[str]) -> Iterator[str]:
+    """Conditions that together are met by the rows of some examples, each of a bounded length."""
+    for start in range(0, len(example_ids), _KEYS_PER_FILTER):
+        ids = ", ".join(f"'{_quoted(name)}'" for name in example_ids[start : start + _KEYS_PER_FILTER])
+        yield f"example_id IN ({ids})"
 
 
 def _quoted(text: str) -> str:
