@@ -18,7 +18,7 @@ from lorif_core.errors import UserError
 from lorif_core.factors import decode_rows
 from lorif_core.loss import MASKED
 from lorif_core.queries import parsed_queries
-from lorif_core.scoring import scaled, score_rows
+from lorif_core.scoring import queries_at_once, scaled, score_rows
 from lorif_core.store import Block
 from lorif_core.terms import PLAIN
 from lorif_core.tokenise import Example
@@ -148,8 +148,7 @@ def _rows_asked(index: "Index", example_ids: Sequence[str]) -> Iterator[_Rows]:
 def _token_blocks(index: "Index", example: Example) -> Iterator[list[int]]:
     """Positions of the scored tokens, as many at a time as have gradients that fit the memory."""
     scored = [int(token) for token in np.flatnonzero(example.labels != MASKED) if token > 0]
-    bytes_each = 4 * sum(layer.dim for layer in index.parts[-1].spec.layers)
-    size = max(1, int(_MEMORY_GB * 2**30 / bytes_each))
+    size = queries_at_once(index.parts[-1].spec.layers, _MEMORY_GB)
     for start in range(0, len(scored), size):
         yield scored[start : start + size]
 

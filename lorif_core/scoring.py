@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from lorif_core.factors import CodeLayout, decode_rows
+from lorif_core.spec import LayerSpec
 
 # From here on decoding G once is cheaper than one contraction a query (SPEED.md, section B).
 _DECODE_FROM_QUERIES = 32
@@ -25,6 +26,11 @@ class FoldedQueries:
     def count(self) -> int:
         """Q."""
         return len(self.weights[0])
+
+
+def queries_at_once(layers: Iterable[LayerSpec], memory_gb: float) -> int:
+    """Queries whose dense float32 gradients take at most so much memory together; at least one."""
+    return max(1, int(memory_gb * 2**30 / (4 * sum(layer.dim for layer in layers))))
 
 
 class Folds(Protocol):

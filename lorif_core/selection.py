@@ -19,7 +19,7 @@ from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.filesystem import contact, open_filesystem
 from lorif_core.queries import parsed_queries
-from lorif_core.scoring import FoldedQueries
+from lorif_core.scoring import FoldedQueries, queries_at_once
 from lorif_core.terms import Terms
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _mean_query(
     """For every checkpoint that is asked, one folded query whose scores are the means of all scores."""
     encoders = index.encoders(model)
     layers = index.parts[-1].spec.layers
-    size = max(1, int(_MEMORY_GB * 2**30 / (4 * sum(layer.dim for layer in layers))))
+    size = queries_at_once(layers, _MEMORY_GB)
     folded = []
     for part, encoder in zip(index.leaders, encoders, strict=True):
         means = [torch.zeros(1, layer.dim, dtype=torch.float64) for layer in layers]

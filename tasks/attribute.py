@@ -16,7 +16,7 @@ from lorif_core.generation import Generation
 from lorif_core.index import Index
 from lorif_core.model import check_same_weights
 from lorif_core.queries import Query, read_queries
-from lorif_core.scoring import FoldedQueries
+from lorif_core.scoring import FoldedQueries, queries_at_once
 from lorif_core.store import Store
 from lorif_core.terms import PLAIN, Terms, make_terms
 from lorif_core.topk import TopK
@@ -110,8 +110,8 @@ def _scan(
 
 def query_blocks(generation: Generation, queries: Sequence[Query], memory_gb: float) -> Iterator[Sequence[Query]]:
     """Queries whose dense weights together take at most a quarter of a worker's memory."""
-    bytes_each = 4 * sum(layer.dim for part in generation.parts for layer in part.index_spec.layers)
-    size = max(1, int(memory_gb * 2**30 / 4 / bytes_each))
+    layers = [layer for part in generation.parts for layer in part.index_spec.layers]
+    size = queries_at_once(layers, memory_gb / 4)
     for first in range(0, len(queries), size):
         yield queries[first : first + size]
 
