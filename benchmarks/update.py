@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.laps import Laps
 from benchmarks.wikitext import in_new_process, lorif, rounded
 
 _DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
@@ -185,14 +186,7 @@ def differing_columns(updated: str, built: str) -> list[str]:
 
 def split_update(config: str, launched: float) -> dict[str, float]:
     """Seconds of the steps of `lorif update`, each ending where the next begins."""
-    seconds = {"start python": time.time() - launched}
-    clock = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal clock
-        clock, previous = time.perf_counter(), clock
-        seconds[name] = clock - previous
-
+    laps = Laps(launched)
     from tasks.environment import lock_local_ray
 
     lock_local_ray("local")
@@ -202,19 +196,19 @@ def split_update(config: str, launched: float) -> dict[str, float]:
     from lorif_core.config import load_config
 
     settings = load_config(config)
-    lap("import")
+    laps.end("import")
     from tasks.cluster import cluster
 
     with cluster(settings.compute):
-        lap("start Ray")
+        laps.end("start Ray")
         flow(_nothing, name="nothing")()
-        lap("start Prefect's server")
+        laps.end("start Prefect's server")
         generation = update(settings)
-        lap("plan, publish")
+        laps.end("plan, publish")
         for stage, spent in generation.timings.items():
-            seconds[stage] = spent
-            seconds["plan, publish"] -= spent
-    return seconds
+            laps.seconds[stage] = spent
+            laps.seconds["plan, publish"] -= spent
+    return laps.seconds
 
 
 def _nothing() -> None:

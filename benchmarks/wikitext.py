@@ -19,6 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.laps import Laps
+
 _DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
 _QUERY = "The European lobster lives in the eastern Atlantic Ocean and is caught using lobster pots ."
 _POSITIONS = 128
@@ -105,28 +107,21 @@ def drop_from_cache(folder: Path) -> None:
 
 def split_query(index_uri: str, launched: float) -> dict[str, float]:
     """Seconds of the steps of `lorif query`, each ending where the next begins."""
-    seconds = {"start python": time.time() - launched}
-    clock = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal clock
-        clock, previous = time.perf_counter(), clock
-        seconds[name] = clock - previous
-
+    laps = Laps(launched)
     from lorif_core.index import open_index
 
-    lap("import")
+    laps.end("import")
     index = open_index(index_uri)
     index.encoder()
-    lap("open index, load model")
+    laps.end("open index, load model")
     folded = index.fold(index.encode([_QUERY]))
-    lap("gradient, fold")
+    laps.end("gradient, fold")
     (top,) = index.top_k_folded(folded, _TOP_K)
-    lap("scan")
+    laps.end("scan")
     hits = [hit.example_id for hit in (*top.proponents, *top.opponents)]
     index.store.details(index.generation.factors_version, hits)
-    lap("texts of hits")
-    return seconds
+    laps.end("texts of hits")
+    return laps.seconds
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
