@@ -1,0 +1,106 @@
+"""What the quick look at all rows costs in LDS, and which of the strongest rows it finds.
+
+    python -m benchmarks.quality.quick EVALUATION OUT [--methods balanced compact --result FILE]
+
+OUT holds what `lorif evaluate lds` has left there: the truth and the checkpoint. Every method's index is built
+anew, in a temporary folder. LDS of exact and of quick scores of all rows; recall of the search, block after block
+of 256 rows, against exact scores.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flows.build import build
+from lorif_core.config import StorageConfig
+from lorif_core.evaluation import EvaluationConfig, load_evaluation
+from lorif_core.index import Index
+from lorif_core.lds import Truth, lds, rank_correlation
+from lorif_core.narrow import narrowed, quick_scores
+from lorif_core.queries import read_queries
+from lorif_core.scoring import score_rows
+from lorif_core.search import Search
+from lorif_core.store import Store
+from lorif_core.topk import TopK
+from lorif_core.truth import TruthFolder
+from tasks.cluster import cluster
+
+_BLOCK = 256
+_TOP_K = (10, 100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--methods", nargs="+", default=["balanced", "compact"])
+    parser.add_argument("--result", type=Path)
+    arguments = parser.parse_args()
+    evaluation = load_evaluation(arguments.evaluation)
+    folder = TruthFolder(str(arguments.out.resolve()), StorageConfig())
+    ids, truth = folder.read(evaluation)
+    result = {}
+    with cluster(evaluation.base().compute), tempfile.TemporaryDirectory(prefix="lorif-quick-") as name:
+        for method in arguments.methods:
+            index = built(evaluation, method, f"{name}/{method}", folder.model)
+            result[method] = measure(index, evaluation, ids, truth)
+            print(method, json.dumps(result[method]), flush=True)
+    if arguments.result:
+        arguments.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def built(evaluation: EvaluationConfig, method: str, uri: str, model: str) -> Index:
+    """The method's index of the evaluation's corpus."""
+    config = evaluation.method(method, uri, model)
+    generation = build(config)
+    return Index(Store(config.index, config.storage), generation)
+
+
+def measure(index: Index, evaluation: EvaluationConfig, ids: list[str], truth: Truth) -> dict[str, Any]:
+    """LDS, rank correlation, and recall."""
+    (part,) = index.parts
+    (folded,) = index.fold(index.encode(read_queries(evaluation.queries, StorageConfig())))
+    blocks = list(part.blocks())
+    names = [name for block in blocks for name in block.example_ids]
+    codes, scales = torch.cat([block.codes for block in blocks]), torch.cat([block.scales for block in blocks])
+    exact = score_rows(codes, scales, part.layout, folded).numpy()
+    quick = quick_scores(codes, scales, part.layout, narrowed(folded, part.layout)).numpy()
+    places = {name: place for place, name in enumerate(names)}
+    order = [places[name] for name in ids]
+    found: dict[str, Any] = {
+        "rows": len(names),
+        "queries": folded.count,
+        "lds": {
+            kind: round(float(lds(scores[:, order], truth).mean()), 4)
+            for kind, scores in (("exact", exact), ("quick", quick))
+        },
+        "spearman": round(float(rank_correlation(quick.T, exact.T).mean()), 4),
+    }
+    for k in _TOP_K:
+        search = Search(part.layout, folded, k)
+        for start in range(0, len(names), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            search.update(codes[some], scales[some], names[some])
+        found[f"recall@{k}"] = {
+            side: recall(search.best, exact, names, k, side) for side in ("proponents", "opponents")
+        }
+    return found
+
+
+def recall(best: list[TopK], exact: np.ndarray, names: list[str], k: int, side: str) -> float:
+    """Share of the k strongest rows that are found, mean over queries."""
+    signed = exact if side == "proponents" else -exact
+    shares = []
+    for kept, scores in zip(best, signed, strict=True):
+        wanted = {names[row] for row in np.argpartition(-scores, k - 1)[:k]}
+        shares.append(len(wanted & {hit.example_id for hit in getattr(kept, side)}) / k)
+    return round(float(np.mean(shares)), 4)
+
+
+if __name__ == "__main__":
+    main()
