@@ -1,7 +1,7 @@
 """The strongest rows of a scan: all rows are scored quickly, and exactly those that may be among the first k.
 
 How far quick scores are off is learned from the first rows, which are scored both ways: the margin is so many
-standard deviations of their difference that a row outside it is not among the first k but by a freak.
+standard deviations of their difference that a row outside it is seldom among the first k (`quality.quick`).
 """
 
 from collections.abc import Sequence

@@ -82,24 +82,21 @@ def measure(index: Index, evaluation: EvaluationConfig, ids: list[str], truth: T
         "spearman": round(float(rank_correlation(quick.T, exact.T).mean()), 4),
     }
     for k in _TOP_K:
-        search = Search(part.layout, folded, k)
+        both = [Search(part.layout, folded, k, exact=wish) for wish in (False, True)]
         for start in range(0, len(names), _BLOCK):
             some = slice(start, start + _BLOCK)
-            search.update(codes[some], scales[some], names[some])
+            for search in both:
+                search.update(codes[some], scales[some], names[some])
         found[f"recall@{k}"] = {
-            side: recall(search.best, exact, names, k, side) for side in ("proponents", "opponents")
+            side: recall(*(search.best for search in both), side) for side in ("proponents", "opponents")
         }
     return found
 
 
-def recall(best: list[TopK], exact: np.ndarray, names: list[str], k: int, side: str) -> float:
-    """Share of the k strongest rows that are found, mean over queries."""
-    signed = exact if side == "proponents" else -exact
-    shares = []
-    for kept, scores in zip(best, signed, strict=True):
-        wanted = {names[row] for row in np.argpartition(-scores, k - 1)[:k]}
-        shares.append(len(wanted & {hit.example_id for hit in getattr(kept, side)}) / k)
-    return round(float(np.mean(shares)), 4)
+def recall(found: list[TopK], wanted: list[TopK], side: str) -> float:
+    """Share of the strongest rows, ties by id, that are found; mean over queries."""
+    ours, theirs = ([{hit.example_id for hit in getattr(kept, side)} for kept in best] for best in (found, wanted))
+    return round(float(np.mean([len(a & b) / len(b) for a, b in zip(ours, theirs, strict=True)])), 4)
 
 
 if __name__ == "__main__":
