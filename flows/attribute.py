@@ -18,8 +18,11 @@ def attribute(
     where: str | None = None,
     normalise: str = "none",
 ) -> dict[str, Any]:
-    """Attribute every query of a file against the newest generation; the summary that is also written."""
+    """Attribute every query of a file against the newest generation; the summary that is also written.
+
+    A run that was killed goes on when it is run again with the same arguments, against the same generation.
+    """
     started = time.perf_counter()
-    generation, parsed, terms = open_queries(config, queries, out, where, normalise)
-    answers = attribute_queries(config, generation, parsed, top_k, terms)
-    return write_results(config, generation, answers, out, time.perf_counter() - started, terms)
+    run = open_queries(config, queries, out, top_k, where, normalise)
+    attribute_queries(config, run)
+    return write_results(config, run, time.perf_counter() - started)

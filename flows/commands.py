@@ -93,7 +93,7 @@ def run_attribute(
     settings = _load(config, overrides)
     from tasks.attribute import check_attribution
 
-    check_attribution(settings, queries, out, where, normalise)
+    check_attribution(settings, queries, out, top_k, where, normalise)
     from flows.attribute import attribute
 
     _say_failures_once()

@@ -40,11 +40,11 @@ def demo(out: Path, store: str = "local") -> dict[str, Any]:
     with demo_place(store, out) as place:
         config = demo_config(place, corpus, model, out)
         with cluster(config.compute):  # one Ray for all of it
-            first = act(config, build, queries)
+            first = act(config, build, queries, out)
             corpus = add_docstrings(corpus)
             continued = continue_training(model, corpus, out, _CONTINUED_SECONDS)
             config = demo_config(place, corpus, continued, out)
-            second = act(config, update, queries)
+            second = act(config, update, queries, out)
         summary = write_answers(
             str(out), Store(config.index, config.storage), second.generation, second.first(_TOP_K), _TITLE,
             timings=[

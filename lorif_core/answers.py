@@ -1,19 +1,20 @@
 """Answers of a batch attribution: scores.parquet, report.html and summary.json in one folder."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorif_core.change import Change
 from lorif_core.config import StorageConfig
+from lorif_core.details import Details
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
-from lorif_core.filesystem import contact, open_filesystem
+from lorif_core.filesystem import contact, open_filesystem, written_whole
 from lorif_core.generation import Generation
 from lorif_core.queries import Query
 from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
@@ -35,6 +36,13 @@ SCORES_SCHEMA = pa.schema(
     ]
 )
 
+SUMMARY = "summary.json"
+QUERIES_IN_REPORT = 100
+HITS_IN_REPORT = 50
+"""Of each side: a page of many megabytes is of no use to anybody."""
+_HITS_PER_LOOKUP = 200_000  # a pass over all ids of the index finds the rows of so many
+_HITS_PER_WRITE = 10_000  # whose texts are in memory together
+
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
@@ -43,6 +51,11 @@ class Attribution:
     query: Query
     loss: float
     top: TopK
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the examples of both ends."""
+        return [hit.example_id for hit in (*self.top.proponents, *self.top.opponents)]
 
 
 def check_out_folder(out: str, storage: StorageConfig) -> None:
@@ -59,14 +72,16 @@ def write_answers(
     out: str,
     store: Store,
     generation: Generation,
-    answers: Sequence[Attribution],
+    answers: Iterable[Attribution],
     title: str,
     timings: Sequence[tuple[str, float]] = (),
     judge: Sequence[JudgeRow] = (),
     change: Change | None = None,
     terms: Terms = PLAIN,
 ) -> dict[str, Any]:
-    """Write the three files into `out` and return the summary.
+    """Write the three files into `out`, the summary last, and return it. Answers are taken as they come.
+
+    What is held at a time is bounded: answers of `_HITS_PER_LOOKUP` examples, and the texts of `_HITS_PER_WRITE`.
 
     Args:
         out: folder, made if it is not there, or an s3:// URI in the store of the index.
@@ -79,13 +94,15 @@ def write_answers(
         change: from a former generation, to the same queries.
         terms: what was asked for beside the queries.
     """
-    ids = [hit.example_id for answer in answers for hit in (*answer.top.proponents, *answer.top.opponents)]
-    details = store.details(generation.factors_version, ids)
-    rows = [row for answer in answers for row in _score_rows(answer, details)]
-    report = _report(store, generation, answers, details, title, timings, judge, change)
+    fs, path = open_filesystem(out, store.storage)
+    with contact(out, "write"):
+        fs.makedirs(path, exist_ok=True)
+        with written_whole(f"{out.rstrip('/')}/scores.parquet", store.storage) as file:
+            written = _write_scores(file, store, generation, answers)
+    report = _report(store, generation, written, title, timings, judge, change)
     summary = {
-        "queries": len(answers),
-        "scores": len(rows),
+        "queries": written.queries,
+        "scores": written.scores,
         "generation": generation.generation,
         "rows": generation.rows,
         "checkpoint": generation.checkpoint,
@@ -102,19 +119,66 @@ def write_answers(
         ],
         **({} if change is None else {"change": change.to_dict()}),
     }
-    scores = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA), scores)
-    files = {
-        "scores.parquet": scores.getvalue().to_pybytes(),
-        "report.html": render(report).encode(),
-        "summary.json": (json.dumps(summary, indent=2) + "\n").encode(),
-    }
-    fs, path = open_filesystem(out, store.storage)
+    files = {"report.html": render(report), SUMMARY: json.dumps(summary, indent=2) + "\n"}
     with contact(out, "write"):
-        fs.makedirs(path, exist_ok=True)
         for name, content in files.items():
-            fs.pipe_file(f"{path}/{name}", content)
+            with written_whole(f"{out.rstrip('/')}/{name}", store.storage) as file:
+                file.write(content.encode())
     return summary
+
+
+@dataclass(slots=True)
+class _Written:
+    """What has gone into scores.parquet, and the queries that the report shows."""
+
+    queries: int = 0
+    scores: int = 0
+    sections: list[QuerySection] = field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def omitted(self) -> str | None:
+        """What the page leaves out, as a sentence."""
+        told = []
+        if self.queries > len(self.sections):
+            told.append(f"the first {len(self.sections):,} of {self.queries:,} queries")
+        if self.cut:
+            told.append(f"the first {HITS_IN_REPORT} examples of each side")
+        return f"This page shows {' and '.join(told)}; scores.parquet has all." if told else None
+
+
+def _write_scores(
+    file: BinaryIO, store: Store, generation: Generation, answers: Iterable[Attribution]
+) -> _Written:
+    written = _Written()
+    with pq.ParquetWriter(file, SCORES_SCHEMA) as writer:
+        for many in _in_groups(answers, _HITS_PER_LOOKUP):
+            details = Details(store, generation.factors_version, (name for answer in many for name in answer.ids))
+            for some in _in_groups(many, _HITS_PER_WRITE):
+                found = details.of([name for answer in some for name in answer.ids])
+                rows = [row for answer in some for row in _score_rows(answer, found)]
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
+                written.queries += len(some)
+                written.scores += len(rows)
+                for answer in some[: QUERIES_IN_REPORT - len(written.sections)]:
+                    written.sections.append(_section(answer, found))
+                    written.cut |= answer.top.k > HITS_IN_REPORT
+    return written
+
+
+def _in_groups(answers: Iterable[Attribution], hits: int) -> Iterator[list[Attribution]]:
+    """Answers in groups of at least one, and of no more than so many hits."""
+    group: list[Attribution] = []
+    held = 0
+    for answer in answers:
+        more = len(answer.ids)
+        if group and held + more > hits:
+            yield group
+            group, held = [], 0
+        group.append(answer)
+        held += more
+    if group:
+        yield group
 
 
 def _score_rows(answer: Attribution, details: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,8 +201,7 @@ def _score_rows(answer: Attribution, details: dict[str, dict[str, Any]]) -> list
 def _report(
     store: Store,
     generation: Generation,
-    answers: Sequence[Attribution],
-    details: dict[str, dict[str, Any]],
+    written: _Written,
     title: str,
     timings: Sequence[tuple[str, float]],
     judge: Sequence[JudgeRow],
@@ -154,7 +217,7 @@ def _report(
         spec=generation.spec,
         created_at=generation.created_at.strftime("%Y-%m-%d %H:%M UTC"),
         curvature=generation.newest.curvature_kind,
-        queries=tuple(_section(answer, details) for answer in answers),
+        queries=tuple(written.sections),
         layers=layer_sections(store, generation),
         coverage=Coverage(
             coverage["tracked"], coverage["total"], tuple((name, count) for name, count in coverage["untracked"])
@@ -169,6 +232,7 @@ def _report(
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
         judge=tuple(judge),
         relative=len(generation.leaders) > 1,
+        omitted=written.omitted,
         change=change,
     )
 
@@ -180,8 +244,8 @@ def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySe
         prompt=prompt,
         completion=completion,
         loss=answer.loss,
-        proponents=_hits(answer.top.proponents, details),
-        opponents=_hits(answer.top.opponents, details),
+        proponents=_hits(answer.top.proponents[:HITS_IN_REPORT], details),
+        opponents=_hits(answer.top.opponents[:HITS_IN_REPORT], details),
     )
 
 

@@ -2,8 +2,9 @@
 
 import posixpath
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
@@ -134,6 +135,34 @@ def source_file(uri: str, name: str, storage: StorageConfig) -> SourceFile:
 
 def _hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+@contextmanager
+def written_whole(uri: str, storage: StorageConfig) -> Iterator[BinaryIO]:
+    """A file to stream into, in a folder that is there. It appears when the block ends, and not if it raises.
+
+    What a killed process leaves is a hidden draft in a local folder, which the next one writes over, or an
+    unfinished upload in an object store.
+    """
+    fs, path = open_filesystem(uri, storage)
+    local = isinstance(fs, LocalFileSystem)
+    folder, name = posixpath.split(path)
+    draft = f"{folder}/.{name}.draft" if local else path
+    file = fs.open(draft, "wb")
+    try:
+        yield file
+    except BaseException:
+        if local:
+            file.close()
+            fs.rm_file(draft)
+        else:
+            with suppress(*STORE_ERRORS):  # what is being raised says more
+                file.discard()
+            file.closed = True  # or fsspec would still send what it holds when the object is collected
+        raise
+    file.close()
+    if local:
+        Path(draft).replace(path)
 
 
 @contextmanager

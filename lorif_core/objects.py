@@ -1,6 +1,6 @@
-"""Small JSON objects beside the tables of an index: written whole, created only once, listed, removed.
+"""Small objects beside the tables of an index, or beside answers: written whole, created once, listed, removed.
 
-They lie in the folder `_lorif` of the index: receipts of shards and of runs, the lease, probes.
+They lie in the folder `_lorif` there: receipts of shards and of runs, the lease, probes; answers on their way.
 """
 
 import json
@@ -50,13 +50,26 @@ class Objects:
 
     def put(self, name: str, value: dict[str, Any]) -> None:
         """Write an object, whole or not at all; one of that name is replaced."""
+        self.put_bytes(name, _encoded(value))
+
+    def put_bytes(self, name: str, content: bytes) -> None:
+        """Write an object that is not JSON, as `put` does."""
         fs, path = self._locate(name)
         with contact(self.uri, "write"):
             if isinstance(fs, LocalFileSystem):
-                with _written_beside(Path(path), value) as draft:
+                with _written_beside(Path(path), content) as draft:
                     draft.replace(path)
             else:
-                fs.pipe_file(path, _encoded(value))
+                fs.pipe_file(path, content)
+
+    def get_bytes(self, name: str) -> bytes | None:
+        """An object as it is, or None if it is not there."""
+        fs, path = self._locate(name)
+        with contact(self.uri):
+            try:
+                return fs.cat_file(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def create(self, name: str, value: dict[str, Any]) -> bool:
         """Write an object unless one of that name is there; whether this value is the one that is there now.
@@ -68,7 +81,7 @@ class Objects:
         with contact(self.uri, "write"):
             try:
                 if isinstance(fs, LocalFileSystem):
-                    with _written_beside(Path(path), value) as draft:
+                    with _written_beside(Path(path), _encoded(value)) as draft:
                         os.link(draft, path)
                 else:
                     fs.pipe_file(path, _encoded(value), mode="create")
@@ -80,12 +93,10 @@ class Objects:
 
     def get(self, name: str) -> dict[str, Any] | None:
         """An object, or None if it is not there or is not one of ours."""
-        fs, path = self._locate(name)
-        with contact(self.uri):
-            try:
-                found = json.loads(fs.cat_file(path))
-            except (FileNotFoundError, ValueError):
-                return None
+        try:
+            found = json.loads(self.get_bytes(name) or b"")
+        except ValueError:
+            return None
         return found if isinstance(found, dict) else None
 
     def entry(self, name: str) -> Entry | None:
@@ -133,6 +144,14 @@ class Objects:
         self.remove([name])
         return datetime.now(UTC) if entry is None else entry.modified
 
+    def remove_all(self, last: str) -> None:
+        """Remove all objects, one of them when no other is left, and drafts of processes that were killed."""
+        fs, path = self._locate("")
+        with contact(self.uri, "write"):
+            for file in sorted(fs.find(path), key=lambda file: posixpath.basename(file) == last):
+                fs.rm_file(file)
+        self.remove_folder()
+
     def remove_folder(self) -> None:
         """Remove the empty folders that are left on a local disk; an object store has none."""
         fs, path = self._locate("")
@@ -147,12 +166,12 @@ class Objects:
 
 
 @contextmanager
-def _written_beside(path: Path, value: dict[str, Any]) -> Iterator[Path]:
+def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
     """A draft in the same folder, so that one system call makes it the file; whatever is left of it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        draft.write_bytes(_encoded(value))
+        draft.write_bytes(content)
         yield draft
     finally:
         draft.unlink(missing_ok=True)

@@ -95,7 +95,7 @@ class Report:
 
     `timings` are (stage, seconds), `skipped` (example id, reason). `relative`: scores are shares of the query's
     influence on itself, as of a generation with several checkpoints. `change`: from a former generation; its
-    queries are the report's, in their order.
+    queries are the report's, in their order. `omitted`: what is left out, as a sentence.
     """
 
     title: str
@@ -113,6 +113,7 @@ class Report:
     judge: tuple[JudgeRow, ...] = ()
     relative: bool = False
     change: Change | None = None
+    omitted: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,12 @@
 Shapes: Q queries, B rows, W levels and S scales of a row, c rank, D = d1 d2.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from lorif_core.factors import CodeLayout, decode_rows
@@ -26,6 +28,16 @@ class FoldedQueries:
     def count(self) -> int:
         """Q."""
         return len(self.weights[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As numpy arrays: readers of Ray's object store get those without a copy, and tensors with one."""
+        return _folded_of, ([weight_QD.numpy(force=True) for weight_QD in self.weights],)
+
+
+def _folded_of(arrays: Sequence[np.ndarray]) -> FoldedQueries:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return FoldedQueries(tuple(torch.from_numpy(weight_QD) for weight_QD in arrays))
 
 
 def queries_at_once(layers: Iterable[LayerSpec], memory_gb: float) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from lorif_core.factors import CodeLayout
+from lorif_core.heaps import Heaps
 from lorif_core.narrow import is_faster, narrowed, quick_scores
 from lorif_core.scoring import FoldedQueries, score_rows
-from lorif_core.topk import TopK
 
 _MARGIN = 5.0  # standard deviations
 _LEARNED_FROM = 256  # rows at least
@@ -32,7 +32,8 @@ class Search:
         self._layout, self._folded = layout, folded
         self._narrow = None if exact or not is_faster(layout) else narrowed(folded, layout)
         self._margins: np.ndarray | None = None
-        self.best = [TopK(k) for _ in range(folded.count)]
+        self._heaps = Heaps(folded.count, k)
+        self.best = self._heaps.top
 
     def update(
         self, codes: torch.Tensor, scales_BS: torch.Tensor, ids: Sequence[str], times_B: np.ndarray | None = None
@@ -57,8 +58,7 @@ class Search:
     ) -> None:
         exact_QB = score_rows(codes, scales_BS, self._layout, self._folded).numpy()
         exact_QB = _multiplied(exact_QB, times_B)
-        for kept, scores in zip(self.best, exact_QB, strict=True):
-            kept.update(scores, ids)
+        self._heaps.update(exact_QB, ids)
         if self._narrow is not None and len(ids) >= _LEARNED_FROM:
             quick = quick_scores(codes, scales_BS, self._layout, self._narrow).numpy()
             self._margins = _MARGIN * (exact_QB - _multiplied(quick, times_B)).std(axis=1)

@@ -129,10 +129,14 @@ class QueryActor:
         self._index = Index(store, generation)
         self._model = model
 
-    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[FoldedQueries], list[float]]:
-        """Queries folded for every part, and the token-summed loss of each under the newest checkpoint."""
+    @ray.method(num_returns=2)
+    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[float], list[FoldedQueries]]:
+        """The token-summed loss of each query under the newest checkpoint, and the queries folded for every part.
+
+        Two objects: the second goes from the object store of this node to the scorers, by way of nobody.
+        """
         gradients = self._index.encode(queries, self._model)
-        return self._index.fold(gradients, terms), gradients[-1].losses.tolist()
+        return gradients[-1].losses.tolist(), self._index.fold(gradients, terms)
 
 
 @ray.remote
@@ -145,10 +149,10 @@ class ScoreActor:
         self._memory_gb = memory_gb
 
     def top_k(
-        self, part: int, folded: FoldedQueries, k: int, fragments: Sequence[int], terms: Terms
+        self, part: int, folded: list[FoldedQueries], k: int, fragments: Sequence[int], terms: Terms
     ) -> list[TopK]:
-        """Top k of each query over some fragments of a part."""
-        return self._index.parts[part].top_k(folded, k, fragments, self._memory_gb, terms)
+        """Top k of each query over some fragments of a part; `folded` is read where it lies in the store."""
+        return self._index.parts[part].top_k(folded[part], k, fragments, self._memory_gb, terms)
 
 
 def start(

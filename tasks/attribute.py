@@ -1,4 +1,7 @@
-"""The steps of batch attribution: fold the queries, scan the index on all workers, write the answers."""
+"""The steps of batch attribution: fold a block of queries, scan the index on all workers, keep the answers.
+
+A block that is kept is never asked again, so a run that was killed goes on with those that are missing.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,25 +12,26 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from lorif_core.answers import Attribution, check_out_folder, write_answers
+from lorif_core.answers import write_answers
 from lorif_core.config import Config
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.generation import Generation
 from lorif_core.index import Index
 from lorif_core.model import check_same_weights
 from lorif_core.queries import Query, read_queries
-from lorif_core.scoring import FoldedQueries, queries_at_once
 from lorif_core.store import Store
-from lorif_core.terms import PLAIN, Terms, make_terms
+from lorif_core.terms import Terms
 from lorif_core.topk import TopK
+from lorif_core.unfinished import Unfinished, begun_in, open_unfinished
 from tasks.actors import QueryActor, ScoreActor, start
-from tasks.cluster import cluster
+from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.outcome import link
 from tasks.progress import Progress
 from tasks.retry import RETRIED
 
-_FRAGMENTS_PER_CALL = 8
+_FRAGMENTS_PER_CALL = range(8, 65)  # a fragment has 512 rows at most
+_CALLS = 64  # of a block: so few that merging is cheap, so many that workers end together
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,121 +42,148 @@ class Share:
     fragments: list[int]
 
 
+class ScanError(LorifError):
+    """Some fragments could not be scored."""
+
+
 @task(name="attribute", **RETRIED)
-def attribute_queries(
-    config: Config, generation: Generation, queries: Sequence[Query], k: int, terms: Terms = PLAIN
-) -> list[Attribution]:
-    """Score every query against every row of a generation and keep both top ks."""
-    store = Store(config.index, config.storage)
-    answers: list[Attribution] = []
+def attribute_queries(config: Config, run: Unfinished) -> None:
+    """Score every query that is not answered yet against every row, and keep both top ks, block by block."""
     with cluster(config.compute) as resources:
-        blocks = list(query_blocks(generation, queries, config.compute.memory_gb))
-        get_run_logger().info("%d queries in %d blocks", len(queries), len(blocks))
-        shares = _shares(store, generation)
-        # it works while the scorers wait, so it takes no cores from them
-        encoders = Workers(
-            lambda: start(
-                QueryActor, resources, store, generation, config.model, with_model=True, shares_cores=True
-            ),
-            1,
-        )
-        scorers = Workers(
-            lambda: start(ScoreActor, resources, store, generation, config.compute.memory_gb),
-            min(resources.workers, len(shares)),
-        )
-        with encoders, scorers, Progress("score rows", generation.rows * len(blocks)) as progress:
-            for block in blocks:
-                folded, losses = _fold(encoders, block, terms)
-                best = [TopK(k) for _ in block]
-                for share in _scan(scorers, shares, [ray.put(queries) for queries in folded], best, terms):
-                    progress.advance(round(generation.rows * share))
-                answers += [Attribution(*answer) for answer in zip(block, losses, best, strict=True)]
-    return answers
+        try:
+            _answer_missing(config, run, resources)
+        except ScanError as error:
+            # the node that held a block's folded queries may be gone, and they with it
+            get_run_logger().warning("%s; going on with new workers", error)
+            _answer_missing(config, run, resources)
+        except UserError:
+            run.leave()
+            raise
 
 
-def _fold(encoders: Workers, block: Sequence[Query], terms: Terms) -> tuple[list[FoldedQueries], list[float]]:
-    """Queries of a block folded for every part, and their losses."""
-    (outcome,) = encoders.run([block], lambda actor, queries: actor.fold.remote(queries, terms))
+def _answer_missing(config: Config, run: Unfinished, resources: Resources) -> None:
+    missing = run.missing()
+    get_run_logger().info("%d queries: %d of %d blocks to do", len(run.queries), len(missing), len(run.blocks))
+    if not missing:
+        return
+    shares = shares_of(Index(Store(config.index, config.storage), run.generation))
+    rows, done = run.generation.rows, len(run.blocks) - len(missing)
+    with (
+        _encoder(config, run.generation, resources) as encoder,
+        start_scorers(config, run.generation, resources, len(shares)) as scorers,
+        Progress("score rows", rows * len(run.blocks), rows * done) as progress,
+    ):
+        for block in missing:  # nothing of one in the object store outlives its turn
+            losses, folded = _fold(encoder, block.queries, run.terms)
+            best = [TopK(run.k) for _ in block.queries]
+            for share in scan(scorers, shares, folded, best, run.terms):
+                progress.advance(round(rows * share))
+            run.keep(block, losses, best)
+
+
+def _encoder(config: Config, generation: Generation, resources: Resources) -> Workers:
+    """It works while the scorers wait, so it takes no cores from them."""
+    store = Store(config.index, config.storage)
+    return Workers(
+        lambda: start(QueryActor, resources, store, generation, config.model, with_model=True, shares_cores=True),
+        1,
+    )
+
+
+def start_scorers(config: Config, generation: Generation, resources: Resources, shares: int) -> Workers:
+    """Workers that scan; no more of them than there are shares."""
+    store = Store(config.index, config.storage)
+    return Workers(
+        lambda: start(ScoreActor, resources, store, generation, config.compute.memory_gb),
+        min(resources.workers, shares),
+    )
+
+
+def _fold(encoder: Workers, queries: Sequence[Query], terms: Terms) -> tuple[list[float], ray.ObjectRef]:
+    """Losses of a block's queries, and where they lie folded for every part."""
+    folded: list[ray.ObjectRef] = []
+
+    def call(actor: Any, block: Sequence[Query]) -> ray.ObjectRef:
+        losses, weights = actor.fold.remote(block, terms)
+        folded.append(weights)
+        return losses
+
+    (outcome,) = encoder.run([queries], call)
     if isinstance(outcome, Failed):
-        raise LorifError(f"encoding {len(block)} queries failed: {outcome.cause}")
-    return outcome.result
+        raise LorifError(f"encoding {len(queries)} queries failed: {outcome.cause}")
+    return outcome.result, folded[-1]
 
 
-def _shares(store: Store, generation: Generation) -> list[Share]:
-    shares = []
-    for number, part in enumerate(Index(store, generation).parts):
-        fragments = part.fragments()
-        shares += [
-            Share(number, fragments[start : start + _FRAGMENTS_PER_CALL])
-            for start in range(0, len(fragments), _FRAGMENTS_PER_CALL)
-        ]
-    return shares
+def shares_of(index: Index) -> list[Share]:
+    """All fragments of an index, in shares that are a worker's work for one call.
+
+    They are the same whatever the workers are: what a scan finds worth an exact look depends on the rows before.
+    """
+    held = [part.fragments() for part in index.parts]
+    wanted = -(-sum(map(len, held)) // _CALLS)
+    size = min(max(wanted, _FRAGMENTS_PER_CALL[0]), _FRAGMENTS_PER_CALL[-1])
+    return [
+        Share(number, fragments[first : first + size])
+        for number, fragments in enumerate(held)
+        for first in range(0, len(fragments), size)
+    ]
 
 
-def _scan(
-    scorers: Workers,
-    shares: Sequence[Share],
-    folded: Sequence[ray.ObjectRef],
-    best: Sequence[TopK],
-    terms: Terms,
+def scan(
+    scorers: Workers, shares: Sequence[Share], folded: ray.ObjectRef, best: Sequence[TopK], terms: Terms
 ) -> Iterator[float]:
-    """Merge the top k of every share into `best`; yields the part of the fragments just done."""
+    """Merge the top k of every share into `best`, in any order; yields the part of the fragments just done."""
     total, k = sum(len(share.fragments) for share in shares), best[0].k
     for outcome in scorers.run(
-        shares, lambda actor, share: actor.top_k.remote(share.part, folded[share.part], k, share.fragments, terms)
+        shares, lambda actor, share: actor.top_k.remote(share.part, folded, k, share.fragments, terms)
     ):
         if isinstance(outcome, Failed):
-            raise LorifError(f"scoring fragments {outcome.item.fragments} failed: {outcome.cause}")
+            raise ScanError(f"scoring fragments {outcome.item.fragments} failed: {outcome.cause}")
         for kept, found in zip(best, outcome.result, strict=True):
             kept.merge(found)
         yield len(outcome.item.fragments) / total
 
 
-def query_blocks(generation: Generation, queries: Sequence[Query], memory_gb: float) -> Iterator[Sequence[Query]]:
-    """Queries whose dense weights together take at most a quarter of a worker's memory."""
-    layers = [layer for part in generation.parts for layer in part.index_spec.layers]
-    size = queries_at_once(layers, memory_gb / 4)
-    for first in range(0, len(queries), size):
-        yield queries[first : first + size]
-
-
 @task(name="open queries", cache_policy=NO_CACHE)
 def open_queries(
-    config: Config, queries: str, out: str, where: str | None, normalise: str
-) -> tuple[Generation, list[Query], Terms]:
-    """The newest generation, the parsed queries and the terms; everything is checked before the scan begins."""
-    return check_attribution(config, queries, out, where, normalise)
+    config: Config, queries: str, out: str, top_k: int, where: str | None, normalise: str
+) -> Unfinished:
+    """The attribution that is to be done, or to go on; everything is checked before the scan begins."""
+    run = check_attribution(config, queries, out, top_k, where, normalise)
+    run.begin()
+    get_run_logger().info("generation %d, %d queries", run.generation.generation, len(run.queries))
+    return run
 
 
 @task(name="write results", cache_policy=NO_CACHE)
-def write_results(
-    config: Config, generation: Generation, answers: Sequence[Attribution], out: str, seconds: float, terms: Terms
-) -> dict[str, Any]:
+def write_results(config: Config, run: Unfinished, seconds: float) -> dict[str, Any]:
     """Write scores, report and summary, and show the summary as an artifact."""
-    store = Store(config.index, config.storage)
-    title = f"Attribution of {len(answers)} queries{terms}"
-    timings = [("attribute", seconds)]
-    summary = write_answers(out, store, generation, answers, title, timings, terms=terms)
+    store, asked = Store(config.index, config.storage), len(run.queries)
+    title, timings = f"Attribution of {asked} queries{run.terms}", [("attribute", seconds)]
+    summary = run.summary() or write_answers(
+        run.out, store, run.generation, run.answers(), title, timings, terms=run.terms
+    )
+    run.finish()
     create_markdown_artifact(
-        f"{len(answers)} queries against generation {generation.generation} ({generation.rows} rows): "
-        f"{link('report', f'{out}/report.html')}",
+        f"{asked} queries against generation {run.generation.generation} ({run.generation.rows} rows): "
+        f"{link('report', f'{run.out}/report.html')}",
         key="attribution",
     )
     return summary
 
 
 def check_attribution(
-    config: Config, queries: str, out: str, where: str | None = None, normalise: str = "none"
-) -> tuple[Generation, list[Query], Terms]:
-    """Everything that can be wrong with a batch before work begins.
+    config: Config, queries: str, out: str, top_k: int, where: str | None = None, normalise: str = "none"
+) -> Unfinished:
+    """Everything that can be wrong with a batch before work begins; nothing is written.
 
     Raises:
-        UserError: the output folder is not empty, the index or the queries file is not what it should be, or no
-            row meets the condition.
+        UserError: the output folder is in use for something else, the index or the queries file is not what it
+            should be, or no row meets the condition.
     """
-    check_out_folder(out, config.storage)
-    store = Store(config.index, config.storage)
-    generation = store.latest()
-    check_same_weights(config.model, config.storage, generation.index_spec)
+    begun = begun_in(out, config)
+    latest = Store(config.index, config.storage).latest()
     parsed = read_queries(queries, config.storage)
-    return generation, parsed, make_terms(store, generation.factors_version, where, normalise)
+    run = open_unfinished(config, parsed, top_k, out, begun, latest, where, normalise)
+    check_same_weights(config.model, config.storage, run.generation.index_spec)
+    return run

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorif_core.answers import Attribution
 from lorif_core.change import Change, PartDrift, QueryChange, StageCost, standings
@@ -11,6 +12,7 @@ from lorif_core.generation import Generation
 from lorif_core.queries import Query
 from lorif_core.store import Store
 from lorif_core.topk import TopK
+from lorif_core.unfinished import Unfinished
 from tasks.attribute import attribute_queries
 
 _REST = "plan, publish"
@@ -36,12 +38,15 @@ class Act:
         ]  # fmt: skip
 
 
-def act(config: Config, make: Callable[[Config], Generation], queries: Sequence[Query]) -> Act:
-    """Make a generation, and ask it."""
+def act(config: Config, make: Callable[[Config], Generation], queries: Sequence[Query], out: Path) -> Act:
+    """Make a generation, and ask it; answers lie in `out` while they come."""
     started = time.perf_counter()
     generation = make(config)
     made = time.perf_counter()
-    answers = attribute_queries(config, generation, queries, generation.rows)
+    run = Unfinished(config, queries, generation.rows, str(out), generation)
+    attribute_queries(config, run)
+    answers = list(run.answers())
+    run.finish()
     return Act(generation, answers, made - started, time.perf_counter() - made)
 
 

@@ -56,12 +56,13 @@ class Progress:
         self._reported = time.monotonic()
         rate = (self._done - self._skipped_ahead) / self._elapsed()
         left = (self._rows - self._done) / rate if rate > 0 else float("inf")
-        log.info(
-            "%s: %d of %d rows, %.0f rows/s, %.0f tokens/s, ETA %.0f s",
-            self._what, self._done, self._rows, rate, self._tokens / self._elapsed(), left,
-        )  # fmt: skip
+        tokens = f"{self._tokens / self._elapsed():,.0f} tokens/s, " if self._tokens else ""
+        told = (
+            f"{self._what}: {self._done:,} of {self._rows:,} rows, {rate:,.0f} rows/s, {tokens}ETA {left:,.0f} s"
+        )
+        log.info("%s", told)
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, progress=self._percent())
+            update_progress_artifact(self._artifact, progress=self._percent(), description=told)
 
     def _elapsed(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)

@@ -18,7 +18,7 @@ from moto.iam.policy_validation import IAMPolicyDocumentValidator
 
 from flows.cli import main
 from lorif_core import garbage
-from lorif_core.answers import Attribution, write_answers
+from lorif_core.answers import write_answers
 from lorif_core.config import Config, StorageConfig, load_config
 from lorif_core.errors import UserError
 from lorif_core.index import Index
@@ -141,12 +141,14 @@ def _write(moto: MotoServer, config: str, endpoint: str) -> None:
 
 def _attribute(config: Config) -> None:
     """As `lorif attribute`, in this process: its actors ask for no more than a question does."""
-    out = f"s3://{BUCKET}/answers/1"
-    generation, queries, _ = check_attribution(config, f"s3://{BUCKET}/queries/q.jsonl", out)
+    run = check_attribution(config, f"s3://{BUCKET}/queries/q.jsonl", f"s3://{BUCKET}/answers/1", 2)
+    run.begin()
     store = Store(config.index, config.storage)
-    top = Index(store, generation).top_k(queries, 2)
-    answers = [Attribution(query, 0.0, found) for query, found in zip(queries, top, strict=True)]
-    write_answers(out, store, generation, answers, "answers")
+    for block in run.missing():
+        top = Index(store, run.generation).top_k(block.queries, run.k)
+        run.keep(block, [0.0] * len(top), top)
+    write_answers(run.out, store, run.generation, run.answers(), "answers")
+    run.finish()
 
 
 def _write_large(endpoint: str) -> None:
@@ -207,7 +209,7 @@ def test_no_action_is_a_pattern_and_no_resource_a_whole_store(name: str) -> None
         assert statement["Effect"] == "Allow" and not {"NotAction", "NotResource"} & statement.keys()
         assert all(re.fullmatch(r"s3:[A-Za-z]+", action) for action in statement["Action"])
         for resource in _listed(statement["Resource"]):
-            assert re.fullmatch(rf"arn:aws:s3:::{BUCKET}(/[a-z]+(/\*)?)?", resource)
+            assert re.fullmatch(rf"arn:aws:s3:::{BUCKET}(/[a-z]+(/\*(/_lorif/\*)?)?)?", resource)
 
 
 @pytest.mark.parametrize(

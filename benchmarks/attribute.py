@@ -1,0 +1,296 @@
+"""`lorif attribute` at scale: many queries against many rows, killed twice and resumed; memory, scores, scaling.
+
+    python -m benchmarks.attribute [--queries 2000 --rows 200000 --out FILE]
+
+The index is synthesised: random codes for the layers of a small GPT-2 go through the store as those of workers do.
+Peak memory is that of every process of the command, less what the same command needs for one query against 512
+rows, which is libraries and model. The scores of one block, drawn at random, are compared with all scores of its
+queries in float64 from decoded rows. Two workers against one, each with one thread, scan the same queries in turn.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import torch
+import yaml
+
+from benchmarks.memory import in_new_process
+from benchmarks.processes import Watched
+from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
+from lorif_core.config import Config, parse_config
+from lorif_core.factors import CodeLayout
+from lorif_core.generation import Part, generation_of
+from lorif_core.index import Index
+from lorif_core.model import load_skeleton
+from lorif_core.plan import make_spec
+from lorif_core.receipts import Receipt
+from lorif_core.schema import ShardRows
+from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.store import Store, now
+from lorif_core.terms import PLAIN
+from lorif_core.tokenise import Example
+from lorif_core.topk import TopK
+from lorif_core.unfinished import Unfinished
+from tasks.attribute import Share, check_attribution, scan, shares_of, start_scorers
+from tasks.cluster import Resources, cluster
+from tasks.dispatch import Workers
+from tasks.environment import quiet_libraries
+
+_ROWS_PER_SHARD = 512
+_SHARDS_PER_WAVE = 64
+_POSITIONS = 32
+_TOP_K = 10
+_KILLED_AT = (0.3, 0.6)  # of the blocks
+_ROUNDS = 3
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    quiet_libraries()
+    with tempfile.TemporaryDirectory(prefix="lorif-attribute-") as scratch:
+        folder = Path(scratch)
+        in_new_process(prepare, arguments.text, folder, arguments.queries)
+        large, small = (
+            make_config(folder, rows, arguments.memory_gb) for rows in (arguments.rows, _ROWS_PER_SHARD)
+        )
+        made = in_new_process(synthesise, large, arguments.rows)
+        in_new_process(synthesise, small, _ROWS_PER_SHARD)
+        loaded = measure(folder, small, "one", kills=())
+        load = os.getloadavg()[0]
+        killed = measure(folder, large, "all", kills=_KILLED_AT)
+        result = {
+            "queries": arguments.queries,
+            "rows": arguments.rows,
+            "bytes_per_row": made,
+            "memory_gb": arguments.memory_gb,
+            "load_before": round(load, 1),
+            **killed,
+            "loaded_mib": loaded["peak_mib"],
+            "beyond_loaded_mib": {
+                role: round(peak - loaded["peak_mib"].get(role, 0.0)) for role, peak in killed["peak_mib"].items()
+            },
+            "beyond_loaded_together_mib": round(killed["together_mib"] - loaded["together_mib"]),
+            "brute_force": in_new_process(compare, folder, large),
+            "scaling": in_new_process(scale, folder, large),
+        }
+    print(json.dumps(result, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--memory-gb", type=float, default=0.1, help="of a worker (default: 0.1)")
+    parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def prepare(text: Path, folder: Path, queries: int) -> None:
+    """A small GPT-2, a file of queries and one of the first of them."""
+    paragraphs = load_paragraphs(text)
+    train_tokenizer(paragraphs).save_pretrained(folder / "model")
+    make_model(layers=2, width=64, positions=_POSITIONS).save_pretrained(folder / "model")
+    lines = [
+        json.dumps({"id": f"q{number}", "text": f"{number} {paragraphs[number % len(paragraphs)][:80]}"})
+        for number in range(queries)
+    ]
+    for name, count in (("all", queries), ("one", 1)):
+        (folder / f"{name}.jsonl").write_text("\n".join(lines[:count]) + "\n", encoding="utf-8")
+
+
+def make_config(folder: Path, rows: int, memory_gb: float) -> Config:
+    """Written as a file too, for the command."""
+    raw = {
+        "index": str(folder / f"index-{rows}"),
+        "model": {"path": str(folder / "model")},
+        "corpus": {"uri": str(folder / "all.jsonl"), "id": "id", "max_length": _POSITIONS},
+        "projection": {"kind": "random", "factor": 8},
+        "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
+        "curvature": {"kind": "none"},
+        "compute": {"memory_gb": memory_gb, "workers": 2},
+    }
+    (folder / f"{rows}.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return parse_config(raw)
+
+
+def synthesise(config: Config, rows: int) -> int:
+    """An index of random codes, written and committed shard by shard; bytes of a row."""
+    spec = make_spec(config, load_skeleton(config.model, config.storage))
+    store = Store(config.index)
+    store.create(spec)
+    receipts: list[Receipt] = []
+    for first in range(0, rows, _ROWS_PER_SHARD):
+        receipts.append(write_shard(store, spec, first, min(_ROWS_PER_SHARD, rows - first)))
+        if len(receipts) == _SHARDS_PER_WAVE or first + _ROWS_PER_SHARD >= rows:
+            store.commit_wave(receipts, store.factors_version())
+            receipts.clear()
+    count, tokens = store.counts()
+    part = Part(
+        spec_json=spec.to_json(), checkpoint=spec.checkpoint, model_path=config.model.path, model_revision=None,
+        curvature="benchmark", curvature_kind="none", curvature_json="{}", factored_query=False, rows=count,
+        tokens=tokens,
+    )  # fmt: skip
+    store.publish(
+        generation_of(
+            [part], generation=1, created_at=now(), factors_version=store.factors_version(),
+            curvature_version=store.curvature_version(), skipped_json="[]", timings_json="{}",
+            coverage_json=json.dumps({"tracked": 1, "total": 1, "untracked": []}),
+        )
+    )  # fmt: skip
+    return CodeLayout(spec.layers, spec.code).bytes_per_example
+
+
+def write_shard(store: Store, spec: IndexSpec, first: int, count: int) -> Receipt:
+    """Random rows, of unit directions and scales as uneven as those of real gradients."""
+    layout = CodeLayout(spec.layers, spec.code)
+    rng = np.random.default_rng(first)
+    codes = rng.standard_normal((count, layout.width), np.float32)
+    scales = rng.lognormal(0.0, 1.0, (count, layout.scales)).astype(np.float32)
+    ids = np.arange(4, dtype=np.int32)
+    examples = [Example(f"x{first + row:07d}", first + row, ids, ids, None, "0" * 32) for row in range(count)]
+    rows = ShardRows(examples, np.ones(count, np.float32), codes.astype(np.float16), scales)
+    shard = ShardRef("/synthetic.jsonl", "synthetic.jsonl", "tag", 1, first, count, None)
+    fragments = store.write_rows(iter([rows]), shard, spec)
+    return Receipt(shard.key, tuple(fragments), count, 4 * count, 4 * count, (), 0.0)
+
+
+def measure(folder: Path, config: Config, queries: str, kills: Sequence[float]) -> dict[str, Any]:
+    """`lorif attribute`, killed when so much of its blocks is answered, and started again each time."""
+    rows, out = Path(config.index).name.removeprefix("index-"), folder / f"answers-{queries}"
+    file, log = folder / f"{queries}.jsonl", folder / "log"
+    command = [
+        str(Path(sys.executable).parent / "lorif"), "attribute", "-c", str(folder / f"{rows}.yaml"),
+        "--queries", str(file), "--out", str(out), "--top-k", str(_TOP_K),
+    ]  # fmt: skip
+    blocks = len(check_attribution(config, str(file), str(out), _TOP_K).blocks)
+    kept, seconds, watched = [], [], []
+    for at in (*kills, None):
+        started = time.perf_counter()
+        watched.append(Watched(command, log))
+        if at is None:
+            code = watched[-1].wait()
+            if code:
+                raise RuntimeError(f"lorif attribute ended with {code}: {log.read_text(encoding='utf-8')[-2000:]}")
+        else:
+            wanted = max(1, int(at * blocks))
+            watched[-1].kill_when(lambda wanted=wanted: answered(out) >= wanted)  # type: ignore[misc]
+            kept.append(answered(out))
+        seconds.append(round(time.perf_counter() - started, 1))
+    roles = sorted({role for one in watched for role in one.peaks})
+    return {
+        "blocks": blocks,
+        "blocks_kept_at_kills": kept,
+        "seconds": seconds,
+        "peak_mib": {role: round(max(one.peaks.get(role, 0.0) for one in watched)) for role in roles},
+        "together_mib": round(max(one.together for one in watched)),
+    }
+
+
+def answered(out: Path) -> int:
+    """Blocks that are kept."""
+    return len(list((out / "_lorif" / "answered").glob("[!.]*.parquet")))
+
+
+def compare(folder: Path, config: Config) -> dict[str, Any]:
+    """Scores of a random block of queries next to all scores of these, from decoded rows in float64."""
+    torch.set_num_threads(2)
+    block = random.Random(0).choice(
+        check_attribution(config, str(folder / "all.jsonl"), str(folder / "no"), _TOP_K).blocks
+    )
+    store = Store(config.index)
+    index = Index(store)
+    (part,), (folded,) = index.parts, index.fold(index.encode(block.queries, config.model))
+    ids: list[str] = []
+    found = []
+    for rows in part.blocks():
+        scores = torch.zeros(folded.count, len(rows.codes), dtype=torch.float64)
+        for number, weight_QD in enumerate(folded.weights):
+            decoded = part.layout.decode(rows.codes.double(), rows.scales.double(), number)
+            scores += weight_QD.double() @ decoded.T
+        ids += rows.example_ids
+        found.append(scores)
+    return against(np.concatenate(found, axis=1), ids, [query.query_id for query in block.queries], folder)
+
+
+def against(scores_QN: np.ndarray, ids: list[str], queries: list[str], folder: Path) -> dict[str, Any]:
+    """How the answers of some queries differ from both ends of a full sort; raises RuntimeError if they do."""
+    table = pq.read_table(folder / "answers-all" / "scores.parquet", filters=[("query_id", "in", queries)])
+    answers: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for row in table.to_pylist():
+        answers.setdefault((row["query_id"], row["side"]), []).append((row["example_id"], row["score"]))
+    same, worst = 0, 0.0
+    for query, scores in zip(queries, scores_QN, strict=True):
+        for side, sign in (("proponent", -1.0), ("opponent", 1.0)):
+            order = np.argsort(sign * scores, kind="stable")[:_TOP_K]
+            answer = answers[query, side]
+            same += sum(name == ids[row] for (name, _), row in zip(answer, order.tolist(), strict=True))
+            given = np.array([score for _, score in answer])
+            worst = max(worst, float(np.abs(given / scores[order] - 1).max()))
+    told = {
+        "queries": len(queries),
+        "hits": 2 * _TOP_K * len(queries),
+        "same_example": same,
+        "largest_relative_difference_of_scores": worst,
+    }
+    if worst > 1e-4:
+        raise RuntimeError(f"the answers are not those of brute force: {told}")
+    return told
+
+
+def scale(folder: Path, config: Config) -> dict[str, Any]:
+    """Rows/s of one block of queries by one worker and by two, in turn, after a scan that reads the index once."""
+    torch.set_num_threads(1)
+    run = check_attribution(config, str(folder / "all.jsonl"), str(folder / "no"), _TOP_K)
+    index = Index(Store(config.index))
+    queries = run.blocks[0].queries
+    folded = index.fold(index.encode(queries, config.model))
+    shares = shares_of(index)
+    rates: dict[str, list[float]] = {"1": [], "2": []}
+    with cluster(config.compute):
+        lying = ray.put(folded)
+        for round_ in range(_ROUNDS + 1):
+            for workers, found in rates.items():
+                alone = Resources(int(workers), 1, 0.0, int(workers))
+                with start_scorers(config, run.generation, alone, len(shares)) as scorers:
+                    warm = [TopK(_TOP_K) for _ in queries]
+                    list(scan(scorers, shares[: 2 * int(workers)], lying, warm, PLAIN))
+                    seconds = timed(scorers, shares, lying, run, len(queries))
+                if round_:
+                    found.append(run.generation.rows / seconds)
+    ratios = [two / one for one, two in zip(rates["1"], rates["2"], strict=True)]
+    return {
+        "queries": len(queries),
+        "rows_per_second": {workers: [round(rate) for rate in found] for workers, found in rates.items()},
+        "two_over_one": [round(ratio, 2) for ratio in ratios],
+        "median": round(statistics.median(ratios), 2),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def timed(
+    scorers: Workers, shares: Sequence[Share], folded: ray.ObjectRef, run: Unfinished, queries: int
+) -> float:
+    """Seconds of one scan by workers that are up."""
+    best = [TopK(run.k) for _ in range(queries)]
+    started = time.perf_counter()
+    list(scan(scorers, shares, folded, best, run.terms))
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""A batch attribution on its way: what was asked of which generation, and the blocks of queries that are answered.
+
+Both lie in the folder `_lorif` of the output until its three files are whole. Each finished block is a parquet
+file, written whole and named by all that its answers follow from, so that one of another question, generation or
+division into blocks is never taken for it. The generation is chosen once, by the run that begins.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lorif_core.answers import SUMMARY, Attribution, check_out_folder
+from lorif_core.config import Config
+from lorif_core.errors import LorifError, UserError
+from lorif_core.filesystem import contact, open_filesystem
+from lorif_core.generation import Generation
+from lorif_core.objects import Objects
+from lorif_core.queries import Query
+from lorif_core.query_blocks import queries_per_block
+from lorif_core.store import Store
+from lorif_core.terms import PLAIN, Terms, make_terms
+from lorif_core.topk import Scored, TopK
+
+_FORMAT = 1
+_RECORD = "attribution.json"
+_PARTS = "answered"
+_HITS = pa.list_(pa.struct([("score", pa.float32()), ("example_id", pa.string())]))
+_PART_SCHEMA = pa.schema(
+    [("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS)]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBlock:
+    """Queries that are asked in one pass over the index, and the name of the object with their answers."""
+
+    queries: Sequence[Query]
+    part: str
+
+
+class Unfinished:
+    """One attribution: the blocks of its queries, and what of them is answered.
+
+    Args:
+        config: where the index is and how much memory there is; no other key changes an answer.
+        queries: all of them.
+        k: of each end of the ranking.
+        out: folder or URI of the output.
+        generation: the one that is asked.
+        terms: which rows, and their normalisation.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        queries: Sequence[Query],
+        k: int,
+        out: str,
+        generation: Generation,
+        terms: Terms = PLAIN,
+    ) -> None:
+        self.queries, self.k, self.out, self.generation, self.terms = queries, k, out, generation, terms
+        self._index, self._storage = config.index, config.storage
+        self._objects = Objects(out, config.storage)
+        self._memory_gb = config.compute.memory_gb
+
+    @cached_property
+    def blocks(self) -> list[QueryBlock]:
+        """All blocks, in the order of the queries."""
+        size = queries_per_block(self.generation, self.k, self._memory_gb)
+        identity = identity_of(self.generation)
+        return [
+            QueryBlock(some, f"{_PARTS}/{_digest(identity, self.k, asdict(self.terms), _plain(some))}.parquet")
+            for some in (self.queries[first : first + size] for first in range(0, len(self.queries), size))
+        ]
+
+    def begin(self) -> None:
+        """Record what is asked, unless it is recorded: from now on the output is this attribution's.
+
+        Raises:
+            UserError: another one has begun there meanwhile.
+        """
+        found, own = self._objects.get(_RECORD), self._record()
+        if found is None:
+            is_own = self._objects.create(_RECORD, own)
+        else:
+            is_own = all(found.get(key) == own[key] for key in ("format", "question", "identity"))
+        if not is_own:
+            raise UserError(f"another attribution has just begun in --out {self.out}; name another folder")
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "question": question_of(self.queries, self.k, self.terms.where, self.terms.normalise),
+            "index": self._index,
+            "generation": self.generation.generation,
+            "identity": identity_of(self.generation),
+            "begun_by": uuid.uuid4().hex,
+        }
+
+    def missing(self) -> list[QueryBlock]:
+        """The blocks that are not answered yet; none once the summary is there, which is written last."""
+        if self.summary() is not None:
+            return []
+        there = {entry.name for entry in self._objects.names(_PARTS)}
+        return [block for block in self.blocks if block.part not in there]
+
+    def keep(self, block: QueryBlock, losses: Sequence[float], best: Sequence[TopK]) -> None:
+        """Keep the answers of a block."""
+        rows = [
+            {"query_id": query.query_id, "loss": loss,
+             "proponents": [asdict(hit) for hit in top.proponents],
+             "opponents": [asdict(hit) for hit in top.opponents]}
+            for query, loss, top in zip(block.queries, losses, best, strict=True)
+        ]  # fmt: skip
+        content = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), content)
+        self._objects.put_bytes(block.part, content.getvalue().to_pybytes())
+
+    def answers(self) -> Iterator[Attribution]:
+        """Answers of all queries in order, one block in memory at a time.
+
+        Raises:
+            LorifError: a block is not there, or damaged.
+        """
+        for block in self.blocks:
+            for query, row in zip(block.queries, self._rows(block), strict=True):
+                ends = ([Scored(**hit) for hit in row[end]] for end in ("proponents", "opponents"))
+                yield Attribution(query, row["loss"], TopK(self.k, *ends))
+
+    def _rows(self, block: QueryBlock) -> list[dict[str, Any]]:
+        content = self._objects.get_bytes(block.part)
+        try:
+            rows = pq.read_table(pa.BufferReader(content or b"")).to_pylist()
+        except pa.ArrowException:
+            rows = []
+        if [row["query_id"] for row in rows] != [query.query_id for query in block.queries]:
+            self._objects.remove([block.part])
+            raise LorifError(f"{block.part} in {self.out}/_lorif is gone or damaged; run again, to answer it anew")
+        return rows
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary, if all of the output is written: then only `finish` is left to do."""
+        fs, path = open_filesystem(self.out, self._storage)
+        with contact(self.out):
+            try:
+                return json.loads(fs.cat_file(f"{path.rstrip('/')}/{SUMMARY}"))
+            except FileNotFoundError:
+                return None
+
+    def leave(self) -> None:
+        """Free the folder again unless something is answered: the question was wrong, and will be another."""
+        if len(self.missing()) == len(self.blocks):
+            self.finish()
+
+    def finish(self) -> None:
+        """Remove what was kept for going on, the record last."""
+        self._objects.remove_all(last=_RECORD)
+
+
+def open_unfinished(
+    config: Config,
+    queries: Sequence[Query],
+    k: int,
+    out: str,
+    begun: dict[str, Any] | None,
+    latest: Generation,
+    where: str | None = None,
+    normalise: str = "none",
+) -> Unfinished:
+    """The attribution that an output folder is for: one that was begun with the same question, or a new one.
+
+    Args:
+        config: of the index.
+        queries: what is asked.
+        k: of each end of the ranking.
+        out: folder or URI of the output.
+        begun: what `begun_in` has found there.
+        latest: the generation that a new one asks.
+        where: as in `Terms`.
+        normalise: as in `Terms`.
+
+    Raises:
+        UserError: another question was begun there, the generation that it asks is gone, or as `make_terms`.
+    """
+    store = Store(config.index, config.storage)
+    generation = latest if begun is None else _pinned(store, begun, question_of(queries, k, where, normalise), out)
+    terms = make_terms(store, generation.factors_version, where, normalise)
+    return Unfinished(config, queries, k, out, generation, terms)
+
+
+def _pinned(store: Store, begun: dict[str, Any], question: str, out: str) -> Generation:
+    if (begun.get("format"), begun.get("question")) != (_FORMAT, question):
+        raise UserError(
+            f"--out {out} is not empty: an attribution of other queries, or with another --top-k, --where or "
+            f"--normalise, was begun there; go on with that one, or name a folder that is empty or not there yet"
+        )
+    for generation in store.generations():
+        if identity_of(generation) == begun["identity"]:
+            return generation
+    raise UserError(
+        f"the attribution in --out {out} was begun on generation {begun['generation']} of {begun['index']}, which "
+        f"{store.uri} does not have (any more): answers of two generations are never mixed; name another folder "
+        f"to ask the newest one"
+    )
+
+
+def begun_in(out: str, config: Config) -> dict[str, Any] | None:
+    """The record of the attribution that was begun in a folder; None if the folder is free.
+
+    Raises:
+        UserError: it is a file, or holds anything else.
+    """
+    record = Objects(out, config.storage).get(_RECORD)
+    if record is None:
+        check_out_folder(out, config.storage)
+    return record
+
+
+def question_of(queries: Sequence[Query], k: int, where: str | None, normalise: str) -> str:
+    """32 hex digits that name what is asked."""
+    return _digest(_plain(queries), k, where, normalise)
+
+
+def identity_of(generation: Generation) -> str:
+    """32 hex digits that name a generation by its content: numbers begin again in an index that was made anew."""
+    return _digest({name: str(value) for name, value in asdict(generation).items()})
+
+
+def _plain(queries: Sequence[Query]) -> list[Any]:
+    return [asdict(query) for query in queries]
+
+
+def _digest(*what: Any) -> str:
+    return hashlib.sha256(json.dumps([_FORMAT, *what], sort_keys=True).encode()).hexdigest()[:32]
