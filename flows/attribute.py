@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 
 from flows.parameters import ConfigParameter
+from lorif_core.errors import UserError
 from tasks.attribute import attribute_queries, open_queries, write_results
 
 
@@ -24,5 +25,12 @@ def attribute(
     """
     started = time.perf_counter()
     run = open_queries(config, queries, out, top_k, where, normalise)
-    attribute_queries(config, run)
-    return write_results(config, run, time.perf_counter() - started)
+    try:
+        with run.held():
+            attribute_queries(config, run)
+            summary = write_results(config, run, time.perf_counter() - started)
+    except UserError:
+        run.leave()
+        raise
+    run.finish()
+    return summary

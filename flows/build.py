@@ -4,7 +4,7 @@ from prefect import flow
 
 from flows.parameters import ConfigParameter
 from lorif_core.generation import Generation
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from tasks.build import plan_build, publish_generation
 from tasks.calibrate import calibrate
 from tasks.curvature import fit_curvature
@@ -19,7 +19,7 @@ def build(config: ConfigParameter, publish_incomplete: bool = False) -> Generati
     `publish_incomplete` publishes without the shards that failed every attempt, and records them.
     """
     plan = plan_build(config)
-    with hold_index(config.index, config.storage, "build") as lease:
+    with hold(config.index, config.storage, "build") as lease:
         plan = calibrate(config, plan, lease)
         indexed = index_shards(config, plan, lease, publish_incomplete)
         fit = fit_curvature(config, plan, indexed, lease)

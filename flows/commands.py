@@ -20,7 +20,7 @@ from lorif_core.config import (
 from lorif_core.errors import LorifError, UserError
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import Generation
-from lorif_core.lease import current_holder, hold_index
+from lorif_core.lease import current_holder, hold
 from lorif_core.objects import Objects
 from lorif_core.publishing import find_generation, rollback
 from lorif_core.store import Store
@@ -249,7 +249,7 @@ def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str
     rows = rows_with_ids(store, version, wanted) if where is None else rows_where(store, version, where)
     if not rows.num_rows:
         raise UserError(f"no example of {index} is meant: {ids or where} matches none of its rows")
-    with hold_index(index, store.storage, "remove") as lease:
+    with hold(index, store.storage, "remove") as lease:
         generation = remove_rows(store, rows, compute, wishes, lease)
     found = set(rows.column("example_id").to_pylist())
     data = {
@@ -268,7 +268,7 @@ def run_rollback(index: str, overrides: Sequence[str], generation: int) -> Resul
     """`lorif rollback`: tables are restored by name, so it takes a second however large they are."""
     store = _open_store(index, overrides)
     find_generation(store, generation)
-    with hold_index(index, store.storage, "rollback") as lease:
+    with hold(index, store.storage, "rollback") as lease:
         standing = rollback(store, lease, generation)
     return _listed({**_told(index, standing), "changes": standing.changes})
 
@@ -278,7 +278,7 @@ def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Resu
     store = _open_store(index, overrides)
     garbage = find_garbage(store, keep)
     if apply:
-        with hold_index(index, store.storage, "gc"):
+        with hold(index, store.storage, "gc"):
             garbage = find_garbage(store, keep, held=True)
             remove_garbage(store, garbage)
     removable: dict[str, list[Any]] = {

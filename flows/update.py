@@ -5,7 +5,7 @@ from prefect import flow
 from flows.parameters import ConfigParameter
 from lorif_core.change import PartDrift
 from lorif_core.generation import Generation
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.prefix import names_under
 from tasks.cluster import cluster
 from tasks.indexing import index_shards
@@ -32,7 +32,7 @@ def update(
         prefix: look only at the files of the corpus whose URIs begin so; None looks at all of them.
     """
     within = names_under(config.corpus.uri, prefix)
-    with hold_index(config.index, config.storage, "update") as lease:
+    with hold(config.index, config.storage, "update") as lease:
         plan = plan_update(config, remove_vanished, within)
         if not plan.is_needed(config):
             leave_receipt(config, plan.base)

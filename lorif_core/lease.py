@@ -1,6 +1,6 @@
-"""The lease of an index: one process at a time commits to it, and one that died does not keep others out.
+"""The lease of an index or a folder of answers: one process at a time writes there; the dead keep nobody out.
 
-Leases are numbered objects. Whoever creates number n + 1 holds the index, which needs nothing of a store but
+Leases are numbered objects. Whoever creates number n + 1 holds the place, which needs nothing of a store but
 If-None-Match; the holder renews its own object, which nobody else writes. A holder is known to be dead when its
 process is gone from this machine, and taken for dead when its lease was not renewed for its time to live, by the
 store's own clock and by the watcher's.
@@ -39,7 +39,7 @@ _TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 class LeaseHeldError(LorifError):
-    """Another process holds the index, or has taken it over; the message names it."""
+    """Another process holds the place, or has taken it over; the message names both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class Holder:
 
 
 class Lease(AbstractContextManager["Lease"]):
-    """Holds an index from `with` to its end, renewing in a thread.
+    """Holds a place from `with` to its end, renewing in a thread.
 
     Args:
-        objects: small objects of the index.
+        objects: small objects of the place.
         what: the command, for whoever is refused.
         atomic: whether the store honours conditional puts; otherwise the lease is looked at again a while later.
-        time_to_live: seconds without renewal after which others may take the index over.
+        time_to_live: seconds without renewal after which others may take it over.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Lease(AbstractContextManager["Lease"]):
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Lease":
-        """Take the index. Raises LeaseHeldError at a sign of life of another holder, which is watched for one."""
+        """Take the place. Raises LeaseHeldError at a sign of life of another holder, which is watched for one."""
         while self._number == 0:
             number, value = _newest(self._objects)
             if value is not None and not value["released"]:
@@ -117,12 +117,12 @@ class Lease(AbstractContextManager["Lease"]):
             log.warning("the lease of %s could not be released: %s", self._objects.uri, failure)
 
     def confirm(self) -> None:
-        """Raise LeaseHeldError unless the index is still ours: to be called right before every commit."""
+        """Raise LeaseHeldError unless the place is still ours: to be called right before every commit."""
         if not self._is_newest():
             number, value = _newest(self._objects)
             holder = "another process" if value is None else _holder(value)
             raise LeaseHeldError(
-                f"the index {self._objects.uri} was taken over by {holder} (lease {number}) while this process "
+                f"{self._objects.uri} was taken over by {holder} (lease {number}) while this process "
                 f"did not answer; nothing of it is lost, run the command again when that one has ended"
             )
 
@@ -130,23 +130,21 @@ class Lease(AbstractContextManager["Lease"]):
         """Return when the holder is dead or expired. Raises LeaseHeldError at its next sign of life."""
         holder, life = _holder(value), float(value["time_to_live"])
         if holder.is_gone():
-            log.info("%s is gone; taking the index over", holder)
+            log.info("%s is gone; taking %s over", holder, self._objects.uri)
             return
         entry = self._objects.entry(_name(number))
         idle = 0.0 if entry is None else (self._objects.clock() - entry.modified).total_seconds()
         patience = time.monotonic() + life - idle
         if idle < life:
-            log.info("%s holds the index; watching it for up to %.0f s", holder, life - idle)
+            log.info("%s holds %s; watching it for up to %.0f s", holder, self._objects.uri, life - idle)
         while time.monotonic() < patience:
             time.sleep(min(_POLL_SECONDS, life / 10))
             now_number, now = _newest(self._objects)
             if now is None or now["released"]:
                 return
             if (now_number, now["renewals"]) != (number, value["renewals"]):
-                raise LeaseHeldError(
-                    f"the index {self._objects.uri} is in use by {_holder(now)}; wait until it has ended"
-                )
-        log.warning("%s has not renewed its lease for %.0f s; taking the index over", holder, life)
+                raise LeaseHeldError(f"{self._objects.uri} is in use by {_holder(now)}; wait until it has ended")
+        log.warning("%s has not renewed its lease for %.0f s; taking %s over", holder, life, self._objects.uri)
 
     def _try_to_take(self, number: int) -> None:
         if not self._objects.create(_name(number), self._value(released=False, number=number)):
@@ -189,8 +187,8 @@ class Lease(AbstractContextManager["Lease"]):
 
 
 @contextmanager
-def hold_index(uri: str, storage: StorageConfig, what: str) -> Iterator[Lease]:
-    """Try what the store promises, say so, and hold the index: around everything that commits to it.
+def hold(uri: str, storage: StorageConfig, what: str) -> Iterator[Lease]:
+    """Try what the store promises, say so, and hold the place: around everything that commits to it.
 
     Raises:
         LeaseHeldError: a living process holds it.
@@ -204,7 +202,7 @@ def hold_index(uri: str, storage: StorageConfig, what: str) -> Iterator[Lease]:
 
 
 def current_holder(objects: Objects) -> Holder | None:
-    """Who holds the index: not released, not known to be gone, not expired by the store's clock."""
+    """Who holds the place: not released, not known to be gone, not expired by the store's clock."""
     number, value = _newest(objects)
     if value is None or value["released"] or _holder(value).is_gone():
         return None

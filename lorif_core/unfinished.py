@@ -9,6 +9,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from lorif_core.config import Config
 from lorif_core.errors import LorifError, UserError
 from lorif_core.filesystem import contact, open_filesystem
 from lorif_core.generation import Generation
+from lorif_core.lease import Lease, hold
 from lorif_core.objects import Objects
 from lorif_core.queries import Query
 from lorif_core.query_blocks import queries_per_block
@@ -160,8 +162,12 @@ class Unfinished:
         if len(self.missing()) == len(self.blocks):
             self.finish()
 
+    def held(self) -> AbstractContextManager[Lease]:
+        """Keep out another run of the same attribution: around all that is between `begin` and `finish`."""
+        return hold(self.out, self._storage, "attribution")
+
     def finish(self) -> None:
-        """Remove what was kept for going on, the record last."""
+        """Remove what was kept for going on, the record last; not while it is held."""
         self._objects.remove_all(last=_RECORD)
 
 

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from lorif_core.answers import write_answers
 from lorif_core.config import Config
-from lorif_core.errors import LorifError, UserError
+from lorif_core.errors import LorifError
 from lorif_core.generation import Generation
 from lorif_core.index import Index
 from lorif_core.model import check_same_weights
@@ -56,9 +56,6 @@ def attribute_queries(config: Config, run: Unfinished) -> None:
             # the node that held a block's folded queries may be gone, and they with it
             get_run_logger().warning("%s; going on with new workers", error)
             _answer_missing(config, run, resources)
-        except UserError:
-            run.leave()
-            raise
 
 
 def _answer_missing(config: Config, run: Unfinished, resources: Resources) -> None:
@@ -163,7 +160,6 @@ def write_results(config: Config, run: Unfinished, seconds: float) -> dict[str, 
     summary = run.summary() or write_answers(
         run.out, store, run.generation, run.answers(), title, timings, terms=run.terms
     )
-    run.finish()
     create_markdown_artifact(
         f"{asked} queries against generation {run.generation.generation} ({run.generation.rows} rows): "
         f"{link('report', f'{run.out}/report.html')}",

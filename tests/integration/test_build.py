@@ -15,7 +15,7 @@ from lorif_core.config import Config
 from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, layer_groups, scan_blocks
 from lorif_core.errors import IncompleteBuildError, UserError
 from lorif_core.factors import CodeLayout
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.plan import make_plan
 from lorif_core.shard import NO_SCORED_TOKEN, ShardIndexer
 from lorif_core.store import Store
@@ -130,7 +130,7 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
 
     @flow
     def index_only() -> None:
-        with hold_index(config.index, config.storage, "build") as lease:
+        with hold(config.index, config.storage, "build") as lease:
             index_shards.fn(config, plan, lease, False)
 
     with pytest.raises(IncompleteBuildError, match=r"b\.jsonl"):

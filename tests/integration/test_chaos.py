@@ -1,5 +1,6 @@
 """Invariant: however often actors, drivers and whole process groups are killed, a build that is run again ends
-with the tables of one that never was: the same rows, each once, byte by byte, and a whole curvature.
+with the tables of one that never was: the same rows, each once, byte by byte, and a whole curvature. So does a
+batch attribution, with the scores.
 """
 
 import json
@@ -19,10 +20,11 @@ import ray
 import yaml
 
 import lorif_core as lc
+from flows.attribute import attribute
 from flows.build import build
 from lorif_core.config import Config
 from lorif_core.garbage import find_garbage, remove_garbage
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.store import Store
 from tasks.demo_store import MotoServer
 from tests.integration.killing import start_lorif
@@ -37,6 +39,7 @@ ODDS = {"actor": 2, "driver": 1, "group": 1}  # a build often ends before its ac
 SECONDS_TO_IMPORT = 4.0
 SECONDS_OF_A_BUILD = 6.0
 SECONDS_OF_AN_ACTOR = 2.5
+MEMORY_OF_THREE_QUERIES = 6e-5
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +51,22 @@ def undisturbed(s3_place: MotoServer, prefect_server: None, ray_session: None) -
 
 
 class Victim:
-    """A build in processes of its own, on the session's Ray or on a private one that dies with its group."""
+    """A command in processes of its own, on the session's Ray or on a private one that dies with its group."""
 
-    def __init__(self, config: Config, folder: Path, private_ray: bool) -> None:
+    def __init__(
+        self, config: Config, folder: Path, private_ray: bool, command: str = "build", *options: str
+    ) -> None:
         address = "local" if private_ray else ray.get_runtime_context().gcs_address
         raw = config.model_dump(exclude_unset=True)
         raw["compute"]["ray"] = address
         self._path = folder / "config.yaml"
         self._path.write_text(yaml.safe_dump(raw))
         self._errors = folder / "errors.txt"
+        self._command = [command, "-c", str(self._path), *options, "--json"]
 
     def start(self) -> None:
-        """Run `lorif build`."""
-        self.process = start_lorif(["build", "-c", str(self._path), "--json"], self._errors)
+        """Run the command."""
+        self.process = start_lorif(self._command, self._errors)
 
     def kill(self, kind: str, rng: random.Random) -> bool:
         """Kill one of its actors, its driver, or all of it; whether there was something to kill."""
@@ -107,7 +113,7 @@ def killed(process: psutil.Process) -> bool:
 
 
 def torment(victim: Victim, rng: random.Random, kills: int, kinds: tuple[str, ...]) -> Counter[str]:
-    """Kill parts of a build at random moments, running it again after each death, until it has ended by itself."""
+    """Kill parts of a command at random moments, running it again after each death, until it ends by itself."""
     done: Counter[str] = Counter()
     victim.start()
     next_at = time.monotonic() + SECONDS_TO_IMPORT
@@ -141,7 +147,7 @@ def check_against(undisturbed: Config, config: Config, rows: int) -> None:
     assert stored_rows(config, generation.factors_version) == expected
     components = [(row["layer_index"], row["component"]) for row in store.spectra(generation, generation.newest)]
     assert len(set(components)) == len(components) == 8 * 8
-    with hold_index(config.index, config.storage, "gc"):
+    with hold(config.index, config.storage, "gc"):
         remove_garbage(store, find_garbage(store, keep=1, held=True))
     left = find_garbage(store, keep=1)
     assert not (left.files or left.receipts or left.curvatures or left.uploads)
@@ -182,3 +188,27 @@ def test_a_hundred_kills_in_twenty_builds(undisturbed: Config, tmp_path: Path) -
     done = torment_builds(undisturbed, tmp_path, seed=20, kills=100, builds=20, kills_per_build=6)
     log.warning("kills: %s", dict(done))
     assert sum(done.values()) >= 100 and all(done[kind] >= 10 for kind in KINDS)
+
+
+@pytest.mark.chaos
+def test_twenty_kills_of_attributions(undisturbed: Config, tmp_path: Path) -> None:
+    """Blocks of three queries; every folder has the scores of an attribution that nothing was killed in."""
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text("".join(json.dumps({"text": f"the cat sees {i} dogs"}) + "\n" for i in range(120)))
+    config = undisturbed.model_copy(
+        update={"compute": undisturbed.compute.model_copy(update={"memory_gb": MEMORY_OF_THREE_QUERIES})}
+    )
+    attribute(config, str(queries), str(tmp_path / "undisturbed"), 5)
+    expected = (tmp_path / "undisturbed" / "scores.parquet").read_bytes()
+    rng, done, number = random.Random(5), Counter[str](), 0
+    while sum(done.values()) < 20:
+        place, out = tmp_path / str(number), tmp_path / f"out-{number}"
+        place.mkdir()
+        options = ("--queries", str(queries), "--out", str(out), "--top-k", "5")
+        victim = Victim(config, place, number % 3 == 2, "attribute", *options)
+        done += torment(victim, rng, 5, ("group",) if number % 3 == 2 else KINDS)
+        victim.finish()
+        assert (out / "scores.parquet").read_bytes() == expected
+        assert sorted(file.name for file in out.iterdir()) == ["report.html", "scores.parquet", "summary.json"]
+        number += 1
+    log.warning("kills: %s", dict(done))

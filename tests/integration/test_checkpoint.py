@@ -14,7 +14,7 @@ from flows.update import update
 from lorif_core.config import Config
 from lorif_core.generation import Generation
 from lorif_core.index import QueryEncoder
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.model import load_model
 from lorif_core.publishing import rollback
 from lorif_core.queries import as_query
@@ -142,7 +142,7 @@ def test_rows_that_have_moved_far_are_computed_anew(
 
     @flow
     def die_before_publishing() -> None:
-        with hold_index(config.index, config.storage, "update") as lease:
+        with hold(config.index, config.storage, "update") as lease:
             plan = settle_whitening(newer, make_update_plan(at(newer, moved["much"], policy="refresh")), lease)
             index_shards.fn(newer, plan.build, lease, False)
 
@@ -165,7 +165,7 @@ def test_rows_that_have_moved_far_are_computed_anew(
 
 def rollback_to(config: Config, number: int) -> Generation:
     store = Store(config.index, config.storage)
-    with hold_index(config.index, config.storage, "rollback") as lease:
+    with hold(config.index, config.storage, "rollback") as lease:
         return rollback(store, lease, number)
 
 

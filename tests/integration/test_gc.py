@@ -16,7 +16,7 @@ from lorif_core.datafiles import DataFiles
 from lorif_core.errors import UserError
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.generation import generation_of
-from lorif_core.lease import Lease, hold_index
+from lorif_core.lease import Lease, hold
 from lorif_core.objects import Objects
 from lorif_core.receipts import Receipts
 from lorif_core.store import Store, now
@@ -53,7 +53,7 @@ def files(store: Store) -> set[str]:
 
 
 def collect(store: Store, keep: int = 5) -> None:
-    with hold_index(store.uri, store.storage, "gc"):
+    with hold(store.uri, store.storage, "gc"):
         remove_garbage(store, find_garbage(store, keep, held=True))
 
 

@@ -13,7 +13,7 @@ from prefect import flow
 
 from lorif_core.config import Config
 from lorif_core.errors import CorpusChangedError, IncompleteBuildError
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.plan import make_plan
 from lorif_core.store import Store
 from tasks.demo_store import MotoServer
@@ -86,7 +86,7 @@ def test_an_object_that_changes_between_listing_and_reading_is_quarantined(s3_pl
 
     @flow
     def index_only() -> None:
-        with hold_index(config.index, config.storage, "build") as lease:
+        with hold(config.index, config.storage, "build") as lease:
             index_shards.fn(config, plan, lease, False)
 
     with pytest.raises(IncompleteBuildError, match=r"001\.jsonl.*changed after it was listed") as caught:

@@ -16,7 +16,7 @@ from lorif_core.config import Config, ModelConfig
 from lorif_core.errors import UserError
 from lorif_core.garbage import find_garbage, remove_garbage
 from lorif_core.index import Index
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.model import LoadedModel, load_model
 from lorif_core.store import Store
 from tasks.demo_store import MotoServer
@@ -88,7 +88,7 @@ def answer(index: Index, model: LoadedModel | Models) -> Answer:
 
 def collect(config: Config, keep: int) -> None:
     store = Store(config.index, config.storage)
-    with hold_index(config.index, config.storage, "gc"):
+    with hold(config.index, config.storage, "gc"):
         remove_garbage(store, find_garbage(store, keep, held=True))
 
 

@@ -13,7 +13,7 @@ from flows.build import build
 from flows.update import update
 from lorif_core.config import Config
 from lorif_core.garbage import find_garbage, remove_garbage
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.removal import REMOVED
 from lorif_core.shard import ShardIndexer
 from lorif_core.store import Store
@@ -61,7 +61,7 @@ def files_with(place: Path, text: bytes) -> list[str]:
 
 def collect(config: Config) -> None:
     store = Store(config.index)
-    with hold_index(config.index, config.storage, "gc"):
+    with hold(config.index, config.storage, "gc"):
         remove_garbage(store, find_garbage(store, 1, held=True))
 
 

@@ -24,6 +24,8 @@ from lorif_core.answers import write_answers
 from lorif_core.config import Config, StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.index import Index
+from lorif_core.lease import current_holder
+from lorif_core.objects import Objects
 from lorif_core.store import Store, now
 from lorif_core.unfinished import QueryBlock, Unfinished
 from tasks.attribute import check_attribution
@@ -80,6 +82,8 @@ def test_a_killed_attribution_ends_with_the_same_scores(asked: Config, queries: 
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     wait_for_answers(out, process)
+    holder = current_holder(Objects(str(out), asked.storage))
+    assert holder is not None and holder.pid == process.pid, "a second run of it is kept out"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = {file: file.stat().st_mtime_ns for file in (out / "_lorif" / "answered").glob("[!.]*.parquet")}

@@ -36,7 +36,7 @@ from lorif_core.corpus import list_shards, read_rows
 from lorif_core.datafiles import DataFiles
 from lorif_core.errors import LorifError
 from lorif_core.garbage import find_garbage, remove_garbage
-from lorif_core.lease import Lease, LeaseHeldError, current_holder, hold_index
+from lorif_core.lease import Lease, LeaseHeldError, current_holder, hold
 from lorif_core.nodecache import _PART_BYTES
 from lorif_core.objects import Objects
 from lorif_core.store import Store
@@ -279,7 +279,7 @@ def test_the_probe_finds_out_that_conditional_put_is_not_atomic(
 ) -> None:
     monkeypatch.setattr(probe, "_RACES", RACES)
     uri = f"s3://{BUCKET}/probed"
-    with caplog.at_level(logging.INFO), hold_index(uri, storage, "build") as lease:
+    with caplog.at_level(logging.INFO), hold(uri, storage, "build") as lease:
         lease.confirm()
         assert not Objects(uri, storage).create("lease/000000000001.json", {"token": "another"}), "it is there"
     told = (
@@ -404,7 +404,7 @@ def test_a_build_that_is_killed_and_run_again_has_the_same_rows_and_no_garbage(
     upload = swift.client().create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
     swift.client().upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=bytes(5 * 2**20))
     monkeypatch.setattr(garbage_module, "_UPLOAD_AGE", timedelta(days=-1))
-    with hold_index(config.index, storage, "gc"):
+    with hold(config.index, storage, "gc"):
         found = find_garbage(victim.store, keep=1, held=True)
         assert [begun.key for begun in found.uploads] == [key]
         remove_garbage(victim.store, found)

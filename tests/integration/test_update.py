@@ -16,7 +16,7 @@ from flows.update import update
 from lorif_core.config import Config
 from lorif_core.errors import UserError
 from lorif_core.index import QueryEncoder
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.model import load_model
 from lorif_core.queries import as_query
 from lorif_core.store import Store
@@ -163,7 +163,7 @@ def test_an_update_that_died_leaves_nothing_that_the_corpus_no_longer_has(
     @flow
     def die_before_publishing() -> None:
         plan = make_update_plan(config, remove_vanished=True)
-        with hold_index(config.index, config.storage, "update") as lease:
+        with hold(config.index, config.storage, "update") as lease:
             index_shards.fn(config, plan.build, lease, False)
 
     die_before_publishing()

@@ -14,7 +14,7 @@ from flows.build import build
 from lorif_core.config import Config
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
-from lorif_core.lease import hold_index
+from lorif_core.lease import hold
 from lorif_core.plan import make_plan
 from lorif_core.store import Store
 from tasks.calibrate import calibrate
@@ -119,7 +119,7 @@ def test_the_whitening_does_not_depend_on_the_workers(
 
     @flow
     def calibrate_only() -> str | None:
-        with hold_index(config.index, config.storage, "test") as lease:
+        with hold(config.index, config.storage, "test") as lease:
             return calibrate(config, make_plan(config), lease).spec.projection.whitening
 
     found = Store(config.index).whitening(calibrate_only())

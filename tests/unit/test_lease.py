@@ -16,7 +16,7 @@ import pytest
 from lorif_core import lease as lease_module
 from lorif_core.config import StorageConfig
 from lorif_core.errors import StoreUnavailableError
-from lorif_core.lease import TIME_TO_LIVE, Lease, LeaseHeldError, current_holder, hold_index
+from lorif_core.lease import TIME_TO_LIVE, Lease, LeaseHeldError, current_holder, hold
 from lorif_core.objects import Objects
 
 LIFE = 6.0  # a living holder is seen after a sixth of it, however busy the machine is
@@ -78,7 +78,7 @@ def test_a_holder_of_another_machine_that_renews_keeps_it(objects: Objects) -> N
 def test_a_killed_holder_of_this_machine_is_replaced_at_once(objects: Objects) -> None:
     script = (
         "import sys, time; from lorif_core.lease import *; from lorif_core.config import StorageConfig\n"
-        f"with hold_index({objects.uri!r}, StorageConfig(), 'build'): print('held', flush=True); time.sleep(60)"
+        f"with hold({objects.uri!r}, StorageConfig(), 'build'): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
@@ -87,7 +87,7 @@ def test_a_killed_holder_of_this_machine_is_replaced_at_once(objects: Objects) -
     process.send_signal(signal.SIGKILL)
     process.wait()
     began = time.monotonic()
-    with hold_index(objects.uri, StorageConfig(), "build") as lease:
+    with hold(objects.uri, StorageConfig(), "build") as lease:
         lease.confirm()
     assert time.monotonic() - began < TIME_TO_LIVE / 2, "it need not expire"
 
