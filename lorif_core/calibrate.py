@@ -9,7 +9,7 @@ from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import Config
 from lorif_core.errors import ShardInputError
 from lorif_core.extract import Calibrator
-from lorif_core.model import check_same_checkpoint, load_model
+from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.removal import removals_of
 from lorif_core.shard import model_config, read_examples
 from lorif_core.spec import IndexSpec, ShardRef
@@ -42,6 +42,17 @@ def calibration_sample(shards: Sequence[ShardRef], examples: int) -> list[Sample
     return sample
 
 
+def sampled_examples(sample: Sequence[SampledShard], config: Config, loaded: LoadedModel) -> list[Example]:
+    """What was sampled; a shard that cannot be read is left out here, and named by what indexes it."""
+    examples: list[Example] = []
+    for part in sample:
+        try:
+            examples += islice(read_examples(part.shard, config, loaded), part.examples)
+        except ShardInputError as error:
+            log.warning("left out of the sample: %s", error)
+    return examples
+
+
 class ShardCalibrator:
     """Runs samples of shards with one loaded model.
 
@@ -57,18 +68,12 @@ class ShardCalibrator:
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
 
     def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
-        """Sums over some sampled shards; one that cannot be read is left out here, and named by the build."""
+        """Sums over some sampled shards."""
         calibrator = Calibrator(self._loaded, self._spec.layers, replace(self._spec.projection, kind="random"))
-        examples: list[Example] = []
-        for part in sample:
-            try:
-                examples += islice(read_examples(part.shard, self._config, self._loaded), part.examples)
-            except ShardInputError as error:
-                log.warning("left out of the calibration: %s", error)
         removals = removals_of(Store(self._config.index, self._config.storage), self._spec)
         scored = [
             example
-            for example in examples
+            for example in sampled_examples(sample, self._config, self._loaded)
             if example.scored and not removals.has(example.example_id, example.content_hash)
         ]
         lengths = [len(example.input_ids) for example in scored]

@@ -14,13 +14,12 @@ Shapes: B batch, T tokens, D = d1 d2 of a layer, W levels and S scales of a row,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 
 from lorif_core.batches import collate, token_budget_batches
-from lorif_core.calibrate import SampledShard
+from lorif_core.calibrate import SampledShard, sampled_examples
 from lorif_core.capture import GradientCapture
 from lorif_core.config import Config
 from lorif_core.extract import Extractor, placements, run_captured, tracked_modules
@@ -29,7 +28,7 @@ from lorif_core.metric import metric_folds
 from lorif_core.model import check_same_checkpoint, load_model
 from lorif_core.projection import ProjectionSet
 from lorif_core.scoring import fold_queries, score_rows
-from lorif_core.shard import model_config, read_examples
+from lorif_core.shard import model_config
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Store
 from lorif_core.tokenise import Example
@@ -106,11 +105,7 @@ class DriftMeter:
 
     def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
         """Run a sample of shards, and compare."""
-        examples = [
-            example
-            for part in sample
-            for example in islice(read_examples(part.shard, self._config, self._loaded), part.examples)
-        ]
+        examples = sampled_examples(sample, self._config, self._loaded)
         stored = self._stored([example.example_id for example in examples])
         known = [example for example in examples if example.scored and example.example_id in stored]
         if not known:
