@@ -113,9 +113,9 @@ def test_scores_after_merges_are_those_of_a_refit(merges: int, damping: str, tai
 
 
 def test_a_flat_spectrum_merges_to_the_refit_and_that_does_not_hang_on_its_seed() -> None:
-    """Where components just inside and just outside the rank weigh alike: with r of them kept it is .92 and .9."""
+    """Components inside and outside the rank weigh almost alike: one block, r kept, gives .949, .929."""
     spec = CurvatureSpec("woodbury", rank=16, oversample=4)
-    rows = torch.randn(1500, DIM, generator=torch.Generator().manual_seed(5)) * torch.linspace(2, 0.5, DIM)
+    rows = torch.randn(1500, DIM, generator=torch.Generator().manual_seed(5)) * torch.logspace(0.6, -0.6, DIM)
     pieces = [fit(part, spec) for part in (rows[:750], *rows[750:].split(94))]
     merged, refit = reduce(lambda first, second: merge(first, second, spec), pieces), fit(rows, spec)
     assert spearman(rows, merged, refit) >= 0.99
