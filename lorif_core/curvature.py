@@ -1,11 +1,13 @@
 """Curvature of the stored gradients: truncated randomized SVD, damping, and H^-1 folded into a query.
 
 Per layer H = sum_i g_i g_i^T + lambda I over the stored g_i = vec(G_i). The leading eigenpairs of
-C = sum_i g_i g_i^T come from subspace iteration on C (Halko et al. 2011), whose only access to the data is a
-`scan` that returns a sum over rows; the sum may be computed anywhere. H^-1 follows by the Woodbury identity
-(LoRIF section 3.3).
+C = sum_i g_i g_i^T are those of C in the block Krylov space [C X, C^2 X, ...] of a random X (Musco and Musco 2015;
+the last block alone is the subspace iteration of Halko et al. 2011). The only access to the data is a `scan` that
+returns a sum over rows; the sum may be computed anywhere. H^-1 follows by the Woodbury identity (LoRIF section
+3.3). Twice the components that it uses are kept, where they are found, so that merges lose little.
 
-Shapes: D = d1 d2 of a layer, k = rank + oversample, r rank, Q queries, B rows of a block, L layers.
+Shapes: D = d1 d2 of a layer, k = rank + oversample, m = min(power_iterations, 3) k, r rank, c components kept,
+Q queries, B rows of a block, L layers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +22,8 @@ from lorif_core.projection import counter_generator
 
 Damping = Literal["retained", "trace", "paper"] | float
 Tail = Literal["truncated", "tail"]
+_BLOCKS = 3  # of the Krylov space; more would cost memory, and change nothing that can be told
+_CARRIED = 2  # components kept, over those that are used
 ScanKind = Literal["product", "gram"]
 
 
@@ -73,12 +77,13 @@ class LayerCurvature:
     """What is known of C for one layer.
 
     Attributes:
-        sigma2: (r,) leading eigenvalues of C, descending, float64.
-        basis: (D, r) their eigenvectors, float32.
+        sigma2: (c,) leading eigenvalues of C, descending, float64.
+        basis: (D, c) their eigenvectors, float32.
         trace: tr C, the total squared norm of the stored gradients.
         rows: number of rows summed.
         damping: lambda.
         outside: 1 / outside scales the part of a query outside the basis.
+        rank: r, the leading components that H^-1 uses, None for all; the others are there for merges.
     """
 
     sigma2: torch.Tensor
@@ -87,6 +92,7 @@ class LayerCurvature:
     rows: int
     damping: float
     outside: float
+    rank: int | None = None
 
     def fold(self, queries_QD: torch.Tensor) -> torch.Tensor:
         """H^-1 q for each row, float32 (Q, D): V (sigma2 + lambda)^-1 V^T q + (q - V V^T q) / outside.
@@ -94,18 +100,25 @@ class LayerCurvature:
         That is the Woodbury identity without its difference of two large numbers, which would leave only
         rounding where sigma2 is far above lambda.
         """
-        inside = queries_QD @ self.basis
-        folded = (inside / (self.sigma2 + self.damping).to(inside)) @ self.basis.T
-        if self.basis.shape[1] == self.basis.shape[0]:
+        basis, sigma2 = self.basis[:, : self.rank], self.sigma2[: self.rank]
+        inside = queries_QD @ basis
+        folded = (inside / (sigma2 + self.damping).to(inside)) @ basis.T
+        if basis.shape[1] == basis.shape[0]:
             return folded
-        rest = queries_QD - inside @ self.basis.T
-        rest = rest - (rest @ self.basis) @ self.basis.T  # twice is enough
+        rest = queries_QD - inside @ basis.T
+        rest = rest - (rest @ basis) @ basis.T  # twice is enough
         return folded + rest / self.outside
 
     @property
     def energy(self) -> float:
-        """Share of the gradients' squared norm inside the basis."""
-        return float(self.sigma2.sum()) / self.trace if self.trace > 0 else 0.0
+        """Share of the gradients' squared norm inside the basis that is used."""
+        return float(self.sigma2[: self.rank].sum()) / self.trace if self.trace > 0 else 0.0
+
+    @property
+    def tail(self) -> float:
+        """Mean eigenvalue of C outside all components that are kept."""
+        dim, kept = self.basis.shape
+        return max(self.trace - float(self.sigma2.sum()), 0.0) / (dim - kept) if kept < dim else 0.0
 
 
 def identity_curvature(dim: int) -> LayerCurvature:
@@ -169,10 +182,15 @@ def fit_layers(
     bases: dict[int, torch.Tensor | None] = {layer: _start(layer, dims[layer], rows, spec) for layer in layers}
     iterated = {layer: basis for layer, basis in bases.items() if basis is not None}
     if iterated:
+        blocks: dict[int, list[torch.Tensor]] = {layer: [] for layer in iterated}
         for _ in range(spec.power_iterations):
             product = scan(ScanRequest("product", dict(iterated)))
             iterated = {layer: orthonormal(matrix) for layer, matrix in product.matrices.items()}
-        bases.update(iterated)
+            for layer, block in iterated.items():
+                blocks[layer] = [*blocks[layer], block][-_BLOCKS:]
+        for layer in iterated:
+            found = blocks.pop(layer)
+            bases[layer] = found[0] if len(found) == 1 else orthonormal(torch.cat(found, dim=1))
     final = scan(ScanRequest("gram", bases))
     return {layer: _rayleigh_ritz(final, layer, bases[layer], dims[layer], spec) for layer in layers}
 
@@ -211,21 +229,26 @@ def layer_bytes(dim: int, rows: int, spec: CurvatureSpec) -> int:
     """Bytes a pass holds for a layer: its basis and its sums, in float32, and the Gram matrix in float64."""
     if spec.kind == "none":
         return 0
-    size = subspace_size(dim, rows, spec)
-    basis = 0 if size == dim else 2 * 4 * dim * size
+    size = krylov_size(dim, rows, spec)
+    basis = 0 if size == dim else 4 * dim * max(2 * subspace_size(dim, rows, spec), size)
     return basis + 8 * size * size
 
 
 def subspace_size(dim: int, rows: int, spec: CurvatureSpec) -> int:
-    """k, the number of basis vectors carried through the passes; `dim` means the identity."""
+    """k, the number of basis vectors carried through the passes."""
     if spec.kind == "exact":
         return dim
     return min(dim, spec.rank + spec.oversample, max(rows, 1) + spec.oversample)
 
 
+def krylov_size(dim: int, rows: int, spec: CurvatureSpec) -> int:
+    """m, the number of basis vectors of the last pass; `dim` means the identity, and no pass before it."""
+    return min(dim, min(spec.power_iterations, _BLOCKS) * subspace_size(dim, rows, spec))
+
+
 def _start(layer: int, dim: int, rows: int, spec: CurvatureSpec) -> torch.Tensor | None:
     size = subspace_size(dim, rows, spec)
-    if size == dim:
+    if krylov_size(dim, rows, spec) == dim:
         return None
     normal = counter_generator(spec.seed, f"sketch/{layer}/{dim}x{size}").standard_normal((dim, size))
     return torch.from_numpy(normal).float()
@@ -238,7 +261,7 @@ def _rayleigh_ritz(
     eigenvalues, rotation = torch.linalg.eigh(final.matrices[layer])
     eigenvalues, rotation = eigenvalues.flip(0).clamp_min(0.0), rotation.flip(1)
     # C has no more than `rows` non-zero eigenvalues
-    vectors = rotation[:, : min(_rank(dim, spec), final.rows)].float()
+    vectors = rotation[:, : min(carried(dim, spec), final.rows)].float()
     turned = vectors.contiguous() if basis is None else basis @ vectors
     return settled(eigenvalues, turned, final.traces[layer], final.rows, spec)
 
@@ -246,7 +269,7 @@ def _rayleigh_ritz(
 def settled(
     eigenvalues: torch.Tensor, basis: torch.Tensor, trace: float, rows: int, spec: CurvatureSpec
 ) -> LayerCurvature:
-    """The leading ones of the eigenpairs that are known, with lambda and the tail from their rules.
+    """The leading ones of the eigenpairs that are known, with lambda and `outside` from their rules.
 
     Args:
         eigenvalues: (k,) float64, descending; there may be more of them than vectors.
@@ -256,18 +279,25 @@ def settled(
         spec: settings.
     """
     dim = len(basis)
-    kept = min(_rank(dim, spec), rows, len(eigenvalues))
+    kept = min(used_rank(dim, spec), rows, len(eigenvalues))
     damping = damping_value(spec, eigenvalues, kept, trace, dim, rows)
-    stored = min(kept, basis.shape[1])
+    stored = min(carried(dim, spec), rows, len(eigenvalues), basis.shape[1])
+    used = min(kept, stored)
     outside = damping
-    if spec.tail == "tail" and stored < dim:
-        outside += max(trace - float(eigenvalues[:stored].sum()), 0.0) / (dim - stored)
+    if spec.tail == "tail" and used < dim:
+        outside += max(trace - float(eigenvalues[:used].sum()), 0.0) / (dim - used)
     return LayerCurvature(
-        eigenvalues[:stored].clone(), basis[:, :stored].contiguous(), trace, rows, damping, outside
+        eigenvalues[:stored].clone(), basis[:, :stored].contiguous(), trace, rows, damping, outside, used
     )
 
 
-def _rank(dim: int, spec: CurvatureSpec) -> int:
+def carried(dim: int, spec: CurvatureSpec) -> int:
+    """The most components of a layer that are kept."""
+    return min(_CARRIED * used_rank(dim, spec), dim)
+
+
+def used_rank(dim: int, spec: CurvatureSpec) -> int:
+    """r, the most components of a layer that H^-1 uses."""
     return dim if spec.kind == "exact" else min(spec.rank, dim)
 
 
@@ -285,7 +315,7 @@ def damping_value(
     if spec.damping == "trace":
         value = 0.5 * trace / dim
     elif spec.damping == "paper":
-        value = 0.1 * float(eigenvalues[: min(len(eigenvalues), rows)].mean())
+        value = 0.1 * float(eigenvalues[: min(subspace_size(dim, rows, spec), rows)].mean())
     else:
         value = 0.5 * float(eigenvalues[:kept].mean())
     return value if value > 0 else 1.0

@@ -1,17 +1,19 @@
 """Curvature of more or fewer rows without a pass over the others: truncated SVDs are merged, and taken from.
 
-Merging is a decomposition of [V1 S1, V2 S2]: C1 + C2 exactly, as far as both are known; what either has left out
-of its basis is in the trace only. Taking rows away is restricted to the span of V, where what stays is
-V^T (C - C_left) V = S^2 - V^T C_left V, never negative but for rounding. Damping follows the rule of the fit.
+Merging is a decomposition of V1 (S1^2 - t1) V1^T + V2 (S2^2 - t2) V2^T + (t1 + t2) I, C1 + C2 exactly as far as
+both are known; what either has left out of its basis is spread evenly, t being its mean eigenvalue (probabilistic
+PCA, Tipping and Bishop 1999). Both keep more components than H^-1 uses, so that those come out nearly whole.
+Taking rows away is restricted to the span of V, where what stays is V^T (C - C_left) V = S^2 - V^T C_left V, never
+negative but for rounding. Damping follows the rule of the fit.
 
-Shapes: D = d1 d2 of a layer, r and k numbers of components.
+Shapes: D = d1 d2 of a layer, c and k numbers of components.
 """
 
 from collections.abc import Iterator
 
 import torch
 
-from lorif_core.curvature import CurvatureSpec, LayerCurvature, settled, subspace_size
+from lorif_core.curvature import CurvatureSpec, LayerCurvature, carried, settled, subspace_size
 
 _ROWS_AT_ONCE = 16384  # of the bases, which are as long as D
 _NOISE = 1e-13  # of the largest eigenvalue: rounding of what the bases have in common
@@ -55,13 +57,14 @@ def downdate(
 def _decomposed(
     first: LayerCurvature, second: LayerCurvature, spec: CurvatureSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of V1 S1^2 V1^T + V2 S2^2 V2^T: eigenvalues (k,) float64, descending; leading vectors (D, r) float32."""
-    roots = torch.cat([first.sigma2, second.sigma2]).clamp_min(0.0).sqrt()
+    """Of C1 + C2: eigenvalues (k,) float64, descending; leading vectors (D, c) float32."""
+    tails = first.tail + second.tail
+    roots = torch.cat([part.sigma2 - part.tail for part in (first, second)]).clamp_min(0.0).sqrt()
     dim, width = len(first.basis), len(roots)
     if width >= dim:
         whole = torch.cat(list(_scaled(first, second, roots)))
         eigenvalues, vectors = torch.linalg.eigh(whole @ whole.T)
-        return eigenvalues.flip(0).clamp_min(0.0), vectors.flip(1).float()
+        return eigenvalues.flip(0).clamp_min(0.0) + tails, vectors.flip(1).float()
     gram_kk = torch.zeros(width, width, dtype=torch.float64)
     for part in _scaled(first, second, roots):
         gram_kk.addmm_(part.T, part)
@@ -70,24 +73,26 @@ def _decomposed(
     kept = int((eigenvalues > _NOISE * eigenvalues[0]).sum())
     if kept == 0:  # no row has a gradient here; any direction will do
         return first.sigma2, first.basis
-    leading = min(kept, spec.rank)
+    leading = min(kept, carried(dim, spec))
     turned = vectors[:, :leading] * eigenvalues[:leading].rsqrt()
-    return eigenvalues[:kept], torch.cat([(part @ turned).float() for part in _scaled(first, second, roots)])
+    return eigenvalues[:kept] + tails, torch.cat(
+        [(part @ turned).float() for part in _scaled(first, second, roots)]
+    )
 
 
 def _scaled(first: LayerCurvature, second: LayerCurvature, roots: torch.Tensor) -> Iterator[torch.Tensor]:
-    """[V1 S1, V2 S2] in float64, some rows at a time."""
+    """[V1, V2] times the roots in float64, some rows at a time."""
     for start in range(0, len(first.basis), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         yield torch.cat([first.basis[rows], second.basis[rows]], dim=1).double() * roots
 
 
 def _with_tail(eigenvalues: torch.Tensor, trace: float, dim: int, rows: int, spec: CurvatureSpec) -> torch.Tensor:
-    """As many eigenvalues as a fit would have seen; for those not known, the mean of what the trace leaves."""
+    """At least as many eigenvalues as a fit looks at; for those not known, the mean of what the trace leaves."""
     wanted = min(dim if spec.kind == "exact" else subspace_size(dim, rows, spec), rows)
     missing = wanted - len(eigenvalues)
     if missing <= 0:
-        return eigenvalues[:wanted]
+        return eigenvalues
     mean = max(trace - float(eigenvalues.sum()), 0.0) / (dim - len(eigenvalues))
     smallest = float(eigenvalues[-1]) if len(eigenvalues) else mean
     return torch.cat([eigenvalues, torch.full((missing,), min(mean, smallest), dtype=torch.float64)])

@@ -229,8 +229,8 @@ def curvature_batches(
             )
 
 
-def layer_curvature(table: pa.Table) -> LayerCurvature:
-    """The rows of one layer, in order of component, as it was fitted."""
+def layer_curvature(table: pa.Table, rank: int) -> LayerCurvature:
+    """The rows of one layer, in order of component, as it was fitted; no more than `rank` of them are used."""
     flat = table.column("vector").combine_chunks().flatten().to_numpy()
     vectors = torch.from_numpy(flat.copy()).view(table.num_rows, -1)
     first = table.slice(0, 1).to_pylist()[0]
@@ -241,4 +241,5 @@ def layer_curvature(table: pa.Table) -> LayerCurvature:
         first["rows"],
         first["damping"],
         first["outside"],
+        min(rank, table.num_rows),
     )

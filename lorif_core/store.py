@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from lorif_core.config import StorageConfig
-from lorif_core.curvature import LayerCurvature
+from lorif_core.curvature import LayerCurvature, used_rank
 from lorif_core.errors import LorifError, UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
@@ -444,17 +444,22 @@ class Store:
         return found
 
     def curvature_layers(self, generation: Generation, part: Part) -> Iterator[tuple[int, LayerCurvature]]:
-        """Fitted layers of a part of a generation by number, one in memory at a time."""
+        """Fitted layers of a part of a generation by number, one in memory at a time; components in use only."""
         for index in range(len(part.index_spec.layers)):
-            yield index, self.curvature_layer(generation, part, index)
+            yield index, self.curvature_layer(generation, part, index, in_use=True)
 
-    def curvature_layer(self, generation: Generation, part: Part, index: int) -> LayerCurvature:
-        """One fitted layer of a part of a generation, by its number."""
+    def curvature_layer(
+        self, generation: Generation, part: Part, index: int, in_use: bool = False
+    ) -> LayerCurvature:
+        """One fitted layer of a part of a generation, by its number; all components, or those in use."""
+        rank = used_rank(part.index_spec.layers[index].dim, part.curvature_spec)
         condition = f"curvature = '{_quoted(part.curvature)}' AND layer_index = {index}"
+        if in_use:
+            condition += f" AND component < {rank}"
         table = self._tables.read("curvature", generation.curvature_version, filter=condition)
         if table.num_rows == 0:
             raise LorifError(f"the index {self.uri} lacks the curvature of layer {index}; rebuild it")
-        return layer_curvature(table.sort_by("component"))
+        return layer_curvature(table.sort_by("component"), rank)
 
     def covariance_specs(self) -> dict[str, str | None]:
         """Names of all covariances that are kept, each with the hash of the spec that is whitened with it."""

@@ -3,6 +3,8 @@
 Scores are only as good as H^-1: a wrong basis or a wrong lambda reorders proponents without any other sign.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,17 +98,27 @@ def test_truncated_spectrum_is_within_the_bound_of_subspace_iteration(power_iter
         eigenvalues = np.linalg.eigvalsh(G.T @ G)[::-1]
         expected, beyond = eigenvalues[:rank], eigenvalues[rank + oversample]
         bound = DIMS[layer] / (rank + oversample) * (beyond / expected) ** (2 * power_iterations)
-        found = curvature.sigma2.numpy()
+        found, kept = curvature.sigma2[:rank].numpy(), len(curvature.sigma2)
+        assert rank < kept <= 2 * rank == 2 * curvature.rank
         assert (found <= expected * (1 + 1e-5)).all()
         assert (found >= expected * (1 - bound - 1e-5)).all()
-        torch.testing.assert_close(curvature.basis.T @ curvature.basis, torch.eye(rank), atol=1e-5, rtol=0)
+        torch.testing.assert_close(curvature.basis.T @ curvature.basis, torch.eye(kept), atol=1e-5, rtol=0)
         assert curvature.energy == pytest.approx(found.sum() / (G**2).sum(), rel=1e-5)
+
+
+def test_components_that_are_carried_do_not_touch_a_query() -> None:
+    codes, scales = make_rows(300)
+    (whole, _) = fit(codes, scales, CurvatureSpec("woodbury", rank=6, oversample=4)).values()
+    used = replace(whole, sigma2=whole.sigma2[:6], basis=whole.basis[:, :6])
+    queries = torch.randn(4, DIMS[0], generator=torch.Generator().manual_seed(2))
+    assert len(whole.sigma2) > 6
+    assert torch.equal(whole.fold(queries), used.fold(queries)) and whole.energy == used.energy
 
 
 def test_tail_uses_the_mean_energy_outside() -> None:
     codes, scales = make_rows(300)
     (curvature, _) = fit(codes, scales, CurvatureSpec("woodbury", rank=6, tail="tail")).values()
-    inside = float(curvature.sigma2.sum())
+    inside = float(curvature.sigma2[:6].sum())
     mean_tail = (curvature.trace - inside) / (DIMS[0] - 6)
     assert curvature.outside == pytest.approx(curvature.damping + mean_tail)
     orthogonal = torch.randn(1, DIMS[0])
