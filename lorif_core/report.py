@@ -13,6 +13,7 @@ from markupsafe import Markup
 from lorif_core import formatting
 from lorif_core.change import Change
 from lorif_core.errors import LorifError
+from lorif_core.sections import QuerySection
 from lorif_core.spec import Coverage
 
 _EXCERPT_CHARS = 360
@@ -21,29 +22,6 @@ _PLOT_LEFT, _PLOT_BOTTOM = 44, 112
 _PLOT_RIGHT, _PLOT_TOP = 292, 8
 _PLOT_POINTS = 120
 _PLOT_DECADES = 6  # singular values further below the largest are numerical zeros
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A training example among a query's proponents or opponents; `source` says where it lies: file, row."""
-
-    rank: int
-    example_id: str
-    score: float
-    text: str | None
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class QuerySection:
-    """A query with its highest and its lowest scoring examples; `loss` is summed over its scored tokens."""
-
-    query_id: str
-    prompt: str
-    completion: str | None
-    loss: float
-    proponents: tuple[Hit, ...]
-    opponents: tuple[Hit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +95,26 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Explorer:
+    """What the live page says of the index that it asks.
+
+    Attributes:
+        columns: names of the columns that a filter may use.
+        top_k_max: the largest number of results that may be asked for.
+        needs_token: requests must carry the server's token.
+    """
+
+    title: str
+    generation: int
+    rows: int
+    checkpoint: str
+    created_at: str
+    columns: tuple[str, ...]
+    top_k_max: int
+    needs_token: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Tick:
     y: float
     label: str
@@ -138,16 +136,43 @@ def render(report: Report) -> str:
         LorifError: a score or a loss isn't finite; such numbers must never get this far.
     """
     for query in report.queries:
-        for hit in (*query.proponents, *query.opponents):
-            if not math.isfinite(hit.score):
-                raise LorifError(f"query {query.query_id!r}: the score of {hit.example_id!r} is {hit.score}")
-        if not math.isfinite(query.loss):
-            raise LorifError(f"query {query.query_id!r}: its loss is {query.loss}")
-    return _template().render(report=report)
+        _check_finite(query)
+    return _template("report.html.j2").render(report=report)
+
+
+def render_answer(section: QuerySection, relative: bool) -> str:
+    """One answered query as an HTML fragment for the explorer's page: the same that a report has of it.
+
+    Args:
+        section: the answered query.
+        relative: scores are shares of the query's influence on itself, as in `Report`.
+
+    Raises:
+        LorifError: a score or the loss isn't finite.
+    """
+    _check_finite(section)
+    return _template("answer.html.j2").render(query=section, relative=relative)
+
+
+def render_explorer(explorer: Explorer, nonce: str) -> str:
+    """The explorer's page; its style and its script carry the nonce of the server's policy.
+
+    It posts `text`, or `prompt` and `completion`, with `top_k`, `where` (a string or null), `normalise` and `explain`
+    (a boolean).
+    """
+    return _template("explorer.html.j2").render(explorer=explorer, nonce=nonce)
+
+
+def _check_finite(query: QuerySection) -> None:
+    for hit in query.hits:
+        if not math.isfinite(hit.score):
+            raise LorifError(f"query {query.query_id!r}: the score of {hit.example_id!r} is {hit.score}")
+    if not math.isfinite(query.loss):
+        raise LorifError(f"query {query.query_id!r}: its loss is {query.loss}")
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -177,7 +202,7 @@ def _template() -> Template:
             "bottom": _PLOT_BOTTOM,
         },
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _excerpt(text: str) -> str | None:

@@ -1,0 +1,86 @@
+"""An answered query as a page shows it, made of what a search has found."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from lorif_core.explanation import Explanation
+from lorif_core.queries import Query
+from lorif_core.sections import Hit, QuerySection, Source, SourceTotal, TokenShare
+from lorif_core.topk import Scored, TopK
+
+_OWN_COLUMNS = frozenset(
+    ("example_id", "shard", "uri", "row", "tokens", "loss", "content_hash", "checkpoint", "spec", "text")
+)
+_LONGEST_VALUE = 120
+
+
+def answer_section(
+    query: Query,
+    loss: float,
+    top: TopK,
+    details: dict[str, dict[str, Any]],
+    explanation: Explanation | None = None,
+    totals: Sequence[SourceTotal] | None = None,
+) -> QuerySection:
+    """The section of one query.
+
+    Args:
+        query: what was asked.
+        loss: its token-summed loss.
+        top: both ends of the ranking, as many as are to be shown.
+        details: descriptive columns of the rows, by example id (`Store.details`).
+        explanation: what the tokens add to these scores, if that was asked for.
+        totals: by file, over all rows (`source_totals`).
+    """
+    prompt, completion = query.shown
+    proponents = _hits(top.proponents, details, explanation)
+    return QuerySection(
+        query_id=query.query_id,
+        prompt=prompt,
+        completion=completion,
+        loss=loss,
+        proponents=proponents,
+        opponents=_hits(top.opponents, details, explanation),
+        tokens=None if explanation is None else _tokens(explanation, top.proponents),
+        totals=None if totals is None else tuple(totals),
+    )
+
+
+def source_totals(table: pa.Table) -> tuple[SourceTotal, ...]:
+    """Totals of one query, of the table that `Index.totals` gives by `uri`."""
+    rows = table.select(["uri", "rows", "positive", "negative"]).to_pylist()
+    return tuple(SourceTotal(**row) for row in rows)
+
+
+def _tokens(explanation: Explanation, proponents: Sequence[Scored]) -> tuple[TokenShare, ...]:
+    known = [
+        explanation.by_example[hit.example_id] for hit in proponents if hit.example_id in explanation.by_example
+    ]
+    sums = sum(known[1:], start=known[0]).tolist() if known else [0.0] * len(explanation.tokens)
+    return tuple(TokenShare(*token) for token in zip(explanation.tokens, sums, strict=True))
+
+
+def _hits(
+    scored: Sequence[Scored], details: dict[str, dict[str, Any]], explanation: Explanation | None
+) -> tuple[Hit, ...]:
+    by_example = {} if explanation is None else explanation.by_example
+    return tuple(
+        Hit(
+            rank,
+            hit.example_id,
+            hit.score,
+            details[hit.example_id].get("text"),
+            Source(details[hit.example_id]["uri"], details[hit.example_id]["row"]),
+            tokens=tuple(by_example[hit.example_id].tolist()) if hit.example_id in by_example else None,
+            columns=_columns(details[hit.example_id]),
+        )
+        for rank, hit in enumerate(scored, start=1)
+    )
+
+
+def _columns(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Columns of the index beside its own, as text; null ones are left out."""
+    further = [(name, str(value)) for name, value in row.items() if name not in _OWN_COLUMNS and value is not None]
+    return tuple((name, value[:_LONGEST_VALUE]) for name, value in further)
