@@ -1,11 +1,12 @@
 """An answered query as a page shows it, made of what a search has found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from lorif_core.explanation import Explanation
+from lorif_core.overlap import Overlap
 from lorif_core.queries import Query
 from lorif_core.sections import Hit, QuerySection, Source, SourceTotal, TokenShare
 from lorif_core.topk import Scored, TopK
@@ -35,14 +36,14 @@ def answer_section(
         totals: by file, over all rows (`source_totals`).
     """
     prompt, completion = query.shown
-    proponents = _hits(top.proponents, details, explanation)
+    overlap = Overlap(_texts(query))
     return QuerySection(
         query_id=query.query_id,
         prompt=prompt,
         completion=completion,
         loss=loss,
-        proponents=proponents,
-        opponents=_hits(top.opponents, details, explanation),
+        proponents=_hits(top.proponents, details, explanation, overlap),
+        opponents=_hits(top.opponents, details, explanation, overlap),
         tokens=None if explanation is None else _tokens(explanation, top.proponents),
         totals=None if totals is None else tuple(totals),
     )
@@ -63,21 +64,32 @@ def _tokens(explanation: Explanation, proponents: Sequence[Scored]) -> tuple[Tok
 
 
 def _hits(
-    scored: Sequence[Scored], details: dict[str, dict[str, Any]], explanation: Explanation | None
+    scored: Sequence[Scored],
+    details: dict[str, dict[str, Any]],
+    explanation: Explanation | None,
+    overlap: Overlap,
 ) -> tuple[Hit, ...]:
     by_example = {} if explanation is None else explanation.by_example
-    return tuple(
-        Hit(
-            rank,
-            hit.example_id,
-            hit.score,
-            details[hit.example_id].get("text"),
-            Source(details[hit.example_id]["uri"], details[hit.example_id]["row"]),
-            tokens=tuple(by_example[hit.example_id].tolist()) if hit.example_id in by_example else None,
-            columns=_columns(details[hit.example_id]),
-        )
-        for rank, hit in enumerate(scored, start=1)
-    )
+    hits = []
+    for rank, hit in enumerate(scored, start=1):
+        row, tokens = details[hit.example_id], by_example.get(hit.example_id)
+        text = row.get("text")
+        hits.append(
+            Hit(
+                rank, hit.example_id, hit.score, text, Source(row["uri"], row["row"]),
+                overlap=() if text is None else overlap.spans(text),
+                tokens=None if tokens is None else tuple(tokens.tolist()),
+                columns=_columns(row),
+            )
+        )  # fmt: skip
+    return tuple(hits)
+
+
+def _texts(query: Query) -> Iterator[str]:
+    """What the query says, without what we say of it."""
+    for _, member in query.members:
+        if member.tokens is None:
+            yield "".join(part for part in member.shown if part is not None)
 
 
 def _columns(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:

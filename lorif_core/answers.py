@@ -18,9 +18,10 @@ from lorif_core.factors import CodeLayout
 from lorif_core.filesystem import contact, open_filesystem, written_whole
 from lorif_core.generation import Generation
 from lorif_core.queries import Query
-from lorif_core.report import JudgeRow, LayerSection, Report, Storage, render
+from lorif_core.report import JudgeRow, Report, Storage, render
 from lorif_core.sections import QuerySection
 from lorif_core.spec import Coverage
+from lorif_core.spectrum import LayerSection
 from lorif_core.store import Store
 from lorif_core.terms import PLAIN, Terms
 from lorif_core.topk import TopK
