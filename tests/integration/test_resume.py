@@ -20,6 +20,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL
 
 from lorif_core import answers
+from lorif_core.answered import Attribution
 from lorif_core.answers import write_answers
 from lorif_core.config import Config, StorageConfig
 from lorif_core.errors import UserError
@@ -57,7 +58,7 @@ def answer(config: Config, run: Unfinished, blocks: list[QueryBlock]) -> None:
     for block in blocks:
         gradients = index.encode(block.queries, config.model)
         found = index.top_k_folded(index.fold(gradients, run.terms), run.k, run.terms)
-        run.keep(block, gradients[-1].losses.tolist(), found)
+        run.keep(block, list(map(Attribution, block.queries, gradients[-1].losses.tolist(), found)))
 
 
 def wait_for_answers(out: Path, process: subprocess.Popen[str]) -> None:
