@@ -11,8 +11,7 @@ from lorif_core.errors import UserError
 LONGEST = 600
 """Characters; fewer than 300 operators."""
 FUNCTIONS = frozenset(
-    ("abs", "cast", "char_length", "coalesce", "contains", "ends_with", "length", "lower", "regexp_like")
-    + ("starts_with", "substr", "trim", "upper")
+    ("abs", "cast", "contains", "ends_with", "length", "lower", "starts_with", "substr", "upper")
 )
 _WORDS = frozenset(("and", "between", "case", "else", "in", "is", "like", "not", "or", "then", "when"))
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")

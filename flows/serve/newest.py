@@ -27,7 +27,7 @@ class Opened:
     index: Index
     checkpoint: ModelConfig
     columns: tuple[str, ...]
-    codes_bytes: int = 0
+    resident_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Newest:
         uri: the index.
         overrides: `storage.*` and `model.*` as on the command line.
         model: where its checkpoint is now, if elsewhere.
-        memory_gb: GiB for codes; half of it for a generation, so that the next one fits in beside it.
+        memory_gb: GiB for codes and what queries are folded with; half of it for a generation, so that the next
+            one fits in beside it.
 
     Raises:
         UserError: there is no index, no generation, or its checkpoint is not there.
@@ -81,6 +82,12 @@ class Newest:
 
     def _open(self, former: Opened | None) -> Opened:
         index, checkpoint = open_for_questions(self._uri, self._overrides, self._model)
+        for part in index.parts:
+            for earlier in () if former is None else former.index.parts:
+                part.take_over(earlier)
         index.encoders(checkpoint)
+        held = 0
+        for part in reversed(index.parts):  # the newest rows first
+            held += part.keep_resident(self.memory_bytes // 2 - held)
         columns = index.store.descriptive_columns(index.generation.factors_version)
-        return Opened(index, checkpoint, tuple(columns))
+        return Opened(index, checkpoint, tuple(columns), held)

@@ -34,7 +34,8 @@ class Memory(BaseModel):
     """What is kept in memory of the index, beside the model."""
 
     limit_bytes: int
-    codes_bytes: int = Field(description="0: codes are read from storage for every question")
+    resident_bytes: int = Field(description="codes, and what queries are folded with")
+    resident_rows: int = Field(description="the codes of the others are read from storage for every question")
 
 
 class Stale(BaseModel):
@@ -80,6 +81,10 @@ def index_facts(newest: Newest) -> IndexFacts:
         spec=generation.spec,
         columns=list(opened.columns),
         limits=Limits(),
-        memory=Memory(limit_bytes=newest.memory_bytes, codes_bytes=opened.codes_bytes),
+        memory=Memory(
+            limit_bytes=newest.memory_bytes,
+            resident_bytes=opened.resident_bytes,
+            resident_rows=opened.index.resident_rows,
+        ),
         newer=None if trouble is None else Stale(generation=trouble.generation, message=trouble.message),
     )
