@@ -182,7 +182,8 @@ def open_unfinished(
     store = Store(config.index, config.storage)
     generation = latest if begun is None else _pinned(store, begun, question_of(queries, k, where, normalise), out)
     terms = make_terms(store, generation.factors_version, where, normalise)
-    return Unfinished(config, queries, k, out, generation, terms)
+    explained = QUERIES_EXPLAINED if terms.normalise == "none" else 0  # contributions are parts of plain scores
+    return Unfinished(config, queries, k, out, generation, terms, explained)
 
 
 def _pinned(store: Store, begun: dict[str, Any], question: str, out: str) -> Generation:
