@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lorif_core.config import Config
 from tests.integration.conftest import MakeConfig, make_config
@@ -33,6 +33,9 @@ QUERIES: list[dict[str, Any]] = [
 ]
 SCREENSHOTS = os.environ.get("LORIF_SCREENSHOTS")
 TOP_K = 4
+_TIMEOUT = 15_000  # milliseconds; of a click, not of an answer
+_ANSWER_TIMEOUT = 60_000
+expect.set_options(timeout=_ANSWER_TIMEOUT)
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ def opened(chromium: Browser) -> Iterator[Open]:
             viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts,
             reduced_motion="reduce",
         )  # fmt: skip
+        context.set_default_timeout(_TIMEOUT)
         contexts.append(context)
         watched = Watched(context.new_page())
         watched.page.on("console", lambda message: watched.said.append(message.text))

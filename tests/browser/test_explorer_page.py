@@ -26,7 +26,7 @@ def test_a_question_is_typed_and_answered(asked: Config, explorer: str, opened: 
     page, keys = watched.page, watched.page.keyboard
     assert watched.serious() == []
     watched.shoot(f"explorer-begin-{scheme}")
-    while page.locator(":focus").get_attribute("id") != "text":
+    while page.evaluate("document.activeElement.id") != "text":
         keys.press("Tab")
     keys.type("the cat sees a bird")
     keys.press("Tab")
@@ -38,7 +38,6 @@ def test_a_question_is_typed_and_answered(asked: Config, explorer: str, opened: 
     for side, hits in (("pro", top.proponents), ("con", top.opponents)):
         assert page.locator(f".{side} .hit .id").all_inner_texts() == [hit.example_id for hit in hits]
     assert page.locator(".ask .t").count() == len("the cat sees a bird") - 1
-    keys.press("Escape")
     page.locator("#answers").focus()
     keys.press("j")
     expect(page.locator(".pro .rank").first).to_be_focused()
@@ -54,7 +53,7 @@ def test_a_completion_totals_and_terms(explorer: str, opened: Open) -> None:
     page.get_by_label("Prompt", exact=True).fill("the dog ")
     page.get_by_label("Completion, which").fill("runs to a tree")
     page.get_by_label("Only rows where").fill("tokens > 10")
-    page.get_by_label("Scores").select_option("cosine")
+    page.locator("#normalise").select_option("cosine")
     expect(page.get_by_label("Show what each token adds")).to_be_disabled()
     page.get_by_label("Add up all rows").check()
     page.get_by_role("button", name="Ask", exact=True).click()
