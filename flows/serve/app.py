@@ -29,7 +29,8 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-_UNROUTED = {
+_UNANSWERED = {
+    400: ("no_json", "the body is no JSON that can be read"),
     404: ("no_such_path", "there is no such path; /docs lists those that there are"),
     405: ("no_such_method", "this path has no such method; /docs lists those that there are"),
 }
@@ -77,7 +78,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def not_there(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        code, message = _UNROUTED.get(error.status_code, ("not_understood", str(error.detail)))
+        code, message = _UNANSWERED.get(error.status_code, ("not_understood", str(error.detail)))
         return RefusedError(error.status_code, code, message, error.headers).response()
 
     async def not_answered(_: Request, error: Exception) -> Response:

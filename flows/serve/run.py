@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 TOKEN_VARIABLE = "LORIF_SERVE_TOKEN"
 _TOKEN_CHARACTERS = 16
 _BACKLOG = 1024
-_CONNECTIONS = 1024
-_GRACE_SECONDS = 30
-"""For what waits when the server is told to stop; a kubelet waits as long by default."""
+_CONNECTIONS = 512
+_GRACE_SECONDS = 25
+"""For what waits when the server is told to stop; a kubelet waits for 30."""
 _LAST_SECONDS = 5
 
 
@@ -57,14 +57,14 @@ class Serving:
         return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def listen(self) -> None:
-        """Whoever connects from now on is served as soon as `run` begins."""
+        """Whoever connects from now on is served as soon as `run` begins; a signal ends that in good order."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn raises the signal that has ended it once more, for whoever had a handler before: the server
+            signal.signal(number, self.server.handle_exit)
         self.listener.listen(_BACKLOG)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then until what waits is answered."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn raises the signal that has ended it once more, for whoever had a handler before
-            signal.signal(number, lambda *_: None)
         self.server.run(sockets=[self.listener])
 
 
