@@ -157,6 +157,12 @@
     const levels = hit.dataset.levels;
     tokens.forEach((token, place) => { token.className = levels ? `t t${levels[place]}` : classes[place]; });
     shaded.textContent = levels ? hit.querySelector(".id").textContent : told;
+    tellOverall(query, !levels);
+  }
+
+  function tellOverall(query, is) {
+    const overall = query.querySelector(".overall");
+    if (overall) overall.hidden = !is;
   }
 
   function unshade(query) {
@@ -165,6 +171,7 @@
     const [told, classes] = JSON.parse(shaded.dataset.first);
     [...query.querySelectorAll(".ask .t")].forEach((token, place) => { token.className = classes[place]; });
     shaded.textContent = told;
+    tellOverall(query, true);
   }
 
   function move(step) {
