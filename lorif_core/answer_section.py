@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from lorif_core.explanation import Explanation
@@ -32,7 +33,7 @@ def answer_section(
         loss: its token-summed loss.
         top: both ends of the ranking, as many as are to be shown.
         details: descriptive columns of the rows, by example id (`Store.details`).
-        explanation: what the tokens add to these scores, if that was asked for.
+        explanation: what the tokens add to these scores, or why that isn't told, if it was asked.
         totals: by file, over all rows (`source_totals`).
     """
     prompt, completion = query.shown
@@ -44,7 +45,8 @@ def answer_section(
         loss=loss,
         proponents=_hits(top.proponents, details, explanation, overlap),
         opponents=_hits(top.opponents, details, explanation, overlap),
-        tokens=None if explanation is None else _tokens(explanation, top.proponents),
+        tokens=_tokens(explanation, top.proponents),
+        unexplained=None if explanation is None else explanation.reason,
         totals=None if totals is None else tuple(totals),
     )
 
@@ -55,12 +57,15 @@ def source_totals(table: pa.Table) -> tuple[SourceTotal, ...]:
     return tuple(SourceTotal(**row) for row in rows)
 
 
-def _tokens(explanation: Explanation, proponents: Sequence[Scored]) -> tuple[TokenShare, ...]:
-    known = [
-        explanation.by_example[hit.example_id] for hit in proponents if hit.example_id in explanation.by_example
-    ]
-    sums = sum(known[1:], start=known[0]).tolist() if known else [0.0] * len(explanation.tokens)
-    return tuple(TokenShare(*token) for token in zip(explanation.tokens, sums, strict=True))
+def _tokens(explanation: Explanation | None, proponents: Sequence[Scored]) -> tuple[TokenShare, ...] | None:
+    if explanation is None or explanation.reason is not None:
+        return None
+    by_example = explanation.by_example
+    sums = np.zeros(len(explanation.tokens))
+    for hit in proponents:
+        if hit.example_id in by_example:
+            sums += by_example[hit.example_id]
+    return tuple(TokenShare(*token) for token in zip(explanation.tokens, sums.tolist(), strict=True))
 
 
 def _hits(

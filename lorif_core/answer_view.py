@@ -53,12 +53,13 @@ class QueryTokens:
         for hit in query.hits:
             scored = [one or (hit.tokens is not None and hit.tokens[i] != 0) for i, one in enumerate(scored)]
         self._pieces = list(_pieces([token.text for token in self._tokens], scored))
-        self._rest = _rest(query, "".join(token.text for token in self._tokens))
+        self._cut = _cut(query, "".join(token.text for token in self._tokens))
 
     @property
     def unscored(self) -> list[Shade]:
         """What comes before the first token that is scored: the prompt, or the first token of a text."""
-        return self._shades[: self._first_scored]
+        cut = [_shade(self._cut[0], None)] if self._cut[0] else []
+        return cut + self._shades[: self._first_scored]
 
     @property
     def scored(self) -> list[Shade]:
@@ -73,7 +74,7 @@ class QueryTokens:
     def _shades(self) -> list[Shade]:
         levels = iter(self._levels([token.contribution for token in self._tokens]))
         pieces = [(self._text(piece), next(levels) if is_scored else None) for piece, is_scored in self._pieces]
-        return [_shade(text, level) for text, level in [*pieces, (self._rest, None)] if text]
+        return [_shade(text, level) for text, level in [*pieces, (self._cut[1], None)] if text]
 
     def _text(self, piece: Sequence[int]) -> str:
         return "".join(self._tokens[i].text for i in piece)
@@ -133,10 +134,10 @@ def _pieces(texts: Sequence[str], scored: Sequence[bool]) -> list[tuple[list[int
     return pieces
 
 
-def _rest(query: QuerySection, told: str) -> str:
-    """What the query has after its last token, if it was too long for the model."""
-    text = query.prompt + (query.completion or "")
-    return text[len(told) :] if text.startswith(told) else ""
+def _cut(query: QuerySection, told: str) -> tuple[str, str]:
+    """What the query has before its first token and after its last, where it was too long for the model."""
+    before, found, after = (query.prompt + (query.completion or "")).partition(told) if told else ("", "", "")
+    return (before, after) if found else ("", "")
 
 
 def source_rows(query: QuerySection) -> list[SourceRow]:

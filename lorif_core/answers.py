@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorif_core.answer_section import answer_section
+from lorif_core.answered import Attribution
 from lorif_core.change import Change
 from lorif_core.config import StorageConfig
 from lorif_core.details import Details
@@ -17,7 +18,6 @@ from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.filesystem import contact, open_filesystem, written_whole
 from lorif_core.generation import Generation
-from lorif_core.queries import Query
 from lorif_core.report import JudgeRow, Report, Storage, render
 from lorif_core.sections import QuerySection
 from lorif_core.spec import Coverage
@@ -45,20 +45,6 @@ HITS_IN_REPORT = 50
 """Of each side: a page of many megabytes is of no use to anybody."""
 _HITS_PER_LOOKUP = 200_000  # a pass over all ids of the index finds the rows of so many
 _HITS_PER_WRITE = 10_000  # whose texts are in memory together
-
-
-@dataclass(frozen=True, slots=True)
-class Attribution:
-    """Of one query: its token-summed loss under the model, and both ends of the ranking."""
-
-    query: Query
-    loss: float
-    top: TopK
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the examples of both ends."""
-        return [hit.example_id for hit in (*self.top.proponents, *self.top.opponents)]
 
 
 def check_out_folder(out: str, storage: StorageConfig) -> None:
@@ -243,7 +229,7 @@ def _report(
 def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
     top = answer.top
     shown = TopK(HITS_IN_REPORT, top.proponents[:HITS_IN_REPORT], top.opponents[:HITS_IN_REPORT])
-    return answer_section(answer.query, answer.loss, shown, details)
+    return answer_section(answer.query, answer.loss, shown, details, answer.explanation)
 
 
 def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:

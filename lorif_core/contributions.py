@@ -80,7 +80,7 @@ def token_scores(
             layout, block = index.parts[asked.part].layout, asked.block
             scores = score_rows(block.codes, block.scales, layout, folded[asked.part]).numpy()
             found[np.ix_(np.array(tokens), asked.places)] = scores
-    return _texts(example, encoders[-1].tokenizer), found
+    return token_texts(example.input_ids.tolist(), encoders[-1].tokenizer), found
 
 
 def layer_scores(
@@ -165,13 +165,12 @@ def _each(encoder: "QueryEncoder", examples: Sequence[Example]) -> "QueryGradien
     return encoder.of_examples(examples, range(len(examples)), [1.0] * len(examples))
 
 
-def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
     """What each token adds to the text, so that all of them together are the text.
 
     A token decoded alone may lack its space, and one that is a part of a character has no text: that goes to the
     token that completes it.
     """
-    ids = example.input_ids.tolist()
     if tokenizer is None:
         return [f" {token}" for token in ids]
     texts: list[str] = []

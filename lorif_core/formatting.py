@@ -48,7 +48,7 @@ def format_percent(share: float) -> str:
 
 def format_signed_percent(share: float) -> str:
     """A share of 1 that may be negative, as a whole percentage."""
-    return f"{100 * share:+.0f} %".replace("-", _MINUS)
+    return f"{100 * share:+.0f}\N{NO-BREAK SPACE}%".replace("-", _MINUS)
 
 
 def format_seconds(seconds: float) -> str:

@@ -119,8 +119,8 @@ def render_answer(section: QuerySection, relative: bool) -> str:
 def render_explorer(explorer: Explorer, nonce: str) -> str:
     """The explorer's page; its style and its script carry the nonce of the server's policy.
 
-    It posts `text`, or `prompt` and `completion`, with `top_k`, `where` (a string or null), `normalise` and
-    `explain` (a boolean).
+    It posts `text`, or `prompt` and `completion`, with `top_k`, `where` (a string or null), `normalise`, `explain`
+    (a boolean) and `totals` ("uri" or null).
     """
     script = asset("answers.js") + asset("explorer.js")
     return page(

@@ -79,6 +79,7 @@ class QuerySection:
     Attributes:
         loss: summed over its scored tokens, in nats.
         tokens: None if the query is not explained.
+        unexplained: why it isn't, though it was to be.
         totals: over all rows, by file, from the largest; None if they were not added up.
     """
 
@@ -89,6 +90,7 @@ class QuerySection:
     proponents: tuple[Hit, ...]
     opponents: tuple[Hit, ...]
     tokens: tuple[TokenShare, ...] | None = None
+    unexplained: str | None = None
     totals: tuple[SourceTotal, ...] | None = None
 
     @property

@@ -90,7 +90,7 @@ class Answered:
             relative=self.relative,
             proponents=self._hits(self._found.top.proponents),
             opponents=self._hits(self._found.top.opponents),
-            tokens=None if self._explanation is None else list(self._explanation.tokens),
+            tokens=None if self._explanation is None else list(self._explanation.tokens) or None,
             totals=None if self._totals is None else self._totals.drop_columns(["query_id"]).to_pylist(),
             seconds=round(seconds, 4),
         ).model_dump_json()

@@ -20,6 +20,11 @@
     }
   }
 
+  // contributions are parts of scores that are not normalised
+  function allowExplaining() {
+    fields.explain.disabled = fields.normalise.value !== "none";
+  }
+
   function question() {
     const said = fields.kind.value === "text"
       ? { text: fields.text.value }
@@ -29,7 +34,8 @@
       top_k: Number(fields.top_k.value),
       where: fields.where.value.trim() || null,
       normalise: fields.normalise.value,
-      explain: fields.explain.checked,
+      explain: fields.explain.checked && !fields.explain.disabled,
+      totals: fields.totals.checked ? "uri" : null,
     };
   }
 
@@ -37,7 +43,9 @@
     fields.kind.value = "text" in asked ? "text" : "pair";
     for (const name of ["text", "prompt", "completion", "top_k", "where", "normalise"]) fields[name].value = asked[name] ?? "";
     fields.explain.checked = asked.explain;
+    fields.totals.checked = asked.totals !== null;
     chooseKind();
+    allowExplaining();
   }
 
   async function ask(asked, signal) {
@@ -138,11 +146,15 @@
     event.preventDefault();
     submit();
   });
-  form.addEventListener("change", (event) => { if (event.target.name === "kind") chooseKind(); });
+  form.addEventListener("change", () => {
+    chooseKind();
+    allowExplaining();
+  });
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   document.getElementById("cancel").addEventListener("click", () => asking?.abort());
   if (fields.token) fields.token.value = sessionStorage.getItem(TOKEN) ?? "";
   chooseKind();
+  allowExplaining();
 })();

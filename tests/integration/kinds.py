@@ -16,6 +16,12 @@ def check_agreement(index: Index, queries: list[object]) -> None:
             np.testing.assert_allclose(
                 found.sum(axis=0), expected[chosen], rtol=1e-3, atol=1e-4 * np.abs(found).sum()
             )
+    kept = Index(index.store, index.generation)
+    assert sum(part.keep_resident(2**30) for part in kept.parts) and kept.resident_rows == len(ids)
+    for terms in ({}, {"where": "tokens > 20", "normalise": "cosine"}):
+        assert kept.top_k(queries, 5, **terms) == index.top_k(queries, 5, **terms)  # type: ignore[arg-type]
+        by_row = [one.totals(queries, "row", **terms) for one in (kept, index)]  # type: ignore[arg-type]
+        assert by_row[0].equals(by_row[1])
     totals = index.totals(queries, by="checkpoint").to_pydict()  # type: ignore[arg-type]
     assert sum(totals["rows"]) == scores.size
     np.testing.assert_allclose(sum(totals["positive"]), scores[scores > 0].sum(), rtol=1e-4)

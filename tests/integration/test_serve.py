@@ -33,7 +33,6 @@ from tests.integration.test_bad_input import run
 
 TEXT = "the cat sees it"
 SECRET = "0123456789abcdef-secret"
-SIDES = ("proponents", "opponents")
 CHECKS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
 
 
