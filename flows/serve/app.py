@@ -99,7 +99,7 @@ def _add_pages(app: FastAPI, newest: Newest, access: Access) -> None:
         opened = newest.current
         generation, nonce = opened.index.generation, secrets.token_urlsafe(16)
         page = Explorer(
-            title=newest.name,
+            title=f"LoRIF: {newest.name}",
             generation=generation.generation,
             rows=generation.rows,
             checkpoint=generation.checkpoint,
