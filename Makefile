@@ -53,6 +53,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.wikitext
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.serve
 
 clean:
 	rm -rf $(VENV) $(SWIFT) demo-out build *.egg-info

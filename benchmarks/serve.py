@@ -9,6 +9,7 @@ Those that wait together share a scan, so that all at once are answered faster t
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,12 +42,14 @@ def main() -> None:
             "model": f"GPT-2, {arguments.layers} layers, width {arguments.width}",
             "rows": built["rows"],
             "questions": len(questions),
+            "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         }
         with served(index) as address:
             result["all_at_once"] = median_of(lambda: asyncio.run(all_at_once(address, questions)))
             result["one_at_a_time"] = median_of(lambda: one_at_a_time(address, questions))
         with served(index, "--memory-gb", "0") as address:
             result["one_at_a_time_from_disk"] = median_of(lambda: one_at_a_time(address, questions))
+        result["load_average"] = [round(one, 1) for one in os.getloadavg()]
     print(json.dumps(result, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -99,7 +99,7 @@ def _add_pages(app: FastAPI, newest: Newest, access: Access) -> None:
         opened = newest.current
         generation, nonce = opened.index.generation, secrets.token_urlsafe(16)
         page = Explorer(
-            title=newest.name,
+            title=f"LoRIF: {newest.name}",
             generation=generation.generation,
             rows=generation.rows,
             checkpoint=generation.checkpoint,
@@ -144,6 +144,7 @@ def _add_api(app: FastAPI, newest: Newest, desk: Desk, access: Access) -> None:
         answered = await desk.ask(question)
         headers = {GENERATION: str(answered.generation.generation)}
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(answered.html(), headers=headers)
+            fragment = await asyncio.to_thread(answered.html)  # of a hundred long texts it takes a while
+            return HTMLResponse(fragment, headers=headers)
         content = answered.json(time.perf_counter() - started)
         return Response(content, headers=headers, media_type="application/json")

@@ -104,7 +104,11 @@ class Desk:
             def told(waiting: _Waiting, result: Answered | BaseException) -> None:
                 loop.call_soon_threadsafe(self._tell, waiting, result)
 
-            await loop.run_in_executor(self._thread, _answer_batch, self._newest.current, batch, told)
+            try:
+                await loop.run_in_executor(self._thread, _answer_batch, self._newest.current, batch, told)
+            except Exception as error:  # noqa: BLE001 - the next ones are answered all the same
+                for waiting in batch:
+                    self._tell(waiting, _told(error))
 
     def close(self, seconds: float) -> None:
         """Take no further questions; what still waits after some seconds is refused."""

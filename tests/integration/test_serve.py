@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
 import lorif_core as lc
+from flows.serve import limits
 from flows.serve.app import create_app
 from flows.serve.condition import LONGEST
 from flows.serve.desk import PLACES, Desk
@@ -33,7 +34,6 @@ from tests.integration.test_bad_input import run
 
 TEXT = "the cat sees it"
 SECRET = "0123456789abcdef-secret"
-SIDES = ("proponents", "opponents")
 CHECKS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
 
 
@@ -280,6 +280,25 @@ def test_a_generation_that_cannot_be_opened_leaves_the_former_answering(index: s
     assert asyncio.run(get("/health")) == asyncio.run(get("/index", Authorization=f"Bearer {SECRET}")) == 200
     for given_one in ("", f"Bearer {SECRET[:-1]}", f"Basic {SECRET}", "Bearer"):
         assert asyncio.run(get("/index", Authorization=given_one)) == 401
+
+
+def test_a_body_that_does_not_come_is_given_up(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In process: the real limit is 30 seconds."""
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
+
+    async def halting() -> AsyncIterator[bytes]:
+        yield b'{"text": '
+        await asyncio.Event().wait()
+
+    async def ask() -> httpx.Response:
+        newest = Newest(index, [], None, 0)
+        app = create_app(newest, Desk(newest), Access(None, is_loopback=True))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            assert (await client.get("/index")).json()["memory"]["resident_rows"] == 0, "without memory: from disk"
+            return await client.post("/answers", content=halting(), headers={"Content-Type": "application/json"})
+
+    reply = asyncio.run(ask())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "too_slow")
 
 
 def test_what_cannot_be_served_ends_in_a_sentence(
