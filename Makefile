@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWIFT := .venv-swift
 
-.PHONY: demo test test-chaos test-s3 test-infra lint bench clean
+.PHONY: demo test test-chaos test-s3 test-infra test-browser lint bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(SWIFT)/.installed: tests/servers/swift-constraints.txt
 	test -x $(SWIFT)/bin/python || python3 -m venv $(SWIFT)
 	$(SWIFT)/bin/pip install --quiet --disable-pip-version-check --constraint tests/servers/swift-constraints.txt swift
+	touch $@
+
+$(VENV)/.browser: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -33,6 +37,11 @@ test-s3: $(VENV)/.installed $(SWIFT)/.installed
 test-infra: $(VENV)/.installed
 	$(BIN)/python -m pytest -m infra tests/infra
 
+# needs Debian's chromium
+test-browser: $(VENV)/.browser
+	mkdir -p build/screenshots
+	LORIF_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -m browser tests/browser
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,6 +53,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.wikitext
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.serve
 
 clean:
 	rm -rf $(VENV) $(SWIFT) demo-out build *.egg-info

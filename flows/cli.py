@@ -36,14 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run a parsed command and print its result; the exit code."""
+    """Run a parsed command and print its result, or its results as they come; the exit code."""
     options = vars(arguments)
     as_json = options.pop("json")
     try:
         with fast_imports():
             from flows import commands
         # a command is the function of its name, called with its options
-        result: commands.Result = getattr(commands, f"run_{options.pop('command')}")(**options)
+        results = getattr(commands, f"run_{options.pop('command')}")(**options)
+        for result in [results] if isinstance(results, commands.Result) else results:
+            sys.stdout.write((json.dumps(result.data) if as_json else result.text) + "\n")
+            sys.stdout.flush()
     except LorifError as error:
         return _fail(as_json, str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -55,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stderr.write(without_secrets(traceback.format_exc()))
         reason = one_line(error) or "no message"
         return _fail(as_json, f"{type(error).__name__}: {reason} (LORIF_DEBUG=1 shows the traceback)", 1)
-    sys.stdout.write((json.dumps(result.data) if as_json else result.text) + "\n")
     return 0
 
 
@@ -139,7 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--fraction", type=float, required=True, help="of the rows, above 0, at most 1")
     select.add_argument("--bottom", action="store_true", help="the lowest scores instead of the highest")
     select.add_argument("--out", required=True, help="a new parquet file, or an s3:// URI")
-    for command in (query, select):
+    serve = add("serve", "answer questions on HTTP: an explorer page and a JSON API")
+    serve.add_argument("--host", default="127.0.0.1", help="another than loopback needs a token, see README")
+    serve.add_argument("--port", type=_port, default=8765, help="0 takes a free one (default: 8765)")
+    serve.add_argument(
+        "--memory-gb", type=_gigabytes, help="GiB for codes in memory (default: a quarter of what is free)"
+    )
+
+    for command in (query, select, serve):
         command.add_argument("--model", help="the checkpoint, if it is no longer where the index was built from")
     for command in (attribute, query, select):
         command.add_argument(
@@ -166,9 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     takes = {
         query: "storage.* and model.*",
         select: "storage.* and model.*",
+        serve: "storage.* and model.*",
         remove: "storage.*, compute.* and update.*",
     }
-    for command in (query, select, status, rollback, remove, gc):
+    for command in (query, select, serve, status, rollback, remove, gc):
         command.add_argument("index", help="folder or URI of the index")
         if command is rollback:
             command.add_argument(
@@ -187,4 +197,18 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give one from 0 to 65535")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not an amount of memory; give GiB, 0 or more")
     return value

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,25 @@ def run_select(
         "queries": None if targets is None else len(targets), "lowest": lowest, "highest": highest,
     }  # fmt: skip
     return _listed(data)
+
+
+def run_serve(
+    index: str, overrides: Sequence[str], host: str, port: int, model: str | None, memory_gb: float | None
+) -> Iterator[Result]:
+    """`lorif serve`: says where once it can be asked, and at its end how many questions it has answered."""
+    with fast_imports():
+        from flows.serve.run import prepare
+    serving = prepare(index, overrides, host, port, model, memory_gb)
+    serving.listen()
+    data = {"address": serving.address, "generation": serving.newest.current.index.generation.generation}
+    yield Result(data, serving.address)
+    serving.run()
+    data = {
+        **data,
+        "generation": serving.newest.current.index.generation.generation,
+        "answered": serving.desk.answered,
+    }
+    yield Result(data, f"answered {serving.desk.answered} questions")
 
 
 def run_status(index: str, overrides: Sequence[str]) -> Result:

@@ -40,7 +40,7 @@ def demo(out: Path, store: str = "local") -> dict[str, Any]:
     with demo_place(store, out) as place:
         config = demo_config(place, corpus, model, out)
         with cluster(config.compute):  # one Ray for all of it
-            first = act(config, build, queries, out)
+            first = act(config, build, queries, out, explained=0)
             corpus = add_docstrings(corpus)
             continued = continue_training(model, corpus, out, _CONTINUED_SECONDS)
             config = demo_config(place, corpus, continued, out)

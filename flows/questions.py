@@ -1,15 +1,26 @@
-"""Asking an index on one machine, with neither Ray nor Prefect: what `lorif query` and `lorif select` share."""
+"""Asking an index on one machine, with neither Ray nor Prefect: what `query`, `select` and `serve` share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lorif_core.config import ModelConfig, parse_model, parse_options, parse_storage
 from lorif_core.index import Index, model_config_of, open_index
 from lorif_core.queries import Query
 from lorif_core.terms import Terms
-from lorif_core.topk import Scored
+from lorif_core.topk import Scored, TopK
 
 _SIDES = ("proponents", "opponents")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Of one query: its token-summed loss, both ends of the ranking, and the descriptive columns of those rows."""
+
+    query: Query
+    loss: float
+    top: TopK
+    details: dict[str, dict[str, Any]]
 
 
 def open_for_questions(index: str, overrides: Sequence[str], model: str | None) -> tuple[Index, ModelConfig]:
@@ -20,16 +31,25 @@ def open_for_questions(index: str, overrides: Sequence[str], model: str | None) 
     return opened, parse_model({"revision": found_at.revision, **options.get("model", {})}, found_at.path)
 
 
+def find(index: Index, checkpoint: ModelConfig, queries: Sequence[Query], top_k: int, terms: Terms) -> list[Found]:
+    """Both ends of the ranking of every query, in one pass over the index."""
+    gradients = index.encode(queries, checkpoint)
+    tops = index.top_k_folded(index.fold(gradients, terms), top_k, terms)
+    ids = [hit.example_id for top in tops for side in _SIDES for hit in getattr(top, side)]
+    details = index.store.details(index.generation.factors_version, ids)
+    losses = gradients[-1].losses.tolist()
+    return [Found(*found, details) for found in zip(queries, losses, tops, strict=True)]
+
+
 def answer(
     index: Index, checkpoint: ModelConfig, query: Query, top_k: int, terms: Terms, *, explain: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Proponents and opponents of a query, with what they are; explained, with what their scores consist of."""
-    (top,) = index.top_k_folded(index.fold(index.encode([query], checkpoint), terms), top_k, terms)
-    hits = {side: getattr(top, side) for side in _SIDES}
-    ids = [hit.example_id for side in _SIDES for hit in hits[side]]
-    details = index.store.details(index.generation.factors_version, ids)
-    found = {side: [_told(rank, hit, details) for rank, hit in enumerate(hits[side], 1)] for side in _SIDES}
+    (one,) = find(index, checkpoint, [query], top_k, terms)
+    hits = {side: getattr(one.top, side) for side in _SIDES}
+    found = {side: [_told(rank, hit, one.details) for rank, hit in enumerate(hits[side], 1)] for side in _SIDES}
     if explain:
+        ids = [hit.example_id for side in _SIDES for hit in hits[side]]
         listed = [hit for side in _SIDES for hit in found[side]]
         tokens, by_token = index.token_scores(query, ids, checkpoint)
         layers, by_layer = index.layer_scores(query, ids, model=checkpoint)

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.answer_section import answer_section
+from lorif_core.answered import Attribution
 from lorif_core.change import Change
 from lorif_core.config import StorageConfig
 from lorif_core.details import Details
@@ -16,12 +18,13 @@ from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
 from lorif_core.filesystem import contact, open_filesystem, written_whole
 from lorif_core.generation import Generation
-from lorif_core.queries import Query
-from lorif_core.report import Hit, JudgeRow, LayerSection, QuerySection, Report, Storage, render
+from lorif_core.report import JudgeRow, Report, Storage, render
+from lorif_core.sections import QuerySection
 from lorif_core.spec import Coverage
+from lorif_core.spectrum import LayerSection
 from lorif_core.store import Store
 from lorif_core.terms import PLAIN, Terms
-from lorif_core.topk import Scored, TopK
+from lorif_core.topk import TopK
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -42,20 +45,6 @@ HITS_IN_REPORT = 50
 """Of each side: a page of many megabytes is of no use to anybody."""
 _HITS_PER_LOOKUP = 200_000  # a pass over all ids of the index finds the rows of so many
 _HITS_PER_WRITE = 10_000  # whose texts are in memory together
-
-
-@dataclass(frozen=True, slots=True)
-class Attribution:
-    """Of one query: its token-summed loss under the model, and both ends of the ranking."""
-
-    query: Query
-    loss: float
-    top: TopK
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the examples of both ends."""
-        return [hit.example_id for hit in (*self.top.proponents, *self.top.opponents)]
 
 
 def check_out_folder(out: str, storage: StorageConfig) -> None:
@@ -238,28 +227,9 @@ def _report(
 
 
 def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
-    prompt, completion = answer.query.shown
-    return QuerySection(
-        query_id=answer.query.query_id,
-        prompt=prompt,
-        completion=completion,
-        loss=answer.loss,
-        proponents=_hits(answer.top.proponents[:HITS_IN_REPORT], details),
-        opponents=_hits(answer.top.opponents[:HITS_IN_REPORT], details),
-    )
-
-
-def _hits(scored: Sequence[Scored], details: dict[str, dict[str, Any]]) -> tuple[Hit, ...]:
-    return tuple(
-        Hit(
-            rank,
-            hit.example_id,
-            hit.score,
-            details[hit.example_id].get("text"),
-            f"{details[hit.example_id]['uri']}, row {details[hit.example_id]['row']}",
-        )
-        for rank, hit in enumerate(scored, start=1)
-    )
+    top = answer.top
+    shown = TopK(HITS_IN_REPORT, top.proponents[:HITS_IN_REPORT], top.opponents[:HITS_IN_REPORT])
+    return answer_section(answer.query, answer.loss, shown, details, answer.explanation)
 
 
 def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:

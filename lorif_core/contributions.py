@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 REST = "other"
 _MEMORY_GB = 0.25  # of the gradients of some tokens
+_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
+_TOKENS_OF_A_CHARACTER = 8  # at most: more are not text
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def token_scores(
             layout, block = index.parts[asked.part].layout, asked.block
             scores = score_rows(block.codes, block.scales, layout, folded[asked.part]).numpy()
             found[np.ix_(np.array(tokens), asked.places)] = scores
-    return _texts(example, encoders[-1].tokenizer), found
+    return token_texts(example.input_ids.tolist(), encoders[-1].tokenizer), found
 
 
 def layer_scores(
@@ -163,6 +165,22 @@ def _each(encoder: "QueryEncoder", examples: Sequence[Example]) -> "QueryGradien
     return encoder.of_examples(examples, range(len(examples)), [1.0] * len(examples))
 
 
-def _texts(example: Example, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    ids = example.input_ids.tolist()
-    return [str(token) if tokenizer is None else tokenizer.decode([token]) for token in ids]
+def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """What each token adds to the text, so that all of them together are the text.
+
+    A token decoded alone may lack its space, and one that is a part of a character has no text: that goes to the
+    token that completes it.
+    """
+    if tokenizer is None:
+        return [f" {token}" for token in ids]
+    texts: list[str] = []
+    before = done = 0  # tokens from `before` are decoded together; the text of those up to `done` is told
+    for place in range(len(ids)):
+        told, text = (
+            tokenizer.decode(ids[before:end], clean_up_tokenization_spaces=False) for end in (done, place + 1)
+        )
+        waits = text.endswith(_BROKEN) and place + 1 < len(ids) and place - done < _TOKENS_OF_A_CHARACTER
+        texts.append("" if waits else text[len(told) :])
+        if not waits:
+            before, done = done, place + 1
+    return texts

@@ -46,6 +46,11 @@ def format_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def format_signed_percent(share: float) -> str:
+    """A share of 1 that may be negative, as a whole percentage."""
+    return f"{100 * share:+.0f}\N{NO-BREAK SPACE}%".replace("-", _MINUS)
+
+
 def format_seconds(seconds: float) -> str:
     """A duration in the two units that keep it readable."""
     if seconds < 60:

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from lorif_core import contributions, selection, totals
 from lorif_core.batches import collate, token_budget_batches
 from lorif_core.config import ModelConfig, StorageConfig, parse_storage
-from lorif_core.curvature import LayerCurvature
 from lorif_core.errors import UserError
 from lorif_core.extract import Extractor
 from lorif_core.factors import CodeLayout
@@ -24,11 +23,13 @@ from lorif_core.generation import Generation, Part
 from lorif_core.metric import LayerMetric, metric_folds, translation
 from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, parsed_queries, query_example
+from lorif_core.resident import ROW_ADDRESS, Fold, Resident, ResidentCodes, blocks_within, layers_within
 from lorif_core.scoring import FoldedQueries, fold_queries, own_influence, own_scale, relative_to_own, score_rows
 from lorif_core.search import Search
 from lorif_core.self_influence import LayerForm, layer_form, self_influences
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Block, Store, block_rows
+from lorif_core.tables import Tables
 from lorif_core.terms import PLAIN, Normalisation, Terms, inverse_root, make_terms
 from lorif_core.tokenise import Example
 from lorif_core.topk import TopK
@@ -37,6 +38,8 @@ from lorif_core.whitening import Covariances
 _DENSE = CodeSpec(kind="dense", dtype="float32")
 _QUERY_TOKENS_PER_BATCH = 4096
 _MEMORY_GB = 1.0  # of a notebook or `lorif query`; builds and batches have compute.memory_gb
+
+_CONDITIONS_KEPT = 8  # whose self-influences are kept
 
 QueryInput = str | Mapping[str, Any] | Query
 ModelInput = str | ModelConfig | LoadedModel | None
@@ -135,6 +138,7 @@ class PartReader:
         self._is_alone = len(generation.leaders) == 1
         self._encoders: dict[ModelConfig, QueryEncoder] = {}
         self._own: dict[tuple[tuple[int, ...] | None, str | None], np.ndarray] = {}
+        self._resident = Resident()
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
         """The encoder for the part's checkpoint, kept between calls so that the model loads once."""
@@ -175,18 +179,48 @@ class PartReader:
         return folded if layers is None else fold_queries(folded.weights, layers)
 
     def _translations(self, leader: IndexSpec) -> Iterator[LayerMetric] | None:
+        if self._resident.translations is not None:
+            return iter(self._resident.translations)
         newer = self._store.whitening(leader.projection.whitening)
         older = self._store.whitening(self.spec.projection.whitening)
         if newer is None or older is None or leader.projection == self.spec.projection:
             return None
         return (translation(newer, older, number) for number in range(len(self.spec.layers)))
 
-    def _folds(self) -> Iterator[LayerCurvature | LayerMetric]:
+    def _folds(self) -> Iterator[Fold]:
+        if self._resident.folds is not None:
+            return iter(self._resident.folds)
         if self.part.curvature_kind != "none":
             return (fitted for _, fitted in self._store.curvature_layers(self._generation, self.part))
         frozen = self._store.whitening(self.spec.projection.whitening)
         newer = self._store.whitening(self.part.metric)
         return metric_folds(frozen, newer, self.spec.layers)
+
+    def keep_resident(self, limit: int) -> int:
+        """Keep codes, and what queries are folded with, in memory from now on, as far as they fit; their bytes."""
+        self._resident, codes, size = Resident(), None, 0
+        if self.part.rows * self.layout.bytes_per_example <= limit:
+            blocks, size = blocks_within(self.blocks(extra=(ROW_ADDRESS,)), limit)
+            if blocks is not None:
+                tables = Tables(self._store.uri, self._store.storage)
+                codes = ResidentCodes(tables, self._generation.factors_version, self._own_fragments(), blocks)
+        if self.part.follows is None:
+            folds, more = layers_within(self._folds(), limit - size)
+            self._resident = Resident(codes, folds, None, size + more)
+        else:
+            translations, more = layers_within(self._translations(self._leader().spec) or iter(()), limit - size)
+            self._resident = Resident(codes, None, translations or None, size + more)
+        return size + more
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the codes are in memory."""
+        return self._resident.codes is not None
+
+    def take_over(self, former: "PartReader") -> None:
+        """Use the encoders, and so the loaded models, of a reader of the same rows' spec."""
+        if (former.spec, former.part.factored_query) == (self.spec, self.part.factored_query):
+            self._encoders.update(former._encoders)
 
     def fragments(self) -> list[int]:
         """Fragments of the table that hold the part's rows: the units in which workers share a scan."""
@@ -200,15 +234,20 @@ class PartReader:
         extra: Sequence[str] = (),
     ) -> Iterator[Block]:
         """Stream the part's codes, or some fragments of them, in one order; `extra` columns with them."""
-        if fragments is None and self.part.fragments is not None:
-            fragments = self.fragments()
+        if fragments is None and self._resident.codes is not None:
+            return self._resident.codes.blocks(where, extra)
+        if fragments is None:
+            fragments = self._own_fragments()
         rows = block_rows(self.layout, memory_gb)
         return self._store.scan(self._generation.factors_version, rows, fragments, where, extra)
 
     def described(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         """Descriptive columns of the rows, in the order of `blocks`."""
-        fragments = None if self.part.fragments is None else self.fragments()
-        return self._store.metadata(self._generation.factors_version, columns, fragments, where)
+        return self._store.metadata(self._generation.factors_version, columns, self._own_fragments(), where)
+
+    def _own_fragments(self) -> list[int] | None:
+        """None where all are."""
+        return None if self.part.fragments is None else self.fragments()
 
     def self_influence(
         self, fragments: Sequence[int] | None = None, memory_gb: float = _MEMORY_GB, where: str | None = None
@@ -216,6 +255,7 @@ class PartReader:
         """s(x, x) of rows in the order of `blocks`, float32 (rows,); kept between calls, a float per row."""
         key = (None if fragments is None else tuple(fragments), where)
         if key not in self._own:
+            self._forget_conditions()
             self._own[key] = self_influences(
                 lambda: ((block.codes, block.scales) for block in self.blocks(fragments, memory_gb, where)),
                 self.layout,
@@ -224,15 +264,23 @@ class PartReader:
             )
         return self._own[key]
 
+    def _forget_conditions(self) -> None:
+        """Of all conditions that were ever asked for only some are kept, the newest."""
+        oldest = list(dict.fromkeys(where for _, where in self._own))[: -_CONDITIONS_KEPT + 1 or None]
+        self._own = {key: own for key, own in self._own.items() if key[1] not in oldest}
+
     def _forms(self) -> Iterator[LayerForm]:
         if self.part.follows is None:
             return (layer_form(folds) for folds in self._folds())
-        (followed,) = (part for part in self._generation.leaders if part.spec == self.part.follows)
-        leader = PartReader(self._store, self._generation, followed)
+        leader = self._leader()
         translations = self._translations(leader.spec)
         if translations is None:
             return (layer_form(folds) for folds in leader._folds())
         return (layer_form(folds, back) for folds, back in zip(leader._folds(), translations, strict=True))
+
+    def _leader(self) -> "PartReader":
+        (followed,) = (part for part in self._generation.leaders if part.spec == self.part.follows)
+        return PartReader(self._store, self._generation, followed)
 
     def scored(
         self,
@@ -294,6 +342,11 @@ class Index:
     def leaders(self) -> list[PartReader]:
         """The parts that are asked at their own checkpoint, newest last."""
         return [part for part in self.parts if part.part.follows is None]
+
+    @property
+    def resident_rows(self) -> int:
+        """Rows whose codes are in memory."""
+        return sum(part.part.rows for part in self.parts if part.is_resident)
 
     def generations(self) -> list[Generation]:
         """All published generations, newest last."""

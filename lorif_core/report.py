@@ -1,66 +1,14 @@
 """The HTML report: one self-contained page showing which training examples moved each query, and at what cost."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
-
-from lorif_core import formatting
 from lorif_core.change import Change
 from lorif_core.errors import LorifError
+from lorif_core.pages import asset, page, source_hash
+from lorif_core.sections import QuerySection
 from lorif_core.spec import Coverage
-
-_EXCERPT_CHARS = 360
-_PLOT_WIDTH, _PLOT_HEIGHT = 300, 130
-_PLOT_LEFT, _PLOT_BOTTOM = 44, 112
-_PLOT_RIGHT, _PLOT_TOP = 292, 8
-_PLOT_POINTS = 120
-_PLOT_DECADES = 6  # singular values further below the largest are numerical zeros
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A training example among a query's proponents or opponents; `source` says where it lies: file, row."""
-
-    rank: int
-    example_id: str
-    score: float
-    text: str | None
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class QuerySection:
-    """A query with its highest and its lowest scoring examples; `loss` is summed over its scored tokens."""
-
-    query_id: str
-    prompt: str
-    completion: str | None
-    loss: float
-    proponents: tuple[Hit, ...]
-    opponents: tuple[Hit, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSection:
-    """A tracked layer: shapes, retained singular values (none without curvature), damping lambda.
-
-    `energy` is the share of the total gradient energy in the retained space.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    d1: int
-    d2: int
-    sigma: tuple[float, ...]
-    damping: float
-    energy: float | None
+from lorif_core.spectrum import LayerSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +65,23 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tick:
-    y: float
-    label: str
+class Explorer:
+    """What the live page says of the index that it asks.
 
+    Attributes:
+        columns: names of the columns that a filter may use.
+        top_k_max: the largest number of results that may be asked for.
+        needs_token: requests must carry the server's token.
+    """
 
-@dataclass(frozen=True, slots=True)
-class _Plot:
-    """A layer's spectrum in the coordinates of its drawing."""
-
-    points: str
-    ticks: tuple[_Tick, ...]
-    damping_y: float
+    title: str
+    generation: int
+    rows: int
+    checkpoint: str
+    created_at: str
+    columns: tuple[str, ...]
+    top_k_max: int
+    needs_token: bool
 
 
 def render(report: Report) -> str:
@@ -138,96 +91,51 @@ def render(report: Report) -> str:
         LorifError: a score or a loss isn't finite; such numbers must never get this far.
     """
     for query in report.queries:
-        for hit in (*query.proponents, *query.opponents):
-            if not math.isfinite(hit.score):
-                raise LorifError(f"query {query.query_id!r}: the score of {hit.example_id!r} is {hit.score}")
-        if not math.isfinite(query.loss):
-            raise LorifError(f"query {query.query_id!r}: its loss is {query.loss}")
-    return _template().render(report=report)
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        _check_finite(query)
+    style, script = asset("style.css"), asset("answers.js")
+    policy = (
+        f"default-src 'none'; style-src {source_hash(style)}; script-src {source_hash(script)}; base-uri 'none'; "
+        f"form-action 'none'"
     )
-    environment.filters.update(
-        bytes=formatting.format_bytes,
-        count=lambda number: f"{number:,}",
-        excerpt=_excerpt,
-        percent=formatting.format_percent,
-        score=formatting.format_score,
-        seconds=formatting.format_seconds,
-        significant=formatting.format_significant,
+    return page(
+        "report.html.j2", report=report, title=report.title, style=style, script=script, policy=policy, nonce=None
     )
-    environment.globals.update(
-        largest=_largest_score,
-        plot_of=_spectrum_plot,
-        plot={
-            "width": _PLOT_WIDTH,
-            "height": _PLOT_HEIGHT,
-            "left": _PLOT_LEFT,
-            "right": _PLOT_RIGHT,
-            "top": _PLOT_TOP,
-            "bottom": _PLOT_BOTTOM,
-        },
-    )
-    return environment.get_template("report.html.j2")
 
 
-def _excerpt(text: str) -> str | None:
-    """The beginning of a long text, cut between words; None where the whole text is short enough to show."""
-    if len(text) <= _EXCERPT_CHARS * 1.25:
-        return None
-    head = text[:_EXCERPT_CHARS]
-    at_a_word = head.rsplit(maxsplit=1)[0] if len(head.split()) > 1 else head
-    return f"{at_a_word} …"
+def render_answer(section: QuerySection, relative: bool) -> str:
+    """One answered query as an HTML fragment for the explorer's page: the same that a report has of it.
 
+    Args:
+        section: the answered query.
+        relative: scores are shares of the query's influence on itself, as in `Report`.
 
-def _printable(value: Any) -> Any:
-    """Control characters and lone surrogates aren't allowed in HTML; line breaks and tabs are."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join(c if c in "\n\t" or c.isprintable() or c.isspace() else "\ufffd" for c in value)
-
-
-def _largest_score(query: QuerySection) -> float:
-    return max((abs(hit.score) for hit in (*query.proponents, *query.opponents)), default=0.0)
-
-
-def _spectrum_plot(layer: LayerSection) -> _Plot | None:
-    """log10 of the singular values over their index, and sqrt(lambda), which is comparable with them.
-
-    None where there is nothing to draw. The vertical range is whole decades.
+    Raises:
+        LorifError: a score or the loss isn't finite.
     """
-    top = max(layer.sigma, default=0.0)
-    if top <= 0:
-        return None
-    floor = top / 10**_PLOT_DECADES
-    logs = [math.log10(max(value, floor)) for value in layer.sigma]
-    damping = math.log10(max(math.sqrt(max(layer.damping, 0.0)), floor))
-    low, high = math.floor(min(*logs, damping)), math.ceil(max(*logs, damping))
-    high = max(high, low + 1)
-
-    def y(log: float) -> float:
-        return round(_PLOT_BOTTOM - (log - low) / (high - low) * (_PLOT_BOTTOM - _PLOT_TOP), 1)
-
-    step = -(-(high - low) // 4)
-    ticks = tuple(_Tick(y(e), f"10{formatting.superscript(e)}") for e in range(low, high + 1, step))
-    return _Plot(_polyline([y(log) for log in logs]), ticks, y(damping))
+    _check_finite(section)
+    return page("fragment.html.j2", query=section, relative=relative)
 
 
-def _polyline(heights: Sequence[float]) -> str:
-    """SVG points from left to right, thinned to what the drawing can show."""
-    last = len(heights) - 1
-    if last == 0:  # a single value is drawn as a level line
-        return f"{_PLOT_LEFT},{heights[0]} {_PLOT_RIGHT},{heights[0]}"
-    drawn = min(last, _PLOT_POINTS - 1)
-    indices = (round(i * last / drawn) for i in range(drawn + 1))
-    width = _PLOT_RIGHT - _PLOT_LEFT
-    return " ".join(f"{_PLOT_LEFT + width * i / last:.1f},{heights[i]}" for i in indices)
+def render_explorer(explorer: Explorer, nonce: str) -> str:
+    """The explorer's page; its style and its script carry the nonce of the server's policy.
+
+    It posts `text`, or `prompt` and `completion`, with `top_k`, `where` (a string or null), `normalise`, `explain`
+    (a boolean) and `totals` ("uri" or null).
+    """
+    script = asset("answers.js") + asset("explorer.js")
+    return page(
+        "explorer.html.j2", explorer=explorer, title=explorer.title, style=asset("style.css"), script=script,
+        nonce=nonce,
+    )  # fmt: skip
+
+
+def _check_finite(query: QuerySection) -> None:
+    contributions = [token.contribution for token in query.tokens or ()]
+    for hit in query.hits:
+        contributions.extend(hit.tokens or ())
+        if not math.isfinite(hit.score):
+            raise LorifError(f"query {query.query_id!r}: the score of {hit.example_id!r} is {hit.score}")
+    if not math.isfinite(query.loss):
+        raise LorifError(f"query {query.query_id!r}: its loss is {query.loss}")
+    if not all(map(math.isfinite, contributions)):
+        raise LorifError(f"query {query.query_id!r}: what its tokens add to the scores isn't finite")

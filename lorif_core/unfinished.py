@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from lorif_core.answers import SUMMARY, Attribution, check_out_folder
+from lorif_core.answered import Attribution, from_parquet, to_parquet
+from lorif_core.answers import SUMMARY, check_out_folder
 from lorif_core.config import Config
 from lorif_core.errors import LorifError, UserError
+from lorif_core.explanation import QUERIES_EXPLAINED
 from lorif_core.filesystem import contact, open_filesystem
 from lorif_core.generation import Generation
 from lorif_core.lease import Lease, hold
@@ -28,23 +27,22 @@ from lorif_core.queries import Query
 from lorif_core.query_blocks import queries_per_block
 from lorif_core.store import Store
 from lorif_core.terms import PLAIN, Terms, make_terms
-from lorif_core.topk import Scored, TopK
 
-_FORMAT = 1
+_FORMAT = 2
 _RECORD = "attribution.json"
 _PARTS = "answered"
-_HITS = pa.list_(pa.struct([("score", pa.float32()), ("example_id", pa.string())]))
-_PART_SCHEMA = pa.schema(
-    [("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS)]
-)
 
 
 @dataclass(frozen=True, slots=True)
 class QueryBlock:
-    """Queries that are asked in one pass over the index, and the name of the object with their answers."""
+    """Queries that are asked in one pass over the index, and the name of the object with their answers.
+
+    The first `explained` of them are also explained.
+    """
 
     queries: Sequence[Query]
     part: str
+    explained: int
 
 
 class Unfinished:
@@ -57,6 +55,7 @@ class Unfinished:
         out: folder or URI of the output.
         generation: the one that is asked.
         terms: which rows, and their normalisation.
+        explained: how many of the first queries are also explained.
     """
 
     def __init__(
@@ -67,8 +66,10 @@ class Unfinished:
         out: str,
         generation: Generation,
         terms: Terms = PLAIN,
+        explained: int = QUERIES_EXPLAINED,
     ) -> None:
         self.queries, self.k, self.out, self.generation, self.terms = queries, k, out, generation, terms
+        self._explained = explained
         self._index, self._storage = config.index, config.storage
         self._objects = Objects(out, config.storage)
         self._memory_gb = config.compute.memory_gb
@@ -78,10 +79,13 @@ class Unfinished:
         """All blocks, in the order of the queries."""
         size = queries_per_block(self.generation, self.k, self._memory_gb)
         identity = identity_of(self.generation)
-        return [
-            QueryBlock(some, f"{_PARTS}/{_digest(identity, self.k, asdict(self.terms), _plain(some))}.parquet")
-            for some in (self.queries[first : first + size] for first in range(0, len(self.queries), size))
-        ]
+        blocks = []
+        for first in range(0, len(self.queries), size):
+            some = self.queries[first : first + size]
+            explained = max(0, min(len(some), self._explained - first))
+            name = _digest(identity, self.k, asdict(self.terms), _plain(some), explained)
+            blocks.append(QueryBlock(some, f"{_PARTS}/{name}.parquet", explained))
+        return blocks
 
     def begin(self) -> None:
         """Record what is asked, unless it is recorded: from now on the output is this attribution's.
@@ -114,17 +118,9 @@ class Unfinished:
         there = {entry.name for entry in self._objects.names(_PARTS)}
         return [block for block in self.blocks if block.part not in there]
 
-    def keep(self, block: QueryBlock, losses: Sequence[float], best: Sequence[TopK]) -> None:
-        """Keep the answers of a block."""
-        rows = [
-            {"query_id": query.query_id, "loss": loss,
-             "proponents": [asdict(hit) for hit in top.proponents],
-             "opponents": [asdict(hit) for hit in top.opponents]}
-            for query, loss, top in zip(block.queries, losses, best, strict=True)
-        ]  # fmt: skip
-        content = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_PART_SCHEMA), content)
-        self._objects.put_bytes(block.part, content.getvalue().to_pybytes())
+    def keep(self, block: QueryBlock, answers: Sequence[Attribution]) -> None:
+        """Keep the answers of a block, which are in the order of its queries."""
+        self._objects.put_bytes(block.part, to_parquet(answers))
 
     def answers(self) -> Iterator[Attribution]:
         """Answers of all queries in order, one block in memory at a time.
@@ -133,20 +129,13 @@ class Unfinished:
             LorifError: a block is not there, or damaged.
         """
         for block in self.blocks:
-            for query, row in zip(block.queries, self._rows(block), strict=True):
-                ends = ([Scored(**hit) for hit in row[end]] for end in ("proponents", "opponents"))
-                yield Attribution(query, row["loss"], TopK(self.k, *ends))
-
-    def _rows(self, block: QueryBlock) -> list[dict[str, Any]]:
-        content = self._objects.get_bytes(block.part)
-        try:
-            rows = pq.read_table(pa.BufferReader(content or b"")).to_pylist()
-        except pa.ArrowException:
-            rows = []
-        if [row["query_id"] for row in rows] != [query.query_id for query in block.queries]:
-            self._objects.remove([block.part])
-            raise LorifError(f"{block.part} in {self.out}/_lorif is gone or damaged; run again, to answer it anew")
-        return rows
+            answers = from_parquet(self._objects.get_bytes(block.part), block.queries, self.k)
+            if answers is None:
+                self._objects.remove([block.part])
+                raise LorifError(
+                    f"{block.part} in {self.out}/_lorif is gone or damaged; run again, to answer it anew"
+                )
+            yield from answers
 
     def summary(self) -> dict[str, Any] | None:
         """The summary, if all of the output is written: then only `finish` is left to do."""
@@ -199,7 +188,8 @@ def open_unfinished(
     store = Store(config.index, config.storage)
     generation = latest if begun is None else _pinned(store, begun, question_of(queries, k, where, normalise), out)
     terms = make_terms(store, generation.factors_version, where, normalise)
-    return Unfinished(config, queries, k, out, generation, terms)
+    explained = QUERIES_EXPLAINED if terms.normalise == "none" else 0  # contributions are parts of plain scores
+    return Unfinished(config, queries, k, out, generation, terms, explained)
 
 
 def _pinned(store: Store, begun: dict[str, Any], question: str, out: str) -> Generation:

@@ -13,6 +13,7 @@ from lorif_core.calibrate import SampledShard, ShardCalibrator
 from lorif_core.config import Config, ModelConfig
 from lorif_core.curvature import ScanRequest, ScanResult, scan_blocks
 from lorif_core.drift import CheckpointDrift, DriftMeter
+from lorif_core.explanation import Explanation, explain
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation
 from lorif_core.index import Index
@@ -137,6 +138,10 @@ class QueryActor:
         """
         gradients = self._index.encode(queries, self._model)
         return gradients[-1].losses.tolist(), self._index.fold(gradients, terms)
+
+    def explain(self, queries: Sequence[Query], best: Sequence[TopK]) -> list[Explanation]:
+        """See `explain`; of each of the queries, with what was found."""
+        return [explain(self._index, query, top, self._model) for query, top in zip(queries, best, strict=True)]
 
 
 @ray.remote

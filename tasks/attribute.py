@@ -12,9 +12,11 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from lorif_core.answered import Attribution
 from lorif_core.answers import write_answers
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
+from lorif_core.explanation import Explanation
 from lorif_core.generation import Generation
 from lorif_core.index import Index
 from lorif_core.model import check_same_weights
@@ -22,7 +24,7 @@ from lorif_core.queries import Query, read_queries
 from lorif_core.store import Store
 from lorif_core.terms import Terms
 from lorif_core.topk import TopK
-from lorif_core.unfinished import Unfinished, begun_in, open_unfinished
+from lorif_core.unfinished import QueryBlock, Unfinished, begun_in, open_unfinished
 from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
@@ -75,7 +77,8 @@ def _answer_missing(config: Config, run: Unfinished, resources: Resources) -> No
             best = [TopK(run.k) for _ in block.queries]
             for share in scan(scorers, shares, folded, best, run.terms):
                 progress.advance(round(rows * share))
-            run.keep(block, losses, best)
+            reasons = _explain(encoder, block, best)
+            run.keep(block, list(map(Attribution, block.queries, losses, best, reasons)))
 
 
 def _encoder(config: Config, generation: Generation, resources: Resources) -> Workers:
@@ -109,6 +112,19 @@ def _fold(encoder: Workers, queries: Sequence[Query], terms: Terms) -> tuple[lis
     if isinstance(outcome, Failed):
         raise LorifError(f"encoding {len(queries)} queries failed: {outcome.cause}")
     return outcome.result, folded[-1]
+
+
+def _explain(encoder: Workers, block: QueryBlock, best: Sequence[TopK]) -> list[Explanation | None]:
+    """Of those of a block's queries that are explained; None for the others."""
+    found: list[Explanation | None] = [None] * len(block.queries)
+    asked = (block.queries[: block.explained], best[: block.explained])
+    for outcome in encoder.run(
+        [asked] if block.explained else [], lambda actor, some: actor.explain.remote(*some)
+    ):
+        if isinstance(outcome, Failed):
+            raise LorifError(f"explaining {block.explained} queries failed: {outcome.cause}")
+        found[: block.explained] = outcome.result
+    return found
 
 
 def shares_of(index: Index) -> list[Share]:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorif_core.answers import Attribution
+from lorif_core.answered import Attribution
 from lorif_core.change import Change, PartDrift, QueryChange, StageCost, standings
 from lorif_core.config import Config
+from lorif_core.explanation import QUERIES_EXPLAINED
 from lorif_core.generation import Generation
 from lorif_core.queries import Query
 from lorif_core.store import Store
@@ -31,19 +32,23 @@ class Act:
     def first(self, k: int) -> list[Attribution]:
         """The answers with both ends of the ranking only."""
         return [
-            Attribution(
-                answer.query, answer.loss, TopK(k, answer.top.proponents[:k], answer.top.opponents[:k])
-            )
+            replace(answer, top=TopK(k, answer.top.proponents[:k], answer.top.opponents[:k]))
             for answer in self.answers
-        ]  # fmt: skip
+        ]
 
 
-def act(config: Config, make: Callable[[Config], Generation], queries: Sequence[Query], out: Path) -> Act:
-    """Make a generation, and ask it; answers lie in `out` while they come."""
+def act(
+    config: Config,
+    make: Callable[[Config], Generation],
+    queries: Sequence[Query],
+    out: Path,
+    explained: int = QUERIES_EXPLAINED,
+) -> Act:
+    """Make a generation, and ask it; answers lie in `out` while they come, so many of them explained."""
     started = time.perf_counter()
     generation = make(config)
     made = time.perf_counter()
-    run = Unfinished(config, queries, generation.rows, str(out), generation)
+    run = Unfinished(config, queries, generation.rows, str(out), generation, explained=explained)
     attribute_queries(config, run)
     answers = list(run.answers())
     run.finish()

@@ -18,6 +18,7 @@ from moto.iam.policy_validation import IAMPolicyDocumentValidator
 
 from flows.cli import main
 from lorif_core import garbage
+from lorif_core.answered import Attribution
 from lorif_core.answers import write_answers
 from lorif_core.config import Config, StorageConfig, load_config
 from lorif_core.errors import UserError
@@ -146,7 +147,7 @@ def _attribute(config: Config) -> None:
     store = Store(config.index, config.storage)
     for block in run.missing():
         top = Index(store, run.generation).top_k(block.queries, run.k)
-        run.keep(block, [0.0] * len(top), top)
+        run.keep(block, [Attribution(*found) for found in zip(block.queries, [0.0] * len(top), top, strict=True)])
     write_answers(run.out, store, run.generation, run.answers(), "answers")
     run.finish()
 

@@ -1,5 +1,7 @@
 """Every way of asking agrees with the scores, for indexes of whatever parts."""
 
+from typing import Any
+
 import numpy as np
 
 from lorif_core.index import Index
@@ -16,6 +18,7 @@ def check_agreement(index: Index, queries: list[object]) -> None:
             np.testing.assert_allclose(
                 found.sum(axis=0), expected[chosen], rtol=1e-3, atol=1e-4 * np.abs(found).sum()
             )
+    check_resident(index, queries)
     totals = index.totals(queries, by="checkpoint").to_pydict()  # type: ignore[arg-type]
     assert sum(totals["rows"]) == scores.size
     np.testing.assert_allclose(sum(totals["positive"]), scores[scores > 0].sum(), rtol=1e-4)
@@ -33,3 +36,21 @@ def check_agreement(index: Index, queries: list[object]) -> None:
     (batch, *others) = index.select(queries, 1.0, normalise="cosine")  # type: ignore[arg-type]
     selected = np.concatenate([one.column("score").to_numpy() for one in (batch, *others)])
     np.testing.assert_allclose(selected, cosine.mean(axis=0), rtol=1e-3, atol=1e-5)
+
+
+def check_resident(index: Index, queries: list[object]) -> None:
+    """Codes in memory answer as those that are streamed, whichever rows are asked and whatever goes with them."""
+    kept = Index(index.store, index.generation)
+    assert all(part.keep_resident(2**30) for part in kept.parts)
+    assert kept.resident_rows == index.generation.rows
+    for where in (None, "tokens > 20"):
+        terms: dict[str, Any] = {"where": where, "normalise": "none" if where is None else "cosine"}
+        (ids, scores), (other_ids, others) = (one.scores(queries, **terms) for one in (index, kept))  # type: ignore[arg-type]
+        assert ids == other_ids
+        np.testing.assert_allclose(scores, others, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
+        first, second = (
+            one.totals(queries, "shard", **terms).sort_by([("query_id", "ascending"), ("shard", "ascending")])  # type: ignore[arg-type]
+            for one in (index, kept)
+        )
+        assert first.column("rows").equals(second.column("rows"))
+        np.testing.assert_allclose(first["positive"].to_numpy(), second["positive"].to_numpy(), rtol=1e-3)

@@ -20,9 +20,11 @@ import yaml
 from prefect.settings import PREFECT_API_URL
 
 from lorif_core import answers
+from lorif_core.answered import Attribution
 from lorif_core.answers import write_answers
 from lorif_core.config import Config, StorageConfig
 from lorif_core.errors import UserError
+from lorif_core.explanation import QUERIES_EXPLAINED
 from lorif_core.index import Index
 from lorif_core.lease import current_holder
 from lorif_core.objects import Objects
@@ -59,7 +61,7 @@ def answer(config: Config, run: Unfinished, blocks: list[QueryBlock]) -> None:
     for block in blocks:
         gradients = index.encode(block.queries, config.model)
         found = index.top_k_folded(index.fold(gradients, run.terms), run.k, run.terms)
-        run.keep(block, gradients[-1].losses.tolist(), found)
+        run.keep(block, list(map(Attribution, block.queries, gradients[-1].losses.tolist(), found)))
 
 
 def wait_for_answers(out: Path, process: subprocess.Popen[str]) -> None:
@@ -96,6 +98,11 @@ def test_a_killed_attribution_ends_with_the_same_scores(asked: Config, queries: 
     attribute(asked, queries, str(tmp_path / "undisturbed"), K)
     assert (out / "scores.parquet").read_bytes() == (tmp_path / "undisturbed" / "scores.parquet").read_bytes()
     assert sorted(file.name for file in out.iterdir()) == ["report.html", "scores.parquet", "summary.json"]
+    one, other = (
+        (folder / "report.html").read_text().partition('<section class="query"')[2].partition('id="layers"')[0]
+        for folder in (out, tmp_path / "undisturbed")
+    )
+    assert one == other and one.count('class="shaded"') == QUERIES_EXPLAINED
 
 
 def test_two_workers_find_what_one_finds(asked: Config, queries: str, tmp_path: Path) -> None:
@@ -211,7 +218,7 @@ def test_an_object_store_keeps_blocks_and_a_long_page_is_cut(
     assert (
         f"the first 4 of {QUERIES} queries and the first 2 examples of each side; scores.parquet has all" in page
     )
-    assert page.count('id="query-') == 4
+    assert page.count('<section class="query"') == 4
     rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
     assert [row["query_id"] for row in rows] == [f"q{i}" for i in range(QUERIES) for _ in range(2 * K)]
     expected = Index(store).top_k([query.text or "" for query in run.queries], K)

@@ -18,7 +18,8 @@ from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 
 import lorif_core as lc
 from flows.build import build
-from lorif_core.answers import Attribution, write_answers
+from lorif_core.answered import Attribution
+from lorif_core.answers import write_answers
 from lorif_core.config import Config, StorageConfig
 from lorif_core.errors import LorifError
 from lorif_core.queries import Query

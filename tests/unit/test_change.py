@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from flows.tables import change_lines
-from lorif_core.answers import Attribution
+from lorif_core.answered import Attribution
 from lorif_core.change import Change, PartDrift, QueryChange, StageCost, Standing
 from lorif_core.generation import Generation
 from lorif_core.queries import Query

@@ -1,0 +1,124 @@
+"""The explorer in a real browser, on a real server: what is typed is answered, and what goes wrong is said."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from lorif_core.config import Config
+from lorif_core.index import open_index
+from tests.browser.conftest import ATTACK, TOP_K, Open, serving
+
+pytestmark = pytest.mark.browser
+
+TOKEN = "a-token-of-enough-characters"
+ANSWERED = "#answers[aria-busy=false] section.query"
+
+
+def ask(page: Page, text: str) -> None:
+    page.locator("#text").fill(text)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answers[aria-busy=true]")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_question_is_typed_and_answered(asked: Config, explorer: str, opened: Open, scheme: str) -> None:
+    """By keys alone, as the library answers it; nothing is asked of anybody else, and all can use the page."""
+    watched = opened(explorer, scheme=scheme)
+    page, keys = watched.page, watched.page.keyboard
+    assert watched.serious() == []
+    watched.shoot(f"explorer-begin-{scheme}")
+    while page.evaluate("document.activeElement.id") != "text":
+        keys.press("Tab")
+    keys.type("the cat sees a bird")
+    keys.press("Tab")
+    keys.press("ControlOrMeta+a")
+    keys.type(str(TOP_K))
+    keys.press("Enter")
+    expect(page.locator("#progress")).to_contain_text("Answered in")
+    (top,) = open_index(asked.index).top_k(["the cat sees a bird"], TOP_K)
+    for side, hits in (("pro", top.proponents), ("con", top.opponents)):
+        assert page.locator(f".{side} .hit .id").all_inner_texts() == [hit.example_id for hit in hits]
+    assert page.locator(".ask .t").count() == len("the cat sees a bird") - 1
+    page.locator("#answers").focus()
+    keys.press("j")
+    expect(page.locator(".pro .rank").first).to_be_focused()
+    assert watched.serious() == []
+    watched.shoot(f"explorer-{scheme}")
+    assert watched.said == [] and {url.rstrip("?") for url in watched.asked} == {explorer, f"{explorer}answers"}
+
+
+def test_a_completion_totals_and_terms(explorer: str, opened: Open) -> None:
+    watched = opened(explorer)
+    page = watched.page
+    page.get_by_label("a prompt and its completion").check()
+    page.get_by_label("Prompt", exact=True).fill("the dog ")
+    page.get_by_label("Completion, which").fill("runs to a tree")
+    page.get_by_label("Only rows where").fill("tokens > 10")
+    page.locator("#normalise").select_option("cosine")
+    expect(page.get_by_label("Show what each token adds")).to_be_disabled()
+    page.get_by_label("Add up all rows").check()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator(ANSWERED)).to_be_visible()
+    expect(page.locator(".completion")).to_have_text("runs to a tree")
+    assert page.locator(".sources tbody tr").count() == 2
+    assert page.locator(".sources td:nth-child(5)").all_inner_texts() != ["0", "0"]
+    page.locator("#filter-file").select_option(label="animals.jsonl")
+    expect(page.locator(".filters [role=status]")).to_contain_text("shown")
+    assert all(name.startswith("a") for name in page.locator(".hit:visible .id").all_inner_texts())
+    assert watched.said == []
+
+
+def test_what_is_wrong_is_said_and_the_next_question_is_answered(explorer: str, opened: Open) -> None:
+    page = opened(explorer).page
+    page.get_by_label("Only rows where").fill("no such thing")
+    ask(page, ATTACK)
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    assert "no such thing" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Only rows where").fill("")
+    ask(page, ATTACK)
+    expect(page.locator(ANSWERED)).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_empty()
+    assert page.locator(".ask").inner_text() == ATTACK and page.title() != "attacked"
+
+
+def test_recent_questions_come_back(explorer: str, opened: Open) -> None:
+    watched = opened(explorer)
+    page = watched.page
+    ask(page, "a red bird")
+    expect(page.locator(".ask")).to_have_text("a red bird")
+    expect(page.locator("#recent")).to_be_hidden()
+    ask(page, "an old tree")
+    expect(page.locator(".ask")).to_have_text("an old tree")
+    before = len(watched.asked)
+    page.get_by_role("button", name="a red bird").click()
+    expect(page.locator(".ask")).to_have_text("a red bird")
+    expect(page.locator("#text")).to_have_value("a red bird")
+    assert len(watched.asked) == before, "it is remembered, not asked again"
+    assert watched.serious() == [] and watched.said == []
+
+
+def test_a_server_with_a_token_and_one_that_is_gone(asked: Config, opened: Open) -> None:
+    with serving(asked.index, LORIF_SERVE_TOKEN=TOKEN) as (address, process):
+        page = opened(address).page
+        page.get_by_label("Token of the server").fill("not this one")
+        ask(page, "a red bird")
+        expect(page.get_by_role("alert")).to_contain_text("token")
+        expect(page.get_by_label("Token of the server")).to_be_focused()
+        page.get_by_label("Token of the server").fill(TOKEN)
+        ask(page, "a red bird")
+        expect(page.locator(ANSWERED)).to_be_visible()
+        page.reload()
+        expect(page.get_by_label("Token of the server")).to_have_value(TOKEN)
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        process.terminate()
+        process.wait()
+        ask(page, "a red bird")
+        expect(page.get_by_role("alert")).to_contain_text("can't be reached")
+
+
+@pytest.mark.parametrize("width", [320, 400])
+def test_a_narrow_window_has_no_sideways_scroll(explorer: str, opened: Open, width: int) -> None:
+    watched = opened(explorer, width=width)
+    ask(watched.page, "the small cat")
+    expect(watched.page.locator(ANSWERED)).to_be_visible()
+    assert watched.page.evaluate("document.documentElement.scrollWidth") == width
+    watched.shoot(f"explorer-{width}")

@@ -1,0 +1,89 @@
+"""A `lorif serve` of its own process, on a free port of loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+JSON = {"Content-Type": "application/json"}
+_COMMAND = "from flows.cli import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that answers; `log` is its stderr."""
+
+    process: "subprocess.Popen[str]"
+    address: str
+    log: Path
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        """With as many connections as are asked for."""
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(base_url=self.address, timeout=60, limits=limits, trust_env=False, **options)
+
+    def ask(self, question: Any, **headers: str) -> httpx.Response:
+        """POST /answers."""
+        content = question if isinstance(question, bytes) else json.dumps(question).encode()
+        return httpx.post(
+            f"{self.address}answers", content=content, headers={**JSON, **headers}, timeout=60, trust_env=False
+        )
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        """GET a path."""
+        return httpx.get(f"{self.address}{path}", headers=headers, timeout=60, trust_env=False)
+
+    def begin(self, question: dict[str, Any]) -> "Begun":
+        """A request whose body is held back."""
+        place = urlsplit(self.address)
+        return Begun(socket.create_connection((place.hostname, place.port), timeout=60), json.dumps(question))
+
+
+class Begun:
+    """A connection that has sent its headers."""
+
+    def __init__(self, connection: socket.socket, body: str) -> None:
+        self._connection, self._body = connection, body.encode()
+        headers = {"Host": "localhost", **JSON, "Content-Length": len(self._body), "Connection": "close"}
+        lines = ["POST /answers HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+    def end(self) -> None:
+        """Send the body."""
+        self._connection.sendall(self._body)
+
+    def status(self) -> int:
+        """Of the answer, once it is there."""
+        with self._connection, self._connection.makefile("rb") as reader:
+            return int(reader.readline().split()[1])
+
+    def leave(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+@contextmanager
+def served(index: str, log: Path, *options: str) -> Iterator[Served]:
+    """Start a server, wait until it says where it is, and end it."""
+    command = [sys.executable, "-c", _COMMAND, "serve", index, "--port", "0", "--json", *options]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, log.read_text()
+            yield Served(process, json.loads(line)["address"], log)
+        finally:
+            process.kill()
