@@ -10,6 +10,7 @@ _SHADES = 4
 _STRONGEST = 3
 _LEAST_SHARE = 0.05  # of a token that is named
 _SOURCES = 20
+_SPACES = str.maketrans({" ": "\N{OPEN BOX}", "\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class QueryTokens:
         whole = sum(map(abs, sums))
         texts = [self._text(piece) for piece, is_scored in self._pieces if is_scored]
         named = [
-            NamedToken(text.strip() or repr(text)[1:-1], value / whole)
+            NamedToken(text.strip() or text.translate(_SPACES), value / whole)
             for text, value in zip(texts, sums, strict=True)
             if whole and abs(value) >= _LEAST_SHARE * whole
         ]

@@ -6,7 +6,10 @@
   const keys = document.querySelector(".keys");
   const status = form.querySelector("[role=status]");
   const words = new WeakMap();
+  const TYPING_MS = 120;
+  const HIGHLIGHTED = 2000; // more would slow down every key on a long page
   let announcing = 0;
+  let typed = 0;
 
   const hits = () => [...document.querySelectorAll(".hit")];
   const seen = (hit) => !hit.hidden && hit.closest("[hidden]") === null;
@@ -91,31 +94,33 @@
     CSS.highlights.delete("searched");
     if (text === "") return;
     const ranges = [];
-    for (const hit of hits().filter(seen)) {
-      const walker = document.createTreeWalker(hit, NodeFilter.SHOW_TEXT);
-      while (walker.nextNode()) {
-        const node = walker.currentNode;
-        if (!node.parentElement.closest(".text, .id")) continue;
-        const lower = node.data.toLowerCase();
-        if (lower.length !== node.data.length) continue;
-        for (let at = lower.indexOf(text); at >= 0; at = lower.indexOf(text, at + text.length)) {
-          const range = new Range();
-          range.setStart(node, at);
-          range.setEnd(node, at + text.length);
-          ranges.push(range);
-        }
-      }
+    for (const hit of hits().filter((one) => !one.hidden)) {
+      for (const part of hit.querySelectorAll(".text, .id")) rangesIn(part, text, ranges);
+      if (ranges.length > HIGHLIGHTED) break;
     }
     CSS.highlights.set("searched", new Highlight(...ranges));
   }
 
-  function tell(active, counts) {
-    const some = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
-    let told = some(counts.hits, "example");
-    if (active) told = `${counts.shown.toLocaleString("en")} of ${told} shown`;
-    if (counts.queries > 1) {
-      told += active ? `, in ${counts.answered} of ${some(counts.queries, "query").replace("querys", "queries")}` : `, ${counts.queries} queries`;
+  function rangesIn(part, text, ranges) {
+    const walker = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+      const node = walker.currentNode;
+      const lower = node.data.toLowerCase();
+      if (lower.length !== node.data.length) continue; // of some letters the lower case is longer
+      for (let at = lower.indexOf(text); at >= 0; at = lower.indexOf(text, at + text.length)) {
+        const range = new Range();
+        range.setStart(node, at);
+        range.setEnd(node, at + text.length);
+        ranges.push(range);
+      }
     }
+  }
+
+  function tell(active, counts) {
+    const some = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+    let told = some(counts.hits, "example", "examples");
+    if (active) told = `${counts.shown.toLocaleString("en")} of ${told} shown`;
+    if (counts.queries > 1) told += `, ${active ? `in ${counts.answered} of ` : ""}${some(counts.queries, "query", "queries")}`;
     clearTimeout(announcing);
     announcing = setTimeout(() => { status.textContent = `${told}.`; }, 150);
   }
@@ -157,6 +162,12 @@
     const levels = hit.dataset.levels;
     tokens.forEach((token, place) => { token.className = levels ? `t t${levels[place]}` : classes[place]; });
     shaded.textContent = levels ? hit.querySelector(".id").textContent : told;
+    tellOverall(query, !levels);
+  }
+
+  function tellOverall(query, is) {
+    const overall = query.querySelector(".overall");
+    if (overall) overall.hidden = !is;
   }
 
   function unshade(query) {
@@ -165,6 +176,7 @@
     const [told, classes] = JSON.parse(shaded.dataset.first);
     [...query.querySelectorAll(".ask .t")].forEach((token, place) => { token.className = classes[place]; });
     shaded.textContent = told;
+    tellOverall(query, true);
   }
 
   function move(step) {
@@ -178,7 +190,8 @@
 
   // where to begin: the first example at or below the top of the window, or the last above it
   function nearest(shown, step) {
-    const below = shown.findIndex((hit) => hit.getBoundingClientRect().top >= 0);
+    const query = [...document.querySelectorAll("section.query")].find((one) => one.getBoundingClientRect().bottom > 0);
+    const below = shown.findIndex((hit) => query?.contains(hit) && hit.getBoundingClientRect().top >= 0);
     const first = below < 0 ? shown.length - 1 : below;
     return step > 0 ? shown[first] : shown[Math.max(0, first - 1)];
   }
@@ -230,7 +243,10 @@
     }
   }
 
-  form.addEventListener("input", apply);
+  form.addEventListener("input", (event) => {
+    clearTimeout(typed);
+    typed = setTimeout(apply, event.target === fields.text ? TYPING_MS : 0);
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(apply));
   window.addEventListener("hashchange", follow);

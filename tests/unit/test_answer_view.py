@@ -48,7 +48,7 @@ def test_shades_are_of_the_proponents_and_an_example_has_its_own(section: QueryS
         ("ef", -2 / 9),
         ("d", 1 / 9),
     ]
-    assert [token.text for token in tokens.strongest_of(section.opponents[0])] == ["c", " "]
+    assert [token.text for token in tokens.strongest_of(section.opponents[0])] == ["c", "\N{OPEN BOX}"]
 
 
 def test_an_answer_is_drawn_with_what_is_told(section: QuerySection) -> None:
