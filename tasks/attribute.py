@@ -84,10 +84,8 @@ def _answer_missing(config: Config, run: Unfinished, resources: Resources) -> No
 def _encoder(config: Config, generation: Generation, resources: Resources) -> Workers:
     """It works while the scorers wait, so it takes no cores from them."""
     store = Store(config.index, config.storage)
-    return Workers(
-        lambda: start(QueryActor, resources, store, generation, config.model, with_model=True, shares_cores=True),
-        1,
-    )
+    made_from = store, generation, config.model, config.compute.memory_gb
+    return Workers(lambda: start(QueryActor, resources, *made_from, with_model=True, shares_cores=True), 1)
 
 
 def start_scorers(config: Config, generation: Generation, resources: Resources, shares: int) -> Workers:
