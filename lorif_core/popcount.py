@@ -91,7 +91,6 @@ def _popcount(typing_context: Any, word: Any) -> Any:
 @numba.njit(
     "void(uint64[:, ::1], int64, uint64[:, :, ::1], int64[:, ::1], int64, int64)",
     nogil=True,
-    cache=True,
     boundscheck=False,
 )
 def _count(words, first, planes, sums, start, stop):  # type: ignore[no-untyped-def]
