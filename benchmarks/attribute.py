@@ -262,7 +262,7 @@ def scale(folder: Path, config: Config) -> dict[str, Any]:
     shares = shares_of(index)
     rates: dict[str, list[float]] = {"1": [], "2": []}
     with cluster(config.compute):
-        lying = ray.put(folded)
+        lying = ray.put(index.sought(folded, config.compute.memory_gb))
         for round_ in range(_ROUNDS + 1):
             for workers, found in rates.items():
                 alone = Resources(int(workers), 1, 0.0, int(workers))

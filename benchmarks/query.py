@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from lorif_core.factors import CodeLayout
+from lorif_core.quick import has_quick_look
 from lorif_core.receipts import Receipt
 from lorif_core.schema import ShardRows
 from lorif_core.scoring import FoldedQueries
-from lorif_core.search import Search
+from lorif_core.search import Search, Sought, sought
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.store import Store, block_rows
 from lorif_core.tokenise import Example
@@ -52,7 +53,7 @@ class Method:
 METHODS = (
     Method("default preset (cut 4, f 2)", 2, CodeSpec("cut", 4, "sign"), 16384, 65536),
     Method("rank 1 float16, f 4", 4, CodeSpec("rank", 1, "float16"), 16384, 32768),
-    Method("dense sign, f 2", 2, CodeSpec("dense", 1, "sign"), 1024, 4096),
+    Method("dense sign, f 2", 2, CodeSpec("dense", 1, "sign"), 8192, 8192),
     Method("LoGRA: dense float16, f 4", 4, CodeSpec("dense", 1, "float16"), 512, 4096),
 )
 
@@ -106,7 +107,7 @@ class InMemory:
 
     def search(self, folded: FoldedQueries, *, exact: bool = False) -> Callable[[], int]:
         """A block at a time; the first block has been looked at, as in a long scan."""
-        search = Search(self.layout, folded, _TOP_K, exact=exact)
+        search = Search(self.layout, self.sought(folded) if not exact else Sought(folded), _TOP_K)
         rows = min(len(self.ids), max(512, 16384 // folded.count // (8 if exact else 1)))
         cursor = iter(self._starts(rows))
         some = slice(0, min(len(self.ids), 512))
@@ -119,6 +120,10 @@ class InMemory:
             return len(self.ids[some])
 
         return work
+
+    def sought(self, folded: FoldedQueries) -> Sought:
+        """Queries that are ready for a search."""
+        return sought(self.layout, folded, [(self.codes, self.scales)])
 
     def _starts(self, rows: int) -> Iterator[int]:
         while True:
@@ -170,11 +175,11 @@ def write_index(folder: Path, method: Method) -> tuple[Store, int]:
     return store, store.factors_version()
 
 
-def from_disk(store: Store, version: int, layout: CodeLayout, folded: FoldedQueries) -> Callable[[], int]:
+def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -> Callable[[], int]:
     """A whole scan and search."""
 
     def work() -> int:
-        search, rows = Search(layout, folded, _TOP_K), 0
+        search, rows = Search(layout, queries, _TOP_K), 0
         for block in store.scan(version, block_rows(layout, 1.0)):
             search.update(block.codes, block.scales, block.example_ids)
             rows += len(block.example_ids)
@@ -193,12 +198,12 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
             for count in _QUERIES:
                 folded = queries(held.layout, count)
                 works[f"{method.name} | memory | {count}"] = (held.search(folded), size)
-                if method.code.kind != "dense" and count <= 64:
+                if has_quick_look(held.layout) and count <= 64:
                     works[f"{method.name} | exact | {count}"] = (held.search(folded, exact=True), size)
             if method.code.dtype == "float16" and method.code.kind == "rank":
                 works[f"{method.name} | paper | 1"] = (held.paper(queries(held.layout, 1)), size)
             store, version = write_index(Path(name), method)
-            disk = from_disk(store, version, held.layout, queries(held.layout, 1))
+            disk = from_disk(store, version, held.layout, held.sought(queries(held.layout, 1)))
             works[f"{method.name} | disk | 1"] = (disk, size)
         rates: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):

@@ -25,7 +25,7 @@ from lorif_core.model import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.queries import Query, parsed_queries, query_example
 from lorif_core.resident import ROW_ADDRESS, Fold, Resident, ResidentCodes, blocks_within, layers_within
 from lorif_core.scoring import FoldedQueries, fold_queries, own_influence, own_scale, relative_to_own, score_rows
-from lorif_core.search import Search
+from lorif_core.search import Search, Sought, is_worth_a_look, sought
 from lorif_core.self_influence import LayerForm, layer_form, self_influences
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.store import Block, Store, block_rows
@@ -307,16 +307,23 @@ class PartReader:
             yield block, None if own is None else inverse_root(own[start:stop])
             start = stop
 
+    def sought(self, folded: FoldedQueries, memory_gb: float = _MEMORY_GB) -> Sought:
+        """Folded queries made ready to look for their strongest rows, here or in several places alike."""
+        if not is_worth_a_look(self.layout, self.part.rows):
+            return Sought(folded)
+        blocks = self.blocks(memory_gb=memory_gb)
+        return sought(self.layout, folded, ((block.codes, block.scales) for block in blocks))
+
     def top_k(
         self,
-        folded: FoldedQueries,
+        queries: Sought,
         k: int,
         fragments: Sequence[int] | None = None,
         memory_gb: float = _MEMORY_GB,
         terms: Terms = PLAIN,
     ) -> list[TopK]:
-        """Top-k of folded queries over the whole part or some fragments of it (`search.Search`)."""
-        search = Search(self.layout, folded, k)
+        """Top-k of queries over the whole part or some fragments of it (`search.Search`)."""
+        search = Search(self.layout, queries, k)
         for block, times_B in self._weighted(fragments, memory_gb, terms):
             search.update(block.codes, block.scales, block.example_ids, times_B)
         return search.best
@@ -477,9 +484,15 @@ class Index:
             spread.append(queries if part is leader else part.translated(queries, leader.spec))
         return spread
 
+    def sought(self, folded: Sequence[FoldedQueries], memory_gb: float = _MEMORY_GB) -> list[Sought]:
+        """Folded queries made ready for a search of every part."""
+        return [part.sought(queries, memory_gb) for part, queries in zip(self.parts, folded, strict=True)]
+
     def top_k_folded(self, folded: Sequence[FoldedQueries], k: int, terms: Terms = PLAIN) -> list[TopK]:
         """Top-k of folded queries over all parts."""
-        found = [part.top_k(queries, k, terms=terms) for part, queries in zip(self.parts, folded, strict=True)]
+        found = [
+            part.top_k(asked, k, terms=terms) for part, asked in zip(self.parts, self.sought(folded), strict=True)
+        ]
         best = found[0]
         for others in found[1:]:
             for kept, other in zip(best, others, strict=True):

@@ -7,15 +7,18 @@ of one row a byte out of a table with what each of the 256 bytes adds.
 Shapes: Q queries, B rows, c terms, d the size of a side, S scales of a row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 
 from lorif_core.factors import CodeLayout
 from lorif_core.levels import PER_BYTE, byte_levels
 from lorif_core.projection import counter_generator
-from lorif_core.scoring import FoldedQueries
+from lorif_core.scoring import FoldedQueries, shared_tensor
 
 DIRECTIONS = 32  # of 128 tokens they have .92 of the energy, and the LDS of all (benchmarks.quality.quick)
 _ROUNDS = 3
@@ -29,11 +32,17 @@ class NarrowQueries:
     left: tuple[torch.Tensor, ...]
     right: tuple[torch.Tensor, ...]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As numpy arrays, as `FoldedQueries`."""
+        return _narrow_of, tuple([one.numpy(force=True) for one in side] for side in (self.left, self.right))
+
+
+def _narrow_of(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> NarrowQueries:
+    return NarrowQueries(*(tuple(shared_tensor(one) for one in side) for side in (left, right)))
+
 
 def is_faster(layout: CodeLayout) -> bool:
-    """Whether quick scores of a query take much less than exact ones."""
-    if layout.code.kind == "dense":
-        return False
+    """Whether quick scores of factors take much less than exact ones."""
     per_byte = PER_BYTE.get(layout.code.dtype, 1)
     layers = [slot.layer for slot in layout.slots]
     narrow = sum(DIRECTIONS * (layer.d1 + layer.d2) for layer in layers) / per_byte

@@ -2,8 +2,8 @@
 
 What a pass needs beyond the stored codes of a few blocks of rows does not depend on the number of rows:
 
-    folded queries   4 B x sum of d1 d2 over layers and parts, and of   a quarter of the memory
-                     their leading directions where scans use those
+    folded queries   4 B x sum of d1 d2 over layers and parts, and      a quarter of the memory
+                     what a quick look keeps of them
     scores           16 B x rows of a scanned block                     an eighth
     top k            400 B x 2 k, as kept and as it is merged           an eighth
 
@@ -13,7 +13,7 @@ encoded their gradients take as much as they do folded.
 
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation
-from lorif_core.narrow import DIRECTIONS, is_faster
+from lorif_core.quick import quick_bytes
 from lorif_core.store import block_rows
 
 _BYTES_PER_SCORE = 16  # the score, two temporaries of a contraction, what the heaps compare
@@ -29,14 +29,12 @@ def queries_per_block(generation: Generation, k: int, memory_gb: float) -> int:
     return max(
         1,
         min(
-            int(memory / 4 / (4 * sum(map(_numbers_of_query, layouts)))),
+            int(memory / 4 / sum(map(_bytes_of_query, layouts))),
             int(memory / 8 / (_BYTES_PER_SCORE * rows)),
             int(memory / 8 / (_BYTES_PER_HIT * 2 * k)),
         ),
     )
 
 
-def _numbers_of_query(layout: CodeLayout) -> int:
-    layers = [slot.layer for slot in layout.slots]
-    narrow = DIRECTIONS * sum(layer.d1 + layer.d2 for layer in layers) if is_faster(layout) else 0
-    return sum(layer.dim for layer in layers) + narrow
+def _bytes_of_query(layout: CodeLayout) -> int:
+    return 4 * sum(slot.layer.dim for slot in layout.slots) + quick_bytes(layout)

@@ -35,9 +35,14 @@ class FoldedQueries:
 
 
 def _folded_of(arrays: Sequence[np.ndarray]) -> FoldedQueries:
+    return FoldedQueries(tuple(map(shared_tensor, arrays)))
+
+
+def shared_tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor on an array that others may read too, and nobody may write."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return FoldedQueries(tuple(torch.from_numpy(weight_QD) for weight_QD in arrays))
+        return torch.from_numpy(array)
 
 
 def queries_at_once(layers: Iterable[LayerSpec], memory_gb: float) -> int:

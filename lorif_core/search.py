@@ -1,21 +1,63 @@
 """The strongest rows of a scan: all rows are scored quickly, and exactly those that may be among the first k.
 
-How far quick scores are off is learned from the first rows, which are scored both ways: the margin is so many
-standard deviations of their difference that a row outside it is seldom among the first k (`quality.quick`).
+How far quick scores are off is learned once, from some rows that are scored both ways, next to the size of their
+scales: the margin of a row is so many standard deviations that one outside it is seldom among the first k
+(`quality.quick`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from lorif_core.factors import CodeLayout
 from lorif_core.heaps import Heaps
-from lorif_core.narrow import is_faster, narrowed, quick_scores
+from lorif_core.quick import QuickQueries, has_quick_look, quick_queries, quick_scorer
 from lorif_core.scoring import FoldedQueries, score_rows
 
 _MARGIN = 5.0  # standard deviations
-_LEARNED_FROM = 256  # rows at least
+LEARNED_FROM = 256  # rows
+_WORTH_ROWS = 2 * LEARNED_FROM
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """Folded queries, and how their strongest rows are looked for.
+
+    Attributes:
+        folded: for exact scores.
+        quick: for the quick look; None where every row is scored exactly.
+        margins: (Q,) float32, how far quick scores are off at most, of rows with scales of norm 1.
+    """
+
+    folded: FoldedQueries
+    quick: QuickQueries | None = None
+    margins: np.ndarray | None = None
+
+
+def is_worth_a_look(layout: CodeLayout, rows: int) -> bool:
+    """Whether a quick look at so many rows spares more than it costs to learn how far it is off."""
+    return rows > _WORTH_ROWS and has_quick_look(layout)
+
+
+def sought(
+    layout: CodeLayout, folded: FoldedQueries, sample: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> Sought:
+    """Queries with the margins that blocks of codes and scales show; of the sample the first rows are read."""
+    quick = quick_queries(folded, layout)
+    if quick is None:
+        return Sought(folded)
+    scores, off, left = quick_scorer(layout, quick), [], LEARNED_FROM
+    for codes, scales_BS in sample:
+        some = codes[:left], scales_BS[:left]
+        sizes_B = _sizes(some[1])
+        difference_QB = (score_rows(*some, layout, folded) - scores(*some)).numpy()
+        off.append(np.divide(difference_QB, sizes_B, out=np.zeros_like(difference_QB), where=sizes_B > 0))
+        left -= len(some[0])
+        if left <= 0:
+            break
+    return Sought(folded, quick, _MARGIN * np.concatenate(off, axis=1).std(axis=1))
 
 
 class Search:
@@ -23,46 +65,40 @@ class Search:
 
     Args:
         layout: of the codes.
-        folded: the queries.
+        queries: as `sought` made them.
         k: how many of each end are kept.
-        exact: score every row exactly.
     """
 
-    def __init__(self, layout: CodeLayout, folded: FoldedQueries, k: int, *, exact: bool = False) -> None:
-        self._layout, self._folded = layout, folded
-        self._narrow = None if exact or not is_faster(layout) else narrowed(folded, layout)
-        self._margins: np.ndarray | None = None
-        self._heaps = Heaps(folded.count, k)
+    def __init__(self, layout: CodeLayout, queries: Sought, k: int) -> None:
+        self._layout, self._sought = layout, queries
+        self._quick = None if queries.quick is None else quick_scorer(layout, queries.quick)
+        self._heaps = Heaps(queries.folded.count, k)
         self.best = self._heaps.top
 
     def update(
         self, codes: torch.Tensor, scales_BS: torch.Tensor, ids: Sequence[str], times_B: np.ndarray | None = None
     ) -> None:
-        """Take in a block of rows as they are stored; their scores are multiplied by `times`."""
-        if self._narrow is None or self._margins is None:
-            self._take_all(codes, scales_BS, ids, times_B)
+        """Take in a block of rows as they are stored; their scores are multiplied by `times` > 0."""
+        if self._quick is None or self._sought.margins is None:
+            exact_QB = score_rows(codes, scales_BS, self._layout, self._sought.folded).numpy()
+            self._heaps.update(_multiplied(exact_QB, times_B), ids)
             return
-        quick_QB = _multiplied(quick_scores(codes, scales_BS, self._layout, self._narrow).numpy(), times_B)
+        quick_QB = _multiplied(self._quick(codes, scales_BS).numpy(), times_B)
+        sizes_B = _multiplied(_sizes(scales_BS), times_B)
         for query, kept in enumerate(self.best):
-            rows = np.flatnonzero(kept.may_take(quick_QB[query], float(self._margins[query])))
+            rows = np.flatnonzero(kept.may_take(quick_QB[query], self._sought.margins[query] * sizes_B))
             if not len(rows):
                 continue
-            one = FoldedQueries(tuple(weight_QD[query : query + 1] for weight_QD in self._folded.weights))
+            one = FoldedQueries(tuple(weight_QD[query : query + 1] for weight_QD in self._sought.folded.weights))
             chosen = torch.from_numpy(rows)
             exact_1B = score_rows(codes[chosen], scales_BS[chosen], self._layout, one).numpy()
             scores = _multiplied(exact_1B, None if times_B is None else times_B[rows])
             kept.update(scores[0], [ids[row] for row in rows.tolist()])
 
-    def _take_all(
-        self, codes: torch.Tensor, scales_BS: torch.Tensor, ids: Sequence[str], times_B: np.ndarray | None
-    ) -> None:
-        exact_QB = score_rows(codes, scales_BS, self._layout, self._folded).numpy()
-        exact_QB = _multiplied(exact_QB, times_B)
-        self._heaps.update(exact_QB, ids)
-        if self._narrow is not None and len(ids) >= _LEARNED_FROM:
-            quick = quick_scores(codes, scales_BS, self._layout, self._narrow).numpy()
-            self._margins = _MARGIN * (exact_QB - _multiplied(quick, times_B)).std(axis=1)
+
+def _sizes(scales_BS: torch.Tensor) -> np.ndarray:
+    return scales_BS.norm(dim=1).numpy()
 
 
-def _multiplied(scores_QB: np.ndarray, times_B: np.ndarray | None) -> np.ndarray:
-    return scores_QB if times_B is None else scores_QB * times_B
+def _multiplied(scores: np.ndarray, times_B: np.ndarray | None) -> np.ndarray:
+    return scores if times_B is None else scores * times_B

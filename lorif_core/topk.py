@@ -23,11 +23,16 @@ class TopK:
     proponents: list[Scored] = field(default_factory=list)
     opponents: list[Scored] = field(default_factory=list)
 
-    def may_take(self, scores: np.ndarray, margin: float) -> np.ndarray:
-        """(B,) whether rows whose scores are off by at most `margin` may be among the k highest or lowest."""
-        if len(self.proponents) < self.k:
-            return np.ones(len(scores), dtype=bool)
-        return (scores > self.proponents[-1].score - margin) | (scores < self.opponents[-1].score + margin)
+    def may_take(self, scores: np.ndarray, margins: np.ndarray) -> np.ndarray:
+        """(B,) whether rows whose scores are off by at most `margins` may be among the k highest or lowest."""
+        highest, lowest, floor, ceiling = scores + margins, scores - margins, -np.inf, np.inf
+        if len(scores) >= self.k:  # k rows of the block itself are at least that high, and k that low
+            floor = np.partition(lowest, -self.k)[-self.k]
+            ceiling = np.partition(highest, self.k - 1)[self.k - 1]
+        if len(self.proponents) == self.k:
+            floor = max(floor, self.proponents[-1].score)
+            ceiling = min(ceiling, self.opponents[-1].score)
+        return (highest >= floor) | (lowest <= ceiling)
 
     def update(self, scores: np.ndarray, ids: Sequence[str]) -> None:
         """Take in a block: scores (B,) with the ids of its rows."""

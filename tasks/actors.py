@@ -19,7 +19,7 @@ from lorif_core.generation import Generation
 from lorif_core.index import Index
 from lorif_core.queries import Query
 from lorif_core.receipts import Receipt
-from lorif_core.scoring import FoldedQueries
+from lorif_core.search import Sought
 from lorif_core.shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.store import Store
@@ -123,21 +123,25 @@ class CurvatureActor:
 
 @ray.remote
 class QueryActor:
-    """Loads the model once, encodes queries and folds the curvature into them."""
+    """Loads the model once, encodes queries, folds the curvature into them and makes them ready for a search."""
 
-    def __init__(self, store: Store, generation: Generation, model: ModelConfig, threads: int) -> None:
+    def __init__(
+        self, store: Store, generation: Generation, model: ModelConfig, memory_gb: float, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
         self._index = Index(store, generation)
-        self._model = model
+        self._model, self._memory_gb = model, memory_gb
 
     @ray.method(num_returns=2)
-    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[float], list[FoldedQueries]]:
-        """The token-summed loss of each query under the newest checkpoint, and the queries folded for every part.
+    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[float], list[Sought]]:
+        """The token-summed loss of each query under the newest checkpoint, and what every part is searched with.
 
         Two objects: the second goes from the object store of this node to the scorers, by way of nobody.
         """
         gradients = self._index.encode(queries, self._model)
-        return gradients[-1].losses.tolist(), self._index.fold(gradients, terms)
+        return gradients[-1].losses.tolist(), self._index.sought(
+            self._index.fold(gradients, terms), self._memory_gb
+        )
 
     def explain(self, queries: Sequence[Query], best: Sequence[TopK]) -> list[Explanation]:
         """See `explain`; of each of the queries, with what was found."""
@@ -154,10 +158,10 @@ class ScoreActor:
         self._memory_gb = memory_gb
 
     def top_k(
-        self, part: int, folded: list[FoldedQueries], k: int, fragments: Sequence[int], terms: Terms
+        self, part: int, queries: list[Sought], k: int, fragments: Sequence[int], terms: Terms
     ) -> list[TopK]:
-        """Top k of each query over some fragments of a part; `folded` is read where it lies in the store."""
-        return self._index.parts[part].top_k(folded[part], k, fragments, self._memory_gb, terms)
+        """Top k of each query over some fragments of a part; `queries` are read where they lie in the store."""
+        return self._index.parts[part].top_k(queries[part], k, fragments, self._memory_gb, terms)
 
 
 def start(

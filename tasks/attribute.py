@@ -5,6 +5,7 @@ A block that is kept is never asked again, so a run that was killed goes on with
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -33,7 +34,9 @@ from tasks.progress import Progress
 from tasks.retry import RETRIED
 
 _FRAGMENTS_PER_CALL = range(8, 65)  # a fragment has 512 rows at most
-_CALLS = 64  # of a block: so few that merging is cheap, so many that workers end together
+_CALLS = 64  # of a block, if all were of the small size
+_LARGE = 4  # times a small one; fewer to merge, while small ones at the end let workers end together
+_LARGE_SHARE = 0.75  # of the fragments
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,8 @@ def _answer_missing(config: Config, run: Unfinished, resources: Resources) -> No
 def _encoder(config: Config, generation: Generation, resources: Resources) -> Workers:
     """It works while the scorers wait, so it takes no cores from them."""
     store = Store(config.index, config.storage)
-    return Workers(
-        lambda: start(QueryActor, resources, store, generation, config.model, with_model=True, shares_cores=True),
-        1,
-    )
+    made_from = store, generation, config.model, config.compute.memory_gb
+    return Workers(lambda: start(QueryActor, resources, *made_from, with_model=True, shares_cores=True), 1)
 
 
 def start_scorers(config: Config, generation: Generation, resources: Resources, shares: int) -> Workers:
@@ -128,18 +129,24 @@ def _explain(encoder: Workers, block: QueryBlock, best: Sequence[TopK]) -> list[
 
 
 def shares_of(index: Index) -> list[Share]:
-    """All fragments of an index, in shares that are a worker's work for one call.
+    """All fragments of an index, in shares that are a worker's work for one call, the large ones first.
 
-    They are the same whatever the workers are: what a scan finds worth an exact look depends on the rows before.
+    They are the same whatever the workers are, and so are answers: which rows get an exact look depends on those
+    before in the share.
     """
-    held = [part.fragments() for part in index.parts]
+    return cut([part.fragments() for part in index.parts])
+
+
+def cut(held: Sequence[list[int]]) -> list[Share]:
+    """Shares of the fragments of every part."""
     wanted = -(-sum(map(len, held)) // _CALLS)
-    size = min(max(wanted, _FRAGMENTS_PER_CALL[0]), _FRAGMENTS_PER_CALL[-1])
-    return [
-        Share(number, fragments[first : first + size])
-        for number, fragments in enumerate(held)
-        for first in range(0, len(fragments), size)
-    ]
+    small = min(max(wanted, _FRAGMENTS_PER_CALL[0]), _FRAGMENTS_PER_CALL[-1])
+    shares = []
+    for number, fragments in enumerate(held):
+        large = int(_LARGE_SHARE * len(fragments)) // (_LARGE * small) * _LARGE * small
+        starts = [*range(0, large, _LARGE * small), *range(large, len(fragments), small), len(fragments)]
+        shares += [Share(number, fragments[start:stop]) for start, stop in pairwise(starts)]
+    return sorted(shares, key=lambda share: -len(share.fragments))
 
 
 def scan(

@@ -1,6 +1,6 @@
 """What the quick look at all rows costs in LDS, and which of the strongest rows it finds.
 
-    python -m benchmarks.quality.quick EVALUATION OUT [--methods balanced compact --result FILE]
+    python -m benchmarks.quality.quick EVALUATION OUT [--methods balanced compact quality --result FILE]
 
 OUT holds what `lorif evaluate lds` has left there: the truth and the checkpoint. Every method's index is built
 anew, in a temporary folder. LDS of exact and of quick scores of all rows; recall of the search, block after block
@@ -21,10 +21,10 @@ from lorif_core.config import StorageConfig
 from lorif_core.evaluation import EvaluationConfig, load_evaluation
 from lorif_core.index import Index
 from lorif_core.lds import Truth, lds, rank_correlation
-from lorif_core.narrow import narrowed, quick_scores
 from lorif_core.queries import read_queries
+from lorif_core.quick import quick_scorer
 from lorif_core.scoring import score_rows
-from lorif_core.search import Search
+from lorif_core.search import Search, Sought
 from lorif_core.store import Store
 from lorif_core.topk import TopK
 from lorif_core.truth import TruthFolder
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--methods", nargs="+", default=["balanced", "compact"])
+    parser.add_argument("--methods", nargs="+", default=["balanced", "compact", "quality"])
     parser.add_argument("--result", type=Path)
     arguments = parser.parse_args()
     evaluation = load_evaluation(arguments.evaluation)
@@ -69,7 +69,10 @@ def measure(index: Index, evaluation: EvaluationConfig, ids: list[str], truth: T
     names = [name for block in blocks for name in block.example_ids]
     codes, scales = torch.cat([block.codes for block in blocks]), torch.cat([block.scales for block in blocks])
     exact = score_rows(codes, scales, part.layout, folded).numpy()
-    quick = quick_scores(codes, scales, part.layout, narrowed(folded, part.layout)).numpy()
+    seeking = part.sought(folded)
+    if seeking.quick is None:
+        raise SystemExit(f"{len(names)} rows of this code have no quick look")
+    quick = quick_scorer(part.layout, seeking.quick)(codes, scales).numpy()
     places = {name: place for place, name in enumerate(names)}
     order = [places[name] for name in ids]
     found: dict[str, Any] = {
@@ -82,7 +85,7 @@ def measure(index: Index, evaluation: EvaluationConfig, ids: list[str], truth: T
         "spearman": round(float(rank_correlation(quick.T, exact.T).mean()), 4),
     }
     for k in _TOP_K:
-        both = [Search(part.layout, folded, k, exact=wish) for wish in (False, True)]
+        both = [Search(part.layout, asked, k) for asked in (seeking, Sought(folded))]
         for start in range(0, len(names), _BLOCK):
             some = slice(start, start + _BLOCK)
             for search in both:

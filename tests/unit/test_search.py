@@ -1,14 +1,17 @@
 """Invariant: quick scores are those of leading directions; the strongest rows are found, and scored exactly."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from lorif_core.factors import CodeLayout, encode
 from lorif_core.levels import PER_BYTE, pack
-from lorif_core.narrow import DIRECTIONS, is_faster, narrowed, quick_scores
+from lorif_core.narrow import DIRECTIONS, narrowed, quick_scores
+from lorif_core.quick import has_quick_look, quick_scorer
 from lorif_core.scoring import FoldedQueries, score_rows
-from lorif_core.search import Search
+from lorif_core.search import Search, Sought, sought
 from lorif_core.spec import CodeSpec, LayerSpec
 
 WIDE = (LayerSpec("a", 0, 0, 64, 96), LayerSpec("b", 0, 0, 96, 40), LayerSpec("c", 0, 0, 72, 72))
@@ -20,6 +23,7 @@ CODES = {
     "rank 1 int8": CodeSpec("rank", 1, "int8"),
     "rank 2 float16": CodeSpec("rank", 2, "float16"),
 }
+DENSE_SIGN = CodeSpec("dense", 1, "sign")
 
 
 def rows_of(layout: CodeLayout, rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,27 +79,43 @@ def test_leading_directions_are_kept() -> None:
         assert (left <= 1.3 * best + 1e-6).all()
 
 
-@pytest.mark.parametrize("name", ["cut 3", "rank 2 float16"])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_strongest_rows_are_found_with_exact_scores(name: str, weighted: bool) -> None:
-    layout = CodeLayout((LayerSpec("a", 0, 0, 256, 320), LayerSpec("b", 0, 0, 320, 256)), CODES[name])
-    assert is_faster(layout)
-    rows, queries = 3000, queries_of(layout, 4, 100)
+@pytest.mark.parametrize("code", [CODES["cut 3"], CODES["rank 2 float16"], DENSE_SIGN], ids=str)
+def test_the_strongest_rows_are_found_with_exact_scores(code: CodeSpec) -> None:
+    """In blocks of any size, with and without numbers that scores are multiplied by."""
+    layout = CodeLayout((LayerSpec("a", 0, 0, 192, 256), LayerSpec("b", 0, 0, 224, 192)), code)
+    assert has_quick_look(layout)
+    rows, queries = 1500, queries_of(layout, 4, 100)
     codes, scales = rows_of(layout, rows)
     ids = [f"x{row}" for row in range(rows)]
-    times = np.linspace(0.5, 2.0, rows, dtype=np.float32) if weighted else None
-    quick, exact = (Search(layout, queries, 20, exact=wish) for wish in (False, True))
-    for start in range(0, rows, 500):
-        some = slice(start, start + 500)
-        for search in (quick, exact):
-            search.update(codes[some], scales[some], ids[some], None if times is None else times[some])
-    for found, expected in zip(quick.best, exact.best, strict=True):
-        for side in ("proponents", "opponents"):
-            ours, theirs = getattr(found, side), getattr(expected, side)
-            assert [hit.example_id for hit in ours] == [hit.example_id for hit in theirs]
-            np.testing.assert_allclose([h.score for h in ours], [h.score for h in theirs], rtol=1e-4)
+    ready = sought(layout, queries, zip(codes.split(100), scales.split(100), strict=True))
+    for times in (None, np.linspace(0.5, 2.0, rows, dtype=np.float32)):
+        quick, exact = Search(layout, ready, 20), Search(layout, Sought(queries), 20)
+        for start, stop in ((0, 10), (10, 600), (600, rows)):
+            some = slice(start, stop)
+            for search in (quick, exact):
+                search.update(codes[some], scales[some], ids[some], None if times is None else times[some])
+        for found, expected in zip(quick.best, exact.best, strict=True):
+            for side in ("proponents", "opponents"):
+                ours, theirs = getattr(found, side), getattr(expected, side)
+                assert [hit.example_id for hit in ours] == [hit.example_id for hit in theirs]
+                np.testing.assert_allclose([h.score for h in ours], [h.score for h in theirs], rtol=1e-4)
+
+
+@pytest.mark.parametrize("code", [CODES["cut 3"], DENSE_SIGN], ids=str)
+def test_what_a_worker_gets_is_what_was_sent(code: CodeSpec) -> None:
+    """Queries that went through pickle give the same quick scores."""
+    layout = CodeLayout(ODD, code)
+    codes, scales = rows_of(layout, 300)
+    sent = sought(layout, queries_of(layout, 2, 50), [(codes, scales)])
+    received = pickle.loads(pickle.dumps(sent))  # noqa: S301
+    np.testing.assert_array_equal(received.margins, sent.margins)
+    both = [quick_scorer(layout, one.quick)(codes, scales) for one in (sent, received)]
+    torch.testing.assert_close(*both, rtol=0, atol=0)
 
 
 def test_codes_that_gain_nothing_are_scored_exactly() -> None:
-    assert not is_faster(CodeLayout((LayerSpec("a", 0, 0, 16, 24),), CodeSpec("rank", 1, "float16")))
-    assert not is_faster(CodeLayout(WIDE, CodeSpec("dense", 1, "sign")))
+    for layout in (
+        CodeLayout((LayerSpec("a", 0, 0, 16, 24),), CodeSpec("rank", 1, "float16")),
+        CodeLayout(WIDE, CodeSpec("dense", 1, "int8")),
+    ):
+        assert not has_quick_look(layout)
