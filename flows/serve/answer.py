@@ -39,7 +39,8 @@ class Answer(BaseModel):
     relative: bool = Field(description="scores are shares of the query's influence on itself")
     proponents: list[Hit]
     opponents: list[Hit]
-    tokens: list[str] | None = Field(None, description="of the query; null where scores are no sums over tokens")
+    tokens: list[str] | None = Field(None, description="of the query, if it was to be explained and could be")
+    unexplained: str | None = Field(None, description="why it could not be")
     totals: list[dict[str, Any]] | None = None
     seconds: float = Field(0.0, description="from the question's arrival to its answer")
 
@@ -91,6 +92,7 @@ class Answered:
             proponents=self._hits(self._found.top.proponents),
             opponents=self._hits(self._found.top.opponents),
             tokens=None if self._explanation is None else list(self._explanation.tokens) or None,
+            unexplained=None if self._explanation is None else self._explanation.reason,
             totals=None if self._totals is None else self._totals.drop_columns(["query_id"]).to_pylist(),
             seconds=round(seconds, 4),
         ).model_dump_json()
