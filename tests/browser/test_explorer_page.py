@@ -1,10 +1,16 @@
 """The explorer in a real browser, on a real server: what is typed is answered, and what goes wrong is said."""
 
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import Page, expect
 
 from lorif_core.config import Config
 from lorif_core.index import open_index
+from lorif_core.store import Store, now
 from tests.browser.conftest import ATTACK, TOP_K, Open, serving
 
 pytestmark = pytest.mark.browser
@@ -113,6 +119,21 @@ def test_a_server_with_a_token_and_one_that_is_gone(asked: Config, opened: Open)
         process.wait()
         ask(page, "a red bird")
         expect(page.get_by_role("alert")).to_contain_text("can't be reached")
+
+
+def test_a_newer_generation_is_noticed(asked: Config, opened: Open, tmp_path: Path) -> None:
+    shutil.copytree(asked.index, tmp_path / "index")
+    store = Store(str(tmp_path / "index"))
+    with serving(store.uri) as (address, _):
+        page = opened(address).page
+        ask(page, "a red bird")
+        expect(page.locator(ANSWERED)).to_be_visible()
+        expect(page.locator("#newer")).to_be_empty()
+        store.publish(replace(store.latest(), generation=2, created_at=now()))
+        deadline = time.monotonic() + 60
+        while page.locator("#newer").inner_text() == "" and time.monotonic() < deadline:
+            ask(page, "a red bird")
+        expect(page.locator("#newer")).to_contain_text("Generation 2 is there by now")
 
 
 @pytest.mark.parametrize("width", [320, 400])
