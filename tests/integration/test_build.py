@@ -52,7 +52,7 @@ def test_tables_are_plain_lancedb(built: Config) -> None:
     }
     assert expected <= set(row)
     assert database.open_table("generations").count_rows() >= 1
-    assert database.open_table("curvature").count_rows() == 8 * 16
+    assert database.open_table("curvature").count_rows() == 8 * 2 * 16
 
 
 def test_two_ray_workers_equal_one_process(built: Config) -> None:
