@@ -25,13 +25,16 @@ from lorif_core.scoring import FoldedQueries, shared_tensor
 
 BITS = 4
 _LARGEST = 2 ** (BITS - 1) - 1
-_CLIP_RMS = 5.0  # beyond it an outlier costs less than coarser steps for all others; of 3, 4 and 5 (quality.quick)
+_CLIP_RMS = 4.0  # beyond it an outlier costs less than coarser steps for all others; the best of 3 to 8 for ranks
 _TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
 class CoarseQueries:
-    """Per layer whole numbers (Q, D) int8 and steps (Q,) float32, w ~ step n in the least squares."""
+    """Per layer whole numbers (Q, D) int8 and steps (Q,) float32.
+
+    < w, step n > = |w|^2, so that rows along the query, the strongest, do not score too little.
+    """
 
     levels: tuple[torch.Tensor, ...]
     steps: tuple[torch.Tensor, ...]
@@ -52,7 +55,7 @@ def coarsened(folded: FoldedQueries) -> CoarseQueries:
         rms = weight_QD.square().mean(dim=1, keepdim=True).sqrt()
         limit = torch.minimum(weight_QD.abs().amax(dim=1, keepdim=True), _CLIP_RMS * rms).clamp_min(_TINY)
         whole = (weight_QD * (_LARGEST / limit)).round_().clamp_(-_LARGEST, _LARGEST)
-        steps.append((weight_QD * whole).sum(dim=1) / whole.square().sum(dim=1).clamp_min(1.0))
+        steps.append(weight_QD.square().sum(dim=1) / (weight_QD * whole).sum(dim=1).clamp_min(_TINY))
         levels.append(whole.to(torch.int8))
     return CoarseQueries(tuple(levels), tuple(steps))
 
