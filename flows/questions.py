@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorif_core.config import ModelConfig, parse_model, parse_options, parse_storage
-from lorif_core.index import Index, model_config_of, open_index
+from lorif_core.encoder import model_config_of
+from lorif_core.index import Index, open_index
 from lorif_core.queries import Query
 from lorif_core.terms import Terms
 from lorif_core.topk import Scored, TopK

@@ -30,7 +30,8 @@ from benchmarks.quality.quick import built
 from lorif_core.config import StorageConfig
 from lorif_core.evaluation import load_evaluation
 from lorif_core.factors import CodeLayout
-from lorif_core.index import Index, PartReader, open_index
+from lorif_core.index import Index, open_index
+from lorif_core.part import PartReader
 from lorif_core.queries import read_queries
 from lorif_core.recall import recall_at
 from lorif_core.scoring import FoldedQueries

@@ -7,8 +7,9 @@ from pydantic import BaseModel, Field
 from flows.questions import Found
 from flows.serve.question import Question
 from lorif_core.answer_section import answer_section, source_totals
+from lorif_core.encoder import ModelInput
 from lorif_core.explanation import Explanation, explain
-from lorif_core.index import Index, ModelInput
+from lorif_core.index import Index
 from lorif_core.report import render_answer
 from lorif_core.sections import QuerySection
 from lorif_core.terms import Terms
