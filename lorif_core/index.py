@@ -20,6 +20,7 @@ from lorif_core.search import Sought
 from lorif_core.store import Store
 from lorif_core.terms import PLAIN, Normalisation, Terms, make_terms
 from lorif_core.topk import TopK
+from lorif_core.twostage import check_two_stage
 
 QueryInput = str | Mapping[str, Any] | Query
 
@@ -91,13 +92,18 @@ class Index:
         *,
         where: str | None = None,
         normalise: Normalisation = "none",
+        two_stage: bool = False,
     ) -> list[TopK]:
         """Per query the k strongest proponents and opponents. Memory does not grow with the index.
 
-        Unless normalised: then a float per row is kept. Arguments are those of `scores`.
+        Unless normalised: then a float per row is kept. Arguments are those of `scores`, and
+
+        Args:
+            two_stage: look among few candidates (`lorif_core.twostage`), which may miss some of the k; the first
+                such search reads all codes and keeps a sixteenth of their bytes in memory.
         """
-        terms = self.terms(where, normalise)
-        return self.top_k_folded(self.fold(self.encode(queries, model), terms), k, terms)
+        terms = self.terms(where, normalise, two_stage=two_stage)
+        return self.top_k_folded(self.fold(self.encode(queries, model), terms), k, terms, two_stage=two_stage)
 
     def totals(
         self,
@@ -147,9 +153,15 @@ class Index:
         """Names of layers or groups of layers, and what each adds to the scores of some rows (L, rows)."""
         return contributions.layer_scores(self, query, example_ids, groups, model)
 
-    def terms(self, where: str | None = None, normalise: str = "none") -> Terms:
-        """Terms, checked against the rows of the generation. Raises UserError as `make_terms`."""
-        return make_terms(self.store, self.generation.factors_version, where, normalise)
+    def terms(self, where: str | None = None, normalise: str = "none", *, two_stage: bool = False) -> Terms:
+        """Terms, checked against the rows of the generation.
+
+        Raises UserError as `make_terms` and, for a two-stage search, `check_two_stage`.
+        """
+        terms = make_terms(self.store, self.generation.factors_version, where, normalise)
+        for part in self.parts if two_stage else ():
+            check_two_stage(part.layout, terms)
+        return terms
 
     def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> list[QueryGradients]:
         """Gradients of the queries under every checkpoint that is asked."""
@@ -183,11 +195,16 @@ class Index:
         """Folded queries made ready for a search of every part."""
         return [part.sought(queries, memory_gb) for part, queries in zip(self.parts, folded, strict=True)]
 
-    def top_k_folded(self, folded: Sequence[FoldedQueries], k: int, terms: Terms = PLAIN) -> list[TopK]:
+    def top_k_folded(
+        self, folded: Sequence[FoldedQueries], k: int, terms: Terms = PLAIN, *, two_stage: bool = False
+    ) -> list[TopK]:
         """Top-k of folded queries over all parts."""
-        found = [
-            part.top_k(asked, k, terms=terms) for part, asked in zip(self.parts, self.sought(folded), strict=True)
-        ]
+        if two_stage:
+            pairs = zip(self.parts, folded, strict=True)
+            found = [part.two_stage().top_k(asked, k, terms.where, MEMORY_GB) for part, asked in pairs]
+        else:
+            ready = zip(self.parts, self.sought(folded), strict=True)
+            found = [part.top_k(asked, k, terms=terms) for part, asked in ready]
         best = found[0]
         for others in found[1:]:
             for kept, other in zip(best, others, strict=True):

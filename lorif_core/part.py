@@ -24,6 +24,7 @@ from lorif_core.store import Block, Store, block_rows
 from lorif_core.tables import Tables
 from lorif_core.terms import PLAIN, Terms, inverse_root
 from lorif_core.topk import TopK
+from lorif_core.twostage import Place, TwoStage, read_two_stage
 
 MEMORY_GB = 1.0  # of a notebook or `lorif query`; builds and batches have compute.memory_gb
 
@@ -47,6 +48,7 @@ class PartReader:
         self._encoders: dict[ModelConfig, QueryEncoder] = {}
         self._own: dict[tuple[tuple[int, ...] | None, str | None], np.ndarray] = {}
         self._resident = Resident()
+        self._two_stage: TwoStage | None = None
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
         """The encoder for the part's checkpoint, kept between calls so that the model loads once."""
@@ -104,14 +106,19 @@ class PartReader:
         newer = self._store.whitening(self.part.metric)
         return metric_folds(frozen, newer, self.spec.layers)
 
-    def keep_resident(self, limit: int) -> int:
-        """Keep codes, and what queries are folded with, in memory from now on, as far as they fit; their bytes."""
+    def keep_resident(self, limit: int, *, two_stage: bool = False) -> int:
+        """Keep codes, and what queries are folded with, in memory from now on, as far as they fit; their bytes.
+
+        In place of codes `two_stage` keeps what such a search begins with. Raises UserError if that does not fit.
+        """
         self._resident, codes, size = Resident(), None, 0
-        if self.part.rows * self.layout.bytes_per_example <= limit:
+        if two_stage:
+            size = self.two_stage(limit).bytes
+        elif self.part.rows * self.layout.bytes_per_example <= limit:
             blocks, size = blocks_within(self.blocks(extra=(ROW_ADDRESS,)), limit)
             if blocks is not None:
-                tables = Tables(self._store.uri, self._store.storage)
-                codes = ResidentCodes(tables, self._generation.factors_version, self._own_fragments(), blocks)
+                version, fragments = self._generation.factors_version, self._own_fragments()
+                codes = ResidentCodes(self._tables, version, fragments, blocks)
         if self.part.follows is None:
             folds, more = layers_within(self._folds(), limit - size)
             self._resident = Resident(codes, folds, None, size + more)
@@ -119,6 +126,19 @@ class PartReader:
             translations, more = layers_within(self._translations(self._leader().spec) or iter(()), limit - size)
             self._resident = Resident(codes, None, translations or None, size + more)
         return size + more
+
+    def two_stage(self, limit: int | None = None) -> TwoStage:
+        """What such a search begins with: read once, and kept. Raises UserError as `read_two_stage`."""
+        if self._two_stage is None:
+            version, fragments = self._generation.factors_version, self._own_fragments()
+            place = Place(self.layout, self._tables, version, fragments)
+            blocks = self.blocks(extra=(ROW_ADDRESS,))
+            self._two_stage = read_two_stage(place, self.part.rows, blocks, limit)
+        return self._two_stage
+
+    @property
+    def _tables(self) -> Tables:
+        return Tables(self._store.uri, self._store.storage)
 
     @property
     def is_resident(self) -> bool:
