@@ -76,10 +76,14 @@ class Index:
             UserError: the model is not the index's checkpoint, a query has nothing to score, or no row is meant.
         """
         terms = self.terms(where, normalise)
+        return self.scores_folded(self.fold(self.encode(queries, model), terms), terms)
+
+    def scores_folded(self, folded: Sequence[FoldedQueries], terms: Terms = PLAIN) -> tuple[list[str], np.ndarray]:
+        """`scores` of folded queries."""
         ids: list[str] = []
         found = []
-        for part, folded in zip(self.parts, self.fold(self.encode(queries, model), terms), strict=True):
-            for block, scores_QB in part.scored(folded, terms=terms):
+        for part, asked in zip(self.parts, folded, strict=True):
+            for block, scores_QB in part.scored(asked, terms=terms):
                 ids.extend(block.example_ids)
                 found.append(scores_QB)
         return ids, np.concatenate(found, axis=1)
@@ -199,17 +203,24 @@ class Index:
         self, folded: Sequence[FoldedQueries], k: int, terms: Terms = PLAIN, *, two_stage: bool = False
     ) -> list[TopK]:
         """Top-k of folded queries over all parts."""
-        if two_stage:
-            pairs = zip(self.parts, folded, strict=True)
-            found = [part.two_stage().top_k(asked, k, terms.where, MEMORY_GB) for part, asked in pairs]
-        else:
-            ready = zip(self.parts, self.sought(folded), strict=True)
-            found = [part.top_k(asked, k, terms=terms) for part, asked in ready]
-        best = found[0]
-        for others in found[1:]:
-            for kept, other in zip(best, others, strict=True):
-                kept.merge(other)
-        return best
+        if not two_stage:
+            return self.top_k_sought(self.sought(folded), k, terms)
+        pairs = zip(self.parts, folded, strict=True)
+        return _merged([part.two_stage().top_k(asked, k, terms.where, MEMORY_GB) for part, asked in pairs])
+
+    def top_k_sought(self, queries: Sequence[Sought], k: int, terms: Terms = PLAIN) -> list[TopK]:
+        """Top-k of queries that `sought` made ready, or that are to be scored exactly with all rows."""
+        pairs = zip(self.parts, queries, strict=True)
+        return _merged([part.top_k(asked, k, terms=terms) for part, asked in pairs])
+
+
+def _merged(found: Sequence[list[TopK]]) -> list[TopK]:
+    """What several parts have kept of every query."""
+    best = found[0]
+    for others in found[1:]:
+        for kept, other in zip(best, others, strict=True):
+            kept.merge(other)
+    return best
 
 
 def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:
