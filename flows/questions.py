@@ -32,10 +32,18 @@ def open_for_questions(index: str, overrides: Sequence[str], model: str | None) 
     return opened, parse_model({"revision": found_at.revision, **options.get("model", {})}, found_at.path)
 
 
-def find(index: Index, checkpoint: ModelConfig, queries: Sequence[Query], top_k: int, terms: Terms) -> list[Found]:
-    """Both ends of the ranking of every query, in one pass over the index."""
+def find(
+    index: Index,
+    checkpoint: ModelConfig,
+    queries: Sequence[Query],
+    top_k: int,
+    terms: Terms,
+    *,
+    two_stage: bool = False,
+) -> list[Found]:
+    """Both ends of the ranking of every query, in one pass over the index, or in two stages."""
     gradients = index.encode(queries, checkpoint)
-    tops = index.top_k_folded(index.fold(gradients, terms), top_k, terms)
+    tops = index.top_k_folded(index.fold(gradients, terms), top_k, terms, two_stage=two_stage)
     ids = [hit.example_id for top in tops for side in _SIDES for hit in getattr(top, side)]
     details = index.store.details(index.generation.factors_version, ids)
     losses = gradients[-1].losses.tolist()

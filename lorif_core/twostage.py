@@ -179,7 +179,7 @@ def read_two_stage(place: Place, rows: int, blocks: Iterator[Block], limit: int 
     if limit is not None and a_row * rows > limit:
         raise UserError(
             f"the columns of {rows:,} rows for a two-stage search take {a_row * rows / 2**20:,.1f} MiB, and there "
-            f"are {limit / 2**20:,.1f} MiB for them; give more memory, or search all codes"
+            f"are {limit / 2**20:,.1f} MiB for them; give more (lorif serve: --memory-gb), or search all codes"
         )
     kept, addresses = [], []
     for block in chain([first], blocks):
