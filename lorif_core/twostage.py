@@ -24,7 +24,7 @@ from lorif_core.resident import ROW_ADDRESS, found_rows
 from lorif_core.schema import CODE_COLUMNS
 from lorif_core.scoring import FoldedQueries, score_rows
 from lorif_core.search import LEARNED_FROM, Search, Sought, is_worth_a_look, sought
-from lorif_core.store import Block, block_of, block_rows
+from lorif_core.store import Block, block_of
 from lorif_core.tables import Tables, store_told
 from lorif_core.terms import Terms
 from lorif_core.topk import TopK
@@ -32,6 +32,9 @@ from lorif_core.topk import TopK
 _COLUMNS_SHARE = 1 / 16  # of a row's bytes
 _CANDIDATES_SHARE = 1 / 32  # of the rows, an end: with the columns an eighth of all bytes
 _CANDIDATES_LEAST = 64
+_ROWS_TOGETHER = 16384  # for which the quick look makes its tables once
+_MEMORY_PARTS = 64  # of which one holds candidates as they are stored: look-ups take several times as much
+_ROWS_LEAST = 16
 _FRAGMENT_SHIFT = np.uint64(32)  # of a row's address; below it the row within the fragment
 _BYTES_PER_ADDRESS = 8
 
@@ -82,7 +85,7 @@ class Place:
         """Whole rows, by their ascending positions in the table."""
         dataset = self.tables.require("factors", self.version)
         columns = ["example_id", *(name for name in dataset.schema.names if name in CODE_COLUMNS)]
-        size = block_rows(self.layout, memory_gb)
+        size = max(_ROWS_LEAST, int(memory_gb * 2**30 / _MEMORY_PARTS / self.layout.bytes_per_example))
         for start in range(0, len(positions), size):
             with store_told(self.tables.uri):
                 table = dataset.take(positions[start : start + size].tolist(), columns=columns)
@@ -181,11 +184,21 @@ def read_two_stage(place: Place, rows: int, blocks: Iterator[Block], limit: int 
             f"the columns of {rows:,} rows for a two-stage search take {a_row * rows / 2**20:,.1f} MiB, and there "
             f"are {limit / 2**20:,.1f} MiB for them; give more (lorif serve: --memory-gb), or search all codes"
         )
-    kept, addresses = [], []
+    kept: list[Rows] = []
+    waiting, addresses = [], []
     for block in chain([first], blocks):
-        kept.append(columns.of_rows(block.codes, block.scales))
+        waiting.append(columns.of_rows(block.codes, block.scales))
         addresses.append(block.extra[0].to_numpy())
+        if sum(len(codes) for codes, _ in waiting) >= _ROWS_TOGETHER:
+            kept.append(_joined(waiting))
+            waiting = []
+    kept += [_joined(waiting)] if waiting else []
     return TwoStage(place, columns, kept, np.concatenate(addresses), sample)
+
+
+def _joined(rows: Sequence[Rows]) -> Rows:
+    codes, scales = zip(*rows, strict=True)
+    return torch.cat(codes), torch.cat(scales)
 
 
 def _ends(coarse_N: np.ndarray, meant: np.ndarray, k: int) -> np.ndarray:
