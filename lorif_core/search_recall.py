@@ -27,7 +27,7 @@ def search_recall(index: Index, folded: Sequence[FoldedQueries]) -> list[dict[st
     if any(map(has_quick_look, layouts)):
         for k in cutoffs:
             rows.append(
-                {"search": "quick look", **_found(index.top_k_folded(folded, k), exact, k), "bytes_read": 1}
+                {"search": "quick look", **_found(index.top_k_folded(folded, k), exact, k), "bytes_read": 1.0}
             )
     if not any(layout.code.kind == "dense" for layout in layouts):
         size = sum(part.part.rows * part.layout.bytes_per_example for part in index.parts)

@@ -35,6 +35,7 @@ from lorif_core.part import PartReader
 from lorif_core.queries import read_queries
 from lorif_core.recall import recall_at
 from lorif_core.scoring import FoldedQueries
+from lorif_core.search_recall import search_recall
 from lorif_core.truth import TruthFolder
 from tasks.cluster import cluster
 
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def curve(index: Index, queries: Sequence[Any]) -> dict[str, Any]:
-    """Recall of every way, number of columns and of candidates, on the odd queries."""
+    """Recall of every way, number of columns and of candidates, on the odd queries; `product`: of its searches."""
     (part,), (folded,) = index.parts, index.fold(index.encode(queries))
     columns = Columns(part, folded)
     even, odd = slice(0, None, 2), slice(1, None, 2)
@@ -125,6 +126,7 @@ def curve(index: Index, queries: Sequence[Any]) -> dict[str, Any]:
         "energy": [f"{names[layer]} term {term}" for layer, term in by_energy[: max(_COLUMNS)]],
         "learned": [f"{names[layer]} term {term}" for layer, term in learned],
         "curve": rows,
+        "product": search_recall(index, [folded]),
     }
 
 
