@@ -5,8 +5,9 @@
 Codes are random, of the layer shapes of a GPT-2 with 4 layers of width 256 (as benchmarks/results/quality-large,
 where the LDS of the methods is). In memory each code is searched by the product's
 `Search`, and next to it are measured a plain sum over the same bytes and the method of the paper, which projects
-every row onto V_r. From disk, the product's `Store.scan` feeds the same search. Quantities take turns in every
-round; ratios are medians over rounds.
+every row onto V_r. From disk, the product's `Store.scan` feeds the same search, and factors are also searched in
+two stages, their columns in memory and candidates from disk. Quantities take turns in every round; ratios are
+medians over rounds.
 """
 
 import argparse
@@ -25,12 +26,15 @@ import torch
 from lorif_core.factors import CodeLayout
 from lorif_core.quick import has_quick_look
 from lorif_core.receipts import Receipt
+from lorif_core.resident import ROW_ADDRESS
 from lorif_core.schema import ShardRows
 from lorif_core.scoring import FoldedQueries
 from lorif_core.search import Search, Sought, sought
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.store import Store, block_rows
+from lorif_core.tables import Tables
 from lorif_core.tokenise import Example
+from lorif_core.twostage import Place, read_two_stage
 
 _WIDTH, _LAYERS, _TOKENS = 256, 4, 128
 _QUERIES = (1, 8, 64, 512)
@@ -188,6 +192,20 @@ def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -
     return work
 
 
+def in_two_stages(store: Store, version: int, layout: CodeLayout, folded: FoldedQueries) -> Callable[[], int]:
+    """A whole search by columns in memory, which are read before."""
+    place = Place(layout, Tables(store.uri, store.storage), version, None)
+    blocks = store.scan(version, block_rows(layout, 1.0), extra=(ROW_ADDRESS,))
+    rows, _ = store.counts(version)
+    ready = read_two_stage(place, rows, blocks, None)
+
+    def work() -> int:
+        ready.top_k(folded, _TOP_K, None, 1.0)
+        return rows
+
+    return work
+
+
 def measure(rounds: int, seconds: float) -> dict[str, Any]:
     """All quantities, in turns."""
     works: dict[str, tuple[Callable[[], int], int]] = {"plain sum": (plain_sum(), 1)}
@@ -205,6 +223,9 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
             store, version = write_index(Path(name), method)
             disk = from_disk(store, version, held.layout, held.sought(queries(held.layout, 1)))
             works[f"{method.name} | disk | 1"] = (disk, size)
+            if method.code.kind != "dense":
+                two_stage = in_two_stages(store, version, held.layout, queries(held.layout, 1))
+                works[f"{method.name} | two-stage | 1"] = (two_stage, size)
         rates: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
             for name, (work, _) in works.items():

@@ -147,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--memory-gb", type=_gigabytes, help="GiB for codes in memory (default: a quarter of what is free)"
     )
+    serve.add_argument(
+        "--two-stage", action="store_true",
+        help="keep a sixteenth of the codes in memory and look among few candidates: may miss rows, see README",
+    )  # fmt: skip
 
     for command in (query, select, serve):
         command.add_argument("--model", help="the checkpoint, if it is no longer where the index was built from")

@@ -216,12 +216,18 @@ def run_select(
 
 
 def run_serve(
-    index: str, overrides: Sequence[str], host: str, port: int, model: str | None, memory_gb: float | None
+    index: str,
+    overrides: Sequence[str],
+    host: str,
+    port: int,
+    model: str | None,
+    memory_gb: float | None,
+    two_stage: bool,
 ) -> Iterator[Result]:
     """`lorif serve`: says where once it can be asked, and at its end how many questions it has answered."""
     with fast_imports():
         from flows.serve.run import prepare
-    serving = prepare(index, overrides, host, port, model, memory_gb)
+    serving = prepare(index, overrides, host, port, model, memory_gb, two_stage)
     serving.listen()
     data = {"address": serving.address, "generation": serving.newest.current.index.generation.generation}
     yield Result(data, serving.address)

@@ -31,7 +31,7 @@ def evaluate_recall(evaluation: EvaluationConfig, out: str) -> dict[str, Any]:
     with cluster(evaluation.base().compute):
         planted, folder, sources = plant_sources(evaluation, out)
         ids = make_checkpoint(planted, folder)
-        measured = _measure(planted, folder, ids, NEVER_FOUND)
+        measured = _measure(planted, folder, ids, NEVER_FOUND, with_searches=True)
     return write_recall(evaluation, out, sources, measured)
 
 
@@ -51,13 +51,18 @@ MEASURES: dict[str, Callable[[EvaluationConfig, str], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _measure(evaluation: EvaluationConfig, out: str, ids: list[str], left_out: float = 0.0) -> list[Measured]:
+def _measure(
+    evaluation: EvaluationConfig, out: str, ids: list[str], left_out: float = 0.0, *, with_searches: bool = False
+) -> list[Measured]:
     """Build the index of every method, unless it is there, and score all examples for all queries."""
     model = TruthFolder(out, evaluation.base().storage).model
     measured = []
     for name in evaluation.methods:
         config = evaluation.method(name, f"{out.rstrip('/')}/indexes/{name}", model)
-        measured.append(score_method(evaluation, name, config, build(config), ids, left_out))
+        generation = build(config)
+        measured.append(
+            score_method(evaluation, name, config, generation, ids, left_out, with_searches=with_searches)
+        )
     if evaluation.bm25:
         measured.append(score_bm25(evaluation))
     return measured

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorif_core.config import ModelConfig, parse_model, parse_options, parse_storage
-from lorif_core.index import Index, model_config_of, open_index
+from lorif_core.encoder import model_config_of
+from lorif_core.index import Index, open_index
 from lorif_core.queries import Query
 from lorif_core.terms import Terms
 from lorif_core.topk import Scored, TopK
@@ -31,10 +32,18 @@ def open_for_questions(index: str, overrides: Sequence[str], model: str | None) 
     return opened, parse_model({"revision": found_at.revision, **options.get("model", {})}, found_at.path)
 
 
-def find(index: Index, checkpoint: ModelConfig, queries: Sequence[Query], top_k: int, terms: Terms) -> list[Found]:
-    """Both ends of the ranking of every query, in one pass over the index."""
+def find(
+    index: Index,
+    checkpoint: ModelConfig,
+    queries: Sequence[Query],
+    top_k: int,
+    terms: Terms,
+    *,
+    two_stage: bool = False,
+) -> list[Found]:
+    """Both ends of the ranking of every query, in one pass over the index, or in two stages."""
     gradients = index.encode(queries, checkpoint)
-    tops = index.top_k_folded(index.fold(gradients, terms), top_k, terms)
+    tops = index.top_k_folded(index.fold(gradients, terms), top_k, terms, two_stage=two_stage)
     ids = [hit.example_id for top in tops for side in _SIDES for hit in getattr(top, side)]
     details = index.store.details(index.generation.factors_version, ids)
     losses = gradients[-1].losses.tolist()

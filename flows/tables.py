@@ -33,9 +33,13 @@ def figures_text(summary: Mapping[str, Any]) -> str:
         f"{row['difference']:+.4g} [{row['low']:+.4g}, {row['high']:+.4g}]"
         for row in summary["differences"]
     ]
-    return "\n".join(
-        [*("  ".join([name, *told, size]).rstrip() for (name, size), told in lines.items()), *compared]
-    )
+    searches = [
+        f"{row['method']}, {row['search']}, first {row['top_k']} of an exact scan: proponents "
+        f"{row['proponents']:.3f}, opponents {row['opponents']:.3f}, bytes read {row['bytes_read']:.3f}"
+        for row in summary.get("search", ())
+    ]
+    of_methods = ["  ".join([name, *told, size]).rstrip() for (name, size), told in lines.items()]
+    return "\n".join([*of_methods, *compared, *searches])
 
 
 def change_lines(change: Mapping[str, Any]) -> list[str]:

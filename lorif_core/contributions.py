@@ -24,7 +24,8 @@ from lorif_core.terms import PLAIN
 from lorif_core.tokenise import Example
 
 if TYPE_CHECKING:
-    from lorif_core.index import Index, ModelInput, QueryEncoder, QueryGradients, QueryInput
+    from lorif_core.encoder import ModelInput, QueryEncoder, QueryGradients
+    from lorif_core.index import Index, QueryInput
 
 REST = "other"
 _MEMORY_GB = 0.25  # of the gradients of some tokens

@@ -10,7 +10,8 @@ from lorif_core.queries import Query
 from lorif_core.topk import TopK
 
 if TYPE_CHECKING:
-    from lorif_core.index import Index, ModelInput
+    from lorif_core.encoder import ModelInput
+    from lorif_core.index import Index
 
 HITS_EXPLAINED = 10
 """Of each side."""

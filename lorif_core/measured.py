@@ -29,6 +29,7 @@ class Measured:
         bytes_per_example: on storage; None for a method without an index.
         timings: seconds of the build's stages.
         query_seconds: encoding, folding and scanning for all queries.
+        searches: what searches of its index find, as `search_recall.search_recall` tells it, where that was asked.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Measured:
     bytes_per_example: float | None
     timings: Mapping[str, float]
     query_seconds: float
+    searches: Sequence[Row] = ()
 
 
 @dataclass(frozen=True, slots=True)

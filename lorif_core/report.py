@@ -72,6 +72,7 @@ class Explorer:
         columns: names of the columns that a filter may use.
         top_k_max: the largest number of results that may be asked for.
         needs_token: requests must carry the server's token.
+        two_stage: searches may miss rows, and know plain scores only.
     """
 
     title: str
@@ -82,6 +83,7 @@ class Explorer:
     columns: tuple[str, ...]
     top_k_max: int
     needs_token: bool
+    two_stage: bool
 
 
 def render(report: Report) -> str:

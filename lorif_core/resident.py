@@ -4,7 +4,7 @@ Blocks are those of a scan, in its order, so that answers are the same. Rows tha
 that are asked for beside the codes, are still Lance's to find: they are few bytes a row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,25 +46,15 @@ class ResidentCodes:
         if where is None and not extra:
             yield from self._blocks
             return
-        found, start = self._found(where, extra), 0
+        columns = dict.fromkeys([ROW_ADDRESS, *extra])
+        found, start = found_rows(self._tables, self._version, self._fragments, where, columns), 0
         wanted = found.column(ROW_ADDRESS).to_numpy()
         for block, addresses in zip(self._blocks, self._addresses, strict=True):
             rows = np.flatnonzero(np.isin(addresses, wanted, assume_unique=True))
             if len(rows):
-                columns = tuple(found.column(name).slice(start, len(rows)).combine_chunks() for name in extra)
-                yield _rows_of(block, rows, columns)
+                asked = tuple(found.column(name).slice(start, len(rows)).combine_chunks() for name in extra)
+                yield _rows_of(block, rows, asked)
                 start += len(rows)
-
-    def _found(self, where: str | None, extra: Sequence[str]) -> pa.Table:
-        """Addresses of the rows that meet a condition, and their columns, in the order of the blocks."""
-        dataset = self._tables.require("factors", self._version)
-        scanner = dataset.scanner(
-            columns=[ROW_ADDRESS, *extra],
-            filter=where,
-            fragments=self._fragments and [dataset.get_fragment(number) for number in self._fragments],
-        )
-        with store_told(self._tables.uri):
-            return scanner.to_table()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +72,16 @@ class Resident:
     folds: tuple[Fold, ...] | None = None
     translations: tuple[LayerMetric, ...] | None = None
     bytes: int = 0
+
+
+def found_rows(
+    tables: Tables, version: int, fragments: Sequence[int] | None, where: str | None, columns: Iterable[str]
+) -> pa.Table:
+    """Columns of the rows of a part that meet a condition, in the order of a scan."""
+    dataset = tables.require("factors", version)
+    chosen = fragments and [dataset.get_fragment(number) for number in fragments]
+    with store_told(tables.uri):
+        return dataset.scanner(columns=list(columns), filter=where, fragments=chosen).to_table()
 
 
 def blocks_within(blocks: Iterator[Block], limit: int) -> tuple[list[Block] | None, int]:

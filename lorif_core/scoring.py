@@ -29,6 +29,10 @@ class FoldedQueries:
         """Q."""
         return len(self.weights[0])
 
+    def only(self, query: int) -> "FoldedQueries":
+        """One of them, not copied."""
+        return FoldedQueries(tuple(weight_QD[query : query + 1] for weight_QD in self.weights))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """As numpy arrays: readers of Ray's object store get those without a copy, and tensors with one."""
         return _folded_of, ([weight_QD.numpy(force=True) for weight_QD in self.weights],)

@@ -89,8 +89,7 @@ class Search:
             rows = np.flatnonzero(kept.may_take(quick_QB[query], self._sought.margins[query] * sizes_B))
             if not len(rows):
                 continue
-            one = FoldedQueries(tuple(weight_QD[query : query + 1] for weight_QD in self._sought.folded.weights))
-            chosen = torch.from_numpy(rows)
+            chosen, one = torch.from_numpy(rows), self._sought.folded.only(query)
             exact_1B = score_rows(codes[chosen], scales_BS[chosen], self._layout, one).numpy()
             scores = _multiplied(exact_1B, None if times_B is None else times_B[rows])
             kept.update(scores[0], [ids[row] for row in rows.tolist()])

@@ -23,7 +23,9 @@ from lorif_core.scoring import FoldedQueries, queries_at_once
 from lorif_core.terms import Terms
 
 if TYPE_CHECKING:
-    from lorif_core.index import Index, ModelInput, PartReader, QueryInput
+    from lorif_core.encoder import ModelInput
+    from lorif_core.index import Index, QueryInput
+    from lorif_core.part import PartReader
     from lorif_core.queries import Query
 
 SELECTION_SCHEMA = pa.schema(

@@ -397,12 +397,7 @@ class Store:
         )
         for batch in batches:
             if batch.num_rows:
-                yield Block(
-                    batch.column("example_id").to_pylist(),
-                    code_matrix(batch.column("codes")),
-                    scale_matrix(batch),
-                    tuple(batch.column(name) for name in extra),
-                )
+                yield block_of(batch, extra)
 
     def metadata(
         self,
@@ -485,6 +480,16 @@ class Store:
         chosen = f"curvature = '{_quoted(part.curvature)}'"
         table = self._tables.read("curvature", generation.curvature_version, columns=columns, filter=chosen)
         return table.sort_by([("layer_index", "ascending"), ("component", "ascending")]).to_pylist()
+
+
+def block_of(batch: pa.RecordBatch, extra: Sequence[str] = ()) -> Block:
+    """Rows of `factors` that were read with their ids and codes, and further columns."""
+    return Block(
+        batch.column("example_id").to_pylist(),
+        code_matrix(batch.column("codes")),
+        scale_matrix(batch),
+        tuple(batch.column(name) for name in extra),
+    )
 
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:

@@ -17,7 +17,8 @@ from lorif_core.terms import Terms
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lorif_core.index import Index, ModelInput, QueryInput
+    from lorif_core.encoder import ModelInput
+    from lorif_core.index import Index, QueryInput
 
 _MOST_SUMS = 20_000_000
 

@@ -19,6 +19,7 @@ from lorif_core.lds import Truth
 from lorif_core.material import load_material
 from lorif_core.measured import Measured
 from lorif_core.queries import read_queries
+from lorif_core.search_recall import search_recall
 from lorif_core.store import Generation, Store
 from lorif_core.truth import WHOLE, Trainer, TruthFolder, run_once, runs
 from tasks.actors import start
@@ -110,22 +111,27 @@ def score_method(
     generation: Generation,
     ids: list[str],
     left_out: float = 0.0,
+    *,
+    with_searches: bool = False,
 ) -> Measured:
     """Scores (Q, N) of the published generation of a method, in the order of `ids`; what it costs.
 
-    An example that the index left out scores `left_out`: it has no influence, 0, or can never be found.
+    An example that the index left out scores `left_out`: it has no influence, 0, or can never be found. What
+    searches find of the strongest rows is measured too, `with_searches`.
     """
     started = time.perf_counter()
     store = Store(config.index, config.storage)
     index = Index(store, generation)
     queries = read_queries(evaluation.queries, config.storage)
-    found, scores = index.scores(queries, config.model)
+    folded = index.fold(index.encode(queries, config.model))
+    found, scores = index.scores_folded(folded)
     seconds = time.perf_counter() - started
     place = {example_id: column for column, example_id in enumerate(ids)}
     aligned = np.full((len(queries), len(ids)), left_out, np.float32)
     aligned[:, [place[example_id] for example_id in found]] = scores
     size = store.code_bytes(generation.factors_version) / max(generation.rows, 1)
-    return Measured(name, aligned, size, generation.timings, seconds)
+    searches = search_recall(index, folded) if with_searches else []
+    return Measured(name, aligned, size, generation.timings, seconds, searches)
 
 
 @task(name="score BM25", cache_policy=NO_CACHE)

@@ -41,7 +41,10 @@ def plant_sources(evaluation: EvaluationConfig, out: str) -> tuple[EvaluationCon
 def write_recall(
     evaluation: EvaluationConfig, out: str, sources: list[Source], measured: list[Measured]
 ) -> dict[str, Any]:
-    """Recall and reciprocal ranks of every method and kind of plant, with intervals, into `out`; the summary."""
+    """Recall and reciprocal ranks of every method and kind of plant, with intervals, into `out`; the summary.
+
+    And, as `search`, what searches of the methods' indexes find of what an exact scan finds.
+    """
     found = {
         method.name: recall_of_sources(method.scores, sources, evaluation.recall.cutoffs) for method in measured
     }
@@ -51,12 +54,15 @@ def write_recall(
         for kind, measure in named
     ]
     rows, differences = tabulate(measured, figures, evaluation.compared(found))
+    searches = [{"method": method.name, **row} for method in measured for row in method.searches]
     queries, examples = measured[0].scores.shape
     summary = {
         "queries": queries, "examples": examples, "sources": len(sources), "methods": rows,
-        "differences": differences,
+        "differences": differences, "search": searches,
     }  # fmt: skip
     files = {"recall.csv": csv_file(rows), "recall.json": json_file(summary)}
+    if searches:
+        files["recall-search.csv"] = csv_file(searches)
     write_files(out, evaluation.base().storage, files)
     create_table_artifact(key="recall", table=rows, description="Recall of planted sources and bytes per example")
     return summary

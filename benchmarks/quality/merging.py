@@ -22,9 +22,11 @@ from benchmarks.quality.continued import load
 from benchmarks.quality.policies import folder_of, interval
 from lorif_core.config import StorageConfig
 from lorif_core.curvature import CurvatureSpec, LayerCurvature, fit_layers, scan_blocks
-from lorif_core.index import Index, PartReader, QueryGradients
+from lorif_core.encoder import QueryGradients
+from lorif_core.index import Index
 from lorif_core.lds import bootstrap, rank_correlation
 from lorif_core.merge import merge
+from lorif_core.part import PartReader
 from lorif_core.queries import read_queries
 from lorif_core.scoring import fold_queries, score_rows
 from lorif_core.store import Store

@@ -30,10 +30,12 @@ from benchmarks.quality.quick import built
 from lorif_core.config import StorageConfig
 from lorif_core.evaluation import load_evaluation
 from lorif_core.factors import CodeLayout
-from lorif_core.index import Index, PartReader, open_index
+from lorif_core.index import Index, open_index
+from lorif_core.part import PartReader
 from lorif_core.queries import read_queries
 from lorif_core.recall import recall_at
 from lorif_core.scoring import FoldedQueries
+from lorif_core.search_recall import search_recall
 from lorif_core.truth import TruthFolder
 from tasks.cluster import cluster
 
@@ -100,7 +102,7 @@ def main() -> None:
 
 
 def curve(index: Index, queries: Sequence[Any]) -> dict[str, Any]:
-    """Recall of every way, number of columns and of candidates, on the odd queries."""
+    """Recall of every way, number of columns and of candidates, on the odd queries; `product`: of its searches."""
     (part,), (folded,) = index.parts, index.fold(index.encode(queries))
     columns = Columns(part, folded)
     even, odd = slice(0, None, 2), slice(1, None, 2)
@@ -124,6 +126,7 @@ def curve(index: Index, queries: Sequence[Any]) -> dict[str, Any]:
         "energy": [f"{names[layer]} term {term}" for layer, term in by_energy[: max(_COLUMNS)]],
         "learned": [f"{names[layer]} term {term}" for layer, term in learned],
         "curve": rows,
+        "product": search_recall(index, [folded]),
     }
 
 

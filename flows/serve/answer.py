@@ -5,10 +5,10 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from flows.questions import Found
+from flows.serve.newest import Opened, SearchKind
 from flows.serve.question import Question
 from lorif_core.answer_section import answer_section, source_totals
 from lorif_core.explanation import Explanation, explain
-from lorif_core.index import Index, ModelInput
 from lorif_core.report import render_answer
 from lorif_core.sections import QuerySection
 from lorif_core.terms import Terms
@@ -37,6 +37,7 @@ class Answer(BaseModel):
     checkpoint: str
     loss: float = Field(description="of the query, summed over its scored tokens, in nats")
     relative: bool = Field(description="scores are shares of the query's influence on itself")
+    search: SearchKind = Field(description="two-stage: rows may be missing; scores are exact all the same")
     proponents: list[Hit]
     opponents: list[Hit]
     tokens: list[str] | None = Field(None, description="of the query, if it was to be explained and could be")
@@ -49,17 +50,15 @@ class Answered:
     """An answered question, from which either form is made.
 
     Args:
-        index: the generation that answered.
+        opened: the generation that answered.
         question: what was asked.
         found: what a search has found.
-        checkpoint: where the newest checkpoint is.
         terms: those of the question.
     """
 
-    def __init__(
-        self, index: Index, question: Question, found: Found, checkpoint: ModelInput, terms: Terms
-    ) -> None:
-        self.generation = index.generation
+    def __init__(self, opened: Opened, question: Question, found: Found, terms: Terms) -> None:
+        index, checkpoint = opened.index, opened.checkpoint
+        self.generation, self._search = index.generation, opened.search
         self.relative = len(index.leaders) > 1
         self._found = found
         self._explanation: Explanation | None = None
@@ -89,6 +88,7 @@ class Answered:
             checkpoint=self.generation.checkpoint,
             loss=self._found.loss,
             relative=self.relative,
+            search=self._search,
             proponents=self._hits(self._found.top.proponents),
             opponents=self._hits(self._found.top.opponents),
             tokens=None if self._explanation is None else list(self._explanation.tokens) or None,

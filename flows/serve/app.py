@@ -107,6 +107,7 @@ def _add_pages(app: FastAPI, newest: Newest, access: Access) -> None:
             columns=opened.columns,
             top_k_max=TOP_K_MAX,
             needs_token=access.token is not None,
+            two_stage=opened.two_stage,
         )
         return _page(render_explorer(page, nonce), nonce)
 

@@ -154,9 +154,10 @@ def _answer_batch(opened: Opened, batch: Sequence[_Waiting], tell: Tell) -> None
 
 def _answer_together(opened: Opened, batch: Sequence[_Waiting], tell: Tell) -> None:
     try:
-        terms = opened.index.terms(*batch[0].terms)
+        terms = opened.index.terms(*batch[0].terms, two_stage=opened.two_stage)
         top_k = max(waiting.question.top_k for waiting in batch)
-        found = find(opened.index, opened.checkpoint, [waiting.query for waiting in batch], top_k, terms)
+        queries = [waiting.query for waiting in batch]
+        found = find(opened.index, opened.checkpoint, queries, top_k, terms, two_stage=opened.two_stage)
     except Exception as error:  # noqa: BLE001 - it is told, or logged
         if len(batch) > 1 and isinstance(error, UserError):  # one of them is at fault, the others are not
             for waiting in batch:
@@ -170,7 +171,7 @@ def _answer_together(opened: Opened, batch: Sequence[_Waiting], tell: Tell) -> N
         if waiting.answered.cancelled():
             continue
         try:
-            tell(waiting, Answered(opened.index, waiting.question, one, opened.checkpoint, terms))
+            tell(waiting, Answered(opened, waiting.question, one, terms))
         except Exception as error:  # noqa: BLE001 - it is told, or logged
             tell(waiting, _told(error))
 

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from flows.questions import open_for_questions
 from lorif_core.config import ModelConfig
@@ -17,17 +18,24 @@ from lorif_core.index import Index
 
 log = logging.getLogger(__name__)
 
+SearchKind = Literal["full", "two-stage"]
 _RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A generation, and where its newest checkpoint is."""
+    """A generation, where its newest checkpoint is, and whether it is searched in two stages."""
 
     index: Index
     checkpoint: ModelConfig
     columns: tuple[str, ...]
     resident_bytes: int
+    two_stage: bool
+
+    @property
+    def search(self) -> SearchKind:
+        """As answers name it."""
+        return "two-stage" if self.two_stage else "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +55,18 @@ class Newest:
         model: where its checkpoint is now, if elsewhere.
         memory_gb: GiB for codes and what queries are folded with; half of it for a generation, so that the next
             one fits in beside it.
+        two_stage: search in two stages, and keep what that begins with instead of codes.
 
     Raises:
-        UserError: there is no index, no generation, or its checkpoint is not there.
+        UserError: there is no index, no generation, or its checkpoint is not there; or it cannot be searched in
+            two stages, or not within the memory.
     """
 
-    def __init__(self, uri: str, overrides: Sequence[str], model: str | None, memory_gb: float) -> None:
+    def __init__(
+        self, uri: str, overrides: Sequence[str], model: str | None, memory_gb: float, *, two_stage: bool = False
+    ) -> None:
         self._uri, self._overrides, self._model = uri, overrides, model
+        self.two_stage = two_stage
         self.name = uri.rstrip("/").rpartition("/")[2] or uri
         self.memory_bytes = int(memory_gb * 2**30)
         self.current = self._open(None)
@@ -88,6 +101,6 @@ class Newest:
         index.encoders(checkpoint)
         held = 0
         for part in reversed(index.parts):  # the newest rows first
-            held += part.keep_resident(self.memory_bytes // 2 - held)
+            held += part.keep_resident(self.memory_bytes // 2 - held, two_stage=self.two_stage)
         columns = index.store.descriptive_columns(index.generation.factors_version)
-        return Opened(index, checkpoint, tuple(columns), held)
+        return Opened(index, checkpoint, tuple(columns), held, self.two_stage)

@@ -69,7 +69,13 @@ class Serving:
 
 
 def prepare(
-    uri: str, overrides: Sequence[str], host: str, port: int, model: str | None, memory_gb: float | None
+    uri: str,
+    overrides: Sequence[str],
+    host: str,
+    port: int,
+    model: str | None,
+    memory_gb: float | None,
+    two_stage: bool,
 ) -> Serving:
     """Check who may reach the server, take the port, open the index and load the model.
 
@@ -77,7 +83,8 @@ def prepare(
         UserError: beyond loopback there is no token, the port is taken, or as `Newest`.
     """
     access = Access(_token(host), is_loopback(host))
-    newest = Newest(uri, overrides, model, default_memory_gb() if memory_gb is None else memory_gb)
+    memory = default_memory_gb() if memory_gb is None else memory_gb
+    newest = Newest(uri, overrides, model, memory, two_stage=two_stage)
     listener = _bound(host, port)
     desk = Desk(newest)
     config = uvicorn.Config(

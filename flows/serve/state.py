@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from flows.serve.condition import LONGEST
 from flows.serve.desk import PLACES
 from flows.serve.limits import BODY_BYTES
-from flows.serve.newest import Newest
+from flows.serve.newest import Newest, SearchKind
 from flows.serve.question import MEMBERS_MAX, TEXT_MAX, TOKENS_MAX, TOP_K_MAX
 
 
@@ -34,8 +34,8 @@ class Memory(BaseModel):
     """What is kept in memory of the index, beside the model."""
 
     limit_bytes: int
-    resident_bytes: int = Field(description="codes, and what queries are folded with")
-    resident_rows: int = Field(description="the codes of the others are read from storage for every question")
+    resident_bytes: int = Field(description="codes, or some columns of them, and what queries are folded with")
+    resident_rows: int = Field(description="with their codes; those of others are read from storage for questions")
 
 
 class Stale(BaseModel):
@@ -56,6 +56,7 @@ class IndexFacts(BaseModel):
     checkpoint: str
     spec: str
     columns: list[str] = Field(description="for `where` and `totals`")
+    search: SearchKind = Field(description="two-stage: few candidates of a question are read, rows may be missed")
     limits: Limits
     memory: Memory
     newer: Stale | None
@@ -80,6 +81,7 @@ def index_facts(newest: Newest) -> IndexFacts:
         checkpoint=generation.checkpoint,
         spec=generation.spec,
         columns=list(opened.columns),
+        search=opened.search,
         limits=Limits(),
         memory=Memory(
             limit_bytes=newest.memory_bytes,

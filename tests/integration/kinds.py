@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
+from lorif_core.errors import UserError
 from lorif_core.index import Index
 
 
@@ -19,6 +21,7 @@ def check_agreement(index: Index, queries: list[object]) -> None:
                 found.sum(axis=0), expected[chosen], rtol=1e-3, atol=1e-4 * np.abs(found).sum()
             )
     check_resident(index, queries)
+    check_two_stage(index, queries)
     totals = index.totals(queries, by="checkpoint").to_pydict()  # type: ignore[arg-type]
     assert sum(totals["rows"]) == scores.size
     np.testing.assert_allclose(sum(totals["positive"]), scores[scores > 0].sum(), rtol=1e-4)
@@ -54,3 +57,32 @@ def check_resident(index: Index, queries: list[object]) -> None:
         )
         assert first.column("rows").equals(second.column("rows"))
         np.testing.assert_allclose(first["positive"].to_numpy(), second["positive"].to_numpy(), rtol=1e-3)
+
+
+def check_two_stage(index: Index, queries: list[object]) -> None:
+    """Where all rows are candidates it finds what an exact search finds; scores are exact; dense is refused."""
+    if index.parts[-1].layout.code.kind == "dense":
+        with pytest.raises(UserError, match="dense"):
+            index.top_k(queries, 3, two_stage=True)  # type: ignore[arg-type]
+        return
+    rows, (ids, scores_QN) = index.generation.rows, index.scores(queries)  # type: ignore[arg-type]
+    for where in (None, "tokens > 20"):
+        exact, all_of = (
+            index.top_k(queries, rows, where=where, two_stage=two_stage)  # type: ignore[arg-type]
+            for two_stage in (False, True)
+        )
+        for found, expected in zip(all_of, exact, strict=True):
+            by_id = {hit.example_id: hit.score for hit in expected.proponents}
+            assert {hit.example_id for hit in found.proponents} == by_id.keys()
+            largest = max(map(abs, by_id.values()))
+            for hit in found.proponents:
+                assert abs(hit.score - by_id[hit.example_id]) < 1e-4 * largest
+    few = index.top_k(queries, 3, two_stage=True)  # type: ignore[arg-type]
+    for top, scores in zip(few, scores_QN, strict=True):
+        by_id = dict(zip(ids, scores, strict=True))
+        for hits in (top.proponents, top.opponents):
+            assert len(hits) == 3
+            np.testing.assert_allclose(
+                [hit.score for hit in hits], [by_id[hit.example_id] for hit in hits], rtol=1e-3,
+                atol=1e-4 * np.abs(scores).max(),
+            )  # fmt: skip

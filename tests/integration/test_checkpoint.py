@@ -12,8 +12,8 @@ import lorif_core as lc
 from flows.build import build
 from flows.update import update
 from lorif_core.config import Config
+from lorif_core.encoder import QueryEncoder
 from lorif_core.generation import Generation
-from lorif_core.index import QueryEncoder
 from lorif_core.lease import hold
 from lorif_core.model import load_model
 from lorif_core.publishing import rollback

@@ -150,6 +150,14 @@ def test_planted_sources_are_found_and_again(
     out = tmp_path / "out"
     with (out / "recall.csv").open() as table:
         assert len(list(csv.DictReader(table))) == 3 * 3 * 3
+    with (out / "recall-search.csv").open() as table:
+        assert [row["method"] for row in csv.DictReader(table)] == [row["method"] for row in summary["search"]]
+    assert all(0 <= row[side] <= 1 for row in summary["search"] for side in ("proponents", "opponents"))
+    (two_stage,) = (row for row in summary["search"] if row["search"] == "two-stage")
+    assert (two_stage["method"], two_stage["top_k"]) == ("small", 10), (
+        "dense codes have none, 49 rows no first 100"
+    )
+    assert two_stage["bytes_read"] > 1 and two_stage["proponents"] > 0.9, "of so few rows all are candidates"
 
     kept = files(out / "planted")
     again = evaluated("recall", raw, tmp_path, capsys)

@@ -16,6 +16,7 @@ from lorif_core.config import Config
 from lorif_core.errors import UserError
 from lorif_core.index import Index
 from lorif_core.queries import Query, as_query
+from tests.integration.kinds import check_two_stage
 from tests.integration.test_bad_input import run
 
 A, B = "the cat sees it", {"prompt": "the dog ", "completion": "runs and runs"}
@@ -280,3 +281,14 @@ def test_attribute_on_terms(
     near(np.array([score for _, score in found]), np.array([score for _, score in listed]))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["where"], summary["normalise"]) == ("tokens < 40", "cosine")
+
+
+def test_two_stages_find_what_one_does_among_all_rows(index: Index) -> None:
+    check_two_stage(index, QUERIES)
+    (part,) = Index(index.store, index.generation).parts
+    assert part.keep_resident(2**30, two_stage=True) >= part.two_stage().bytes and not part.is_resident
+    assert part.two_stage().bytes_read(5) < 0.3 * part.part.rows * part.layout.bytes_per_example
+    with pytest.raises(UserError, match=r"for a two-stage search take .* MiB, and there are 0\.0 MiB"):
+        Index(index.store, index.generation).parts[0].keep_resident(1000, two_stage=True)
+    with pytest.raises(UserError, match="ranks plain scores only"):
+        index.top_k([A], 5, normalise="self", two_stage=True)

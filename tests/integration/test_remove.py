@@ -20,6 +20,7 @@ from lorif_core.store import Store
 from lorif_core.update import make_update_plan
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, scores_of
+from tests.integration.kinds import check_two_stage
 from tests.integration.test_bad_input import run
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")
@@ -85,6 +86,7 @@ def test_removed_examples_leave_the_next_generation_and_after_gc_the_storage(
     assert code == 0 and answer["removed"] == 2 and answer["not_found"] == ["no such"]
     after = codes_of(config)
     assert after == {name: row for name, row in before.items() if name not in ("secret", "s25")}
+    check_two_stage(lc.open_index(config.index), QUERIES)
     again = reader.scores(QUERIES)
     assert again[0] == asked[0] and np.array_equal(again[1], asked[1]), "readers of the old generation keep it"
     assert files_with(index, text.encode()), "until it is collected"

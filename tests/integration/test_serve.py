@@ -235,6 +235,21 @@ def test_of_200_questions_at_once_none_is_lost_and_a_new_generation_is_picked_up
     assert TEXT not in server.log.read_text(), "texts are not logged"
 
 
+def test_a_two_stage_server_says_so_and_refuses_what_it_cannot_rank(index: str, tmp_path: Path) -> None:
+    with served(index, tmp_path / "stderr", "--two-stage") as server:
+        answer, facts = server.ask({"text": TEXT, "top_k": 3, "explain": True}).json(), server.get("index").json()
+        refused = server.ask({"text": TEXT, "normalise": "self"})
+        page = server.get("").text
+    (expected,) = lc.open_index(index).top_k([TEXT], 3, two_stage=True)
+    assert answer["search"] == facts["search"] == "two-stage"
+    assert ids_of(answer["proponents"]) == [hit.example_id for hit in expected.proponents]
+    memory = facts["memory"]
+    assert memory["resident_rows"] == 0 < memory["resident_bytes"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "unanswerable")
+    assert "plain scores only" in refused.json()["error"]["message"]
+    assert "Searches are two-stage" in page and "cosine: over" not in page
+
+
 def test_what_schemathesis_makes_of_the_openapi_document_ends_in_no_5xx(server: Served) -> None:
     schema = schemathesis.openapi.from_url(f"{server.address}openapi.json")
     operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}

@@ -1,0 +1,48 @@
+"""What the searches for the strongest rows miss: their first k against those of an exact scan of all rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorif_core.index import Index
+from lorif_core.quick import has_quick_look
+from lorif_core.recall import recall_at
+from lorif_core.scoring import FoldedQueries
+from lorif_core.search import Sought
+from lorif_core.topk import TopK
+
+_TOP_K = (10, 100)
+_SIDES = ("proponents", "opponents")
+
+
+def search_recall(index: Index, folded: Sequence[FoldedQueries]) -> list[dict[str, Any]]:
+    """Of each search that the index's codes allow, and each k below its rows, the mean recall over the queries.
+
+    `search` is `quick look` (the default one) or `two-stage`; `proponents` and `opponents` are the shares of the
+    exact first k that it finds; `bytes_read` is the share of the codes' bytes that it reads for one query.
+    """
+    layouts = [part.layout for part in index.parts]
+    cutoffs = [k for k in _TOP_K if k < index.generation.rows]
+    exact = index.top_k_sought([Sought(queries) for queries in folded], max(cutoffs, default=1))
+    rows: list[dict[str, Any]] = []
+    if any(map(has_quick_look, layouts)):
+        for k in cutoffs:
+            rows.append(
+                {"search": "quick look", **_found(index.top_k_folded(folded, k), exact, k), "bytes_read": 1.0}
+            )
+    if not any(layout.code.kind == "dense" for layout in layouts):
+        size = sum(part.part.rows * part.layout.bytes_per_example for part in index.parts)
+        for k in cutoffs:
+            found = _found(index.top_k_folded(folded, k, two_stage=True), exact, k)
+            read = sum(part.two_stage().bytes_read(k) for part in index.parts) / size
+            rows.append({"search": "two-stage", **found, "bytes_read": round(read, 4)})
+    return rows
+
+
+def _found(tops: Sequence[TopK], exact: Sequence[TopK], k: int) -> dict[str, Any]:
+    recalls: dict[str, Any] = {"top_k": k}
+    for side in _SIDES:
+        found, wanted = (
+            [[hit.example_id for hit in getattr(top, side)[:k]] for top in of] for of in (tops, exact)
+        )
+        recalls[side] = round(float(recall_at(found, wanted).mean()), 4)
+    return recalls
