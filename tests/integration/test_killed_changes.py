@@ -43,11 +43,11 @@ COMMANDS = {
 RECEIPT = "^PUT .*/_lorif/receipts/"
 QUICK = {
     "update, between commit and publishing": ("update", Moment("^PUT .*/generations.lance/_versions")),
-    "refresh, between commit and publishing": ("refresh", Moment("^PUT .*/generations.lance/_versions")),
-    "remove, between taking out and publishing": ("remove", Moment("^PUT .*/curvature.lance/_versions")),
     "gc, among its deletions": ("gc", Moment("^(POST .*delete|DELETE .*/data/)", 2)),
 }
 SLOW = {
+    "refresh, between commit and publishing": ("refresh", Moment("^PUT .*/generations.lance/_versions")),
+    "remove, between taking out and publishing": ("remove", Moment("^PUT .*/curvature.lance/_versions")),
     "update, among its shards": ("update", Moment(RECEIPT, 2)),
     "update, before its rows are committed": ("update", Moment("^PUT .*/factors.lance/_versions")),
     "update, before its curvature": ("update", Moment("^PUT .*/curvature.lance/data")),

@@ -267,7 +267,8 @@ def test_what_schemathesis_makes_of_the_openapi_document_ends_in_no_5xx(server: 
         case.validate_response(reply, checks=CHECKS)
 
     send()
-    assert {200, 422} <= statuses
+    assert 422 in statuses
+    assert answers.Case(body={"text": "the cat"}).call_and_validate(checks=CHECKS).status_code == 200
     for label in ("GET /index", "GET /health"):
         operations[label].Case().call_and_validate(checks=CHECKS)
 
