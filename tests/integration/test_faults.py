@@ -43,7 +43,7 @@ FAULTS = {
 }
 
 
-SLOW = ("pause and hang-up", "stall")
+SLOW = ("reset before the request", "latency", "pause and hang-up", "stall")
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_readers_see_whole_generations_only(
     assert [kept.generation for kept in store.generations()] == [2, 3]
 
 
+@pytest.mark.chaos
 def test_a_reader_of_an_expired_generation_is_told_so_or_answered_whole(
     s3_place: MotoServer, prefect_server: None, ray_session: None, model_folder: Path
 ) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
@@ -15,6 +16,7 @@ from tests.integration.rows import stored_rows
 from tests.integration.s3 import s3_config
 
 
+@pytest.mark.chaos
 def test_a_node_lost_without_grace_changes_nothing(
     s3_place: MotoServer, prefect_server: None, ray_session: None, tmp_path: Path
 ) -> None:
