@@ -163,7 +163,7 @@ def test_without_ids_an_example_is_known_by_its_content(
     assert newest.rows == 60 and "1.jsonl#3" in codes_of(config) and "1.jsonl#4" not in codes_of(config)
 
 
-@pytest.mark.parametrize("wish", ["refit", "merge"])
+@pytest.mark.parametrize("wish", [pytest.param("refit", marks=pytest.mark.chaos), "merge"])
 def test_the_curvature_is_that_of_the_rows_that_stay(
     wish: str, make_config: MakeConfig, folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
