@@ -15,10 +15,12 @@ from lorif_core.factors import CodeLayout
 from lorif_core.heaps import Heaps
 from lorif_core.quick import QuickQueries, has_quick_look, quick_queries, quick_scorer
 from lorif_core.scoring import FoldedQueries, score_rows
+from lorif_core.topk import TopK
 
 _MARGIN = 5.0  # standard deviations
 LEARNED_FROM = 256  # rows
 _WORTH_ROWS = 2 * LEARNED_FROM
+_FEW_QUERIES = 64  # more of them are sooner scored exactly, by one product of matrices (benchmarks.query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def sought(
     layout: CodeLayout, folded: FoldedQueries, sample: Iterable[tuple[torch.Tensor, torch.Tensor]]
 ) -> Sought:
     """Queries with the margins that blocks of codes and scales show; of the sample the first rows are read."""
-    quick = quick_queries(folded, layout)
+    quick = quick_queries(folded, layout) if folded.count <= _FEW_QUERIES else None
     if quick is None:
         return Sought(folded)
     scores, off, left = quick_scorer(layout, quick), [], LEARNED_FROM
@@ -72,6 +74,8 @@ class Search:
     def __init__(self, layout: CodeLayout, queries: Sought, k: int) -> None:
         self._layout, self._sought = layout, queries
         self._quick = None if queries.quick is None else quick_scorer(layout, queries.quick)
+        # dense rows cost as much to unpack for one query as for all; factors are not unpacked for one
+        self._worth_sharing = 2.0 if layout.code.kind == "dense" else queries.folded.count / 2
         self._heaps = Heaps(queries.folded.count, k)
         self.best = self._heaps.top
 
@@ -85,14 +89,35 @@ class Search:
             return
         quick_QB = _multiplied(self._quick(codes, scales_BS).numpy(), times_B)
         sizes_B = _multiplied(_sizes(scales_BS), times_B)
+        limits = zip(self.best, quick_QB, self._sought.margins, strict=True)
+        chosen_QB = np.stack([kept.may_take(quick_B, margin * sizes_B) for kept, quick_B, margin in limits])
+        rows = np.flatnonzero(chosen_QB.any(axis=0))
+        if chosen_QB.sum() > len(rows) * self._worth_sharing:
+            self._take(self._sought.folded, self.best, codes, scales_BS, ids, times_B, rows)
+            return
         for query, kept in enumerate(self.best):
-            rows = np.flatnonzero(kept.may_take(quick_QB[query], self._sought.margins[query] * sizes_B))
-            if not len(rows):
-                continue
-            chosen, one = torch.from_numpy(rows), self._sought.folded.only(query)
-            exact_1B = score_rows(codes[chosen], scales_BS[chosen], self._layout, one).numpy()
-            scores = _multiplied(exact_1B, None if times_B is None else times_B[rows])
-            kept.update(scores[0], [ids[row] for row in rows.tolist()])
+            own = np.flatnonzero(chosen_QB[query])
+            self._take(self._sought.folded.only(query), [kept], codes, scales_BS, ids, times_B, own)
+
+    def _take(
+        self,
+        folded: FoldedQueries,
+        best: Sequence[TopK],
+        codes: torch.Tensor,
+        scales_BS: torch.Tensor,
+        ids: Sequence[str],
+        times_B: np.ndarray | None,
+        rows: np.ndarray,
+    ) -> None:
+        """Score some rows of a block exactly."""
+        if not len(rows):
+            return
+        chosen = torch.from_numpy(rows)
+        exact_QB = score_rows(codes[chosen], scales_BS[chosen], self._layout, folded).numpy()
+        exact_QB = _multiplied(exact_QB, None if times_B is None else times_B[rows])
+        names = [ids[row] for row in rows.tolist()]
+        for kept, scores in zip(best, exact_QB, strict=True):
+            kept.update(scores, names)
 
 
 def _sizes(scales_BS: torch.Tensor) -> np.ndarray:
