@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from lorif_core.factors import CodeLayout
-from lorif_core.quick import has_quick_look
+from lorif_core.quick import quick_kind
 from lorif_core.receipts import Receipt
 from lorif_core.resident import ROW_ADDRESS
 from lorif_core.schema import ShardRows
@@ -216,7 +216,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
             for count in _QUERIES:
                 folded = queries(held.layout, count)
                 works[f"{method.name} | memory | {count}"] = (held.search(folded), size)
-                if has_quick_look(held.layout) and count <= 64:
+                if quick_kind(held.layout, count) is not None:
                     works[f"{method.name} | exact | {count}"] = (held.search(folded, exact=True), size)
             if method.code.dtype == "float16" and method.code.kind == "rank":
                 works[f"{method.name} | paper | 1"] = (held.paper(queries(held.layout, 1)), size)
@@ -240,12 +240,24 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
             rows[name]["times_logra"] = round(statistics.median(ratios), 2)
         shares = [ours * size / sums for ours, sums in zip(rates[name], rates["plain sum"], strict=True)]
         rows[name]["share_of_plain_sum"] = round(statistics.median(shares), 4)
-    return {"threads": torch.get_num_threads(), "gemm_gflops": gemm(), "rounds": rounds, "rows": rows}
+    peak = gemm(torch.float32)
+    for method in METHODS:
+        for count in _QUERIES:
+            row = rows[f"{method.name} | memory | {count}"]
+            work_of_row = 2e-9 * count * sum(layer.dim for layer in shapes(method.factor))
+            row["share_of_gemm"] = round(row["rows_per_s"] * work_of_row / peak, 3)
+    return {
+        "threads": torch.get_num_threads(),
+        "gemm_gflops": peak,
+        "gemm_bfloat16_gflops": gemm(torch.bfloat16),
+        "rounds": rounds,
+        "rows": rows,
+    }
 
 
-def gemm() -> float:
-    """Peak of float32 products of matrices, in GFLOP/s."""
-    matrix = torch.randn(2048, 2048)
+def gemm(dtype: torch.dtype) -> float:
+    """Peak of products of matrices, in GFLOP/s."""
+    matrix = torch.randn(2048, 2048).to(dtype)
 
     def work() -> int:
         torch.mm(matrix, matrix)

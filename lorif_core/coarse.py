@@ -14,7 +14,7 @@ Shapes: Q queries, B rows, D = d1 d2, S scales of a row.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class CoarseQueries:
 
     levels: tuple[torch.Tensor, ...]
     steps: tuple[torch.Tensor, ...]
+
+    relative_error: ClassVar[float] = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As numpy arrays, as `FoldedQueries`."""

@@ -10,7 +10,7 @@ Shapes: Q queries, B rows, c terms, d the size of a side, S scales of a row.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class NarrowQueries:
 
     left: tuple[torch.Tensor, ...]
     right: tuple[torch.Tensor, ...]
+
+    relative_error: ClassVar[float] = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As numpy arrays, as `FoldedQueries`."""

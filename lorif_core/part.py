@@ -237,7 +237,7 @@ class PartReader:
 
     def sought(self, folded: FoldedQueries, memory_gb: float = MEMORY_GB) -> Sought:
         """Folded queries made ready to look for their strongest rows, here or in several places alike."""
-        if not is_worth_a_look(self.layout, self.part.rows):
+        if not is_worth_a_look(self.layout, self.part.rows, folded.count):
             return Sought(folded)
         blocks = self.blocks(memory_gb=memory_gb)
         return sought(self.layout, folded, ((block.codes, block.scales) for block in blocks))

@@ -1,44 +1,60 @@
-"""The quick look at stored rows: what queries are cut to, by kind of code, and approximate scores with it."""
+"""The quick look at stored rows: what queries are cut to, and approximate scores with it.
+
+Few queries are cut to their leading directions for factors (`narrow`) and to whole numbers for dense signs
+(`coarse`), which spares the unpacking of rows. Else products are in bfloat16 (`half`), on processors that have it.
+"""
 
 from collections.abc import Callable
 
 import torch
 
-from lorif_core.coarse import BITS, CoarseQueries, CoarseScorer, coarsened
+from lorif_core.coarse import CoarseQueries, CoarseScorer, coarsened
 from lorif_core.factors import CodeLayout
+from lorif_core.half import HalfQueries, HalfScorer, halved
+from lorif_core.half import is_fast as has_fast_half
 from lorif_core.narrow import DIRECTIONS, NarrowQueries, is_faster, narrowed, quick_scores
 from lorif_core.scoring import FoldedQueries
 
-QuickQueries = NarrowQueries | CoarseQueries
+QuickQueries = NarrowQueries | CoarseQueries | HalfQueries
 QuickScores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+# From more queries on a product of matrices is sooner done, in bfloat16 or exactly (benchmarks.query).
+_FEW_BESIDE_HALF = 16
+_FEW = 64
+_WORTH_HALF = 2**14  # numbers of a gradient, below which calls take longer than products
 
-def has_quick_look(layout: CodeLayout) -> bool:
-    """Whether there are quick scores that take much less than exact ones."""
-    if layout.code.kind == "dense":
-        return layout.code.dtype == "sign"
-    return is_faster(layout)
+
+def quick_kind(layout: CodeLayout, queries: int) -> type[QuickQueries] | None:
+    """The quick look at rows for so many queries at once; None where exact scores are as fast."""
+    half = has_fast_half() and sum(slot.layer.dim for slot in layout.slots) >= _WORTH_HALF
+    if queries <= (_FEW_BESIDE_HALF if half else _FEW):
+        if layout.code.kind == "dense" and layout.code.dtype == "sign":
+            return CoarseQueries
+        if layout.code.kind != "dense" and is_faster(layout):
+            return NarrowQueries
+    return HalfQueries if half else None
 
 
 def quick_queries(folded: FoldedQueries, layout: CodeLayout) -> QuickQueries | None:
     """What is left of folded queries for a quick look; None where exact scores are as fast."""
-    if not has_quick_look(layout):
-        return None
-    return coarsened(folded) if layout.code.kind == "dense" else narrowed(folded, layout)
+    kind = quick_kind(layout, folded.count)
+    if kind is NarrowQueries:
+        return narrowed(folded, layout)
+    if kind is CoarseQueries:
+        return coarsened(folded)
+    return None if kind is None else halved(folded)
 
 
 def quick_scorer(layout: CodeLayout, queries: QuickQueries) -> QuickScores:
     """Of codes and scales, as `scoring.score_rows` takes them, (Q, B) float32 approximate scores."""
+    if isinstance(queries, HalfQueries):
+        return HalfScorer(layout, queries).scores
     if isinstance(queries, CoarseQueries):
         return CoarseScorer(layout, queries).scores
     return lambda codes, scales_BS: quick_scores(codes, scales_BS, layout, queries)
 
 
 def quick_bytes(layout: CodeLayout) -> int:
-    """Memory that the quick look takes of one query."""
-    if not has_quick_look(layout):
-        return 0
+    """Memory that the quick look takes of one query at most, whatever the machine."""
     layers = [slot.layer for slot in layout.slots]
-    if layout.code.kind == "dense":
-        return sum(layer.dim + BITS * layer.dim // 8 for layer in layers)  # whole numbers, and their planes
-    return 4 * DIRECTIONS * sum(layer.d1 + layer.d2 for layer in layers)
+    return sum(max(2 * layer.dim, 4 * DIRECTIONS * (layer.d1 + layer.d2)) for layer in layers)

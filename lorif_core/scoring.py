@@ -31,7 +31,11 @@ class FoldedQueries:
 
     def only(self, query: int) -> "FoldedQueries":
         """One of them, not copied."""
-        return FoldedQueries(tuple(weight_QD[query : query + 1] for weight_QD in self.weights))
+        return self.some(query, query + 1)
+
+    def some(self, start: int, stop: int) -> "FoldedQueries":
+        """Those from `start` up to `stop`, not copied."""
+        return FoldedQueries(tuple(weight_QD[start:stop] for weight_QD in self.weights))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As numpy arrays: readers of Ray's object store get those without a copy, and tensors with one."""

@@ -13,14 +13,13 @@ import torch
 
 from lorif_core.factors import CodeLayout
 from lorif_core.heaps import Heaps
-from lorif_core.quick import QuickQueries, has_quick_look, quick_queries, quick_scorer
+from lorif_core.quick import QuickQueries, quick_kind, quick_queries, quick_scorer
 from lorif_core.scoring import FoldedQueries, score_rows
 from lorif_core.topk import TopK
 
 _MARGIN = 5.0  # standard deviations
 LEARNED_FROM = 256  # rows
 _WORTH_ROWS = 2 * LEARNED_FROM
-_FEW_QUERIES = 64  # more of them are sooner scored exactly, by one product of matrices (benchmarks.query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,8 @@ class Sought:
     Attributes:
         folded: for exact scores.
         quick: for the quick look; None where every row is scored exactly.
-        margins: (Q,) float32, how far quick scores are off at most, of rows with scales of norm 1.
+        margins: (Q,) float32, how far quick scores are off at most, of rows with scales of norm 1; to which comes
+            the share of a score by which it may be off, if it is rounded itself.
     """
 
     folded: FoldedQueries
@@ -38,16 +38,16 @@ class Sought:
     margins: np.ndarray | None = None
 
 
-def is_worth_a_look(layout: CodeLayout, rows: int) -> bool:
+def is_worth_a_look(layout: CodeLayout, rows: int, queries: int) -> bool:
     """Whether a quick look at so many rows spares more than it costs to learn how far it is off."""
-    return rows > _WORTH_ROWS and has_quick_look(layout)
+    return rows > _WORTH_ROWS and quick_kind(layout, queries) is not None
 
 
 def sought(
     layout: CodeLayout, folded: FoldedQueries, sample: Iterable[tuple[torch.Tensor, torch.Tensor]]
 ) -> Sought:
     """Queries with the margins that blocks of codes and scales show; of the sample the first rows are read."""
-    quick = quick_queries(folded, layout) if folded.count <= _FEW_QUERIES else None
+    quick = quick_queries(folded, layout)
     if quick is None:
         return Sought(folded)
     scores, off, left = quick_scorer(layout, quick), [], LEARNED_FROM
@@ -74,6 +74,7 @@ class Search:
     def __init__(self, layout: CodeLayout, queries: Sought, k: int) -> None:
         self._layout, self._sought = layout, queries
         self._quick = None if queries.quick is None else quick_scorer(layout, queries.quick)
+        self._rounding = 0.0 if queries.quick is None else queries.quick.relative_error
         # dense rows cost as much to unpack for one query as for all; factors are not unpacked for one
         self._worth_sharing = 2.0 if layout.code.kind == "dense" else queries.folded.count / 2
         self._heaps = Heaps(queries.folded.count, k)
@@ -89,8 +90,11 @@ class Search:
             return
         quick_QB = _multiplied(self._quick(codes, scales_BS).numpy(), times_B)
         sizes_B = _multiplied(_sizes(scales_BS), times_B)
-        limits = zip(self.best, quick_QB, self._sought.margins, strict=True)
-        chosen_QB = np.stack([kept.may_take(quick_B, margin * sizes_B) for kept, quick_B, margin in limits])
+        rounding_QB = self._rounding * np.abs(quick_QB)
+        limits = zip(self.best, quick_QB, self._sought.margins, rounding_QB, strict=True)
+        chosen_QB = np.stack(
+            [kept.may_take(quick_B, margin * sizes_B + off_B) for kept, quick_B, margin, off_B in limits]
+        )
         rows = np.flatnonzero(chosen_QB.any(axis=0))
         if chosen_QB.sum() > len(rows) * self._worth_sharing:
             self._take(self._sought.folded, self.best, codes, scales_BS, ids, times_B, rows)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorif_core.index import Index
-from lorif_core.quick import has_quick_look
+from lorif_core.quick import quick_kind
 from lorif_core.recall import recall_at
 from lorif_core.scoring import FoldedQueries
 from lorif_core.search import Sought
@@ -17,18 +17,19 @@ _SIDES = ("proponents", "opponents")
 def search_recall(index: Index, folded: Sequence[FoldedQueries]) -> list[dict[str, Any]]:
     """Of each search that the index's codes allow, and each k below its rows, the mean recall over the queries.
 
-    `search` is `quick look` (the default one) or `two-stage`; `proponents` and `opponents` are the shares of the
-    exact first k that it finds; `bytes_read` is the share of the codes' bytes that it reads for one query.
+    `search` is `quick look` (the default one, a query alone), `quick look, batch` (all of them together) or
+    `two-stage`; `proponents` and `opponents` are the shares of the exact first k that it finds; `bytes_read` is
+    the share of the codes' bytes that it reads for one query.
     """
-    layouts = [part.layout for part in index.parts]
+    layouts, count = [part.layout for part in index.parts], folded[0].count
     cutoffs = [k for k in _TOP_K if k < index.generation.rows]
     exact = index.top_k_sought([Sought(queries) for queries in folded], max(cutoffs, default=1))
     rows: list[dict[str, Any]] = []
-    if any(map(has_quick_look, layouts)):
-        for k in cutoffs:
-            rows.append(
-                {"search": "quick look", **_found(index.top_k_folded(folded, k), exact, k), "bytes_read": 1.0}
-            )
+    for search, together in (("quick look", 1), ("quick look, batch", count)):
+        if any(quick_kind(layout, together) is not None for layout in layouts):
+            for k in cutoffs:
+                found = _found(_searched(index, folded, k, together), exact, k)
+                rows.append({"search": search, **found, "bytes_read": 1.0})
     if not any(layout.code.kind == "dense" for layout in layouts):
         size = sum(part.part.rows * part.layout.bytes_per_example for part in index.parts)
         for k in cutoffs:
@@ -36,6 +37,14 @@ def search_recall(index: Index, folded: Sequence[FoldedQueries]) -> list[dict[st
             read = sum(part.two_stage().bytes_read(k) for part in index.parts) / size
             rows.append({"search": "two-stage", **found, "bytes_read": round(read, 4)})
     return rows
+
+
+def _searched(index: Index, folded: Sequence[FoldedQueries], k: int, together: int) -> list[TopK]:
+    """What the default search finds of queries, so many of them at once."""
+    best: list[TopK] = []
+    for start in range(0, folded[0].count, together):
+        best += index.top_k_folded([queries.some(start, start + together) for queries in folded], k)
+    return best
 
 
 def _found(tops: Sequence[TopK], exact: Sequence[TopK], k: int) -> dict[str, Any]:

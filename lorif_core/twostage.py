@@ -152,7 +152,7 @@ class TwoStage:
     def _best(self, query: FoldedQueries, rows: np.ndarray, k: int, memory_gb: float) -> TopK:
         """The strongest of some rows, as every search finds them."""
         layout = self._place.layout
-        ready = sought(layout, query, [self._sample]) if is_worth_a_look(layout, len(rows)) else Sought(query)
+        ready = sought(layout, query, [self._sample]) if is_worth_a_look(layout, len(rows), 1) else Sought(query)
         search = Search(layout, ready, k)
         positions = rows + self._shifts_F[np.searchsorted(self._starts_F, rows, side="right") - 1]
         for block in self._place.blocks(np.sort(positions), memory_gb):

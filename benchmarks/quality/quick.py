@@ -4,7 +4,7 @@
 
 OUT holds what `lorif evaluate lds` has left there: the truth and the checkpoint. Every method's index is built
 anew, in a temporary folder. LDS of exact and of quick scores of all rows; recall of the search, block after block
-of 256 rows, against exact scores.
+of 256 rows, against exact scores. `alone` is the quick look of a query on its own, `batch` that of all together.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from flows.build import build
 from lorif_core.config import StorageConfig
 from lorif_core.evaluation import EvaluationConfig, load_evaluation
+from lorif_core.factors import CodeLayout
 from lorif_core.index import Index
 from lorif_core.lds import Truth, lds, rank_correlation
 from lorif_core.queries import read_queries
@@ -69,31 +70,42 @@ def measure(index: Index, evaluation: EvaluationConfig, ids: list[str], truth: T
     names = [name for block in blocks for name in block.example_ids]
     codes, scales = torch.cat([block.codes for block in blocks]), torch.cat([block.scales for block in blocks])
     exact = score_rows(codes, scales, part.layout, folded).numpy()
-    seeking = part.sought(folded)
-    if seeking.quick is None:
-        raise SystemExit(f"{len(names)} rows of this code have no quick look")
-    quick = quick_scorer(part.layout, seeking.quick)(codes, scales).numpy()
     places = {name: place for place, name in enumerate(names)}
     order = [places[name] for name in ids]
     found: dict[str, Any] = {
         "rows": len(names),
         "queries": folded.count,
-        "lds": {
-            kind: round(float(lds(scores[:, order], truth).mean()), 4)
-            for kind, scores in (("exact", exact), ("quick", quick))
-        },
-        "spearman": round(float(rank_correlation(quick.T, exact.T).mean()), 4),
+        "lds": round(float(lds(exact[:, order], truth).mean()), 4),
     }
-    for k in _TOP_K:
-        both = [Search(part.layout, asked, k) for asked in (seeking, Sought(folded))]
-        for start in range(0, len(names), _BLOCK):
-            some = slice(start, start + _BLOCK)
-            for search in both:
-                search.update(codes[some], scales[some], names[some])
-        found[f"recall@{k}"] = {
-            side: recall(*(search.best for search in both), side) for side in ("proponents", "opponents")
+    wanted = {k: searched(part.layout, Sought(folded), k, codes, scales, names) for k in _TOP_K}
+    for kind, together in (("alone", 1), ("batch", folded.count)):
+        parts = [folded.some(start, start + together) for start in range(0, folded.count, together)]
+        ready = [part.sought(asked) for asked in parts]
+        if any(one.quick is None for one in ready):
+            raise SystemExit(f"{len(names)} rows of this code have no quick look for {together} queries")
+        quick = torch.cat([quick_scorer(part.layout, one.quick)(codes, scales) for one in ready if one.quick])
+        found[kind] = {
+            "look": type(ready[0].quick).__name__,
+            "lds": round(float(lds(quick.numpy()[:, order], truth).mean()), 4),
+            "spearman": round(float(rank_correlation(quick.numpy().T, exact.T).mean()), 5),
         }
+        for k in _TOP_K:
+            best = [top for one in ready for top in searched(part.layout, one, k, codes, scales, names)]
+            found[kind][f"recall@{k}"] = {
+                side: recall(best, wanted[k], side) for side in ("proponents", "opponents")
+            }
     return found
+
+
+def searched(
+    layout: CodeLayout, asked: Sought, k: int, codes: torch.Tensor, scales: torch.Tensor, names: list[str]
+) -> list[TopK]:
+    """What a search keeps, block after block."""
+    search = Search(layout, asked, k)
+    for start in range(0, len(names), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        search.update(codes[some], scales[some], names[some])
+    return search.best
 
 
 def recall(found: list[TopK], wanted: list[TopK], side: str) -> float:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from lorif_core import half, quick
+from lorif_core.coarse import CoarseQueries
 from lorif_core.factors import CodeLayout, encode
+from lorif_core.half import HalfQueries, HalfScorer, halved
 from lorif_core.levels import PER_BYTE, pack
-from lorif_core.narrow import DIRECTIONS, narrowed, quick_scores
-from lorif_core.quick import has_quick_look, quick_scorer
+from lorif_core.narrow import DIRECTIONS, NarrowQueries, narrowed, quick_scores
+from lorif_core.quick import QuickQueries, quick_kind, quick_scorer
 from lorif_core.scoring import FoldedQueries, score_rows
 from lorif_core.search import Search, Sought, sought
 from lorif_core.spec import CodeSpec, LayerSpec
@@ -79,43 +82,80 @@ def test_leading_directions_are_kept() -> None:
         assert (left <= 1.3 * best + 1e-6).all()
 
 
-@pytest.mark.parametrize("code", [CODES["cut 3"], CODES["rank 2 float16"], DENSE_SIGN], ids=str)
-def test_the_strongest_rows_are_found_with_exact_scores(code: CodeSpec) -> None:
+@pytest.mark.parametrize("layers", [WIDE, ODD], ids=["whole bytes", "odd sizes"])
+@pytest.mark.parametrize("queries", [3, 40])
+@pytest.mark.parametrize("name", [*CODES, "dense sign", "dense int8", "dense float16"])
+def test_half_scores_are_off_by_their_rounding(
+    name: str, queries: int, layers: tuple[LayerSpec, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contracted or decoded, whole or in pieces of rows and of columns."""
+    code = CODES.get(name) or CodeSpec("dense", 1, name.removeprefix("dense "))
+    layout = CodeLayout(layers, code)
+    codes, scales = rows_of(layout, 90)
+    folded = queries_of(layout, queries, 30)
+    expected = score_rows(codes, scales, layout, folded)
+    scorer = HalfScorer(layout, halved(folded))
+    for numbers in (half._PIECE, 1000):
+        monkeypatch.setattr(half, "_PIECE", numbers)
+        monkeypatch.setattr(half, "_PIECE_ROWS", 40)
+        off = scorer.scores(codes, scales) - expected
+        assert (off.std(dim=1) <= 2**-7 * expected.std(dim=1)).all()
+        assert (off.abs() <= 2**-5 * expected.std(dim=1, keepdim=True) + 2**-6 * expected.abs()).all()
+
+
+SEARCHED = {
+    "leading directions": (CODES["cut 3"], 4, NarrowQueries, False),
+    "leading directions of floats": (CODES["rank 2 float16"], 4, NarrowQueries, True),
+    "bits": (DENSE_SIGN, 4, CoarseQueries, True),
+    "half, factors": (CODES["cut 3"], 20, HalfQueries, True),
+    "half, dense": (DENSE_SIGN, 20, HalfQueries, True),
+    "half, floats": (CodeSpec("dense", 1, "float16"), 2, HalfQueries, True),
+}
+
+
+@pytest.mark.parametrize(("code", "count", "kind", "fast"), SEARCHED.values(), ids=SEARCHED)
+def test_the_strongest_rows_are_found_with_exact_scores(
+    code: CodeSpec, count: int, kind: type[QuickQueries], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In blocks of any size, with and without numbers that scores are multiplied by."""
+    monkeypatch.setattr(quick, "has_fast_half", lambda: fast)
     layout = CodeLayout((LayerSpec("a", 0, 0, 192, 256), LayerSpec("b", 0, 0, 224, 192)), code)
-    assert has_quick_look(layout)
-    rows, queries = 1500, queries_of(layout, 4, 100)
+    assert quick_kind(layout, count) is kind
+    rows, queries = 1500, queries_of(layout, count, 100)
     codes, scales = rows_of(layout, rows)
     ids = [f"x{row}" for row in range(rows)]
     ready = sought(layout, queries, zip(codes.split(100), scales.split(100), strict=True))
     for times in (None, np.linspace(0.5, 2.0, rows, dtype=np.float32)):
-        quick, exact = Search(layout, ready, 20), Search(layout, Sought(queries), 20)
+        looked, exact = Search(layout, ready, 20), Search(layout, Sought(queries), 20)
         for start, stop in ((0, 10), (10, 600), (600, rows)):
             some = slice(start, stop)
-            for search in (quick, exact):
+            for search in (looked, exact):
                 search.update(codes[some], scales[some], ids[some], None if times is None else times[some])
-        for found, expected in zip(quick.best, exact.best, strict=True):
+        for found, expected in zip(looked.best, exact.best, strict=True):
             for side in ("proponents", "opponents"):
                 ours, theirs = getattr(found, side), getattr(expected, side)
                 assert [hit.example_id for hit in ours] == [hit.example_id for hit in theirs]
                 np.testing.assert_allclose([h.score for h in ours], [h.score for h in theirs], rtol=1e-4)
 
 
-@pytest.mark.parametrize("code", [CODES["cut 3"], DENSE_SIGN], ids=str)
-def test_what_a_worker_gets_is_what_was_sent(code: CodeSpec) -> None:
+@pytest.mark.parametrize(("code", "count"), [(CODES["cut 3"], 2), (DENSE_SIGN, 2), (DENSE_SIGN, 20)], ids=str)
+def test_what_a_worker_gets_is_what_was_sent(code: CodeSpec, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries that went through pickle give the same quick scores."""
-    layout = CodeLayout(ODD, code)
+    monkeypatch.setattr(quick, "has_fast_half", lambda: count > 2)
+    layout = CodeLayout((*ODD, LayerSpec("c", 0, 0, 128, 128)), code)
     codes, scales = rows_of(layout, 300)
-    sent = sought(layout, queries_of(layout, 2, 50), [(codes, scales)])
+    sent = sought(layout, queries_of(layout, count, 50), [(codes, scales)])
     received = pickle.loads(pickle.dumps(sent))  # noqa: S301
     np.testing.assert_array_equal(received.margins, sent.margins)
     both = [quick_scorer(layout, one.quick)(codes, scales) for one in (sent, received)]
     torch.testing.assert_close(*both, rtol=0, atol=0)
 
 
-def test_codes_that_gain_nothing_are_scored_exactly() -> None:
+@pytest.mark.parametrize("fast", [False, True])
+def test_codes_that_gain_nothing_are_scored_exactly(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "has_fast_half", lambda: fast)
     for layout in (
         CodeLayout((LayerSpec("a", 0, 0, 16, 24),), CodeSpec("rank", 1, "float16")),
         CodeLayout(WIDE, CodeSpec("dense", 1, "int8")),
     ):
-        assert not has_quick_look(layout)
+        assert quick_kind(layout, 1) is quick_kind(layout, 500) is None
