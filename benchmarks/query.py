@@ -58,7 +58,7 @@ METHODS = (
     Method("default preset (cut 4, f 2)", 2, CodeSpec("cut", 4, "sign"), 16384, 65536),
     Method("rank 1 float16, f 4", 4, CodeSpec("rank", 1, "float16"), 16384, 32768),
     Method("dense sign, f 2", 2, CodeSpec("dense", 1, "sign"), 8192, 8192),
-    Method("LoGRA: dense float16, f 4", 4, CodeSpec("dense", 1, "float16"), 512, 4096),
+    Method("LoGRA: dense float16, f 4", 4, CodeSpec("dense", 1, "float16"), 4096, 4096),
 )
 
 
@@ -110,12 +110,15 @@ class InMemory:
         self.ids = [f"x{row}" for row in range(method.memory_rows)]
 
     def search(self, folded: FoldedQueries, *, exact: bool = False) -> Callable[[], int]:
-        """A block at a time; the first block has been looked at, as in a long scan."""
+        """A block at a time, in the midst of a long scan: 512 rows before had scores twice as large.
+
+        Of normal scores the tenth highest of 500,000 is twice that of 512.
+        """
         search = Search(self.layout, self.sought(folded) if not exact else Sought(folded), _TOP_K)
-        rows = min(len(self.ids), max(512, 16384 // folded.count // (8 if exact else 1)))
+        rows = min(len(self.ids), 512 if exact else 4096)
         cursor = iter(self._starts(rows))
-        some = slice(0, min(len(self.ids), 512))
-        search.update(self.codes[some], self.scales[some], self.ids[some])
+        some = slice(0, 512)
+        search.update(self.codes[some], 2.0 * self.scales[some], [f"before {name}" for name in self.ids[some]])
 
         def work() -> int:
             start = next(cursor)

@@ -13,6 +13,7 @@ Shapes: Q queries, B rows, D = d1 d2, S scales of a row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -62,6 +63,12 @@ def coarsened(folded: FoldedQueries) -> CoarseQueries:
     return CoarseQueries(tuple(levels), tuple(steps))
 
 
+@cache
+def can_count_bits() -> bool:
+    """Whether numba is there."""
+    return find_spec("numba") is not None
+
+
 class CoarseScorer:
     """Quick scores of rows of dense signs.
 
@@ -73,7 +80,7 @@ class CoarseScorer:
 
     def __init__(self, layout: CodeLayout, coarse: CoarseQueries, *, count: bool = True) -> None:
         self._layout, self._coarse, self._count = layout, coarse, None
-        if count and find_spec("numba") is not None:
+        if count and can_count_bits():
             from lorif_core.popcount import BitCounter
 
             self._count = BitCounter(coarse.levels, [slot.packed.start for slot in layout.slots])

@@ -1,14 +1,15 @@
 """The quick look at stored rows: what queries are cut to, and approximate scores with it.
 
-Few queries are cut to their leading directions for factors (`narrow`) and to whole numbers for dense signs
-(`coarse`), which spares the unpacking of rows. Else products are in bfloat16 (`half`), on processors that have it.
+Queries are cut to whole numbers for dense signs (`coarse`), and a few of them to their leading directions for
+factors (`narrow`), which spares the unpacking of rows. Else products are in bfloat16 (`half`), on processors that
+have it.
 """
 
 from collections.abc import Callable
 
 import torch
 
-from lorif_core.coarse import CoarseQueries, CoarseScorer, coarsened
+from lorif_core.coarse import CoarseQueries, CoarseScorer, can_count_bits, coarsened
 from lorif_core.factors import CodeLayout
 from lorif_core.half import HalfQueries, HalfScorer, halved
 from lorif_core.half import is_fast as has_fast_half
@@ -18,20 +19,18 @@ from lorif_core.scoring import FoldedQueries
 QuickQueries = NarrowQueries | CoarseQueries | HalfQueries
 QuickScores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# From more queries on a product of matrices is sooner done, in bfloat16 or exactly (benchmarks.query).
-_FEW_BESIDE_HALF = 16
-_FEW = 64
+_NARROW_QUERIES = 32  # of more, products in bfloat16 are sooner done than look-ups for each (benchmarks.query)
 _WORTH_HALF = 2**14  # numbers of a gradient, below which calls take longer than products
 
 
 def quick_kind(layout: CodeLayout, queries: int) -> type[QuickQueries] | None:
     """The quick look at rows for so many queries at once; None where exact scores are as fast."""
     half = has_fast_half() and sum(slot.layer.dim for slot in layout.slots) >= _WORTH_HALF
-    if queries <= (_FEW_BESIDE_HALF if half else _FEW):
-        if layout.code.kind == "dense" and layout.code.dtype == "sign":
+    if layout.code.kind == "dense":
+        if layout.code.dtype == "sign" and (can_count_bits() or not half):
             return CoarseQueries
-        if layout.code.kind != "dense" and is_faster(layout):
-            return NarrowQueries
+    elif is_faster(layout) and (queries <= _NARROW_QUERIES or not half):
+        return NarrowQueries
     return HalfQueries if half else None
 
 

@@ -75,8 +75,9 @@ class Search:
         self._layout, self._sought = layout, queries
         self._quick = None if queries.quick is None else quick_scorer(layout, queries.quick)
         self._rounding = 0.0 if queries.quick is None else queries.quick.relative_error
-        # dense rows cost as much to unpack for one query as for all; factors are not unpacked for one
-        self._worth_sharing = 2.0 if layout.code.kind == "dense" else queries.folded.count / 2
+        # a dense row takes as long to unpack as to score for a hundred queries; factors are not unpacked for one
+        count = queries.folded.count
+        self._worth_sharing = 1 + count / 128 if layout.code.kind == "dense" else count / 2
         self._heaps = Heaps(queries.folded.count, k)
         self.best = self._heaps.top
 
