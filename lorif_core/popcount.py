@@ -17,7 +17,8 @@ from lorif_core.levels import packed_bytes
 
 _PLANES = 4
 _WORD = 8  # bytes
-_ROWS_AT_ONCE = 16  # stay in the cache while every query sees them
+_ROWS_TOGETHER = 4
+_ROWS_AT_ONCE = 16  # of a layer stay in the cache while every query sees them
 
 
 class BitCounter:
@@ -29,25 +30,30 @@ class BitCounter:
     """
 
     def __init__(self, levels: Sequence[torch.Tensor], starts: Sequence[int]) -> None:
-        self._layers = [_Planes(one.numpy(), start) for one, start in zip(levels, starts, strict=True)]
+        layers = [_Planes(one.numpy(), start) for one, start in zip(levels, starts, strict=True)]
+        self._planes = np.concatenate([layer.words for layer in layers], axis=2)  # (Q, 4, words of all layers)
+        sizes = [layer.words.shape[2] for layer in layers]
+        # per layer: its first word in a row, its first word in a plane, how many words
+        self._places = np.array([(layer.first_word, 0, 0) for layer in layers], np.int64)
+        self._places[:, 1], self._places[:, 2] = np.cumsum([0, *sizes[:-1]]), sizes
+        self._totals = [layer.totals_Q for layer in layers]
 
     def sums(self, codes: torch.Tensor) -> list[torch.Tensor]:
         """Per layer (Q, B) int64; codes (B, bytes) uint8 as they are stored."""
         words = _as_words(codes)
-        found = [np.empty((len(layer.totals_Q), len(words)), np.int64) for layer in self._layers]
+        found = np.empty((len(self._totals), len(self._planes), len(words)), np.int64)
         parts = max(1, min(torch.get_num_threads(), len(words) // _ROWS_AT_ONCE))
         edges = np.linspace(0, len(words), parts + 1).astype(int).tolist()
 
         def count(start: int, stop: int) -> None:
-            for layer, sums in zip(self._layers, found, strict=True):
-                _count(words, layer.first_word, layer.words, sums, start, stop)
+            _count(words, self._places, self._planes, found, start, stop)
 
         if parts == 1:
             count(0, len(words))
         else:
             list(_threads().map(count, edges, edges[1:]))
-        pairs = zip(found, self._layers, strict=True)
-        return [torch.from_numpy(2 * sums - layer.totals_Q[:, None]) for sums, layer in pairs]
+        pairs = zip(found, self._totals, strict=True)
+        return [torch.from_numpy(2 * sums - totals_Q[:, None]) for sums, totals_Q in pairs]
 
 
 class _Planes:
@@ -88,48 +94,58 @@ def _popcount(typing_context: Any, word: Any) -> Any:
     return numba.types.uint64(numba.types.uint64), generate
 
 
+@numba.njit(nogil=True, boundscheck=False)
+def _count_layer(words, first, p0, p1, p2, p3, sums, start, stop):  # type: ignore[no-untyped-def]
+    """Of one layer and the planes of one query, four rows at a time: a plane is read once for four."""
+    size = len(p0)
+    for row in range(start, stop, _ROWS_TOGETHER):
+        # of the last rows some are counted again, to the same numbers
+        r0, r1, r2, r3 = row, min(row + 1, stop - 1), min(row + 2, stop - 1), min(row + 3, stop - 1)
+        x0, x1 = words[r0, first : first + size], words[r1, first : first + size]
+        x2, x3 = words[r2, first : first + size], words[r3, first : first + size]
+        a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.uint64(0)
+        c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = np.uint64(0)
+        for place in range(size):
+            q0, q1, q2, q3 = p0[place], p1[place], p2[place], p3[place]
+            word = x0[place]
+            a0 += _popcount(word & q0)
+            a1 += _popcount(word & q1)
+            a2 += _popcount(word & q2)
+            a3 += _popcount(word & q3)
+            word = x1[place]
+            b0 += _popcount(word & q0)
+            b1 += _popcount(word & q1)
+            b2 += _popcount(word & q2)
+            b3 += _popcount(word & q3)
+            word = x2[place]
+            c0 += _popcount(word & q0)
+            c1 += _popcount(word & q1)
+            c2 += _popcount(word & q2)
+            c3 += _popcount(word & q3)
+            word = x3[place]
+            d0 += _popcount(word & q0)
+            d1 += _popcount(word & q1)
+            d2 += _popcount(word & q2)
+            d3 += _popcount(word & q3)
+        sums[r0] = np.int64(a0 + 2 * a1 + 4 * a2) - 8 * np.int64(a3)
+        sums[r1] = np.int64(b0 + 2 * b1 + 4 * b2) - 8 * np.int64(b3)
+        sums[r2] = np.int64(c0 + 2 * c1 + 4 * c2) - 8 * np.int64(c3)
+        sums[r3] = np.int64(d0 + 2 * d1 + 4 * d2) - 8 * np.int64(d3)
+
+
 @numba.njit(
-    "void(uint64[:, ::1], int64, uint64[:, :, ::1], int64[:, ::1], int64, int64)",
+    "void(uint64[:, ::1], int64[:, ::1], uint64[:, :, ::1], int64[:, :, ::1], int64, int64)",
     nogil=True,
     boundscheck=False,
 )
-def _count(words, first, planes, sums, start, stop):  # type: ignore[no-untyped-def]
-    """Sums over the bits that are set, for rows [start, stop), four at a time: a plane is read once for four."""
-    size = planes.shape[2]
-    for block in range(start, stop, _ROWS_AT_ONCE):
-        end = min(block + _ROWS_AT_ONCE, stop)
-        for query in range(planes.shape[0]):
-            p0, p1, p2, p3 = planes[query, 0], planes[query, 1], planes[query, 2], planes[query, 3]
-            for row in range(block, end, 4):
-                # of the last rows some are counted again, to the same numbers
-                r0, r1, r2, r3 = row, min(row + 1, end - 1), min(row + 2, end - 1), min(row + 3, end - 1)
-                x0, x1 = words[r0, first : first + size], words[r1, first : first + size]
-                x2, x3 = words[r2, first : first + size], words[r3, first : first + size]
-                a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.uint64(0)
-                c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = np.uint64(0)
-                for place in range(size):
-                    q0, q1, q2, q3 = p0[place], p1[place], p2[place], p3[place]
-                    word = x0[place]
-                    a0 += _popcount(word & q0)
-                    a1 += _popcount(word & q1)
-                    a2 += _popcount(word & q2)
-                    a3 += _popcount(word & q3)
-                    word = x1[place]
-                    b0 += _popcount(word & q0)
-                    b1 += _popcount(word & q1)
-                    b2 += _popcount(word & q2)
-                    b3 += _popcount(word & q3)
-                    word = x2[place]
-                    c0 += _popcount(word & q0)
-                    c1 += _popcount(word & q1)
-                    c2 += _popcount(word & q2)
-                    c3 += _popcount(word & q3)
-                    word = x3[place]
-                    d0 += _popcount(word & q0)
-                    d1 += _popcount(word & q1)
-                    d2 += _popcount(word & q2)
-                    d3 += _popcount(word & q3)
-                sums[query, r0] = np.int64(a0 + 2 * a1 + 4 * a2) - 8 * np.int64(a3)
-                sums[query, r1] = np.int64(b0 + 2 * b1 + 4 * b2) - 8 * np.int64(b3)
-                sums[query, r2] = np.int64(c0 + 2 * c1 + 4 * c2) - 8 * np.int64(c3)
-                sums[query, r3] = np.int64(d0 + 2 * d1 + 4 * d2) - 8 * np.int64(d3)
+def _count(words, places, planes, sums, start, stop):  # type: ignore[no-untyped-def]
+    """Sums over the bits that are set, for rows [start, stop), a few of which are read from end to end."""
+    at_once = _ROWS_TOGETHER if len(planes) == 1 else _ROWS_AT_ONCE
+    for block in range(start, stop, at_once):
+        end = min(block + at_once, stop)
+        for layer in range(len(places)):
+            first, plane, size = places[layer]
+            for query in range(len(planes)):
+                p0, p1 = planes[query, 0, plane : plane + size], planes[query, 1, plane : plane + size]
+                p2, p3 = planes[query, 2, plane : plane + size], planes[query, 3, plane : plane + size]
+                _count_layer(words, first, p0, p1, p2, p3, sums[layer, query], block, end)
