@@ -5,7 +5,9 @@
 The index is synthesised: random codes for the layers of a small GPT-2 go through the store as those of workers do.
 Peak memory is that of every process of the command, less what the same command needs for one query against 512
 rows, which is libraries and model. The scores of one block, drawn at random, are compared with all scores of its
-queries in float64 from decoded rows. Two workers against one, each with one thread, scan the same queries in turn.
+queries in float64 from decoded rows. Two workers against one, each with one thread, scan the same queries in turn,
+against these rows, which are so small that most of the work is comparing scores, and against rows of the default
+code for a larger model.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import yaml
 
 from benchmarks.memory import in_new_process
 from benchmarks.processes import Watched
+from benchmarks.query import random_rows
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
 from lorif_core.config import Config, parse_config
 from lorif_core.factors import CodeLayout
@@ -54,6 +57,8 @@ _POSITIONS = 32
 _TOP_K = 10
 _KILLED_AT = (0.3, 0.6)  # of the blocks
 _ROUNDS = 3
+_WIDE_ROWS = 16_384
+_WIDE_GB = 2.0
 
 
 def main() -> None:
@@ -65,8 +70,10 @@ def main() -> None:
         large, small = (
             make_config(folder, rows, arguments.memory_gb) for rows in (arguments.rows, _ROWS_PER_SHARD)
         )
+        wide = make_wide_config(folder)
         made = in_new_process(synthesise, large, arguments.rows)
         in_new_process(synthesise, small, _ROWS_PER_SHARD)
+        in_new_process(synthesise, wide, _WIDE_ROWS)
         loaded = measure(folder, small, "one", kills=())
         load = os.getloadavg()[0]
         killed = measure(folder, large, "all", kills=_KILLED_AT)
@@ -84,6 +91,7 @@ def main() -> None:
             "beyond_loaded_together_mib": round(killed["together_mib"] - loaded["together_mib"]),
             "brute_force": in_new_process(compare, folder, large),
             "scaling": in_new_process(scale, folder, large),
+            "scaling_default_code": in_new_process(scale, folder, wide),
         }
     print(json.dumps(result, indent=2))
     if arguments.out:
@@ -101,10 +109,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(text: Path, folder: Path, queries: int) -> None:
-    """A small GPT-2, a file of queries and one of the first of them."""
+    """A small GPT-2, a larger one, a file of queries and one of the first of them."""
     paragraphs = load_paragraphs(text)
-    train_tokenizer(paragraphs).save_pretrained(folder / "model")
-    make_model(layers=2, width=64, positions=_POSITIONS).save_pretrained(folder / "model")
+    for name, layers, width in (("model", 2, 64), ("wide", 4, 256)):
+        train_tokenizer(paragraphs).save_pretrained(folder / name)
+        make_model(layers, width, positions=_POSITIONS).save_pretrained(folder / name)
     lines = [
         json.dumps({"id": f"q{number}", "text": f"{number} {paragraphs[number % len(paragraphs)][:80]}"})
         for number in range(queries)
@@ -126,6 +135,21 @@ def make_config(folder: Path, rows: int, memory_gb: float) -> Config:
     }
     (folder / f"{rows}.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return parse_config(raw)
+
+
+def make_wide_config(folder: Path) -> Config:
+    """The code of the default preset for the larger model; queries are folded with nothing."""
+    return parse_config(
+        {
+            "index": str(folder / "index-wide"),
+            "model": {"path": str(folder / "wide")},
+            "corpus": {"uri": str(folder / "all.jsonl"), "id": "id", "max_length": _POSITIONS},
+            "projection": {"kind": "random", "factor": 2},
+            "code": {"kind": "cut", "rank": 4, "dtype": "sign"},
+            "curvature": {"kind": "none"},
+            "compute": {"memory_gb": _WIDE_GB, "workers": 2},
+        }
+    )
 
 
 def synthesise(config: Config, rows: int) -> int:
@@ -158,12 +182,11 @@ def synthesise(config: Config, rows: int) -> int:
 def write_shard(store: Store, spec: IndexSpec, first: int, count: int) -> Receipt:
     """Random rows, of unit directions and scales as uneven as those of real gradients."""
     layout = CodeLayout(spec.layers, spec.code)
-    rng = np.random.default_rng(first)
-    codes = rng.standard_normal((count, layout.width), np.float32)
-    scales = rng.lognormal(0.0, 1.0, (count, layout.scales)).astype(np.float32)
+    codes, _ = random_rows(layout, count, first)
+    scales = np.random.default_rng(first).lognormal(0.0, 1.0, (count, layout.scales)).astype(np.float32)
     ids = np.arange(4, dtype=np.int32)
     examples = [Example(f"x{first + row:07d}", first + row, ids, ids, None, "0" * 32) for row in range(count)]
-    rows = ShardRows(examples, np.ones(count, np.float32), codes.astype(np.float16), scales)
+    rows = ShardRows(examples, np.ones(count, np.float32), codes, scales)
     shard = ShardRef("/synthetic.jsonl", "synthetic.jsonl", "tag", 1, first, count, None)
     fragments = store.write_rows(iter([rows]), shard, spec)
     return Receipt(shard.key, tuple(fragments), count, 4 * count, 4 * count, (), 0.0)

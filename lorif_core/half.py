@@ -2,7 +2,7 @@
 
 Queries and decoded rows are rounded to eight bits of mantissa, and every product of matrices adds in float32. Of
 few queries factors are contracted, u^T W v; for many, rows are decoded once for all of them, a piece that stays in
-the cache at a time. On CUDA if there is a device, else on the CPU.
+the cache at a time.
 
 Shapes: Q queries, B rows, c terms, D = d1 d2, S scales of a row.
 """
@@ -24,6 +24,7 @@ _DECODE_FROM = 32  # terms of all queries, from where decoding a row is less wor
 _ROWS = 1024  # at once
 _PIECE_ROWS = 256
 _PIECE = 2**22  # numbers of decoded rows at once
+_GPU_SCRATCH = 2**28  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,26 @@ def _half_of(arrays: Sequence[np.ndarray]) -> HalfQueries:
     return HalfQueries(tuple(shared_tensor(array).view(_HALF) for array in arrays))
 
 
-@cache
 def is_fast() -> bool:
-    """Whether this machine multiplies matrices in bfloat16 faster than in float32."""
+    """Whether this process can multiply matrices in bfloat16 faster than in float32."""
+    return torch.cuda.is_available() or _cpu_is_fast()
+
+
+@cache
+def _cpu_is_fast() -> bool:
     able = torch.cpu.get_capabilities()
-    return torch.cuda.is_available() or any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _place(size: int) -> tuple[torch.device, torch.dtype]:
+    """Where and in what rows are multiplied with queries of so many bytes.
+
+    On a GPU if they leave half of what is free there. Queries may come from a machine that is quick at bfloat16 to
+    one that is not: it multiplies the same numbers in float32.
+    """
+    if torch.cuda.is_available() and 2 * size + _GPU_SCRATCH < torch.cuda.mem_get_info()[0]:
+        return torch.device("cuda"), _HALF
+    return torch.device("cpu"), _HALF if _cpu_is_fast() else torch.float32
 
 
 def halved(folded: FoldedQueries) -> HalfQueries:
@@ -60,15 +76,15 @@ class HalfScorer:
 
     def __init__(self, layout: CodeLayout, half: HalfQueries) -> None:
         self._layout, self._count = layout, len(half.weights[0])
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device, self._dtype = _place(sum(weight_QD.nbytes for weight_QD in half.weights))
         self._contracts = layout.code.kind != "dense" and self._count * layout.terms < _DECODE_FROM
         self._weights = [
-            self._arranged(weight_QD.to(self._device), slot)
+            self._arranged(weight_QD.to(self._device, self._dtype), slot)
             for weight_QD, slot in zip(half.weights, layout.slots, strict=True)
         ]
         # kept, as the kernel hands out and clears every page of a large tensor that is new
         self._floats = torch.empty(0, device=self._device)
-        self._halves = torch.empty(0, device=self._device, dtype=_HALF)
+        self._halves = torch.empty(0, device=self._device, dtype=self._dtype)
 
     def _arranged(self, weight_QD: torch.Tensor, slot: LayerSlot) -> torch.Tensor:
         """(d1, Q d2) for contractions."""
@@ -95,7 +111,7 @@ class HalfScorer:
         u, v = self._factors(codes, slot)
         if self._contracts:
             return self._contracted(u, v, scales_Bc, weight)
-        return self._products(weight, self._decoded_pieces(u * scales_Bc[:, :, None].to(_HALF), v))
+        return self._products(weight, self._decoded_pieces(u * scales_Bc[:, :, None].to(self._dtype), v))
 
     def _contracted(
         self, u: torch.Tensor, v: torch.Tensor, scales_Bc: torch.Tensor, weight: torch.Tensor
@@ -119,7 +135,9 @@ class HalfScorer:
         if codes.dtype == torch.uint8:
             levels = self._unpacked(codes[:, slot.packed], None)[:, : slot.stop - slot.start]
         else:
-            levels = codes[:, slot.start : slot.stop].float().to(_HALF)  # float16 to bfloat16 at once is slow
+            levels = (
+                codes[:, slot.start : slot.stop].float().to(self._dtype)
+            )  # float16 to bfloat16 at once is slow
         left, terms = slot.middle - slot.start, self._layout.terms
         return levels[:, :left].unflatten(1, (terms, -1)), levels[:, left:].unflatten(1, (terms, -1))
 
@@ -145,7 +163,7 @@ class HalfScorer:
                 yield self._rounded(codes[:, slot.start + start : slot.start + stop])
 
     def _unpacked(self, packed: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        table = byte_levels(self._layout.code.dtype).to(packed.device, _HALF)
+        table = byte_levels(self._layout.code.dtype).to(packed.device, self._dtype)
         shaped = None if out is None else out.view(-1, table.shape[1])
         return torch.index_select(table, 0, packed.flatten().int(), out=shaped).view(len(packed), -1)
 
@@ -157,5 +175,5 @@ class HalfScorer:
 
     def _room(self, size: int) -> torch.Tensor:
         if len(self._halves) < size:
-            self._halves = torch.empty(size, device=self._device, dtype=_HALF)
+            self._halves = torch.empty(size, device=self._device, dtype=self._dtype)
         return self._halves[:size]

@@ -83,12 +83,13 @@ def test_leading_directions_are_kept() -> None:
 
 
 @pytest.mark.parametrize("layers", [WIDE, ODD], ids=["whole bytes", "odd sizes"])
-@pytest.mark.parametrize("queries", [3, 40])
+@pytest.mark.parametrize(("queries", "fast"), [(3, True), (40, True), (40, False)])
 @pytest.mark.parametrize("name", [*CODES, "dense sign", "dense int8", "dense float16"])
 def test_half_scores_are_off_by_their_rounding(
-    name: str, queries: int, layers: tuple[LayerSpec, ...], monkeypatch: pytest.MonkeyPatch
+    name: str, queries: int, fast: bool, layers: tuple[LayerSpec, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contracted or decoded, whole or in pieces of rows and of columns."""
+    """Contracted or decoded, whole or in pieces of rows and of columns, and on a machine without bfloat16."""
+    monkeypatch.setattr(half, "_cpu_is_fast", lambda: fast)
     code = CODES.get(name) or CodeSpec("dense", 1, name.removeprefix("dense "))
     layout = CodeLayout(layers, code)
     codes, scales = rows_of(layout, 90)
