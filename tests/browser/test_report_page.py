@@ -134,10 +134,22 @@ def test_all_is_there_without_a_script(report: str, opened: Open) -> None:
     expect(details.locator("> .text")).to_be_visible()
 
 
+@pytest.mark.parametrize("width", [320, 1280])
+def test_a_link_leads_to_the_top_of_its_query(report: str, opened: Open, width: int) -> None:
+    """However long those before it are."""
+    page = opened(report, width=width).page
+    for place in (".page", "#query-1"):
+        page.locator(place).evaluate("place => { place.style.paddingTop = '5000px' }")
+    page.emulate_media(reduced_motion="no-preference")  # it scrolls by all that lies before
+    page.evaluate("location.hash = 'query-2'")
+    page.wait_for_timeout(2000)
+    assert abs(page.evaluate("document.querySelector('#query-2').getBoundingClientRect().top")) < 150
+
+
 @pytest.mark.parametrize("width", [320, 400])
 def test_a_narrow_window_has_no_sideways_scroll(report: str, opened: Open, width: int) -> None:
     watched = opened(report, width=width)
-    watched.page.locator("#query-1").scroll_into_view_if_needed()
+    watched.page.locator("#query-1").evaluate("query => query.scrollIntoView({behavior: 'instant'})")
     watched.shoot(f"report-{width}")
     assert watched.page.evaluate("document.documentElement.scrollWidth") == width
 
@@ -148,5 +160,5 @@ def test_paper_has_the_answers_in_light_and_no_controls(report: str, opened: Ope
     assert watched.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(252, 252, 250)"
     expect(watched.page.locator(".filters")).to_be_hidden()
     assert watched.page.locator("#query-1 .hit:visible").count() > 0
-    watched.page.locator("#query-1").scroll_into_view_if_needed()
+    watched.page.locator("#query-1").evaluate("query => query.scrollIntoView({behavior: 'instant'})")
     watched.shoot("report-print")
