@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer, write_corpus
+from lorif_core.blocks import scan_rows
 from lorif_core.config import Config, parse_config
 from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, scan_blocks
 from lorif_core.factors import CodeLayout
@@ -33,7 +34,7 @@ from lorif_core.index import open_index
 from lorif_core.model import load_skeleton
 from lorif_core.plan import curvature_spec, make_plan, make_spec
 from lorif_core.shard import ShardIndexer
-from lorif_core.store import Store, block_rows, now
+from lorif_core.store import Store, now
 from tasks.environment import quiet_libraries
 
 _POSITIONS = 32
@@ -143,7 +144,7 @@ def fit_curvature(config: Config) -> Peak:
     loaded, started = peak_mib(), time.perf_counter()
 
     def scan(request: ScanRequest) -> ScanResult:
-        blocks = store.scan(version, block_rows(layout, config.compute.memory_gb))
+        blocks = store.scan(version, scan_rows(layout, config.compute.memory_gb))
         return scan_blocks(((block.codes, block.scales) for block in blocks), layout, request)
 
     rows, tokens = store.counts()

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lorif_core.blocks import scan_rows
 from lorif_core.factors import CodeLayout
 from lorif_core.quick import quick_kind
 from lorif_core.receipts import Receipt
@@ -31,7 +32,7 @@ from lorif_core.schema import ShardRows
 from lorif_core.scoring import FoldedQueries
 from lorif_core.search import Search, Sought, sought
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
-from lorif_core.store import Store, block_rows
+from lorif_core.store import Store
 from lorif_core.tables import Tables
 from lorif_core.tokenise import Example
 from lorif_core.twostage import Place, read_two_stage
@@ -187,7 +188,7 @@ def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -
 
     def work() -> int:
         search, rows = Search(layout, queries, _TOP_K), 0
-        for block in store.scan(version, block_rows(layout, 1.0)):
+        for block in store.scan(version, scan_rows(layout, 1.0)):
             search.update(block.codes, block.scales, block.example_ids)
             rows += len(block.example_ids)
         return rows
@@ -198,7 +199,7 @@ def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -
 def in_two_stages(store: Store, version: int, layout: CodeLayout, folded: FoldedQueries) -> Callable[[], int]:
     """A whole search by columns in memory, which are read before."""
     place = Place(layout, Tables(store.uri, store.storage), version, None)
-    blocks = store.scan(version, block_rows(layout, 1.0), extra=(ROW_ADDRESS,))
+    blocks = store.scan(version, scan_rows(layout, 1.0), extra=(ROW_ADDRESS,))
     rows, _ = store.counts(version)
     ready = read_two_stage(place, rows, blocks, None)
 

@@ -28,6 +28,8 @@ BITS = 4
 _LARGEST = 2 ** (BITS - 1) - 1
 _CLIP_RMS = 4.0  # beyond it an outlier costs less than coarser steps for all others; the best of 3 to 8 for ranks
 _TINY = 1e-30
+_SUMS = 2**23  # whole numbers of all layers and queries at once
+_LEAST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,14 @@ class CoarseScorer:
 
     def scores(self, codes: torch.Tensor, scales_BS: torch.Tensor) -> torch.Tensor:
         """(Q, B) float32; codes (B, bytes) uint8 as they are stored."""
-        scores_QB = torch.zeros(len(self._coarse.steps[0]), len(codes))
-        for number, sums_QB in enumerate(self._sums(codes)):
-            scores_QB += sums_QB * self._coarse.steps[number][:, None] * scales_BS[:, number]
+        queries = len(self._coarse.steps[0])
+        scores_QB = torch.zeros(queries, len(codes))
+        size = max(_LEAST_ROWS, _SUMS // (queries * len(self._coarse.steps)))
+        for start in range(0, len(codes), size):
+            some = slice(start, start + size)
+            for number, sums_QB in enumerate(self._sums(codes[some])):
+                step_Q1, scale_B = self._coarse.steps[number][:, None], scales_BS[some, number]
+                scores_QB[:, some] += sums_QB * step_Q1 * scale_B
         return scores_QB
 
     def _sums(self, codes: torch.Tensor) -> list[torch.Tensor]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lorif_core.blocks import Block
 from lorif_core.errors import UserError
 from lorif_core.factors import decode_rows
 from lorif_core.loss import MASKED
 from lorif_core.queries import parsed_queries
 from lorif_core.scoring import queries_at_once, scaled, score_rows
-from lorif_core.store import Block
 from lorif_core.terms import PLAIN
 from lorif_core.tokenise import Example
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from lorif_core.blocks import Block, scan_rows
 from lorif_core.config import ModelConfig
 from lorif_core.encoder import ModelInput, QueryEncoder, QueryGradients, load_matching, model_config_of
 from lorif_core.factors import CodeLayout
@@ -20,7 +21,7 @@ from lorif_core.scoring import FoldedQueries, fold_queries, own_influence, own_s
 from lorif_core.search import Search, Sought, is_worth_a_look, sought
 from lorif_core.self_influence import LayerForm, layer_form, self_influences
 from lorif_core.spec import IndexSpec
-from lorif_core.store import Block, Store, block_rows
+from lorif_core.store import Store
 from lorif_core.tables import Tables
 from lorif_core.terms import PLAIN, Terms, inverse_root
 from lorif_core.topk import TopK
@@ -166,7 +167,7 @@ class PartReader:
             return self._resident.codes.blocks(where, extra)
         if fragments is None:
             fragments = self._own_fragments()
-        rows = block_rows(self.layout, memory_gb)
+        rows = scan_rows(self.layout, memory_gb)
         return self._store.scan(self._generation.factors_version, rows, fragments, where, extra)
 
     def described(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:

@@ -7,14 +7,14 @@ What a pass needs beyond the stored codes of a few blocks of rows does not depen
     scores           16 B x rows of a scanned block                     an eighth
     top k            400 B x 2 k, as kept and as it is merged           an eighth
 
-each times the queries of the block; the codes take another eighth (`store.block_rows`), and while queries are
+each times the queries of the block; the codes take another eighth (`blocks.scan_rows`), and while queries are
 encoded their gradients take as much as they do folded.
 """
 
+from lorif_core.blocks import scan_rows
 from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation
 from lorif_core.quick import quick_bytes
-from lorif_core.store import block_rows
 
 _BYTES_PER_SCORE = 16  # the score, two temporaries of a contraction, what the heaps compare
 _BYTES_PER_HIT = 400  # a score and an id as Python objects, of what is kept and of what is merged into it
@@ -25,7 +25,7 @@ def queries_per_block(generation: Generation, k: int, memory_gb: float) -> int:
     memory = memory_gb * 2**30
     specs = [part.index_spec for part in generation.parts]
     layouts = [CodeLayout(spec.layers, spec.code) for spec in specs]
-    rows = max(block_rows(layout, memory_gb) for layout in layouts)
+    rows = max(scan_rows(layout, memory_gb) for layout in layouts)
     return max(
         1,
         min(

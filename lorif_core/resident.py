@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from lorif_core.blocks import Block
 from lorif_core.curvature import LayerCurvature
 from lorif_core.metric import LayerMetric
-from lorif_core.store import Block
 from lorif_core.tables import Tables, store_told
 
 ROW_ADDRESS = "_rowaddr"

@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 
 from lorif_core.batches import collate, token_budget_batches
+from lorif_core.blocks import block_rows
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus import needed_columns, read_rows
 from lorif_core.extract import STORED, Extractor
@@ -17,7 +18,7 @@ from lorif_core.receipts import Receipt, Receipts
 from lorif_core.removal import REMOVED, removals_of
 from lorif_core.schema import ShardRows
 from lorif_core.spec import IndexSpec, ShardRef
-from lorif_core.store import Store, block_rows
+from lorif_core.store import Store
 from lorif_core.tokenise import Example, make_examples
 
 NO_SCORED_TOKEN = "no token is scored"

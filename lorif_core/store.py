@@ -7,18 +7,17 @@ version of each table. Readers only ever open generations, so nothing a writer d
 import logging
 import uuid
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import torch
 
+from lorif_core.blocks import Block, scan_codes
 from lorif_core.config import StorageConfig
 from lorif_core.curvature import LayerCurvature, used_rank
 from lorif_core.errors import LorifError, UserError
-from lorif_core.factors import CodeLayout
 from lorif_core.generation import Generation, Part
 from lorif_core.holdings import Leaves, fragment_numbers, read_inventory, rewrite_fragments, settle
 from lorif_core.inventory import Inventory, ShardKey
@@ -33,11 +32,9 @@ from lorif_core.schema import (
     SPEC_KEY,
     WHITENING_SCHEMA,
     ShardRows,
-    code_matrix,
     curvature_batches,
     factors_schema,
     layer_curvature,
-    scale_matrix,
     to_table,
     whitening_batches,
     whitening_of,
@@ -50,19 +47,6 @@ log = logging.getLogger(__name__)
 
 _KEYS_PER_FILTER = 500
 _TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "removed")
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Rows of one scanned batch: ids, codes (B, W or bytes) as they are stored, and float32 scales (B, S).
-
-    `extra` are further columns, where the scan was asked for them.
-    """
-
-    example_ids: list[str]
-    codes: torch.Tensor
-    scales: torch.Tensor
-    extra: tuple[pa.Array, ...] = ()
 
 
 class Store:
@@ -370,34 +354,13 @@ class Store:
     def scan(
         self,
         version: int,
-        batch_rows: int,
+        rows: int,
         fragments: Sequence[int] | None = None,
         condition: str | None = None,
         extra: Sequence[str] = (),
     ) -> Iterator[Block]:
-        """Stream codes of a version of `factors`, of some of its fragments, or of rows that meet a condition.
-
-        `extra` are descriptive columns that blocks carry too.
-        """
-        dataset = self._tables.require("factors", version)
-        chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
-        if chosen == []:
-            return
-        stored = [name for name in dataset.schema.names if name in CODE_COLUMNS]
-        columns = list(dict.fromkeys(["example_id", *stored, *extra]))
-        batches = self._tables.scan(
-            "factors",
-            version,
-            columns=columns,
-            fragments=chosen,
-            filter=condition,
-            batch_size=batch_rows,
-            batch_readahead=2,
-            fragment_readahead=1,
-        )
-        for batch in batches:
-            if batch.num_rows:
-                yield block_of(batch, extra)
+        """Stream codes of a version of `factors`, see `blocks.scan_codes`."""
+        return scan_codes(self._tables, version, rows, fragments, condition, extra)
 
     def metadata(
         self,
@@ -480,22 +443,6 @@ class Store:
         chosen = f"curvature = '{_quoted(part.curvature)}'"
         table = self._tables.read("curvature", generation.curvature_version, columns=columns, filter=chosen)
         return table.sort_by([("layer_index", "ascending"), ("component", "ascending")]).to_pylist()
-
-
-def block_of(batch: pa.RecordBatch, extra: Sequence[str] = ()) -> Block:
-    """Rows of `factors` that were read with their ids and codes, and further columns."""
-    return Block(
-        batch.column("example_id").to_pylist(),
-        code_matrix(batch.column("codes")),
-        scale_matrix(batch),
-        tuple(batch.column(name) for name in extra),
-    )
-
-
-def block_rows(layout: CodeLayout, memory_gb: float) -> int:
-    """Rows of a scanned block: as stored and as float32 they take at most an eighth of the memory."""
-    per_row = layout.bytes_per_example + 4 * (layout.width + layout.scales)
-    return max(16, min(4096, int(memory_gb * 2**30 / 8 / per_row)))
 
 
 def now() -> datetime:

@@ -16,6 +16,7 @@ from itertools import accumulate, chain
 import numpy as np
 import torch
 
+from lorif_core.blocks import Block, block_of
 from lorif_core.columns import Columns, with_most_energy
 from lorif_core.errors import UserError
 from lorif_core.factors import CodeLayout
@@ -24,7 +25,6 @@ from lorif_core.resident import ROW_ADDRESS, found_rows
 from lorif_core.schema import CODE_COLUMNS
 from lorif_core.scoring import FoldedQueries, score_rows
 from lorif_core.search import LEARNED_FROM, Search, Sought, is_worth_a_look, sought
-from lorif_core.store import Block, block_of
 from lorif_core.tables import Tables, store_told
 from lorif_core.terms import Terms
 from lorif_core.topk import TopK

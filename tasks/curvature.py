@@ -10,6 +10,7 @@ from typing import Any, Literal
 import ray
 from prefect import task
 
+from lorif_core.blocks import scan_rows
 from lorif_core.config import ComputeConfig, Config
 from lorif_core.curvature import (
     NO_ROWS,
@@ -26,7 +27,7 @@ from lorif_core.inventory import Inventory
 from lorif_core.lease import Lease
 from lorif_core.plan import BuildPlan, check_curvature
 from lorif_core.spec import IndexSpec
-from lorif_core.store import Store, block_rows
+from lorif_core.store import Store
 from tasks.actors import CurvatureActor, start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
@@ -159,7 +160,7 @@ def row_scanners(
     """
     count = min(resources.workers, len(rows.fragments))
     parts = [rows.fragments[worker::count] for worker in range(count)]
-    at_once = block_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
+    at_once = scan_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
     text, version = spec.to_json(), rows.version
 
     def spawn() -> Any:

@@ -87,7 +87,7 @@ def test_two_ray_workers_equal_one_process(built: Config) -> None:
 
 def test_layer_groups_give_the_same_curvature(built: Config) -> None:
     """With memory for one layer at a time, passes are more but numbers are equal."""
-    from lorif_core.store import block_rows
+    from lorif_core.blocks import block_rows
 
     plan = make_plan(built)
     dims = [layer.dim for layer in plan.spec.layers]
