@@ -25,13 +25,24 @@ _WORTH_HALF = 2**14  # numbers of a gradient, below which calls take longer than
 
 def quick_kind(layout: CodeLayout, queries: int) -> type[QuickQueries] | None:
     """The quick look at rows for so many queries at once; None where exact scores are as fast."""
-    half = has_fast_half() and sum(slot.layer.dim for slot in layout.slots) >= _WORTH_HALF
-    if layout.code.kind == "dense":
-        if layout.code.dtype == "sign" and (can_count_bits() or not half):
-            return CoarseQueries
-    elif is_faster(layout) and (queries <= _NARROW_QUERIES or not half):
+    half = has_fast_half() and _is_worth_half(layout)
+    if _is_dense_sign(layout) and (can_count_bits() or not half):
+        return CoarseQueries
+    if _can_be_narrow(layout) and (queries <= _NARROW_QUERIES or not half):
         return NarrowQueries
     return HalfQueries if half else None
+
+
+def _is_dense_sign(layout: CodeLayout) -> bool:
+    return layout.code.kind == "dense" and layout.code.dtype == "sign"
+
+
+def _can_be_narrow(layout: CodeLayout) -> bool:
+    return layout.code.kind != "dense" and is_faster(layout)
+
+
+def _is_worth_half(layout: CodeLayout) -> bool:
+    return sum(slot.layer.dim for slot in layout.slots) >= _WORTH_HALF
 
 
 def quick_queries(folded: FoldedQueries, layout: CodeLayout) -> QuickQueries | None:
@@ -56,4 +67,6 @@ def quick_scorer(layout: CodeLayout, queries: QuickQueries) -> QuickScores:
 def quick_bytes(layout: CodeLayout) -> int:
     """Memory that the quick look takes of one query at most, whatever the machine."""
     layers = [slot.layer for slot in layout.slots]
-    return sum(max(2 * layer.dim, 4 * DIRECTIONS * (layer.d1 + layer.d2)) for layer in layers)
+    narrow = 4 * DIRECTIONS * sum(layer.d1 + layer.d2 for layer in layers) if _can_be_narrow(layout) else 0
+    other = 2 * sum(layer.dim for layer in layers) if _is_dense_sign(layout) or _is_worth_half(layout) else 0
+    return max(narrow, other)
