@@ -11,6 +11,7 @@ from lorif_core.schema import CODE_COLUMNS, code_matrix, scale_matrix
 from lorif_core.tables import Tables
 
 _FRAGMENT_ROWS = 512  # of a shard, at most
+_BLOCK_BYTES = 2**24  # codes of larger blocks come in pages that the kernel hands out anew (benchmarks.query)
 _TABLE = "factors"
 
 
@@ -47,7 +48,8 @@ def scan_rows(layout: CodeLayout, memory_gb: float) -> int:
 
     What is made of them is made of some of them at a time.
     """
-    return _within(memory_gb, 3 * (layout.bytes_per_example + 4 * layout.scales))
+    a_row = layout.bytes_per_example + 4 * layout.scales
+    return min(_within(memory_gb, 3 * a_row), max(16, _BLOCK_BYTES // a_row))
 
 
 def _within(memory_gb: float, a_row: int) -> int:
@@ -93,13 +95,18 @@ def scan_codes(
 
 
 def joined(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of up to so many, none empty; a batch that is larger by itself stays as it is."""
+    """The same rows in batches of up to so many, none empty; those that have half as many are not copied."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
-        if waiting and sum(one.num_rows for one in waiting) + batch.num_rows > rows:
-            yield pa.concat_batches(waiting)
+        count = sum(one.num_rows for one in waiting)
+        if waiting and (count + batch.num_rows > rows or 2 * count >= rows):
+            yield _one_of(waiting)
             waiting = []
         if batch.num_rows:
             waiting.append(batch)
     if waiting:
-        yield pa.concat_batches(waiting)
+        yield _one_of(waiting)
+
+
+def _one_of(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
