@@ -1,5 +1,7 @@
 """Invariant: joined batches have the same rows in the same order, none empty and none joined beyond the limit."""
 
+from itertools import pairwise
+
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,4 +19,4 @@ def test_joined_batches_have_the_same_rows(sizes: list[int], rows: int) -> None:
     found = list(joined(iter(batches), rows))
     assert [value for batch in found for value in batch.column("x").to_pylist()] == list(range(sum(sizes)))
     assert all(0 < batch.num_rows <= max(rows, *sizes) for batch in found)
-    assert all(2 * (one.num_rows + other.num_rows) > rows for one, other in zip(found, found[1:], strict=False))
+    assert all(2 * (one.num_rows + other.num_rows) > rows for one, other in pairwise(found))
