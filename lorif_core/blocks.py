@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
+from lorif_core.corpus import SHARD_ROWS
 from lorif_core.factors import CodeLayout
 from lorif_core.schema import CODE_COLUMNS, code_matrix, scale_matrix
 from lorif_core.tables import Tables
 
-_FRAGMENT_ROWS = 512  # of a shard, at most
 _BLOCK_BYTES = 2**24  # codes of larger blocks come in pages that the kernel hands out anew (benchmarks.query)
 _TABLE = "factors"
 
@@ -44,12 +44,12 @@ def block_rows(layout: CodeLayout, memory_gb: float) -> int:
 
 
 def scan_rows(layout: CodeLayout, memory_gb: float) -> int:
-    """Rows of a scanned block: read ahead, joined and handed out they take at most an eighth of the memory.
+    """Rows of a scanned block: those read ahead, joined and handed out take at most an eighth of the memory.
 
     What is made of them is made of some of them at a time.
     """
     a_row = layout.bytes_per_example + 4 * layout.scales
-    return min(_within(memory_gb, 3 * a_row), max(16, _BLOCK_BYTES // a_row))
+    return min(_within(memory_gb, 4 * a_row), max(16, _BLOCK_BYTES // a_row))
 
 
 def _within(memory_gb: float, a_row: int) -> int:
@@ -79,14 +79,14 @@ def scan_codes(
     if chosen == []:
         return
     stored = [name for name in dataset.schema.names if name in CODE_COLUMNS]
-    ahead = max(1, rows // _FRAGMENT_ROWS)
+    ahead = max(1, rows // SHARD_ROWS)
     batches = tables.scan(
         _TABLE,
         version,
         columns=list(dict.fromkeys(["example_id", *stored, *extra])),
         fragments=chosen,
         filter=condition,
-        batch_size=min(rows, _FRAGMENT_ROWS),
+        batch_size=-(-SHARD_ROWS // -(-SHARD_ROWS // rows)),  # of a fragment's, no small rest
         batch_readahead=ahead + 1,
         fragment_readahead=ahead,
     )
@@ -98,10 +98,10 @@ def joined(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBa
     """The same rows in batches of up to so many, none empty; those that have half as many are not copied."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
-        count = sum(one.num_rows for one in waiting)
-        if waiting and (count + batch.num_rows > rows or 2 * count >= rows):
-            yield _one_of(waiting)
-            waiting = []
+        sizes = [one.num_rows for one in (*waiting, batch)]
+        if waiting and (sum(sizes) > rows or 2 * max(sizes) >= rows):
+            ready, waiting = _one_of(waiting), []
+            yield ready
         if batch.num_rows:
             waiting.append(batch)
     if waiting:

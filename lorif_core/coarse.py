@@ -28,7 +28,7 @@ BITS = 4
 _LARGEST = 2 ** (BITS - 1) - 1
 _CLIP_RMS = 4.0  # beyond it an outlier costs less than coarser steps for all others; the best of 3 to 8 for ranks
 _TINY = 1e-30
-_SUMS = 2**23  # whole numbers of all layers and queries at once
+_SUMS = 2**21  # whole numbers of all layers and queries at once
 _LEAST_ROWS = 64
 
 

@@ -21,10 +21,11 @@ from lorif_core.scoring import FoldedQueries, shared_tensor
 
 _HALF = torch.bfloat16
 _DECODE_FROM = 32  # terms of all queries, from where decoding a row is less work than contracting it for each
-_ROWS = 1024  # at once
+_ROWS = 1024  # contracted at once
 _PIECE_ROWS = 256
 _PIECE = 2**22  # numbers of decoded rows at once
 _GPU_SCRATCH = 2**28  # bytes
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class HalfQueries:
 
     weights: tuple[torch.Tensor, ...]
 
-    relative_error: ClassVar[float] = 2.0**-8  # sums come out of every product rounded
+    relative_error: ClassVar[float] = 2.0**-7  # twice that of a sum that comes out of a product rounded
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As numpy arrays, as `FoldedQueries`; numpy has no bfloat16."""
@@ -44,13 +45,9 @@ def _half_of(arrays: Sequence[np.ndarray]) -> HalfQueries:
     return HalfQueries(tuple(shared_tensor(array).view(_HALF) for array in arrays))
 
 
-def is_fast() -> bool:
-    """Whether this process can multiply matrices in bfloat16 faster than in float32."""
-    return torch.cuda.is_available() or _cpu_is_fast()
-
-
 @cache
-def _cpu_is_fast() -> bool:
+def is_fast() -> bool:
+    """Whether this machine's CPU multiplies matrices in bfloat16 faster than in float32."""
     able = torch.cpu.get_capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
@@ -63,7 +60,7 @@ def _place(size: int) -> tuple[torch.device, torch.dtype]:
     """
     if torch.cuda.is_available() and 2 * size + _GPU_SCRATCH < torch.cuda.mem_get_info()[0]:
         return torch.device("cuda"), _HALF
-    return torch.device("cpu"), _HALF if _cpu_is_fast() else torch.float32
+    return torch.device("cpu"), _HALF if is_fast() else torch.float32
 
 
 def halved(folded: FoldedQueries) -> HalfQueries:
@@ -82,6 +79,9 @@ class HalfScorer:
             self._arranged(weight_QD.to(self._device, self._dtype), slot)
             for weight_QD, slot in zip(half.weights, layout.slots, strict=True)
         ]
+        self._table = None
+        if layout.code.dtype in PER_BYTE:
+            self._table = byte_levels(layout.code.dtype).to(self._device, self._dtype)
         # kept, as the kernel hands out and clears every page of a large tensor that is new
         self._floats = torch.empty(0, device=self._device)
         self._halves = torch.empty(0, device=self._device, dtype=self._dtype)
@@ -95,13 +95,17 @@ class HalfScorer:
     def scores(self, codes: torch.Tensor, scales_BS: torch.Tensor) -> torch.Tensor:
         """(Q, B) float32 on the CPU; codes and scales as `scoring.score_rows` takes them."""
         scores_QB = torch.zeros(self._count, len(codes), device=self._device)
-        size = _ROWS if self._contracts else _PIECE_ROWS
+        size = self._contracted_rows() if self._contracts else _PIECE_ROWS
         for start in range(0, len(codes), size):
             some = slice(start, start + size)
             rows, scales = (part[some].to(self._device) for part in (codes, scales_BS))
             for number, slot in enumerate(self._layout.slots):
                 scores_QB[:, some] += self._of_layer(rows, scales[:, slot.scales], number)
         return scores_QB.cpu()
+
+    def _contracted_rows(self) -> int:
+        a_row = self._count * self._layout.terms * max(slot.layer.d2 for slot in self._layout.slots)
+        return max(1, min(_ROWS, _PIECE // a_row))
 
     def _of_layer(self, codes: torch.Tensor, scales_Bc: torch.Tensor, number: int) -> torch.Tensor:
         """(Q, B) of one layer."""
@@ -111,7 +115,10 @@ class HalfScorer:
         u, v = self._factors(codes, slot)
         if self._contracts:
             return self._contracted(u, v, scales_Bc, weight)
-        return self._products(weight, self._decoded_pieces(u * scales_Bc[:, :, None].to(self._dtype), v))
+        # the largest scale is not rounded, as that would move all numbers of a row the same way
+        largest_B1 = scales_Bc.abs().amax(dim=1, keepdim=True)
+        relative_Bc = (scales_Bc / largest_B1.clamp_min(_TINY)).to(self._dtype)
+        return self._products(weight, self._decoded_pieces(u * relative_Bc[:, :, None], v)) * largest_B1.T
 
     def _contracted(
         self, u: torch.Tensor, v: torch.Tensor, scales_Bc: torch.Tensor, weight: torch.Tensor
@@ -163,9 +170,9 @@ class HalfScorer:
                 yield self._rounded(codes[:, slot.start + start : slot.start + stop])
 
     def _unpacked(self, packed: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        table = byte_levels(self._layout.code.dtype).to(packed.device, self._dtype)
-        shaped = None if out is None else out.view(-1, table.shape[1])
-        return torch.index_select(table, 0, packed.flatten().int(), out=shaped).view(len(packed), -1)
+        assert self._table is not None
+        shaped = None if out is None else out.view(-1, self._table.shape[1])
+        return torch.index_select(self._table, 0, packed.flatten().int(), out=shaped).view(len(packed), -1)
 
     def _rounded(self, levels: torch.Tensor) -> torch.Tensor:
         if len(self._floats) < levels.numel():

@@ -65,8 +65,8 @@ def quick_scorer(layout: CodeLayout, queries: QuickQueries) -> QuickScores:
 
 
 def quick_bytes(layout: CodeLayout) -> int:
-    """Memory that the quick look takes of one query at most, whatever the machine."""
+    """Memory that the quick look takes of one query at most, by any of the ways there are for the code."""
     layers = [slot.layer for slot in layout.slots]
     narrow = 4 * DIRECTIONS * sum(layer.d1 + layer.d2 for layer in layers) if _can_be_narrow(layout) else 0
-    other = 2 * sum(layer.dim for layer in layers) if _is_dense_sign(layout) or _is_worth_half(layout) else 0
+    other = 4 * sum(layer.dim for layer in layers) if _is_dense_sign(layout) or _is_worth_half(layout) else 0
     return max(narrow, other)

@@ -91,10 +91,9 @@ class Search:
             return
         quick_QB = _multiplied(self._quick(codes, scales_BS).numpy(), times_B)
         sizes_B = _multiplied(_sizes(scales_BS), times_B)
-        rounding_QB = self._rounding * np.abs(quick_QB)
-        limits = zip(self.best, quick_QB, self._sought.margins, rounding_QB, strict=True)
+        limits = zip(self.best, quick_QB, self._sought.margins, strict=True)
         chosen_QB = np.stack(
-            [kept.may_take(quick_B, margin * sizes_B + off_B) for kept, quick_B, margin, off_B in limits]
+            [kept.may_take(quick_B, self._off(quick_B, margin * sizes_B)) for kept, quick_B, margin in limits]
         )
         rows = np.flatnonzero(chosen_QB.any(axis=0))
         if chosen_QB.sum() > len(rows) * self._worth_sharing:
@@ -103,6 +102,10 @@ class Search:
         for query, kept in enumerate(self.best):
             own = np.flatnonzero(chosen_QB[query])
             self._take(self._sought.folded.only(query), [kept], codes, scales_BS, ids, times_B, own)
+
+    def _off(self, quick_B: np.ndarray, learned_B: np.ndarray) -> np.ndarray:
+        """By how much quick scores may be off."""
+        return learned_B + self._rounding * np.abs(quick_B) if self._rounding else learned_B
 
     def _take(
         self,

@@ -17,16 +17,17 @@ _SIDES = ("proponents", "opponents")
 def search_recall(index: Index, folded: Sequence[FoldedQueries]) -> list[dict[str, Any]]:
     """Of each search that the index's codes allow, and each k below its rows, the mean recall over the queries.
 
-    `search` is `quick look` (the default one, a query alone), `quick look, batch` (all of them together) or
-    `two-stage`; `proponents` and `opponents` are the shares of the exact first k that it finds; `bytes_read` is
-    the share of the codes' bytes that it reads for one query.
+    `search` is `quick look` (the default one, a query alone), `quick look, batch` (all together, if that is
+    another look) or `two-stage`; `proponents` and `opponents` are the shares of the exact first k that it finds;
+    `bytes_read` is the share of the codes' bytes that it reads for one query.
     """
     layouts, count = [part.layout for part in index.parts], folded[0].count
     cutoffs = [k for k in _TOP_K if k < index.generation.rows]
     exact = index.top_k_sought([Sought(queries) for queries in folded], max(cutoffs, default=1))
     rows: list[dict[str, Any]] = []
+    kinds = {together: [quick_kind(layout, together) for layout in layouts] for together in (1, count)}
     for search, together in (("quick look", 1), ("quick look, batch", count)):
-        if any(quick_kind(layout, together) is not None for layout in layouts):
+        if any(kinds[together]) and (together == 1 or kinds[count] != kinds[1]):
             for k in cutoffs:
                 found = _found(_searched(index, folded, k, together), exact, k)
                 rows.append({"search": search, **found, "bytes_read": 1.0})

@@ -175,8 +175,13 @@ def read_two_stage(place: Place, rows: int, blocks: Iterator[Block], limit: int 
     check_two_stage(place.layout, Terms())
     if not rows:
         raise UserError("this index has no rows to search in two stages")
-    first = next(blocks)
-    sample = first.codes[:LEARNED_FROM].clone(), first.scales[:LEARNED_FROM].clone()
+    first: list[Block] = []
+    while sum(len(block.codes) for block in first) < min(rows, LEARNED_FROM):
+        first.append(next(blocks))
+    sample = (
+        torch.cat([block.codes for block in first])[:LEARNED_FROM].clone(),
+        torch.cat([block.scales for block in first])[:LEARNED_FROM].clone(),
+    )
     columns = with_most_energy(place.layout, *sample, _COLUMNS_SHARE * place.layout.bytes_per_example)
     a_row = sum(part.nbytes for part in columns.of_rows(*(part[:1] for part in sample))) + _BYTES_PER_ADDRESS
     if limit is not None and a_row * rows > limit:
@@ -186,7 +191,7 @@ def read_two_stage(place: Place, rows: int, blocks: Iterator[Block], limit: int 
         )
     kept: list[Rows] = []
     waiting, addresses = [], []
-    for block in chain([first], blocks):
+    for block in chain(first, blocks):
         waiting.append(columns.of_rows(block.codes, block.scales))
         addresses.append(block.extra[0].to_numpy())
         if sum(len(codes) for codes, _ in waiting) >= _ROWS_TOGETHER:

@@ -109,15 +109,15 @@ class SampleActor:
 class CurvatureActor:
     """Sums over fragments of one version of the factors."""
 
-    def __init__(self, store: Store, spec_json: str, version: int, block_rows: int, threads: int) -> None:
+    def __init__(self, store: Store, spec_json: str, version: int, rows: int, threads: int) -> None:
         torch.set_num_threads(threads)
         spec = IndexSpec.from_json(spec_json)
         self._layout = CodeLayout(spec.layers, spec.code)
-        self._store, self._version, self._block_rows = store, version, block_rows
+        self._store, self._version, self._rows = store, version, rows
 
     def scan(self, request: ScanRequest, fragments: Sequence[int]) -> ScanResult:
         """See `scan_blocks`."""
-        blocks = self._store.scan(self._version, self._block_rows, fragments)
+        blocks = self._store.scan(self._version, self._rows, fragments)
         return scan_blocks(((block.codes, block.scales) for block in blocks), self._layout, request)
 
 

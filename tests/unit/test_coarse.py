@@ -1,5 +1,6 @@
 """Invariant: counted bits, the product of whole numbers and float64 give the same quick scores of dense signs."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +49,15 @@ def test_bits_counted_and_multiplied_agree_with_float64(
     torch.testing.assert_close(
         found.double(), expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max()))
     )
+
+
+def test_rows_are_counted_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, (codes, scales, *weights) = made([(30, 17), (8, 9)], 300, 3, 0)
+    coarse = coarsened(FoldedQueries(tuple(weights)))
+    expected = CoarseScorer(layout, coarse).scores(codes, scales)
+    monkeypatch.setattr("lorif_core.coarse._SUMS", 1)
+    for count in (True, False):
+        assert torch.equal(CoarseScorer(layout, coarse, count=count).scores(codes, scales), expected)
 
 
 def test_four_bits_are_near_the_exact_scores() -> None:

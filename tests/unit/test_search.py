@@ -89,7 +89,7 @@ def test_half_scores_are_off_by_their_rounding(
     name: str, queries: int, fast: bool, layers: tuple[LayerSpec, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Contracted or decoded, whole or in pieces of rows and of columns, and on a machine without bfloat16."""
-    monkeypatch.setattr(half, "_cpu_is_fast", lambda: fast)
+    monkeypatch.setattr(half, "is_fast", lambda: fast)
     code = CODES.get(name) or CodeSpec("dense", 1, name.removeprefix("dense "))
     layout = CodeLayout(layers, code)
     codes, scales = rows_of(layout, 90)
@@ -99,9 +99,29 @@ def test_half_scores_are_off_by_their_rounding(
     for numbers in (half._PIECE, 1000):
         monkeypatch.setattr(half, "_PIECE", numbers)
         monkeypatch.setattr(half, "_PIECE_ROWS", 40)
+        monkeypatch.setattr(half, "_ROWS", 50)
         off = scorer.scores(codes, scales) - expected
         assert (off.std(dim=1) <= 2**-7 * expected.std(dim=1)).all()
         assert (off.abs() <= 2**-5 * expected.std(dim=1, keepdim=True) + 2**-6 * expected.abs()).all()
+
+
+@pytest.mark.parametrize(
+    "code", [CodeSpec("rank", 1, "sign"), CodeSpec("cut", 4, "sign"), CODES["rank 2 float16"]]
+)
+@pytest.mark.parametrize("queries", [2, 40])
+def test_rows_that_no_sample_has_are_within_the_margin(code: CodeSpec, queries: int) -> None:
+    """Rows of one layer along a query score a hundred times as much as those that the margin was learned from."""
+    layout = CodeLayout((LayerSpec("a", 0, 0, 128, 128),), code)
+    codes, scales = rows_of(layout, 900)
+    folded = queries_of(layout, queries, 40)
+    along = layout.decode(codes[600:], scales[600:], 0)[:queries]
+    folded = FoldedQueries((folded.weights[0] + 0.3 * along / along.norm(dim=1, keepdim=True) * 128,))
+    looking = halved(folded)
+    exact = score_rows(codes, scales, layout, folded)
+    off = (HalfScorer(layout, looking).scores(codes, scales) - exact).abs()
+    sizes = scales.norm(dim=1)
+    margin = 5 * ((off / sizes)[:, :256]).square().mean(dim=1, keepdim=True).sqrt() * sizes
+    assert (off <= margin + looking.relative_error * exact.abs()).all()
 
 
 SEARCHED = {
