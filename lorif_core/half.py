@@ -25,7 +25,6 @@ _ROWS = 1024  # contracted at once
 _PIECE_ROWS = 256
 _PIECE = 2**22  # numbers of decoded rows at once
 _GPU_SCRATCH = 2**28  # bytes
-_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ class HalfScorer:
             return self._contracted(u, v, scales_Bc, weight)
         # the largest scale is not rounded, as that would move all numbers of a row the same way
         largest_B1 = scales_Bc.abs().amax(dim=1, keepdim=True)
-        relative_Bc = (scales_Bc / largest_B1.clamp_min(_TINY)).to(self._dtype)
+        relative_Bc = (scales_Bc / torch.where(largest_B1 > 0, largest_B1, 1.0)).to(self._dtype)
         return self._products(weight, self._decoded_pieces(u * relative_Bc[:, :, None], v)) * largest_B1.T
 
     def _contracted(
