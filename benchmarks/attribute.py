@@ -59,6 +59,11 @@ _KILLED_AT = (0.3, 0.6)  # of the blocks
 _ROUNDS = 3
 _WIDE_ROWS = 16_384
 _WIDE_GB = 2.0
+# factor, code, layers and width of the model: rows that are little work, and the code of the default preset
+_KINDS: dict[str, tuple[int, dict[str, Any], tuple[int, int]]] = {
+    "small": (8, {"kind": "rank", "rank": 1, "dtype": "float16"}, (2, 64)),
+    "wide": (2, {"kind": "cut", "rank": 4, "dtype": "sign"}, (4, 256)),
+}
 
 
 def main() -> None:
@@ -70,7 +75,7 @@ def main() -> None:
         large, small = (
             make_config(folder, rows, arguments.memory_gb) for rows in (arguments.rows, _ROWS_PER_SHARD)
         )
-        wide = make_wide_config(folder)
+        wide = make_config(folder, _WIDE_ROWS, _WIDE_GB, "wide")
         made = in_new_process(synthesise, large, arguments.rows)
         in_new_process(synthesise, small, _ROWS_PER_SHARD)
         in_new_process(synthesise, wide, _WIDE_ROWS)
@@ -111,9 +116,9 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(text: Path, folder: Path, queries: int) -> None:
     """A small GPT-2, a larger one, a file of queries and one of the first of them."""
     paragraphs = load_paragraphs(text)
-    for name, layers, width in (("model", 2, 64), ("wide", 4, 256)):
-        train_tokenizer(paragraphs).save_pretrained(folder / name)
-        make_model(layers, width, positions=_POSITIONS).save_pretrained(folder / name)
+    for kind, (_, _, size) in _KINDS.items():
+        train_tokenizer(paragraphs).save_pretrained(folder / kind)
+        make_model(*size, positions=_POSITIONS).save_pretrained(folder / kind)
     lines = [
         json.dumps({"id": f"q{number}", "text": f"{number} {paragraphs[number % len(paragraphs)][:80]}"})
         for number in range(queries)
@@ -122,34 +127,20 @@ def prepare(text: Path, folder: Path, queries: int) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines[:count]) + "\n", encoding="utf-8")
 
 
-def make_config(folder: Path, rows: int, memory_gb: float) -> Config:
-    """Written as a file too, for the command."""
+def make_config(folder: Path, rows: int, memory_gb: float, kind: str = "small") -> Config:
+    """Of one of `_KINDS`; queries are folded with nothing. Written as a file too, for the command."""
+    factor, code, _ = _KINDS[kind]
     raw = {
-        "index": str(folder / f"index-{rows}"),
-        "model": {"path": str(folder / "model")},
+        "index": str(folder / f"index-{kind}-{rows}"),
+        "model": {"path": str(folder / kind)},
         "corpus": {"uri": str(folder / "all.jsonl"), "id": "id", "max_length": _POSITIONS},
-        "projection": {"kind": "random", "factor": 8},
-        "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
+        "projection": {"kind": "random", "factor": factor},
+        "code": code,
         "curvature": {"kind": "none"},
         "compute": {"memory_gb": memory_gb, "workers": 2},
     }
-    (folder / f"{rows}.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    (folder / f"{kind}-{rows}.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     return parse_config(raw)
-
-
-def make_wide_config(folder: Path) -> Config:
-    """The code of the default preset for the larger model; queries are folded with nothing."""
-    return parse_config(
-        {
-            "index": str(folder / "index-wide"),
-            "model": {"path": str(folder / "wide")},
-            "corpus": {"uri": str(folder / "all.jsonl"), "id": "id", "max_length": _POSITIONS},
-            "projection": {"kind": "random", "factor": 2},
-            "code": {"kind": "cut", "rank": 4, "dtype": "sign"},
-            "curvature": {"kind": "none"},
-            "compute": {"memory_gb": _WIDE_GB, "workers": 2},
-        }
-    )
 
 
 def synthesise(config: Config, rows: int) -> int:
@@ -194,10 +185,10 @@ def write_shard(store: Store, spec: IndexSpec, first: int, count: int) -> Receip
 
 def measure(folder: Path, config: Config, queries: str, kills: Sequence[float]) -> dict[str, Any]:
     """`lorif attribute`, killed when so much of its blocks is answered, and started again each time."""
-    rows, out = Path(config.index).name.removeprefix("index-"), folder / f"answers-{queries}"
+    name, out = Path(config.index).name.removeprefix("index-"), folder / f"answers-{queries}"
     file, log = folder / f"{queries}.jsonl", folder / "log"
     command = [
-        str(Path(sys.executable).parent / "lorif"), "attribute", "-c", str(folder / f"{rows}.yaml"),
+        str(Path(sys.executable).parent / "lorif"), "attribute", "-c", str(folder / f"{name}.yaml"),
         "--queries", str(file), "--out", str(out), "--top-k", str(_TOP_K),
     ]  # fmt: skip
     blocks = len(check_attribution(config, str(file), str(out), _TOP_K).blocks)

@@ -7,7 +7,7 @@ where the LDS of the methods is). In memory each code is searched by the product
 `Search`, and next to it are measured a plain sum over the same bytes and the method of the paper, which projects
 every row onto V_r. From disk, the product's `Store.scan` feeds the same search, and factors are also searched in
 two stages, their columns in memory and candidates from disk. Quantities take turns in every round; ratios are
-medians over rounds.
+medians over rounds. `share_of_gemm` is of float32, whatever a quick look multiplies.
 """
 
 import argparse

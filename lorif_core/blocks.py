@@ -12,6 +12,7 @@ from lorif_core.schema import CODE_COLUMNS, code_matrix, scale_matrix
 from lorif_core.tables import Tables
 
 _BLOCK_BYTES = 2**24  # codes of larger blocks come in pages that the kernel hands out anew (benchmarks.query)
+_BLOCKS_AT_ONCE = 4  # handed out, being joined, and read ahead
 _TABLE = "factors"
 
 
@@ -40,7 +41,7 @@ def block_of(batch: pa.RecordBatch, extra: Sequence[str] = ()) -> Block:
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:
     """Rows that are encoded and written together: stored and as float32 at most an eighth of the memory."""
-    return _within(memory_gb, layout.bytes_per_example + 4 * (layout.width + layout.scales))
+    return _rows_in(memory_gb * 2**30 / 8, layout.bytes_per_example + 4 * (layout.width + layout.scales))
 
 
 def scan_rows(layout: CodeLayout, memory_gb: float) -> int:
@@ -48,12 +49,12 @@ def scan_rows(layout: CodeLayout, memory_gb: float) -> int:
 
     What is made of them is made of some of them at a time.
     """
-    a_row = layout.bytes_per_example + 4 * layout.scales
-    return min(_within(memory_gb, 4 * a_row), max(16, _BLOCK_BYTES // a_row))
+    at_most = min(memory_gb * 2**30 / 8 / _BLOCKS_AT_ONCE, _BLOCK_BYTES)
+    return _rows_in(at_most, layout.bytes_per_example + 4 * layout.scales)
 
 
-def _within(memory_gb: float, a_row: int) -> int:
-    return max(16, min(4096, int(memory_gb * 2**30 / 8 / a_row)))
+def _rows_in(size: float, a_row: int) -> int:
+    return max(16, min(4096, int(size / a_row)))
 
 
 def scan_codes(

@@ -140,10 +140,8 @@ class HalfScorer:
         """(B, c, d1) and (B, c, d2)."""
         if codes.dtype == torch.uint8:
             levels = self._unpacked(codes[:, slot.packed], None)[:, : slot.stop - slot.start]
-        else:
-            levels = (
-                codes[:, slot.start : slot.stop].float().to(self._dtype)
-            )  # float16 to bfloat16 at once is slow
+        else:  # float16 to bfloat16 at once is slow
+            levels = codes[:, slot.start : slot.stop].float().to(self._dtype)
         left, terms = slot.middle - slot.start, self._layout.terms
         return levels[:, :left].unflatten(1, (terms, -1)), levels[:, left:].unflatten(1, (terms, -1))
 

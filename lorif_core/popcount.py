@@ -34,8 +34,8 @@ class BitCounter:
         self._planes = np.concatenate([layer.words for layer in layers], axis=2)  # (Q, 4, words of all layers)
         sizes = [layer.words.shape[2] for layer in layers]
         # per layer: its first word in a row, its first word in a plane, how many words
-        self._places = np.array([(layer.first_word, 0, 0) for layer in layers], np.int64)
-        self._places[:, 1], self._places[:, 2] = np.cumsum([0, *sizes[:-1]]), sizes
+        firsts = [layer.first_word for layer in layers]
+        self._places = np.stack([firsts, np.cumsum([0, *sizes[:-1]]), sizes], axis=1).astype(np.int64)
         self._totals = [layer.totals_Q for layer in layers]
 
     def sums(self, codes: torch.Tensor) -> list[torch.Tensor]:

@@ -50,16 +50,25 @@ def sought(
     quick = quick_queries(folded, layout)
     if quick is None:
         return Sought(folded)
-    scores, off, left = quick_scorer(layout, quick), [], LEARNED_FROM
-    for codes, scales_BS in sample:
-        some = codes[:left], scales_BS[:left]
-        sizes_B = _sizes(some[1])
-        difference_QB = (score_rows(*some, layout, folded) - scores(*some)).numpy()
-        off.append(np.divide(difference_QB, sizes_B, out=np.zeros_like(difference_QB), where=sizes_B > 0))
-        left -= len(some[0])
+    codes, scales_BS = learning_rows(sample)
+    sizes_B = _sizes(scales_BS)
+    difference_QB = score_rows(codes, scales_BS, layout, folded) - quick_scorer(layout, quick)(codes, scales_BS)
+    off_QB = np.divide(
+        difference_QB.numpy(), sizes_B, out=np.zeros(difference_QB.shape, np.float32), where=sizes_B > 0
+    )
+    return Sought(folded, quick, _MARGIN * off_QB.std(axis=1))
+
+
+def learning_rows(blocks: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of the first rows of blocks of codes and scales that margins are learned from; no more are read."""
+    codes, scales, left = [], [], LEARNED_FROM
+    for some_codes, some_scales in blocks:
+        codes.append(some_codes[:left])
+        scales.append(some_scales[:left])
+        left -= len(codes[-1])
         if left <= 0:
             break
-    return Sought(folded, quick, _MARGIN * np.concatenate(off, axis=1).std(axis=1))
+    return torch.cat(codes), torch.cat(scales)
 
 
 class Search:

@@ -24,7 +24,7 @@ from lorif_core.quick import quick_queries, quick_scorer
 from lorif_core.resident import ROW_ADDRESS, found_rows
 from lorif_core.schema import CODE_COLUMNS
 from lorif_core.scoring import FoldedQueries, score_rows
-from lorif_core.search import LEARNED_FROM, Search, Sought, is_worth_a_look, sought
+from lorif_core.search import Search, Sought, is_worth_a_look, learning_rows, sought
 from lorif_core.tables import Tables, store_told
 from lorif_core.terms import Terms
 from lorif_core.topk import TopK
@@ -176,12 +176,13 @@ def read_two_stage(place: Place, rows: int, blocks: Iterator[Block], limit: int 
     if not rows:
         raise UserError("this index has no rows to search in two stages")
     first: list[Block] = []
-    while sum(len(block.codes) for block in first) < min(rows, LEARNED_FROM):
-        first.append(next(blocks))
-    sample = (
-        torch.cat([block.codes for block in first])[:LEARNED_FROM].clone(),
-        torch.cat([block.scales for block in first])[:LEARNED_FROM].clone(),
-    )
+
+    def begun() -> Iterator[Rows]:
+        for block in blocks:
+            first.append(block)
+            yield block.codes, block.scales
+
+    sample = learning_rows(begun())
     columns = with_most_energy(place.layout, *sample, _COLUMNS_SHARE * place.layout.bytes_per_example)
     a_row = sum(part.nbytes for part in columns.of_rows(*(part[:1] for part in sample))) + _BYTES_PER_ADDRESS
     if limit is not None and a_row * rows > limit:
