@@ -32,20 +32,21 @@ from benchmarks.memory import in_new_process
 from benchmarks.processes import Watched
 from benchmarks.query import random_rows
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
-from lorif_core.config import Config, parse_config
-from lorif_core.factors import CodeLayout
-from lorif_core.generation import Part, generation_of
-from lorif_core.index import Index
-from lorif_core.model import load_skeleton
-from lorif_core.plan import make_spec
-from lorif_core.receipts import Receipt
-from lorif_core.schema import ShardRows
+from lorif_core.config import Config
+from lorif_core.config_file import parse_config
+from lorif_core.corpus.tokenise import Example
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.lifecycle.plan import make_spec
+from lorif_core.model.loading import load_skeleton
+from lorif_core.report.batch_run import Unfinished
+from lorif_core.search.index import Index
+from lorif_core.search.options import PLAIN
+from lorif_core.search.top_k import TopK
 from lorif_core.spec import IndexSpec, ShardRef
-from lorif_core.store import Store, now
-from lorif_core.terms import PLAIN
-from lorif_core.tokenise import Example
-from lorif_core.topk import TopK
-from lorif_core.unfinished import Unfinished
+from lorif_core.tables.generation import Part, generation_of, now
+from lorif_core.tables.receipts import Receipt
+from lorif_core.tables.schema import ShardRows
+from lorif_core.tables.store import Store
 from tasks.attribute import Share, check_attribution, scan, shares_of, start_scorers
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Workers
@@ -152,9 +153,9 @@ def synthesise(config: Config, rows: int) -> int:
     for first in range(0, rows, _ROWS_PER_SHARD):
         receipts.append(write_shard(store, spec, first, min(_ROWS_PER_SHARD, rows - first)))
         if len(receipts) == _SHARDS_PER_WAVE or first + _ROWS_PER_SHARD >= rows:
-            store.commit_wave(receipts, store.factors_version())
+            store.rows.commit_wave(receipts, store.rows.version())
             receipts.clear()
-    count, tokens = store.counts()
+    count, tokens = store.rows.counts()
     part = Part(
         spec_json=spec.to_json(), checkpoint=spec.checkpoint, model_path=config.model.path, model_revision=None,
         curvature="benchmark", curvature_kind="none", curvature_json="{}", factored_query=False, rows=count,
@@ -162,8 +163,8 @@ def synthesise(config: Config, rows: int) -> int:
     )  # fmt: skip
     store.publish(
         generation_of(
-            [part], generation=1, created_at=now(), factors_version=store.factors_version(),
-            curvature_version=store.curvature_version(), skipped_json="[]", timings_json="{}",
+            [part], generation=1, created_at=now(), factors_version=store.rows.version(),
+            curvature_version=store.curvatures.version(), skipped_json="[]", timings_json="{}",
             coverage_json=json.dumps({"tracked": 1, "total": 1, "untracked": []}),
         )
     )  # fmt: skip
@@ -179,7 +180,7 @@ def write_shard(store: Store, spec: IndexSpec, first: int, count: int) -> Receip
     examples = [Example(f"x{first + row:07d}", first + row, ids, ids, None, "0" * 32) for row in range(count)]
     rows = ShardRows(examples, np.ones(count, np.float32), codes, scales)
     shard = ShardRef("/synthetic.jsonl", "synthetic.jsonl", "tag", 1, first, count, None)
-    fragments = store.write_rows(iter([rows]), shard, spec)
+    fragments = store.rows.write(iter([rows]), shard, spec)
     return Receipt(shard.key, tuple(fragments), count, 4 * count, 4 * count, (), 0.0)
 
 

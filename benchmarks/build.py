@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
-from lorif_core.batches import Batch, collate, padding_waste, token_budget_batches
-from lorif_core.extract import Calibrator, Extractor
-from lorif_core.layers import layer_specs, select_layers
-from lorif_core.model import prepare_model
+from lorif_core.corpus.batches import Batch, collate, padding_waste, token_budget_batches
+from lorif_core.corpus.tokenise import Example
+from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.model.layers import layer_specs, select_layers
+from lorif_core.model.loading import prepare_model
 from lorif_core.presets import PRESETS
 from lorif_core.spec import CodeSpec, ProjectionSpec
-from lorif_core.tokenise import Example
 
 FACTORS = (4, 8, 16)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.wikitext import in_new_process, lorif, prepare
-from tasks.demo_store import MotoServer, upload_folder
+from tasks.demo.object_store import MotoServer, upload_folder
 from tasks.environment import environment
 
 _BUCKET = "latency"

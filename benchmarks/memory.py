@@ -25,16 +25,18 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer, write_corpus
-from lorif_core.blocks import scan_rows
-from lorif_core.config import Config, parse_config
-from lorif_core.curvature import ScanRequest, ScanResult, fit_layers, scan_blocks
-from lorif_core.factors import CodeLayout
-from lorif_core.generation import Part, generation_of
-from lorif_core.index import open_index
-from lorif_core.model import load_skeleton
-from lorif_core.plan import curvature_spec, make_plan, make_spec
-from lorif_core.shard import ShardIndexer
-from lorif_core.store import Store, now
+from lorif_core.config import Config
+from lorif_core.config_file import parse_config
+from lorif_core.curvature.randomized_svd import fit_layers
+from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.lifecycle.index_shard import ShardIndexer
+from lorif_core.lifecycle.plan import curvature_spec, make_plan, make_spec
+from lorif_core.model.loading import load_skeleton
+from lorif_core.search.index import open_index
+from lorif_core.tables.blocks import scan_rows
+from lorif_core.tables.generation import Part, generation_of, now
+from lorif_core.tables.store import Store
 from tasks.environment import quiet_libraries
 
 _POSITIONS = 32
@@ -130,24 +132,24 @@ def index_corpus(config: Config) -> Peak:
     store.create(plan.spec)
     for shard in plan.shards:
         receipt = indexer.index(shard)
-        store.commit_wave([receipt], store.factors_version())
+        store.rows.commit_wave([receipt], store.rows.version())
     return Peak(loaded, peak_mib(), time.perf_counter() - started)
 
 
 def fit_curvature(config: Config) -> Peak:
     """Fit all layers by scans of the table, and publish the generation."""
     store = Store(config.index)
-    spec = store.stored_spec()
+    spec = store.rows.spec()
     if spec is None:
         raise RuntimeError(f"{config.index} was not indexed")
-    layout, version = CodeLayout(spec.layers, spec.code), store.factors_version()
+    layout, version = CodeLayout(spec.layers, spec.code), store.rows.version()
     loaded, started = peak_mib(), time.perf_counter()
 
     def scan(request: ScanRequest) -> ScanResult:
-        blocks = store.scan(version, scan_rows(layout, config.compute.memory_gb))
+        blocks = store.rows.scan(version, scan_rows(layout, config.compute.memory_gb))
         return scan_blocks(((block.codes, block.scales) for block in blocks), layout, request)
 
-    rows, tokens = store.counts()
+    rows, tokens = store.rows.counts()
     dims = [layer.dim for layer in spec.layers]
     fitted = fit_layers(range(len(dims)), dims, rows, curvature_spec(config), scan)
     named = {index: (spec.layers[index].name, layer) for index, layer in fitted.items()}
@@ -159,7 +161,7 @@ def fit_curvature(config: Config) -> Peak:
                 curvature_json="{}", factored_query=False, rows=rows, tokens=tokens,
             )],
             generation=1, created_at=now(), factors_version=version,
-            curvature_version=store.write_curvature("benchmark", named), coverage_json="{}", skipped_json="[]",
+            curvature_version=store.curvatures.write("benchmark", named), coverage_json="{}", skipped_json="[]",
             timings_json="{}",
         )
     )  # fmt: skip
@@ -178,7 +180,7 @@ def ask(config: Config) -> Peak:
 def table_mib(config: Config) -> float:
     """MiB of codes and scales on storage."""
     store = Store(config.index)
-    return round(store.code_bytes(store.factors_version()) / 2**20, 1)
+    return round(store.rows.code_bytes(store.rows.version()) / 2**20, 1)
 
 
 def peak_mib() -> float:

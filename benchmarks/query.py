@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorif_core.blocks import scan_rows
-from lorif_core.factors import CodeLayout
-from lorif_core.quick import quick_kind
-from lorif_core.receipts import Receipt
-from lorif_core.resident import ROW_ADDRESS
-from lorif_core.schema import ShardRows
-from lorif_core.scoring import FoldedQueries
-from lorif_core.search import Search, Sought, sought
+from lorif_core.corpus.tokenise import Example
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.search.prefilter import quick_kind
+from lorif_core.search.resident import ROW_ADDRESS
+from lorif_core.search.scoring import FoldedQueries
+from lorif_core.search.top_rows import Search, Sought, sought
+from lorif_core.search.two_stage import Place, read_two_stage
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
-from lorif_core.store import Store
-from lorif_core.tables import Tables
-from lorif_core.tokenise import Example
-from lorif_core.twostage import Place, read_two_stage
+from lorif_core.tables.blocks import scan_rows
+from lorif_core.tables.datasets import Tables
+from lorif_core.tables.receipts import Receipt
+from lorif_core.tables.schema import ShardRows
+from lorif_core.tables.store import Store
 
 _WIDTH, _LAYERS, _TOKENS = 256, 4, 128
 _QUERIES = (1, 8, 64, 512)
@@ -177,10 +177,10 @@ def write_index(folder: Path, method: Method) -> tuple[Store, int]:
         ids = np.zeros(1, np.int32)
         examples = [Example(f"x{start + row}", row, ids, ids, None, "h") for row in range(size)]
         shard = ShardRef("u", f"{start}", "e", 1, start, size)
-        fragments = store.write_rows(iter([ShardRows(examples, np.zeros(size), codes, scales)]), shard, spec)
+        fragments = store.rows.write(iter([ShardRows(examples, np.zeros(size), codes, scales)]), shard, spec)
         receipt = Receipt(shard.key, tuple(fragments), size, size, size, (), 0.0)
-        store.commit_wave([receipt], store.factors_version())
-    return store, store.factors_version()
+        store.rows.commit_wave([receipt], store.rows.version())
+    return store, store.rows.version()
 
 
 def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -> Callable[[], int]:
@@ -188,7 +188,7 @@ def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -
 
     def work() -> int:
         search, rows = Search(layout, queries, _TOP_K), 0
-        for block in store.scan(version, scan_rows(layout, 1.0)):
+        for block in store.rows.scan(version, scan_rows(layout, 1.0)):
             search.update(block.codes, block.scales, block.example_ids)
             rows += len(block.example_ids)
         return rows
@@ -199,8 +199,8 @@ def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -
 def in_two_stages(store: Store, version: int, layout: CodeLayout, folded: FoldedQueries) -> Callable[[], int]:
     """A whole search by columns in memory, which are read before."""
     place = Place(layout, Tables(store.uri, store.storage), version, None)
-    blocks = store.scan(version, scan_rows(layout, 1.0), extra=(ROW_ADDRESS,))
-    rows, _ = store.counts(version)
+    blocks = store.rows.scan(version, scan_rows(layout, 1.0), extra=(ROW_ADDRESS,))
+    rows, _ = store.rows.counts(version)
     ready = read_two_stage(place, rows, blocks, None)
 
     def work() -> int:

@@ -19,19 +19,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lorif_core.batches import collate, token_budget_batches
-from lorif_core.config import Config, load_config, parse_config
-from lorif_core.corpus import list_shards
-from lorif_core.extract import Calibrator, Extractor
-from lorif_core.factors import CodeLayout
-from lorif_core.lds import rank_correlation
-from lorif_core.model import LoadedModel, load_model
-from lorif_core.plan import make_plan
+from lorif_core.config import Config
+from lorif_core.config_file import load_config, parse_config
+from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.shards import list_shards
+from lorif_core.corpus.tokenise import Example
+from lorif_core.evaluation.lds import rank_correlation
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.lifecycle.index_shard import read_examples
+from lorif_core.lifecycle.plan import make_plan
+from lorif_core.model.loading import LoadedModel, load_model
 from lorif_core.presets import PRESETS
-from lorif_core.queries import query_example, read_queries
-from lorif_core.shard import read_examples
+from lorif_core.search.queries import query_example, read_queries
 from lorif_core.spec import CodeSpec
-from lorif_core.tokenise import Example
 
 _EVERY = 25
 

@@ -158,9 +158,9 @@ def medians(found: list[dict[str, float]]) -> dict[str, float]:
 
 def start_in_whitening(index: str, other: str) -> None:
     """Begin another index in the whitening of one: codes of different whitenings cannot be equal."""
-    from lorif_core.store import Store
+    from lorif_core.tables.store import Store
 
-    spec = Store(index).stored_spec()
+    spec = Store(index).rows.spec()
     assert spec is not None
     if spec.projection.whitening is not None:
         shutil.copytree(f"{index}/whitening.lance", f"{other}/whitening.lance")
@@ -171,7 +171,7 @@ def differing_columns(updated: str, built: str) -> list[str]:
     """Columns of the newest generations' rows that are not equal, byte by byte, in the order of the ids."""
     import lancedb
 
-    from lorif_core.store import Store
+    from lorif_core.tables.store import Store
 
     tables = []
     for uri in (updated, built):
@@ -193,7 +193,7 @@ def split_update(config: str, launched: float) -> dict[str, float]:
     from prefect import flow
 
     from flows.update import update
-    from lorif_core.config import load_config
+    from lorif_core.config_file import load_config
 
     settings = load_config(config)
     laps.end("import")

@@ -108,7 +108,7 @@ def drop_from_cache(folder: Path) -> None:
 def split_query(index_uri: str, launched: float) -> dict[str, float]:
     """Seconds of the steps of `lorif query`, each ending where the next begins."""
     laps = Laps(launched)
-    from lorif_core.index import open_index
+    from lorif_core.search.index import open_index
 
     laps.end("import")
     index = open_index(index_uri)
@@ -119,7 +119,7 @@ def split_query(index_uri: str, launched: float) -> dict[str, float]:
     (top,) = index.top_k_folded(folded, _TOP_K)
     laps.end("scan")
     hits = [hit.example_id for hit in (*top.proponents, *top.opponents)]
-    index.store.details(index.generation.factors_version, hits)
+    index.store.rows.details(index.generation.factors_version, hits)
     laps.end("texts of hits")
     return laps.seconds
 

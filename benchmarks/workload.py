@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tasks.demo_corpus import language_reference
+from tasks.demo.corpus import language_reference
 
 DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")
 END = "<|endoftext|>"

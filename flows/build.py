@@ -3,8 +3,8 @@
 from prefect import flow
 
 from flows.parameters import ConfigParameter
-from lorif_core.generation import Generation
-from lorif_core.lease import hold
+from lorif_core.storage.lease import hold
+from lorif_core.tables.generation import Generation
 from tasks.build import plan_build, publish_generation
 from tasks.calibrate import calibrate
 from tasks.curvature import fit_curvature

@@ -1,14 +1,17 @@
 """The `lorif` command line: parse, run, print; imports what a command needs only when it runs."""
 
 import argparse
+import importlib
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from flows.commands import COMMANDS
+from flows.commands.result import Result
 from lorif_core.errors import LorifError
 from tasks.environment import fast_imports
 
@@ -23,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exits 0 when all is well, 2 for the user's mistakes, 1 for failures, 130 when interrupted."""
-    parser = _parser()
+    parser = command_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes overrides in one place only; they may stand before and after options
     misplaced = [word.partition("=")[0] for word in rest if word.startswith("-") or "overrides" not in arguments]
@@ -40,11 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = vars(arguments)
     as_json = options.pop("json")
     try:
-        with fast_imports():
-            from flows import commands
-        # a command is the function of its name, called with its options
-        results = getattr(commands, f"run_{options.pop('command')}")(**options)
-        for result in [results] if isinstance(results, commands.Result) else results:
+        results = _command(options.pop("command"))(**options)
+        for result in [results] if isinstance(results, Result) else results:
             sys.stdout.write((json.dumps(result.data) if as_json else result.text) + "\n")
             sys.stdout.flush()
     except LorifError as error:
@@ -52,13 +52,20 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _fail(as_json, "interrupted; run the same command again, it resumes", 130)
     except Exception as error:  # noqa: BLE001 - nothing is hidden: this is where a command ends
-        from lorif_core.faults import one_line, without_secrets
+        from lorif_core.storage.faults import one_line, without_secrets
 
         if os.environ.get("LORIF_DEBUG"):
             sys.stderr.write(without_secrets(traceback.format_exc()))
         reason = one_line(error) or "no message"
         return _fail(as_json, f"{type(error).__name__}: {reason} (LORIF_DEBUG=1 shows the traceback)", 1)
     return 0
+
+
+def _command(name: str) -> Callable[..., Result | Iterable[Result]]:
+    """The function of a command, from the file of its group."""
+    with fast_imports():
+        group = importlib.import_module(f"flows.commands.{COMMANDS[name]}")
+    return getattr(group, f"run_{name}")
 
 
 def _fail(as_json: bool, message: str, code: int) -> int:
@@ -75,7 +82,8 @@ def _configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the reference of commands in `docs/` is made from it."""
     parser = _Parser(
         prog="lorif",
         description="Which training examples made the model say this? Training data attribution with LoRIF.",
@@ -160,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--normalise",
+            "--normalize",
             choices=["none", "cosine", "self"],
             default="none",
             help="divide scores by the roots of self-influences (default: none)",

@@ -7,10 +7,11 @@ from prefect import flow
 
 from flows.build import build
 from flows.update import update
-from lorif_core.answers import write_answers
-from lorif_core.store import Store
+from lorif_core.report.batch_outputs import write_answers
+from lorif_core.tables.store import Store
 from tasks.cluster import cluster
-from tasks.demo import (
+from tasks.demo.acts import act, what_changed
+from tasks.demo.steps import (
     add_docstrings,
     continue_training,
     demo_config,
@@ -20,7 +21,6 @@ from tasks.demo import (
     train_model,
     write_corpus,
 )
-from tasks.demo_change import act, what_changed
 
 _TRAINING_SECONDS, _CONTINUED_SECONDS = 60.0, 30.0
 _TOP_K = 5

@@ -6,14 +6,14 @@ from typing import Any
 from prefect import flow
 
 from flows.build import build
-from lorif_core.evaluation import EvaluationConfig
-from lorif_core.measured import Measured
-from lorif_core.truth import TruthFolder
+from lorif_core.evaluation.config import EvaluationConfig
+from lorif_core.evaluation.ground_truth import TruthFolder
+from lorif_core.evaluation.results import Measured
 from tasks.cluster import cluster
-from tasks.evaluate import NEVER_FOUND, make_checkpoint, make_truth, score_bm25, score_method
-from tasks.evaluate_lds import write_lds
-from tasks.evaluate_recall import plant_sources, write_recall
-from tasks.evaluate_tail_patch import patch_queries, score_random, write_tail_patch
+from tasks.evaluate.lds import write_lds
+from tasks.evaluate.recall import plant_sources, write_recall
+from tasks.evaluate.shared import NEVER_FOUND, make_checkpoint, make_truth, score_bm25, score_method
+from tasks.evaluate.tail_patch import patch_queries, score_random, write_tail_patch
 
 
 @flow(name="evaluate lds", flow_run_name="evaluate lds {out}", persist_result=False)

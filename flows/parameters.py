@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from lorif_core.config import Config, load_config, parse_config
+from lorif_core.config import Config
+from lorif_core.config_file import load_config, parse_config
 
 
 def _as_config(given: Any) -> Any:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorif_core.config import ModelConfig, parse_model, parse_options, parse_storage
-from lorif_core.encoder import model_config_of
-from lorif_core.index import Index, open_index
-from lorif_core.queries import Query
-from lorif_core.terms import Terms
-from lorif_core.topk import Scored, TopK
+from lorif_core.config import ModelConfig
+from lorif_core.config_file import parse_model, parse_options, parse_storage
+from lorif_core.search.index import Index, open_index
+from lorif_core.search.options import Terms
+from lorif_core.search.queries import Query
+from lorif_core.search.query_encoder import model_config_of
+from lorif_core.search.top_k import Scored, TopK
 
 _SIDES = ("proponents", "opponents")
 
@@ -45,7 +46,7 @@ def find(
     gradients = index.encode(queries, checkpoint)
     tops = index.top_k_folded(index.fold(gradients, terms), top_k, terms, two_stage=two_stage)
     ids = [hit.example_id for top in tops for side in _SIDES for hit in getattr(top, side)]
-    details = index.store.details(index.generation.factors_version, ids)
+    details = index.store.rows.details(index.generation.factors_version, ids)
     losses = gradients[-1].losses.tolist()
     return [Found(*found, details) for found in zip(queries, losses, tops, strict=True)]
 

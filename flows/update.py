@@ -3,10 +3,10 @@
 from prefect import flow
 
 from flows.parameters import ConfigParameter
-from lorif_core.change import PartDrift
-from lorif_core.generation import Generation
-from lorif_core.lease import hold
-from lorif_core.prefix import names_under
+from lorif_core.lifecycle.prefix import names_under
+from lorif_core.report.changes import PartDrift
+from lorif_core.storage.lease import hold
+from lorif_core.tables.generation import Generation
 from tasks.cluster import cluster
 from tasks.indexing import index_shards
 from tasks.merge import update_curvature

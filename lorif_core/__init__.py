@@ -8,7 +8,7 @@ ids, scores = index.scores(["a query"])
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorif_core.index import Index, open_index
+    from lorif_core.search.index import Index, open_index
 
 __all__ = ["Index", "open_index"]
 
@@ -16,7 +16,7 @@ __all__ = ["Index", "open_index"]
 def __getattr__(name: str) -> Any:
     """Import the reader on first use: the mathematics modules also run where Lance is not installed."""
     if name in __all__:
-        from lorif_core import index
+        from lorif_core.search import index
 
         return getattr(index, name)
     raise AttributeError(f"module 'lorif_core' has no attribute {name!r}")

@@ -12,6 +12,9 @@ _SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
 OF_CHECKPOINT = frozenset({"checkpoint", "projection.whitening"})
 """Keys of a spec that change when the same model has been trained further."""
 
+MASKED = -100
+"""Label of a token that has no loss, as in transformers."""
+
 CodeKind = Literal["rank", "dense", "cut"]
 CodeDtype = Literal["float32", "float16", "int8", "int4", "sign"]
 
@@ -49,6 +52,11 @@ class ShardRef:
     def file(self) -> FileTag:
         """The file that it is a range of."""
         return FileTag(self.name, self.etag, self.size)
+
+
+def projected_size(features: int, factor: int) -> int:
+    """ceil(features / factor), the size of one side of a projected gradient."""
+    return -(-features // factor)
 
 
 def parse_shard_key(key: str) -> tuple[FileTag, int, int]:

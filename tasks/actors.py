@@ -9,23 +9,23 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lorif_core.calibrate import SampledShard, ShardCalibrator
 from lorif_core.config import Config, ModelConfig
-from lorif_core.curvature import ScanRequest, ScanResult, scan_blocks
-from lorif_core.drift import CheckpointDrift, DriftMeter
-from lorif_core.explanation import Explanation, explain
-from lorif_core.factors import CodeLayout
-from lorif_core.generation import Generation
-from lorif_core.index import Index
-from lorif_core.queries import Query
-from lorif_core.receipts import Receipt
-from lorif_core.search import Sought
-from lorif_core.shard import ShardIndexer
+from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.gradients.whitening import Covariances
+from lorif_core.lifecycle.calibrate import SampledShard, ShardCalibrator
+from lorif_core.lifecycle.drift import CheckpointDrift, DriftMeter
+from lorif_core.lifecycle.index_shard import ShardIndexer
+from lorif_core.search.explanation import Explanation, explain
+from lorif_core.search.index import Index
+from lorif_core.search.options import Terms
+from lorif_core.search.queries import Query
+from lorif_core.search.top_k import TopK
+from lorif_core.search.top_rows import Sought
 from lorif_core.spec import IndexSpec, ShardRef
-from lorif_core.store import Store
-from lorif_core.terms import Terms
-from lorif_core.topk import TopK
-from lorif_core.whitening import Covariances
+from lorif_core.tables.generation import Generation
+from lorif_core.tables.receipts import Receipt
+from lorif_core.tables.store import Store
 from tasks.cluster import Resources, roomiest_node
 
 SHARDS_AT_ONCE = 3  # one is read while one computes and one is written
@@ -117,7 +117,7 @@ class CurvatureActor:
 
     def scan(self, request: ScanRequest, fragments: Sequence[int]) -> ScanResult:
         """See `scan_blocks`."""
-        blocks = self._store.scan(self._version, self._rows, fragments)
+        blocks = self._store.rows.scan(self._version, self._rows, fragments)
         return scan_blocks(((block.codes, block.scales) for block in blocks), self._layout, request)
 
 

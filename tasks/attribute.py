@@ -13,19 +13,19 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from lorif_core.answered import Attribution
-from lorif_core.answers import write_answers
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
-from lorif_core.explanation import Explanation
-from lorif_core.generation import Generation
-from lorif_core.index import Index
-from lorif_core.model import check_same_weights
-from lorif_core.queries import Query, read_queries
-from lorif_core.store import Store
-from lorif_core.terms import Terms
-from lorif_core.topk import TopK
-from lorif_core.unfinished import QueryBlock, Unfinished, begun_in, open_unfinished
+from lorif_core.model.loading import check_same_weights
+from lorif_core.report.batch_outputs import write_answers
+from lorif_core.report.batch_run import QueryBlock, Unfinished, begun_in, open_unfinished
+from lorif_core.report.block_answers import Attribution
+from lorif_core.search.explanation import Explanation
+from lorif_core.search.index import Index
+from lorif_core.search.options import Terms
+from lorif_core.search.queries import Query, read_queries
+from lorif_core.search.top_k import TopK
+from lorif_core.tables.generation import Generation
+from lorif_core.tables.store import Store
 from tasks.actors import QueryActor, ScoreActor, start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers

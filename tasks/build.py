@@ -4,9 +4,9 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
-from lorif_core.generation import Generation
-from lorif_core.lease import Lease
-from lorif_core.plan import BuildPlan, make_plan
+from lorif_core.lifecycle.plan import BuildPlan, make_plan
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.generation import Generation
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
 from tasks.publish import new_part, publish

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from prefect import get_run_logger, task
 
-from lorif_core.calibrate import SampledShard, calibration_sample
 from lorif_core.config import Config
 from lorif_core.errors import UserError
-from lorif_core.lease import Lease
-from lorif_core.plan import BuildPlan
+from lorif_core.gradients.whitening import Covariances
+from lorif_core.lifecycle.calibrate import SampledShard, calibration_sample
+from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import IndexSpec
-from lorif_core.store import Store
-from lorif_core.whitening import Covariances
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.store import Store
 from tasks.actors import CalibrationActor, start
 from tasks.retry import RETRIED
 from tasks.sample import over_sample
@@ -38,7 +38,7 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
     get_run_logger().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
     spec = spec.with_whitening(covariances.digest())
     lease.confirm()
-    store.write_covariances(covariances, spec.layers, spec)  # from here on rows of this checkpoint have no other
+    store.covariances.write(covariances, spec.layers, spec)  # from here on rows of this checkpoint have no other
     return replace(plan, spec=spec, calibration_seconds=time.perf_counter() - started)
 
 

@@ -4,17 +4,17 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lorif_core.batches import token_budget_batches
 from lorif_core.config import Config
-from lorif_core.corpus import Listing, list_shards
+from lorif_core.corpus.batches import token_budget_batches
+from lorif_core.corpus.shards import Listing, list_shards
 from lorif_core.errors import LorifError, UserError
-from lorif_core.layers import coverage, select_layers
-from lorif_core.lease import current_holder
-from lorif_core.model import Skeleton, load_skeleton
-from lorif_core.objects import Objects
-from lorif_core.plan import BuildPlan, check_settings, plan_of, tracked_layers
-from lorif_core.probe import probe_conditional_put
-from lorif_core.shard import ShardIndexer
+from lorif_core.lifecycle.index_shard import ShardIndexer
+from lorif_core.lifecycle.plan import BuildPlan, check_settings, plan_of, tracked_layers
+from lorif_core.model.layers import coverage, select_layers
+from lorif_core.model.loading import Skeleton, load_skeleton
+from lorif_core.storage.lease import current_holder
+from lorif_core.storage.objects import Objects
+from lorif_core.storage.probe import probe_conditional_put
 from tasks.cluster import Resources, cluster
 
 _TIMED_BATCHES = 20

@@ -11,7 +11,7 @@ import ray
 
 from lorif_core.config import ComputeConfig
 from lorif_core.errors import LorifError, UserError
-from lorif_core.faults import one_line
+from lorif_core.storage.faults import one_line
 
 log = logging.getLogger(__name__)
 

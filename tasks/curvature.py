@@ -10,24 +10,18 @@ from typing import Any, Literal
 import ray
 from prefect import task
 
-from lorif_core.blocks import scan_rows
 from lorif_core.config import ComputeConfig, Config
-from lorif_core.curvature import (
-    NO_ROWS,
-    CurvatureSpec,
-    LayerCurvature,
-    ScanRequest,
-    ScanResult,
-    fit_layers,
-    layer_groups,
-)
+from lorif_core.curvature.randomized_svd import fit_layers, layer_groups
+from lorif_core.curvature.scan import NO_ROWS, ScanRequest, ScanResult
+from lorif_core.curvature.woodbury import CurvatureSpec, LayerCurvature
 from lorif_core.errors import LorifError
-from lorif_core.factors import CodeLayout
-from lorif_core.inventory import Inventory
-from lorif_core.lease import Lease
-from lorif_core.plan import BuildPlan, check_curvature
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.lifecycle.plan import BuildPlan, check_curvature
 from lorif_core.spec import IndexSpec
-from lorif_core.store import Store
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.blocks import scan_rows
+from lorif_core.tables.inventory import Inventory
+from lorif_core.tables.store import Store
 from tasks.actors import CurvatureActor, start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
@@ -81,7 +75,7 @@ def fit_rows(
             for group in fit_distributed(store, compute, spec, settings, rows, missing, resources):
                 write_group(store, spec, curvature_id, group, lease)
     how: Literal["none", "fitted"] = "none" if settings.kind == "none" else "fitted"
-    return Fit(curvature_id, store.curvature_version(), how, 0, time.perf_counter() - started)
+    return Fit(curvature_id, store.curvatures.version(), how, 0, time.perf_counter() - started)
 
 
 def name_of(*what: Any) -> str:
@@ -91,7 +85,7 @@ def name_of(*what: Any) -> str:
 
 def missing_layers(store: Store, spec: IndexSpec, curvature_id: str) -> list[int]:
     """Layers that are not fitted yet under an id."""
-    return sorted(set(range(len(spec.layers))) - store.fitted_layers(curvature_id))
+    return sorted(set(range(len(spec.layers))) - store.curvatures.fitted_layers(curvature_id))
 
 
 def write_group(
@@ -99,7 +93,7 @@ def write_group(
 ) -> None:
     """Write fitted layers while the lease is held."""
     lease.confirm()
-    store.write_curvature(
+    store.curvatures.write(
         curvature_id, {index: (spec.layers[index].name, layer) for index, layer in group.items()}
     )
 

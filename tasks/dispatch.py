@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lorif_core.errors import LorifError, ShardInputError, StoreUnavailableError, UserError
-from lorif_core.faults import one_line
+from lorif_core.storage.faults import one_line
 
 log = logging.getLogger(__name__)
 

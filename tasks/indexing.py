@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from prefect import get_run_logger, task
 
 from lorif_core.config import Config
-from lorif_core.datafiles import DataFiles
 from lorif_core.errors import IncompleteBuildError, ShardInputError, UserError
-from lorif_core.inventory import Inventory, ShardKey
-from lorif_core.lease import Lease
-from lorif_core.plan import BuildPlan
-from lorif_core.receipts import Receipts
-from lorif_core.removal import honour, removals_of, trusted_by
+from lorif_core.lifecycle.plan import BuildPlan
+from lorif_core.lifecycle.removal import honour, removals_of, trusted_by
 from lorif_core.spec import FileTag, ShardRef, parse_shard_key
-from lorif_core.store import Store
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.datafiles import DataFiles
+from lorif_core.tables.inventory import Inventory, ShardKey
+from lorif_core.tables.receipts import Receipts
+from lorif_core.tables.store import Store
 from tasks.actors import SHARDS_AT_ONCE, IndexActor, start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
@@ -62,7 +62,7 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
     store, receipts = Store(config.index, config.storage), Receipts(config.index, config.storage)
     lease.confirm()
     store.create(plan.spec)
-    settled = store.settle(plan.wanted, plan.kept, plan.base_version)
+    settled = store.rows.settle(plan.wanted, plan.kept, plan.base_version)
     waves = Waves(store, receipts, lease, plan.spec.hash, settled.version)
     missing = [shard for shard in plan.shards if (plan.spec.hash, shard.key) not in settled.keys]
     finished = receipts.of_shards(plan.spec.hash, [shard.key for shard in missing])
@@ -73,7 +73,7 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
     pending = [shard for shard in missing if shard.key not in adopted]
     failed = _index_pending(config, plan, pending, waves) if pending else []
     _refuse_incomplete(plan, failed, publish_incomplete)
-    inventory = store.inventory(known=settled)
+    inventory = store.rows.inventory(known=settled)
     committed = {(plan.spec.hash, receipt.shard) for receipt in waves.committed if receipt.rows}
     _check_complete(inventory, settled.keys | committed)
     inventory, removals = _honour_removals(store, plan, inventory)
@@ -84,7 +84,7 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
     return IndexedRows(
         inventory,
         removals,
-        tuple(store.skipped(_files(plan))),
+        tuple(store.rows.skipped(_files(plan))),
         (*plan.damaged, *((failure.item.key, failure.cause) for failure in failed)),
         1 - run / padded if padded else 0.0,
         time.perf_counter() - started,

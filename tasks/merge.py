@@ -6,14 +6,16 @@ from dataclasses import asdict
 from prefect import get_run_logger, task
 
 from lorif_core.config import ComputeConfig, Config
-from lorif_core.curvature import LayerCurvature, ScanRequest, fit_layers
-from lorif_core.generation import Generation, Part
-from lorif_core.inventory import Inventory
-from lorif_core.lease import Lease
-from lorif_core.merge import downdate, merge
-from lorif_core.plan import check_curvature
-from lorif_core.store import Store
-from lorif_core.update import UpdatePlan, why_refit
+from lorif_core.curvature.merge import downdate, merge
+from lorif_core.curvature.randomized_svd import fit_layers
+from lorif_core.curvature.scan import ScanRequest
+from lorif_core.curvature.woodbury import LayerCurvature
+from lorif_core.lifecycle.plan import check_curvature
+from lorif_core.lifecycle.update import UpdatePlan, why_refit
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.generation import Generation, Part
+from lorif_core.tables.inventory import Inventory
+from lorif_core.tables.store import Store
 from tasks.cluster import Resources, cluster
 from tasks.curvature import (
     Fit,
@@ -40,7 +42,7 @@ def update_curvature(config: Config, plan: UpdatePlan, indexed: IndexedRows, lea
     reason = why_refit(config.update, plan.part, settings, left.rows, held.rows)
     if plan.part is not None and reason is None and not entered.rows and not left.rows:
         kept = plan.part
-        return Fit(kept.curvature, store.curvature_version(), "kept", kept.left, 0.0, kept.sampled)
+        return Fit(kept.curvature, store.curvatures.version(), "kept", kept.left, 0.0, kept.sampled)
     if plan.part is None or reason is not None or settings.kind == "none":
         check_curvature(config, spec.layers, rows.rows + plan.older_rows)
         if reason is not None and settings.kind != "none":
@@ -80,11 +82,11 @@ class Merger:
         groups = groups_of(self._spec, self._settings, self._part.rows + entered.rows, self._compute, missing)
         with cluster(self._compute) as resources:
             for group in groups:
-                stored = {layer: self._store.curvature_layer(self._base, self._part, layer) for layer in group}
+                stored = {layer: self._store.curvatures.layer(self._base, self._part, layer) for layer in group}
                 merged = self._grown(self._shrunk(stored, left, resources), entered, resources)
                 write_group(self._store, self._spec, curvature_id, merged, self._lease)
         gone, seconds = self._part.left + left.rows, time.perf_counter() - started
-        version, sampled = self._store.curvature_version(), self._part.sampled
+        version, sampled = self._store.curvatures.version(), self._part.sampled
         return Fit(curvature_id, version, "merged", gone, seconds, sampled)
 
     def _shrunk(

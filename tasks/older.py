@@ -9,18 +9,19 @@ from dataclasses import asdict, replace
 
 from prefect import get_run_logger, task
 
-from lorif_core.calibrate import SampledShard, calibration_sample
-from lorif_core.change import PartDrift
 from lorif_core.config import Config
-from lorif_core.curvature import LayerCurvature, fit_layers
-from lorif_core.drift import CheckpointDrift
-from lorif_core.generation import Part
-from lorif_core.inventory import Inventory
-from lorif_core.lease import Lease
-from lorif_core.merge import merge, standing_for
+from lorif_core.curvature.merge import merge, standing_for
+from lorif_core.curvature.randomized_svd import fit_layers
+from lorif_core.curvature.woodbury import LayerCurvature
+from lorif_core.lifecycle.calibrate import SampledShard, calibration_sample
+from lorif_core.lifecycle.drift import CheckpointDrift
+from lorif_core.lifecycle.update import UpdatePlan
+from lorif_core.report.changes import PartDrift
 from lorif_core.spec import ShardRef
-from lorif_core.store import Store
-from lorif_core.update import UpdatePlan
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.generation import Part
+from lorif_core.tables.inventory import Inventory
+from lorif_core.tables.store import Store
 from tasks.actors import DriftActor, SampleActor, start
 from tasks.calibrate import calibrate
 from tasks.cluster import cluster
@@ -141,4 +142,4 @@ def fit_with_sample(config: Config, plan: UpdatePlan, rows: Inventory, lease: Le
                     fitted = {layer: merge(found, new[layer], settings) for layer, found in fitted.items()}
                 write_group(store, spec, curvature_id, fitted, lease)
     seconds = time.perf_counter() - started
-    return Fit(curvature_id, store.curvature_version(), "fitted", 0, seconds, older)
+    return Fit(curvature_id, store.curvatures.version(), "fitted", 0, seconds, older)

@@ -9,11 +9,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 
 from lorif_core.config import Config
-from lorif_core.factors import CodeLayout
-from lorif_core.generation import Generation
-from lorif_core.objects import Objects
-from lorif_core.plan import BuildPlan
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import parse_shard_key
+from lorif_core.storage.objects import Objects
+from lorif_core.tables.generation import Generation
 from tasks.indexing import IndexedRows
 from tasks.retry import RETRIED
 

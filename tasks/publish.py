@@ -9,11 +9,11 @@ from typing import Any
 from prefect import get_run_logger
 
 from lorif_core.config import Config
-from lorif_core.generation import Generation, Part
-from lorif_core.lease import Lease
-from lorif_core.plan import BuildPlan
-from lorif_core.publishing import publish_next
-from lorif_core.store import Store
+from lorif_core.lifecycle.plan import BuildPlan
+from lorif_core.lifecycle.publishing import publish_next
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.generation import Generation, Part
+from lorif_core.tables.store import Store
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
 from tasks.outcome import show_generation

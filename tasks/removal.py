@@ -8,13 +8,13 @@ import pyarrow as pa
 
 from lorif_core.config import ComputeConfig, UpdateConfig
 from lorif_core.errors import UserError
-from lorif_core.generation import Generation, Part
-from lorif_core.inventory import Inventory
-from lorif_core.lease import Lease
-from lorif_core.publishing import publish_next
-from lorif_core.removal import REMOVED, honour, removals_of, same_content
-from lorif_core.store import Store
-from lorif_core.update import why_refit
+from lorif_core.lifecycle.publishing import publish_next
+from lorif_core.lifecycle.removal import REMOVED, honour, removals_of, same_content
+from lorif_core.lifecycle.update import why_refit
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.generation import Generation, Part
+from lorif_core.tables.inventory import Inventory
+from lorif_core.tables.store import Store
 from tasks.curvature import Fit, fit_rows
 from tasks.merge import Merger
 
@@ -44,8 +44,8 @@ def remove_rows(
     if rows.num_rows >= base.rows:
         raise UserError(f"this would remove every row of {store.uri}; to give the index up, delete its folder")
     lease.confirm()
-    held = store.rewind(base.factors_version)
-    store.note_removed(rows)
+    held = store.rows.rewind(base.factors_version)
+    store.rows.note_removed(rows)
     removals = removals_of(store, base.index_spec)
     inventory, _ = honour(store, removals)
     fits = [_fit(store, base, part, held, inventory, compute, wishes, lease) for part in base.parts]
@@ -57,7 +57,7 @@ def remove_rows(
     skipped = {(example_id, reason) for example_id, reason in json.loads(base.skipped_json)}
     skipped |= {(example_id, REMOVED) for example_id in rows.column("example_id").to_pylist()}
     return publish_next(
-        store, lease, parts, inventory, curvature_version=store.curvature_version(),
+        store, lease, parts, inventory, curvature_version=store.curvatures.version(),
         coverage_json=base.coverage_json, skipped=sorted(skipped), quarantined_json=base.quarantined_json,
         timings={"curvature": sum(fit.seconds for fit in fits)},
         changes={
@@ -82,7 +82,7 @@ def _fit(
     before, rows = held.of_spec(part.spec), inventory.of_spec(part.spec)
     left, entered = before.beyond(rows), rows.beyond(before)
     if not rows.rows or not left.rows or part.curvature_kind == "none" or part.follows is not None:
-        return Fit(part.curvature, store.curvature_version(), "kept", part.left, 0.0)
+        return Fit(part.curvature, store.curvatures.version(), "kept", part.left, 0.0)
     reason = why_refit(wishes, part, part.curvature_spec, left.rows, before.rows)
     if reason is not None and part.sampled:
         log.warning(

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lorif_core.calibrate import SampledShard
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
+from lorif_core.lifecycle.calibrate import SampledShard
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from lorif_core.calibrate import calibration_sample
-from lorif_core.change import PartDrift
 from lorif_core.config import Config
-from lorif_core.garbage import find_garbage, remove_garbage
-from lorif_core.generation import Generation
-from lorif_core.lease import Lease
-from lorif_core.metric import Drift, drift, grown
-from lorif_core.store import Store
-from lorif_core.update import UpdatePlan, make_update_plan
+from lorif_core.curvature.metric import Drift, drift, grown
+from lorif_core.lifecycle.calibrate import calibration_sample
+from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
+from lorif_core.lifecycle.update import UpdatePlan, make_update_plan
+from lorif_core.report.changes import PartDrift
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.generation import Generation
+from lorif_core.tables.store import Store
 from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
@@ -63,7 +63,7 @@ def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Le
     New data count by their share of the tokens. Random projections have no covariances.
     """
     store, spec, part = Store(config.index, config.storage), plan.build.spec, plan.part
-    frozen = store.whitening(spec.projection.whitening)
+    frozen = store.covariances.read(spec.projection.whitening)
     new = indexed.inventory.of_spec(spec.hash).beyond(plan.held)
     if frozen is None or part is None or not new.rows:
         return Metric(None if part is None else part.metric, None)
@@ -74,14 +74,14 @@ def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Le
     if not sample.tokens:
         return Metric(part.metric, None)
     # at a checkpoint, covariances are measured over the whole corpus, whatever rows are there
-    newer = grown(store.whitening(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
+    newer = grown(store.covariances.read(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
     found = drift(frozen, newer, [layer.name for layer in spec.layers])
     get_run_logger().info(
         "covariances of %d new examples; drift from the whitening %.3f, at most %.3f in layer %s",
         sample.examples, found.mean, found.worst, found.layer,
     )  # fmt: skip
     lease.confirm()
-    store.write_covariances(newer, spec.layers)
+    store.covariances.write(newer, spec.layers)
     return Metric(newer.digest(), found, time.perf_counter() - started)
 
 

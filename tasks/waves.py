@@ -3,9 +3,9 @@
 import time
 from collections.abc import Sequence
 
-from lorif_core.lease import Lease
-from lorif_core.receipts import Receipt, Receipts
-from lorif_core.store import Store
+from lorif_core.storage.lease import Lease
+from lorif_core.tables.receipts import Receipt, Receipts
+from lorif_core.tables.store import Store
 
 _SHARDS_PER_WAVE = 16
 _SECONDS_PER_WAVE = 60.0
@@ -45,6 +45,6 @@ class Waves:
         wave, self._waiting, self._began = self._waiting, [], time.monotonic()
         if wave:
             self._lease.confirm()
-            self._version = self._store.commit_wave(wave, self._version)
+            self._version = self._store.rows.commit_wave(wave, self._version)
             self._receipts.remove(self._spec, wave)
             self.committed += wave

@@ -10,7 +10,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: the workers share the cores
 
-from tasks.demo_store import MotoServer
+from tasks.demo.object_store import MotoServer
 from tasks.environment import lock_local_ray
 
 lock_local_ray("local")

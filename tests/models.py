@@ -14,11 +14,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lorif_core.batches import Batch, collate
-from lorif_core.layers import layer_specs, select_layers
-from lorif_core.model import LoadedModel, prepare_model
+from lorif_core.corpus.batches import Batch, collate
+from lorif_core.corpus.tokenise import Example
+from lorif_core.model.layers import layer_specs, select_layers
+from lorif_core.model.loading import LoadedModel, prepare_model
 from lorif_core.spec import LayerSpec
-from lorif_core.tokenise import Example
 
 VOCAB = 61
 

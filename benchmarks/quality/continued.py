@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from lorif_core.checkpoint import locate
 from lorif_core.config import StorageConfig
-from lorif_core.evaluation import EvaluationConfig, load_evaluation
-from lorif_core.truth import Trainer, TruthFolder, run_once, runs
+from lorif_core.evaluation.config import EvaluationConfig, load_evaluation
+from lorif_core.evaluation.ground_truth import Trainer, TruthFolder, run_once, runs
+from lorif_core.model.checkpoint import locate
 
 _LOCAL = StorageConfig()
 FIRST, SECOND = "1-first.jsonl", "2-second.jsonl"

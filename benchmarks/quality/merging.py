@@ -21,16 +21,18 @@ import torch
 from benchmarks.quality.continued import load
 from benchmarks.quality.policies import folder_of, interval
 from lorif_core.config import StorageConfig
-from lorif_core.curvature import CurvatureSpec, LayerCurvature, fit_layers, scan_blocks
-from lorif_core.encoder import QueryGradients
-from lorif_core.index import Index
-from lorif_core.lds import bootstrap, rank_correlation
-from lorif_core.merge import merge
-from lorif_core.part import PartReader
-from lorif_core.queries import read_queries
-from lorif_core.scoring import fold_queries, score_rows
-from lorif_core.store import Store
-from lorif_core.truth import TruthFolder
+from lorif_core.curvature.merge import merge
+from lorif_core.curvature.randomized_svd import fit_layers
+from lorif_core.curvature.scan import scan_blocks
+from lorif_core.curvature.woodbury import CurvatureSpec, LayerCurvature
+from lorif_core.evaluation.ground_truth import TruthFolder
+from lorif_core.evaluation.lds import bootstrap, rank_correlation
+from lorif_core.search.index import Index
+from lorif_core.search.part_reader import PartReader
+from lorif_core.search.queries import read_queries
+from lorif_core.search.query_encoder import QueryGradients
+from lorif_core.search.scoring import fold_queries, score_rows
+from lorif_core.tables.store import Store
 
 _LOCAL = StorageConfig()
 _PIECES = {"refit": 1, "1 merge": 2, "8 merges": 9}

@@ -23,13 +23,13 @@ from benchmarks.quality.continued import FIRST, SECOND, load
 from flows.build import build
 from flows.update import update
 from lorif_core.config import Config, StorageConfig
-from lorif_core.evaluation import EvaluationConfig
-from lorif_core.generation import Generation
-from lorif_core.index import Index
-from lorif_core.lds import bootstrap
-from lorif_core.queries import Query, read_queries
-from lorif_core.store import Store
-from lorif_core.truth import TruthFolder
+from lorif_core.evaluation.config import EvaluationConfig
+from lorif_core.evaluation.ground_truth import TruthFolder
+from lorif_core.evaluation.lds import bootstrap
+from lorif_core.search.index import Index
+from lorif_core.search.queries import Query, read_queries
+from lorif_core.tables.generation import Generation
+from lorif_core.tables.store import Store
 from tasks.cluster import cluster
 
 _LOCAL = StorageConfig()

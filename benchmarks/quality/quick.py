@@ -18,17 +18,17 @@ import torch
 
 from flows.build import build
 from lorif_core.config import StorageConfig
-from lorif_core.evaluation import EvaluationConfig, load_evaluation
-from lorif_core.factors import CodeLayout
-from lorif_core.index import Index
-from lorif_core.lds import Truth, lds, rank_correlation
-from lorif_core.queries import read_queries
-from lorif_core.quick import quick_scorer
-from lorif_core.scoring import score_rows
-from lorif_core.search import Search, Sought
-from lorif_core.store import Store
-from lorif_core.topk import TopK
-from lorif_core.truth import TruthFolder
+from lorif_core.evaluation.config import EvaluationConfig, load_evaluation
+from lorif_core.evaluation.ground_truth import TruthFolder
+from lorif_core.evaluation.lds import Truth, lds, rank_correlation
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.search.index import Index
+from lorif_core.search.prefilter import quick_scorer
+from lorif_core.search.queries import read_queries
+from lorif_core.search.scoring import score_rows
+from lorif_core.search.top_k import TopK
+from lorif_core.search.top_rows import Search, Sought
+from lorif_core.tables.store import Store
 from tasks.cluster import cluster
 
 _BLOCK = 256

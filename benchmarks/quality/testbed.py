@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.quality.methods import COMPARE, methods
 from benchmarks.workload import load_paragraphs, make_model, train_tokenizer
-from lorif_core.recipe import Recipe, train
-from lorif_core.tokenise import Example, make_example
+from lorif_core.corpus.tokenise import Example, make_example
+from lorif_core.evaluation.training_recipe import Recipe, train
 
 _DATA = Path("../shared/data/wikitext-2")
 

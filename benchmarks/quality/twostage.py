@@ -28,15 +28,15 @@ import torch
 
 from benchmarks.quality.quick import built
 from lorif_core.config import StorageConfig
-from lorif_core.evaluation import load_evaluation
-from lorif_core.factors import CodeLayout
-from lorif_core.index import Index, open_index
-from lorif_core.part import PartReader
-from lorif_core.queries import read_queries
-from lorif_core.recall import recall_at
-from lorif_core.scoring import FoldedQueries
-from lorif_core.search_recall import search_recall
-from lorif_core.truth import TruthFolder
+from lorif_core.evaluation.config import load_evaluation
+from lorif_core.evaluation.ground_truth import TruthFolder
+from lorif_core.evaluation.recall import recall_at
+from lorif_core.evaluation.search_recall import search_recall
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.search.index import Index, open_index
+from lorif_core.search.part_reader import PartReader
+from lorif_core.search.queries import read_queries
+from lorif_core.search.scoring import FoldedQueries
 from tasks.cluster import cluster
 
 _COLUMNS = range(1, 7)

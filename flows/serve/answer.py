@@ -5,14 +5,14 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from flows.questions import Found
-from flows.serve.newest import Opened, SearchKind
+from flows.serve.live_index import Opened, SearchKind
 from flows.serve.question import Question
-from lorif_core.answer_section import answer_section, source_totals
-from lorif_core.explanation import Explanation, explain
-from lorif_core.report import render_answer
-from lorif_core.sections import QuerySection
-from lorif_core.terms import Terms
-from lorif_core.topk import Scored
+from lorif_core.report.answer import answer_section, source_totals
+from lorif_core.report.answer_sections import QuerySection
+from lorif_core.report.page import render_answer
+from lorif_core.search.explanation import Explanation, explain
+from lorif_core.search.options import Terms
+from lorif_core.search.top_k import Scored
 
 _BY_SOURCE = "uri"
 

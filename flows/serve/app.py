@@ -13,15 +13,15 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from flows.serve.answer import Answer
-from flows.serve.desk import Desk
 from flows.serve.docs import docs_page
+from flows.serve.errors import RefusedError, documented, invalid, refusal_of
 from flows.serve.limits import GENERATION, Access, Limits
-from flows.serve.newest import Newest
+from flows.serve.live_index import Newest
 from flows.serve.question import TOP_K_MAX, Question
-from flows.serve.refusals import RefusedError, documented, invalid, refusal_of
+from flows.serve.request_queue import Desk
 from flows.serve.state import Health, IndexFacts, health_of, index_facts
 from lorif_core.errors import LorifError
-from lorif_core.report import Explorer, render_explorer
+from lorif_core.report.page import Explorer, render_explorer
 
 REFRESH_SECONDS = 5.0
 _POLICY = (

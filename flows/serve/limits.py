@@ -16,9 +16,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.serve.desk import Desk
-from flows.serve.refusals import RefusedError, failed
-from lorif_core.faults import one_line
+from flows.serve.errors import RefusedError, failed
+from flows.serve.request_queue import Desk
+from lorif_core.storage.faults import one_line
 
 log = logging.getLogger(__name__)
 

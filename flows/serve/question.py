@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.serve.condition import LONGEST, check_modest
+from flows.serve.where_guard import LONGEST, check_modest
 from lorif_core.errors import UserError
-from lorif_core.queries import Query, as_query
-from lorif_core.terms import Normalisation
+from lorif_core.search.options import Normalisation
+from lorif_core.search.queries import Query, as_query
 
 TOP_K_MAX = 100
 TEXT_MAX = 100_000

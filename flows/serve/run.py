@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import uvicorn
 
 from flows.serve.app import create_app
-from flows.serve.desk import Desk
 from flows.serve.limits import Access, is_loopback
+from flows.serve.live_index import Newest
 from flows.serve.memory import default_memory_gb
-from flows.serve.newest import Newest
+from flows.serve.request_queue import Desk
 from lorif_core.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from flows.serve.condition import LONGEST
-from flows.serve.desk import PLACES
 from flows.serve.limits import BODY_BYTES
-from flows.serve.newest import Newest, SearchKind
+from flows.serve.live_index import Newest, SearchKind
 from flows.serve.question import MEMBERS_MAX, TEXT_MAX, TOKENS_MAX, TOP_K_MAX
+from flows.serve.request_queue import PLACES
+from flows.serve.where_guard import LONGEST
 
 
 class Health(BaseModel):

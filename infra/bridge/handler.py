@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 EVENT = "corpus.shard.arrived"
-ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")  # those of lorif_core.records
+ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")  # those of lorif_core.corpus.records
 
 _DELAYS = (1.0, 2.0, 4.0)  # seconds between the tries of a post
 _TIMEOUT = 10.0  # seconds

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lorif_core.config import Config
 from tests.integration.conftest import MakeConfig, make_config
-from tests.integration.test_kill import LORIF
+from tests.integration.lorif import LORIF
 
 __all__ = ["make_config"]
 

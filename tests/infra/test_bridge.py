@@ -13,7 +13,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.settings import PREFECT_API_URL
 
 from infra.bridge import handler as bridge
-from lorif_core.records import ENDINGS
+from lorif_core.corpus.records import ENDINGS
 
 SECRET = "pnu_planted-key"
 

@@ -17,16 +17,17 @@ from moto.iam.access_control import IAMPolicy, PermissionResult
 from moto.iam.policy_validation import IAMPolicyDocumentValidator
 
 from flows.cli import main
-from lorif_core import garbage
-from lorif_core.answered import Attribution
-from lorif_core.answers import write_answers
-from lorif_core.config import Config, StorageConfig, load_config
+from lorif_core.config import Config, StorageConfig
+from lorif_core.config_file import load_config
 from lorif_core.errors import UserError
-from lorif_core.index import Index
-from lorif_core.store import Store
-from lorif_core.tables import Tables
+from lorif_core.lifecycle import garbage
+from lorif_core.report.batch_outputs import write_answers
+from lorif_core.report.block_answers import Attribution
+from lorif_core.search.index import Index
+from lorif_core.tables.datasets import Tables
+from lorif_core.tables.store import Store
 from tasks.attribute import check_attribution
-from tasks.demo_store import MotoServer, upload_folder
+from tasks.demo.object_store import MotoServer, upload_folder
 from tests.integration.s3 import shard_file
 from tests.servers.proxy import FaultProxy
 

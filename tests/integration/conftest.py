@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from lorif_core.config import Config, parse_config
-from tasks.demo_store import MotoServer
+from lorif_core.config import Config
+from lorif_core.config_file import parse_config
+from tasks.demo.object_store import MotoServer
 from tests.integration.planted import ENVIRONMENT, OF_PROFILE, PROFILE
 from tests.integration.s3 import make_place
 

@@ -13,7 +13,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL
 
 from lorif_core.config import Config
-from tasks.demo_store import MotoServer
+from tasks.demo.object_store import MotoServer
 from tests.integration.s3 import BUCKET
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lorif_core.config import Config
-from lorif_core.store import Store
+from lorif_core.tables.store import Store
 
 
 class Folder:
@@ -40,7 +40,7 @@ def codes_of(config: Config) -> dict[str, tuple[bytes, bytes]]:
     """example_id -> (codes, scales) of the newest generation; an id that is there twice is an error."""
     store = Store(config.index, config.storage)
     found: dict[str, tuple[bytes, bytes]] = {}
-    for block in store.scan(store.latest().factors_version, 500):
+    for block in store.rows.scan(store.latest().factors_version, 500):
         for row, example_id in enumerate(block.example_ids):
             assert example_id not in found, f"{example_id} is there twice"
             found[example_id] = (block.codes[row].numpy().tobytes(), block.scales[row].numpy().tobytes())
@@ -51,7 +51,7 @@ def metadata_of(config: Config) -> dict[str, tuple[object, ...]]:
     """example_id -> what describes it, in the newest generation."""
     store = Store(config.index, config.storage)
     columns = ["example_id", "shard", "row", "tokens", "content_hash", "text"]
-    batches = store.metadata(store.latest().factors_version, columns)
+    batches = store.rows.metadata(store.latest().factors_version, columns)
     rows = (row for batch in batches for row in batch.to_pylist())
     return {row["example_id"]: tuple(row[name] for name in columns) for row in rows}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL
 
-from tasks.demo_store import MotoServer
+from tasks.demo.object_store import MotoServer
 from tests.integration.s3 import BUCKET
 from tests.servers.proxy import Fault, FaultProxy
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lorif_core.errors import UserError
-from lorif_core.index import Index
+from lorif_core.search.index import Index
 
 
 def check_agreement(index: Index, queries: list[object]) -> None:

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorif_core.config import Config, parse_config
-from tasks.demo_store import MotoServer, upload_folder
+from lorif_core.config import Config
+from lorif_core.config_file import parse_config
+from tasks.demo.object_store import MotoServer, upload_folder
 from tests.conftest import WORDS
 from tests.servers.swift import SwiftServer
 

@@ -12,7 +12,8 @@ import time
 import ray
 from ray.cluster_utils import Cluster
 
-from lorif_core.config import Config, load_config
+from lorif_core.config import Config
+from lorif_core.config_file import load_config
 
 LOOPBACK = "127.0.0.2"  # Ray turns 127.0.0.1 into an address that other machines can reach
 SHARDS_BEFORE_THE_LOSS = 6
@@ -20,7 +21,7 @@ SHARDS_BEFORE_THE_LOSS = 6
 
 def receipts(config: Config) -> int:
     """Shards that workers have finished."""
-    from lorif_core.objects import Objects
+    from lorif_core.storage.objects import Objects
 
     return len(Objects(config.index, config.storage).names("receipts"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorif_core.config import parse_config
+from lorif_core.config_file import parse_config
 from lorif_core.errors import UserError
 from lorif_core.presets import PRESETS
 

@@ -1,0 +1,138 @@
+"""`lorif query`, `select`, `serve` and `attribute`: questions to an index."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from flows.commands.result import Result, listed
+from flows.commands.shared import log_failures_once, read_config
+from flows.tables import totals_text
+from lorif_core.errors import UserError
+from tasks.environment import fast_imports
+
+_EXCERPT = 160
+_CONTRIBUTIONS = 5
+_OF_SUMMARY = ("queries", "scores", "generation", "rows", "skipped", "timings")
+
+
+def run_attribute(
+    config: str, overrides: Sequence[str], queries: str, out: str, top_k: int, where: str | None, normalise: str
+) -> Result:
+    """`lorif attribute`."""
+    settings = read_config(config, overrides)
+    from tasks.attribute import check_attribution
+
+    check_attribution(settings, queries, out, top_k, where, normalise)
+    from flows.attribute import attribute
+
+    log_failures_once()
+    summary = attribute(settings, queries, out, top_k, where, normalise)
+    return listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
+
+
+def run_query(
+    index: str,
+    overrides: Sequence[str],
+    text: str,
+    completion: str | None,
+    top_k: int,
+    model: str | None,
+    where: str | None,
+    normalise: str,
+    totals: str | None,
+    explain: bool,
+) -> Result:
+    """`lorif query`: one machine, neither Ray nor Prefect."""
+    with fast_imports():
+        from flows.questions import answer, open_for_questions
+    from lorif_core.search.queries import as_query
+
+    if explain and normalise != "none":
+        raise UserError("--explain shows what plain scores consist of; leave --normalise away")
+    opened, checkpoint = open_for_questions(index, overrides, model)
+    query = as_query({"text": text} if completion is None else {"prompt": text, "completion": completion}, 0)
+    terms = opened.terms(where, normalise)
+    found = answer(opened, checkpoint, query, top_k, terms, explain=explain)
+    data: dict[str, Any] = {"generation": opened.generation.generation, **found}
+    told = [_ranking(found)]
+    if totals is not None:
+        sums = opened.totals([query], totals, checkpoint, where=where, normalise=terms.normalise)
+        data["totals"] = sums.drop_columns(["query_id"]).to_pylist()
+        told.append(totals_text(data["totals"], totals))
+    return Result(data, "\n".join(told))
+
+
+def run_select(
+    index: str,
+    overrides: Sequence[str],
+    queries: str | None,
+    self_influence: bool,
+    fraction: float,
+    bottom: bool,
+    out: str,
+    model: str | None,
+    where: str | None,
+    normalise: str,
+) -> Result:
+    """`lorif select`: one machine, neither Ray nor Prefect."""
+    with fast_imports():
+        from flows.questions import open_for_questions
+    from lorif_core.search.queries import read_queries
+    from lorif_core.search.selection import check_new_file, write_selection
+
+    if self_influence and normalise != "none":
+        raise UserError("--self-influence is not normalised; leave --normalise away")
+    opened, checkpoint = open_for_questions(index, overrides, model)
+    storage = opened.store.storage
+    check_new_file(out, storage)
+    targets = None if queries is None else read_queries(queries, storage)
+    terms = opened.terms(where, normalise)
+    batches = opened.select(targets, fraction, checkpoint, bottom=bottom, where=where, normalise=terms.normalise)
+    rows, lowest, highest = write_selection(batches, out, storage)
+    data = {
+        "out": out, "generation": opened.generation.generation, "rows": rows,
+        "queries": None if targets is None else len(targets), "lowest": lowest, "highest": highest,
+    }  # fmt: skip
+    return listed(data)
+
+
+def run_serve(
+    index: str,
+    overrides: Sequence[str],
+    host: str,
+    port: int,
+    model: str | None,
+    memory_gb: float | None,
+    two_stage: bool,
+) -> Iterator[Result]:
+    """`lorif serve`: says where once it can be asked, and at its end how many questions it has answered."""
+    with fast_imports():
+        from flows.serve.run import prepare
+    serving = prepare(index, overrides, host, port, model, memory_gb, two_stage)
+    serving.listen()
+    data = {"address": serving.address, "generation": serving.newest.current.index.generation.generation}
+    yield Result(data, serving.address)
+    serving.run()
+    data = {
+        **data,
+        "generation": serving.newest.current.index.generation.generation,
+        "answered": serving.desk.answered,
+    }
+    yield Result(data, f"answered {serving.desk.answered} questions")
+
+
+def _ranking(found: dict[str, list[dict[str, Any]]]) -> str:
+    lines = []
+    for side, hits in found.items():
+        lines.append(side)
+        for hit in hits:
+            excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
+            lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
+            if "tokens" in hit:
+                lines.append(f"       tokens  {_strongest(hit['tokens'])}")
+                lines.append(f"       layers  {_strongest(hit['layers'].items())}")
+    return "\n".join(lines)
+
+
+def _strongest(contributions: Iterable[tuple[str, float]]) -> str:
+    ordered = sorted(contributions, key=lambda named: -abs(named[1]))[:_CONTRIBUTIONS]
+    return ", ".join(f"{name!r} {value:+.3g}" for name, value in ordered)

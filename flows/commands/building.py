@@ -1,0 +1,65 @@
+"""`lorif check`, `build`, `update` and `demo`: validate first, without Prefect or Ray; then run the flow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.commands.result import Result, listed
+from flows.commands.shared import generation_summary, log_failures_once, read_config
+from flows.tables import change_lines
+from lorif_core.config import StorageConfig
+from tasks.environment import lock_local_ray
+
+
+def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -> Result:
+    """`lorif build`."""
+    from lorif_core.lifecycle.plan import preflight
+
+    settings = read_config(config, overrides)
+    preflight(settings)  # in a second or two, before Prefect and Ray take theirs to start
+    from flows.build import build
+
+    log_failures_once()
+    return listed(generation_summary(settings.index, build(settings, publish_incomplete)))
+
+
+def run_update(config: str, overrides: Sequence[str], remove_vanished: bool, publish_incomplete: bool) -> Result:
+    """`lorif update`."""
+    from lorif_core.lifecycle.update import preflight_update
+
+    settings = read_config(config, overrides)
+    base = preflight_update(settings)
+    from flows.update import update
+
+    log_failures_once()
+    generation = update(settings, remove_vanished, publish_incomplete)
+    published = generation.generation != base.generation
+    changes = generation.changes if published else None
+    return listed({**generation_summary(settings.index, generation), "published": published, "changes": changes})
+
+
+def run_check(config: str, overrides: Sequence[str]) -> Result:
+    """`lorif check`."""
+    settings = read_config(config, overrides)
+    from tasks.check import check
+
+    data = check(settings)
+    passed = "\n".join(f"ok  {name}: {finding}" for name, finding in data["checks"].items())
+    costs = {key: value for key, value in data.items() if key != "checks"}
+    return Result(data, f"{passed}\n{listed(costs).text}")
+
+
+def run_demo(out: str, store: str) -> Result:
+    """`lorif demo`."""
+    from lorif_core.report.batch_outputs import check_out_folder
+
+    check_out_folder(out, StorageConfig())
+    lock_local_ray("local")
+    from flows.demo import demo
+
+    log_failures_once()
+    summary = demo(Path(out).resolve(), store)
+    checks = [
+        f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
+        for row in summary["self_check"]
+    ]
+    return Result(summary, "\n".join([*change_lines(summary["change"]), *checks, f"report: {summary['report']}"]))

@@ -1,0 +1,29 @@
+"""`lorif evaluate`: how good the attribution is, measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.commands.result import Result
+from flows.commands.shared import log_failures_once
+from flows.tables import figures_text, lds_text
+from tasks.environment import lock_local_ray
+
+
+def run_evaluate(measure: str, config: str, overrides: Sequence[str], out: str) -> Result:
+    """`lorif evaluate`."""
+    from lorif_core.evaluation.config import load_evaluation
+    from lorif_core.evaluation.frontier import require_plotting
+
+    evaluation = load_evaluation(config, list(overrides))
+    require_plotting()
+    lock_local_ray(evaluation.base().compute.ray)
+    from flows.evaluate import MEASURES
+
+    log_failures_once()
+    summary = MEASURES[measure](evaluation, _absolute(out))
+    return Result(summary, lds_text(summary) if measure == "lds" else figures_text(summary))
+
+
+def _absolute(out: str) -> str:
+    """Workers may have another working folder."""
+    return out if "://" in out else str(Path(out).resolve())

@@ -1,0 +1,49 @@
+"""What commands share: reading CONFIG, describing a generation, and logging a failure once."""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from lorif_core.config import Config
+from lorif_core.config_file import load_config
+from lorif_core.errors import LorifError
+from lorif_core.tables.generation import Generation
+from tasks.environment import lock_local_ray
+
+
+def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
+    """What a command says of the generation that stands when it has ended."""
+    skipped, quarantined = json.loads(generation.skipped_json), json.loads(generation.quarantined_json)
+    return {
+        "index": index,
+        "generation": generation.generation,
+        "rows": generation.rows,
+        "tokens": generation.tokens,
+        "spec": generation.spec,
+        "checkpoint": generation.checkpoint,
+        "skipped": [{"example_id": example_id, "reason": reason} for example_id, reason in skipped],
+        "quarantined": [{"shard": shard, "cause": cause} for shard, cause in quarantined],
+        "timings": generation.timings,
+    }
+
+
+def read_config(config_path: str, overrides: Sequence[str]) -> Config:
+    """CONFIG with overrides; a local Ray that it asks for is locked before anything imports Ray."""
+    config = load_config(config_path, list(overrides))
+    lock_local_ray(config.compute.ray)
+    return config
+
+
+class _ExpectedFailures(logging.Filter):
+    """Prefect logs a failure once per task and flow, with traceback; the command line says it in one sentence."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        expected = record.exc_info is not None and isinstance(record.exc_info[1], LorifError)
+        return not expected and not str(record.msg).startswith(("Finished in state Failed", "Task run failed"))
+
+
+def log_failures_once() -> None:
+    """Leave the sentence about an expected failure to the command line."""
+    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
+        logging.getLogger(name).addFilter(_ExpectedFailures())

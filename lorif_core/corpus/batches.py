@@ -1,0 +1,80 @@
+"""Examples of similar length batched under a token budget. Shapes: B rows, T tokens of the longest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lorif_core.spec import MASKED
+
+_PADDING_ID = 0
+
+
+class TokenRow(Protocol):
+    """What is needed of an example: ids and labels, (T,) each."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """Token ids."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Targets, -100 where not scored."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Right-padded rows.
+
+    Attributes:
+        indices: of the examples, in the order of the rows.
+        input_ids: (B, T) int64, 0 in the padding.
+        labels: (B, T) int64, -100 in the padding.
+        lengths: (B,) int64, tokens of each row without its padding.
+    """
+
+    indices: list[int]
+    input_ids: np.ndarray
+    labels: np.ndarray
+    lengths: np.ndarray
+
+
+def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Each index once, in batches whose rows x longest stay within the budget.
+
+    Longest first, so that a batch that does not fit the memory fails at once and not at the end.
+
+    Raises:
+        ValueError: a single sequence is longer than the budget.
+    """
+    if lengths and max(lengths) > budget:
+        raise ValueError(f"a sequence of {max(lengths)} tokens does not fit a budget of {budget} tokens per batch")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if room == 0:
+            batches.append([])
+            room = budget // max(lengths[index], 1)
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+def collate(examples: Sequence[TokenRow], indices: Sequence[int]) -> Batch:
+    """Pad the chosen examples on the right to the longest of them."""
+    lengths = np.array([len(examples[i].input_ids) for i in indices], dtype=np.int64)
+    longest = int(lengths.max(initial=0))
+    ids_BT = np.full((len(indices), longest), _PADDING_ID, dtype=np.int64)
+    labels_BT = np.full((len(indices), longest), MASKED, dtype=np.int64)
+    for row, (i, length) in enumerate(zip(indices, lengths.tolist(), strict=True)):
+        ids_BT[row, :length] = examples[i].input_ids
+        labels_BT[row, :length] = examples[i].labels
+    return Batch(list(indices), ids_BT, labels_BT, lengths)
+
+
+def padding_waste(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the batches' positions that are padding, in [0, 1)."""
+    run = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches if batch)
+    used = sum(lengths[i] for batch in batches for i in batch)
+    return 1 - used / run if run else 0.0

@@ -1,0 +1,100 @@
+"""Records of a file whatever its format: what the ending promises is checked, damage is told in one sentence."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from lorif_core.corpus import columnar, jsonl
+from lorif_core.errors import DamagedFileError, UserError
+from lorif_core.storage.faults import one_line
+from lorif_core.storage.filesystem import SourceFile, contact
+
+ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")
+
+_ZSTD_SKIPPABLE = tuple(bytes([0x50 + low, 0x2A, 0x4D, 0x18]) for low in range(16))
+_MAGIC: dict[str, tuple[bytes, ...]] = {
+    ".parquet": (columnar.PARQUET_MAGIC,),
+    ".gz": (b"\x1f\x8b",),
+    ".zst": (b"\x28\xb5\x2f\xfd", *_ZSTD_SKIPPABLE),
+    ".arrow": (columnar.ARROW_FILE_MAGIC, columnar.ARROW_STREAM_MAGIC),
+}
+
+
+def is_jsonl(file: SourceFile) -> bool:
+    """Whether the file's rows are lines."""
+    return file.name.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
+
+
+def column_kinds(file: SourceFile) -> dict[str, str] | None:
+    """Columns and the kind of their values; of JSON lines those of the first row, None if there is none.
+
+    Raises:
+        UserError: the file is not what its ending says.
+        DamagedFileError: it is cut off, or its bytes cannot be decoded.
+    """
+    with being_checked(file):
+        _check_magic(file)
+        return jsonl.column_kinds(file) if is_jsonl(file) else columnar.column_kinds(file)
+
+
+def read_records(
+    file: SourceFile, columns: Sequence[str], start: int = 0, rows: int | None = None, offset: int | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number in the file, dict with exactly `columns`), streaming.
+
+    Raises:
+        UserError: a line is not a JSON object or lacks a column; file and line or row are named.
+    """
+    if not is_jsonl(file):
+        yield from columnar.read_records(file, columns, start, rows)
+        return
+    for row, record in jsonl.read_records(file, start, rows, offset):
+        missing = [column for column in columns if column not in record]
+        if missing:
+            raise UserError(
+                f"row {row} of {file.uri} has no {missing[0]!r}; it has {', '.join(record) or 'no keys at all'}"
+            )
+        yield row, {column: record[column] for column in columns}
+
+
+@contextmanager
+def being_checked(file: SourceFile) -> Iterator[None]:
+    """Around checks made before any work: whatever is wrong with the file becomes one sentence.
+
+    Raises:
+        DamagedFileError: the file is cut off, or its bytes cannot be decoded.
+        UserError: it is gone, or may not be read.
+        StoreUnavailableError: the store keeps failing.
+    """
+    with contact(file.uri), damage_told(file):
+        yield
+
+
+@contextmanager
+def damage_told(file: SourceFile) -> Iterator[None]:
+    """Turn a decoder's errors into one sentence, a DamagedFileError; those of the network pass unchanged."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        # errors of the operating system and of object stores have a number, those of decoders have none
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DamagedFileError(f"{file.uri} is damaged or cut off ({one_line(error)}); restore it") from error
+
+
+def _check_magic(file: SourceFile) -> None:
+    ending = next((ending for ending in _MAGIC if file.name.lower().endswith(ending)), None)
+    if ending is None:
+        return
+    with file.open() as raw:
+        head = raw.read(8)
+        raw.seek(max(file.size - len(columnar.PARQUET_MAGIC), 0))
+        foot = raw.read()
+    if any(magic.startswith(head) for magic in _MAGIC[ending]):
+        raise DamagedFileError(f"{file.uri} is cut off after {file.size} bytes; restore it")
+    if not head.startswith(_MAGIC[ending]):
+        raise UserError(f"{file.uri} is not a {ending} file, whatever its name says; rename or remove it")
+    if ending == ".parquet" and foot != columnar.PARQUET_MAGIC:
+        raise DamagedFileError(f"{file.uri} is cut off: a parquet file ends with its footer; restore it")

@@ -1,0 +1,211 @@
+"""Records -> examples: token ids and labels, truncated or cut into blocks.
+
+Labels are aligned with the ids and the model shifts them: position t is predicted from the tokens before it, so
+position 0 is never scored.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from lorif_core.config import CorpusConfig
+from lorif_core.errors import UserError
+from lorif_core.spec import MASKED
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One training sequence.
+
+    Attributes:
+        example_id: the user's id, else `<file>#<row>`; chunks have `/<k>` appended.
+        row: row number in the file.
+        input_ids: (T,) int32.
+        labels: (T,) int32, -100 where not scored.
+        text: for people to read; None if it is not stored.
+        content_hash: 32 hex digits that name ids and labels.
+    """
+
+    example_id: str
+    row: int
+    input_ids: np.ndarray
+    labels: np.ndarray
+    text: str | None
+    content_hash: str
+
+    @property
+    def scored(self) -> int:
+        """Number of tokens that have a loss."""
+        return int(np.count_nonzero(self.labels[1:] != MASKED))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A tokenised record before it is cut: ids and labels (T,) int32, the first `prompt` tokens are the prompt."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    prompt: int
+    text: str | None
+
+    def truncated(self, max_length: int) -> "TokenSequence":
+        """Cut to `max_length`: the oldest prompt tokens first (not the last one), then the completion's end."""
+        completion = len(self.ids) - self.prompt
+        kept_prompt = min(self.prompt, max(1, max_length - completion))
+        kept = slice(self.prompt - kept_prompt, self.prompt - kept_prompt + max_length)
+        return TokenSequence(self.ids[kept], self.labels[kept], kept_prompt, self.text)
+
+
+def make_examples(
+    row: int,
+    record: Mapping[str, Any],
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    corpus: CorpusConfig,
+    vocab_size: int,
+) -> list[Example]:
+    """The examples of a record: one, or with `corpus.chunk` one for each block.
+
+    Args:
+        row: row number in the file.
+        record: the columns of `needed_columns(corpus)`.
+        name: the file's name in the corpus.
+        tokenizer: may be None where the corpus has tokens.
+        corpus: which columns make an example, and its length.
+        vocab_size: token ids must be below it.
+
+    Raises:
+        UserError: a value is not what its column must hold, or a token id is out of range; file and row are named.
+    """
+    where = f"row {row} of {name}"
+    example_id = _example_id(record, corpus, f"{name}#{row}", where)
+    if corpus.tokens is not None:
+        labels = None if corpus.labels is None else record[corpus.labels]
+        sequence = encode_tokens(record[corpus.tokens], labels, tokenizer, vocab_size, where)
+    elif corpus.prompt is not None and corpus.completion is not None:
+        sequence = encode_pair(record[corpus.prompt], record[corpus.completion], tokenizer, vocab_size, where)
+    else:
+        sequence = encode_text(record[corpus.text or "text"], tokenizer, vocab_size, where)
+    if not corpus.chunk:
+        short = sequence.truncated(corpus.max_length)
+        return [
+            make_example(example_id, row, short.ids, short.labels, sequence.text if corpus.store_text else None)
+        ]
+    blocks = chunk_bounds(len(sequence.ids), corpus.max_length)
+    return [
+        make_example(
+            f"{example_id}/{k}",
+            row,
+            sequence.ids[start:stop],
+            sequence.labels[start:stop],
+            _block_text(sequence, start, stop, tokenizer) if corpus.store_text else None,
+        )
+        for k, (start, stop) in enumerate(blocks)
+    ]
+
+
+def make_example(example_id: str, row: int, ids: np.ndarray, labels: np.ndarray, text: str | None) -> Example:
+    """An example with its content hash; ids and labels (T,) int32."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(ids.astype("<i4").tobytes())
+    digest.update(labels.astype("<i4").tobytes())
+    return Example(example_id, row, ids, labels, text, digest.hexdigest())
+
+
+def encode_text(
+    text: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
+) -> TokenSequence:
+    """Every token scored, with the tokenizer's own special tokens; an empty text has no tokens at all."""
+    ids = _tokenise(text, tokenizer, vocab_size, where, special=True) if text != "" else np.zeros(0, np.int32)
+    return TokenSequence(ids, ids, 0, text)
+
+
+def encode_pair(
+    prompt: Any, completion: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
+) -> TokenSequence:
+    """Prompt and completion tokenised apart, the completion without special tokens; only it is scored."""
+    before = _tokenise(prompt, tokenizer, vocab_size, f"the prompt of {where}", special=True)
+    after = _tokenise(completion, tokenizer, vocab_size, f"the completion of {where}", special=False)
+    labels = np.concatenate([np.full_like(before, MASKED), after])
+    return TokenSequence(np.concatenate([before, after]), labels, len(before), prompt + completion)
+
+
+def encode_tokens(
+    tokens: Any, labels: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
+) -> TokenSequence:
+    """Tokens as they are given; without labels all are scored. The text is decoded where a tokenizer is there."""
+    ids = integers(tokens, f"the tokens of {where}")
+    _check_range(ids, vocab_size, f"the tokens of {where}")
+    targets = ids if labels is None else integers(labels, f"the labels of {where}")
+    if len(targets) != len(ids):
+        raise UserError(f"{where} has {len(ids)} tokens and {len(targets)} labels; give one label for each token")
+    _check_range(targets[targets != MASKED], vocab_size, f"the labels of {where}", f" or {MASKED}")
+    text = None if tokenizer is None else tokenizer.decode(ids.tolist())
+    return TokenSequence(ids.astype(np.int32), targets.astype(np.int32), 0, text)
+
+
+def chunk_bounds(total: int, max_length: int) -> list[tuple[int, int]]:
+    """Consecutive blocks [start, stop) that cover `total` tokens, each at most `max_length` long.
+
+    A last block of one token would have nothing to predict, so the one before gives it a token; with blocks of
+    two that would only move the problem, and the single token stays.
+    """
+    starts = list(range(0, total, max_length)) or [0]
+    if total % max_length == 1 and len(starts) > 1 and max_length > 2:
+        starts[-1] -= 1
+    return list(zip(starts, [*starts[1:], total], strict=True))
+
+
+def _example_id(record: Mapping[str, Any], corpus: CorpusConfig, default: str, where: str) -> str:
+    if corpus.id is None:
+        return default
+    if record[corpus.id] is None:
+        raise UserError(f"{where} has a null id (column {corpus.id!r}); give every row one")
+    return str(record[corpus.id])
+
+
+def _tokenise(
+    text: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str, *, special: bool
+) -> np.ndarray:
+    if tokenizer is None:
+        raise UserError(f"the model has no tokenizer for {where}; save one beside it or give tokens")
+    if not isinstance(text, str):
+        raise UserError(f"{where} must be a string, it is {'null' if text is None else type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where} holds half of a surrogate pair, which is not text; mend or drop it") from None
+    ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    array = np.asarray(ids, dtype=np.int64)
+    _check_range(array, vocab_size, f"the tokenizer's ids for {where}")
+    return array.astype(np.int32)
+
+
+def integers(values: Any, what: str) -> np.ndarray:
+    """(T,) int64 of a list of plain integers; raises UserError for anything else, booleans included."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
+        raise UserError(f"{what} must be a list of integers")
+    try:
+        return np.asarray(values, dtype=np.int64)
+    except OverflowError:
+        raise UserError(f"{what} hold an integer of more than 64 bits") from None
+
+
+def _check_range(ids: np.ndarray, vocab_size: int, what: str, also: str = "") -> None:
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(outside):
+        raise UserError(f"{what} hold {outside[0]}; the model takes 0 to {vocab_size - 1}{also}")
+
+
+def _block_text(
+    sequence: TokenSequence, start: int, stop: int, tokenizer: PreTrainedTokenizerBase | None
+) -> str | None:
+    if (start, stop) == (0, len(sequence.ids)):
+        return sequence.text
+    return None if tokenizer is None else tokenizer.decode(sequence.ids[start:stop].tolist())

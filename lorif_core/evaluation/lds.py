@@ -1,0 +1,88 @@
+"""LDS, the linear datamodelling score (TRAK, arXiv 2303.14186, section 2), with bootstrap intervals.
+
+Per query the Spearman correlation over subsets of two numbers: the sum of the scores of the subset's examples, and
+minus the query's loss under a model that was trained on the subset. Mean over queries.
+
+Shapes: M subsets, Q queries, N examples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from lorif_core.evaluation.bootstrap import RESAMPLES, Interval, interval
+from lorif_core.gradients.projection import counter_generator
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What training on subsets did.
+
+    Attributes:
+        members: (M, N) bool, the examples of each subset.
+        losses: (M, Q) float64, token-summed losses of the queries, mean over training seeds.
+        seeds: training runs per subset.
+        agreement: mean over queries of the Spearman correlation between two seeds; None if there is one only.
+    """
+
+    members: np.ndarray
+    losses: np.ndarray
+    seeds: int = 1
+    agreement: float | None = None
+
+
+def predictions(scores_QN: np.ndarray, truth: Truth) -> np.ndarray:
+    """(M, Q): summed scores of each subset's examples, in float64."""
+    return truth.members.astype(np.float64) @ scores_QN.T.astype(np.float64)
+
+
+def lds(scores_QN: np.ndarray, truth: Truth) -> np.ndarray:
+    """(Q,) LDS of each query."""
+    return rank_correlation(predictions(scores_QN, truth), -truth.losses)
+
+
+def rank_correlation(x_MQ: np.ndarray, y_MQ: np.ndarray) -> np.ndarray:
+    """(Q,) Spearman correlation of the columns; 0 for a constant column."""
+    x, y = (_centred(rankdata(values, axis=0)) for values in (x_MQ, y_MQ))
+    norms = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    return np.divide((x * y).sum(axis=0), norms, out=np.zeros(x.shape[1]), where=norms > 0)
+
+
+def bootstrap(
+    methods: Mapping[str, np.ndarray], truth: Truth, pairs: Sequence[tuple[str, str]] = ()
+) -> tuple[dict[str, Interval], dict[tuple[str, str], Interval]]:
+    """Mean LDS of each method, and paired differences (first minus second), over resampled subsets and queries.
+
+    All methods see the same resamples, so that their differences are paired. A subset that is drawn twice ties
+    with itself, which costs a resample a little of its correlation: values come from the data as they are, and
+    intervals are shifted by the resamples' mean shift.
+
+    Args:
+        methods: scores (Q, N) by name.
+        truth: the ground truth.
+        pairs: names to take the difference of.
+    """
+    summed = {name: predictions(scores, truth) for name, scores in methods.items()}
+    values = {name: float(rank_correlation(p, -truth.losses).mean()) for name, p in summed.items()}
+    subsets, queries = truth.losses.shape
+    draw = counter_generator(0, f"bootstrap/{subsets}x{queries}")
+    drawn: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(RESAMPLES):
+        rows, columns = draw.integers(0, subsets, subsets), draw.integers(0, queries, queries)
+        losses = -truth.losses[np.ix_(rows, columns)]
+        for name, predicted in summed.items():
+            drawn[name].append(float(rank_correlation(predicted[np.ix_(rows, columns)], losses).mean()))
+    samples = {name: np.array(found) for name, found in drawn.items()}
+    singles = {name: _unbiased(values[name], samples[name]) for name in methods}
+    paired = {(a, b): _unbiased(values[a] - values[b], samples[a] - samples[b]) for a, b in pairs}
+    return singles, paired
+
+
+def _unbiased(value: float, samples: np.ndarray) -> Interval:
+    return interval(value, samples - samples.mean() + value)
+
+
+def _centred(values_MQ: np.ndarray) -> np.ndarray:
+    return values_MQ - values_MQ.mean(axis=0)

@@ -1,0 +1,171 @@
+"""Codes: what is stored of one example's projected gradients, and back.
+
+A projected gradient is G = A^T E with A = X P_in (T x d1) and E = D P_out (T x d2). `rank` stores
+sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` begins there and ends with u_k and v_k
+of +-1; `dense` stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers
+(`quantise`); every term has a scale s_k.
+
+Scales of the least squares make <G, decoded> = |decoded|^2: an example whose gradient is far from low rank would
+score too little. Where the dot product is the influence itself (whitened projections), factors are scaled to be
+unbiased, <G, decoded> = |G|^2, as RaBitQ does for vectors (arXiv 2405.12497).
+
+Shapes: B batch, T tokens, c rank, W levels of a row over all layers, S scales of a row over all layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorif_core.gradients.low_rank import cut_factors, low_rank_factors
+from lorif_core.gradients.quantisation import PER_BYTE, TINY, is_float, packed_bytes, quantise, unpack
+from lorif_core.spec import CodeSpec, LayerSpec
+
+_LEAST_KEPT = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSlot:
+    """Where one layer's levels lie in a row: U (or G) at [start, middle), V at [middle, stop); and its scales.
+
+    `packed` is where they lie in bytes, if levels are packed several to a byte.
+    """
+
+    layer: LayerSpec
+    start: int
+    middle: int
+    stop: int
+    scales: slice
+    packed: slice
+
+
+class CodeLayout:
+    """The row layout of the codes of all layers, concatenated in layer order.
+
+    A slot of `rank` or `cut` holds the c columns of U (d1 each), then those of V (d2 each), and c scales; a
+    `dense` one holds G (d1 x d2, row-major) and one scale. Levels of less than a byte are packed, every slot from
+    a byte of its own.
+    """
+
+    def __init__(self, layers: Sequence[LayerSpec], code: CodeSpec) -> None:
+        self.code = code
+        self.slots: list[LayerSlot] = []
+        self.terms = 1 if code.kind == "dense" else code.rank
+        start = byte = 0
+        for number, layer in enumerate(layers):
+            middle = start + (layer.dim if code.kind == "dense" else layer.d1 * code.rank)
+            stop = middle + (0 if code.kind == "dense" else layer.d2 * code.rank)
+            size = packed_bytes(stop - start, code.dtype)
+            scales = slice(number * self.terms, (number + 1) * self.terms)
+            self.slots.append(LayerSlot(layer, start, middle, stop, scales, slice(byte, byte + size)))
+            start, byte = stop, byte + size
+        self.width = start
+        self.scales = len(layers) * self.terms
+        self.stored_width = byte if code.dtype in PER_BYTE else start
+
+    @property
+    def bytes_per_example(self) -> int:
+        """Arithmetic size of one row: levels as they are stored, and scales.
+
+        Float codes have float32 scales, the others float16 ones and one float32 for the row.
+        """
+        item = {"float32": 4, "float16": 2}.get(self.code.dtype, 1)
+        return item * self.stored_width + (4 * self.scales if is_float(self.code.dtype) else 2 * self.scales + 4)
+
+    def dense_bytes_per_example(self) -> int:
+        """The same row with G itself in float16, as LoGRA stores it."""
+        dense = CodeSpec(kind="dense", dtype="float16")
+        return CodeLayout([slot.layer for slot in self.slots], dense).bytes_per_example
+
+    def levels(self, codes: torch.Tensor, slot: LayerSlot) -> torch.Tensor:
+        """Levels (B, width of the slot) of one layer as floats, from codes (B, W), or (B, bytes) if packed."""
+        if codes.dtype == torch.uint8:
+            return unpack(codes[:, slot.packed], self.code.dtype, slot.stop - slot.start)
+        levels = codes[:, slot.start : slot.stop]
+        return levels if levels.dtype in (torch.float32, torch.float64) else levels.float()
+
+    def factors(self, codes: torch.Tensor, slot: LayerSlot) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, d1, c) and (B, d2, c) of a slot that is not dense, without the scales."""
+        levels, left = self.levels(codes, slot), slot.middle - slot.start
+        rows, rank = len(levels), self.code.rank
+        u, v = levels[:, :left].view(rows, rank, -1), levels[:, left:].view(rows, rank, -1)
+        return u.transpose(1, 2), v.transpose(1, 2)
+
+    def decode(
+        self, codes: torch.Tensor, scales_BS: torch.Tensor, index: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, d1 d2): the stored gradients of layer number `index`, scales included."""
+        slot = self.slots[index]
+        scales = scales_BS[:, slot.scales]
+        if self.code.kind == "dense":
+            return torch.mul(self.levels(codes, slot), scales, out=out)
+        u, v = self.factors(codes, slot)
+        shaped = None if out is None else out.view(len(u), slot.layer.d1, slot.layer.d2)
+        multiply = torch.mul if self.code.rank == 1 else torch.bmm  # an outer product needs no GEMM
+        return multiply(u * scales[:, None, :], v.transpose(1, 2), out=shaped).view(len(u), slot.layer.dim)
+
+
+def decode_rows(dim: int) -> int:
+    """Rows to decode at once: at most 512, and at most 64 MiB of float32, so that a block stays near the cache."""
+    return max(8, min(512, 2**24 // dim))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCode:
+    """Levels (B, width of the slot) and scales (B, terms) of one layer, in float32 or float64."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+
+def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased: bool = False) -> LayerCode:
+    """Codes of G = A^T E for a batch of examples of one layer shape.
+
+    Args:
+        A_BTd: (B, T, d1) projected activations; rows of masked tokens may hold anything where E is zero.
+        E_BTd: (B, T, d2) projected output gradients.
+        code: kind, rank, and the dtype whose levels are taken; packing is the caller's.
+        unbiased: scale factors so that <G, decoded> = |G|^2.
+
+    A zero gradient gives a zero scale; one that is not finite, a NaN scale.
+    """
+    A, a_scale = _unit_largest(A_BTd)
+    E, e_scale = _unit_largest(E_BTd)
+    finite = torch.isfinite(a_scale * e_scale)
+    if not finite.all():  # one NaN would fail the eigensolver for the whole batch; the scale tells it instead
+        A, E = (torch.where(finite, x, 0.0) for x in (A, E))
+    magnitude = torch.where(finite, a_scale * e_scale, torch.nan)[:, :, 0]
+    if code.kind == "dense":
+        G = torch.bmm(A.transpose(1, 2), E)
+        levels, scales = quantise(G.flatten(1)[:, :, None], code.dtype)
+        return LayerCode(levels.flatten(1), scales * magnitude)
+    if code.kind == "cut":
+        u, v, scales = cut_factors(A, E, code.rank)
+    else:
+        U, V = low_rank_factors(A, E, code.rank)
+        u, u_scale = quantise(U, code.dtype)
+        v, v_scale = quantise(V, code.dtype)
+        scales = u_scale * v_scale
+    if unbiased:
+        scales = scales * _unbiasing(A, E, u, v, scales)
+    columns = [factor.transpose(1, 2).flatten(1) for factor in (u, v)]
+    return LayerCode(torch.cat(columns, dim=1), scales * magnitude)
+
+
+def _unbiasing(
+    A: torch.Tensor, E: torch.Tensor, u: torch.Tensor, v: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """(B, 1): |G|^2 / <G, sum_k s_k u_k v_k^T>, at most 1,000; 1 for a zero gradient."""
+    kept = (((A @ u) * (E @ v)).sum(dim=1) * scales).sum(dim=1, keepdim=True)
+    tokens, small, large = A.shape[1], *sorted((A.shape[2], E.shape[2]))
+    if tokens * (small + large) < small * large:  # |A^T E|^2 = <A A^T, E E^T>
+        whole = ((A @ A.transpose(1, 2)) * (E @ E.transpose(1, 2))).sum(dim=(1, 2))[:, None]
+    else:
+        whole = (A.transpose(1, 2) @ E).square().sum(dim=(1, 2))[:, None]
+    return torch.where(kept > 0, whole / torch.maximum(kept, _LEAST_KEPT * whole).clamp_min(TINY), 1.0)
+
+
+def _unit_largest(x_BTd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Examples scaled so that the largest entry is 1, and (B, 1, 1) what it was."""
+    largest = x_BTd.abs().amax(dim=(1, 2), keepdim=True)
+    return x_BTd / largest.clamp_min(TINY), largest

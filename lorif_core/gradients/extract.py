@@ -1,0 +1,165 @@
+"""Token batch -> codes: one backward pass of the model, seen through projections, kept as codes.
+
+Shapes: B batch, T tokens, W levels and S scales of a row, D = d1 d2.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lorif_core.corpus.batches import Batch
+from lorif_core.errors import UserError
+from lorif_core.gradients.capture import CodeSink, GradientCapture
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.gradients.projection import ProjectionSet
+from lorif_core.gradients.quantisation import PER_BYTE, pack
+from lorif_core.gradients.whitening import Covariances, CovarianceSink, KroneckerWhitening
+from lorif_core.model.loading import LoadedModel
+from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
+
+NON_FINITE_LOSS = "the loss is not finite"
+NON_FINITE_GRADIENT = "the gradient is not finite"
+ZERO_GRADIENT = "the gradient is zero"
+
+STORED: dict[str, type[np.generic]] = {
+    "float32": np.float32, "float16": np.float16, "int8": np.int8, "int4": np.uint8, "sign": np.uint8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractedBatch:
+    """What one batch gave, on the CPU.
+
+    Attributes:
+        losses: (B,) float32 token-summed losses.
+        codes: (B, W) in the dtype of storage, or (B, bytes) uint8 if levels are packed.
+        scales: (B, S) float32.
+        faults: per example the reason why its row must not be stored, or None.
+    """
+
+    losses: np.ndarray
+    codes: np.ndarray
+    scales: np.ndarray
+    faults: list[str | None]
+
+
+class Extractor:
+    """Turns batches into codes with one model; holds the projections, so make one and keep it.
+
+    Args:
+        loaded: the model.
+        layers: tracked layers by spec; their modules are found by name.
+        projection: kind, factor, seed.
+        code: what to keep of each gradient.
+        covariances: of `whitened` projections.
+
+    Raises:
+        UserError: the model lacks one of the layers.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        layers: tuple[LayerSpec, ...],
+        projection: ProjectionSpec,
+        code: CodeSpec,
+        covariances: Covariances | None = None,
+    ) -> None:
+        self.layout = CodeLayout(layers, code)
+        self._loaded = loaded
+        self._sink = CodeSink(self.layout, unbiased=projection.kind == "whitened")
+        whitening = None if covariances is None else KroneckerWhitening(covariances)
+        modules = tracked_modules(loaded, layers)
+        projections = ProjectionSet(layers, projection, placements(modules), whitening)
+        self._capture = GradientCapture(layers, modules, projections, self._sink.take)
+
+    def extract(self, batch: Batch) -> ExtractedBatch:
+        """Codes of a batch, in storage dtype, with the reasons for rows that must be left out."""
+        losses, codes, scales = self._run(batch)
+        faults = _faults(losses, scales)
+        return ExtractedBatch(
+            losses.float().cpu().numpy(), self._stored(codes), scales.float().cpu().numpy(), faults
+        )
+
+    def gradients(self, batch: Batch) -> tuple[np.ndarray, list[torch.Tensor]]:
+        """Losses (B,), and per layer the decoded gradients (B, D) in full precision, on the CPU."""
+        losses, codes, scales = self._run(batch)
+        decoded = [self.layout.decode(codes, scales, layer).cpu() for layer in range(len(self.layout.slots))]
+        return losses.float().cpu().numpy(), decoded
+
+    def _run(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wide = torch.float64 if self._loaded.dtype == torch.float64 else torch.float32
+        self._sink.start(len(batch.input_ids), self._loaded.device, wide)
+        losses = run_captured(self._loaded, self._capture, batch)
+        return losses, *self._sink.codes()
+
+    def _stored(self, codes: torch.Tensor) -> np.ndarray:
+        dtype, slots = self.layout.code.dtype, self.layout.slots
+        if dtype in PER_BYTE:
+            codes = torch.cat([pack(codes[:, slot.start : slot.stop], dtype) for slot in slots], dim=1)
+        return codes.cpu().numpy().astype(STORED[dtype])
+
+
+class Calibrator:
+    """Adds up the covariances of randomly projected activations and gradients over batches.
+
+    Args:
+        loaded: the model.
+        layers: tracked layers by spec.
+        projection: factor and seed of the projections that will be whitened.
+    """
+
+    def __init__(self, loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec) -> None:
+        self._loaded = loaded
+        self._sink = CovarianceSink([(layer.d1, layer.d2) for layer in layers])
+        modules = tracked_modules(loaded, layers)
+        projections = ProjectionSet(layers, projection, placements(modules))
+        self._capture = GradientCapture(layers, modules, projections, self._sink.take)
+
+    def add(self, batch: Batch) -> None:
+        """One forward and backward of a batch."""
+        self._sink.start(batch.lengths, batch.input_ids.shape[1])
+        run_captured(self._loaded, self._capture, batch)
+
+    @property
+    def covariances(self) -> Covariances:
+        """The sums so far."""
+        return self._sink.covariances
+
+
+def tracked_modules(loaded: LoadedModel, layers: tuple[LayerSpec, ...]) -> list[torch.nn.Module]:
+    """The modules of the layers. Raises UserError if the model lacks one of them."""
+    try:
+        return [loaded.model.get_submodule(layer.name) for layer in layers]
+    except AttributeError as error:
+        raise UserError(f"the model has not the layers of the index: {error}") from None
+
+
+def placements(modules: list[torch.nn.Module]) -> list[tuple[torch.device, torch.dtype]]:
+    """Device and dtype of each module's weight."""
+    return [(module.weight.device, module.weight.dtype) for module in modules]
+
+
+def run_captured(loaded: LoadedModel, capture: GradientCapture, batch: Batch) -> torch.Tensor:
+    """One forward and backward under a capture; (B,) token-summed losses."""
+    ids = torch.from_numpy(batch.input_ids).to(loaded.device)
+    labels = torch.from_numpy(batch.labels).to(loaded.device)
+    with capture:
+        capture.start(*ids.shape)
+        losses = loaded.backward(ids, labels)
+        capture.finish()
+    return losses
+
+
+def _faults(losses: torch.Tensor, scales: torch.Tensor) -> list[str | None]:
+    finite_loss = torch.isfinite(losses).tolist()
+    finite_scales = torch.isfinite(scales).all(dim=1).tolist()
+    nonzero = (scales != 0).any(dim=1).tolist()
+    return [
+        NON_FINITE_LOSS if not ok_loss
+        else NON_FINITE_GRADIENT if not ok_scales
+        else None if any_gradient
+        else ZERO_GRADIENT
+        for ok_loss, ok_scales, any_gradient in zip(finite_loss, finite_scales, nonzero, strict=True)
+    ]  # fmt: skip

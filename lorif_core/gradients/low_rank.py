@@ -1,0 +1,149 @@
+"""Low-rank factors of G = A^T E without forming G where that is cheaper, and the best factors of +-1.
+
+Shapes: B batch, T tokens, m and n the smaller and the larger side, c rank, p = c + 1 columns of the block.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from lorif_core.gradients.projection import counter_generator
+from lorif_core.gradients.quantisation import TINY, signs
+
+# A matrix-vector product moves a matrix for every multiply-add; a product of matrices reuses it.
+_MATVEC_PENALTY = 32
+_CUT_SWEEPS = 3
+_CUT_RIDGE = 1e-5
+
+
+def power_rounds(rank: int) -> int:
+    """8 rounds for rank 1, 16 above (DESIGN, section 2)."""
+    return 8 if rank == 1 else 16
+
+
+def low_rank_factors(A: torch.Tensor, E: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors (B, d1, c), (B, d2, c) of G = A^T E; the smaller side's are orthonormal."""
+    if A.shape[2] <= E.shape[2]:
+        return _from_smaller(A, E, rank)
+    V, U = _from_smaller(E, A, rank)
+    return U, V
+
+
+def _from_smaller(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, m, c), (B, n, c) of S^T L, m <= n: Q and G^T Q, Q from power iteration on G G^T.
+
+    The largest entries of S and L are 1, so the squaring in G G^T neither under- nor overflows.
+    """
+    St, Lt = S.transpose(1, 2), L.transpose(1, 2)
+    start = _start_basis(S.shape[2], rank).to(S).expand(len(S), -1, -1)
+    if _is_implicit_cheaper(S.shape[1], S.shape[2], L.shape[2], rank):
+        basis = _leading_basis(lambda Q: St @ (L @ (Lt @ (S @ Q))), start, rank)
+        other = Lt @ (S @ basis)
+    else:
+        G = St @ L
+        gram = G @ G.transpose(1, 2)
+        basis = _leading_basis(lambda Q: gram @ Q, start, rank)
+        other = G.transpose(1, 2) @ basis
+    return basis, other
+
+
+def cut_factors(
+    A_BTd: torch.Tensor, E_BTd: torch.Tensor, rank: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Signs U (B, d1, c) and V (B, d2, c), and scales (B, c) >= 0, with sum_k s_k u_k v_k^T ~ G = A^T E.
+
+    It begins with the signs of the low-rank factors; then each side in turn takes, column by column, the best
+    signs for the other side and the scales, which are those of the least squares.
+    """
+    G = A_BTd.transpose(1, 2) @ E_BTd
+    U, V = (signs(factor) for factor in low_rank_factors(A_BTd, E_BTd, rank))
+    seen = G @ V
+    scales = _joint_scales(seen, U, V)
+    for _ in range(_CUT_SWEEPS):
+        U = _best_signs(seen, U, V, scales)
+        seen = G.transpose(1, 2) @ U
+        scales = _joint_scales(seen, V, U)
+        V = _best_signs(seen, V, U, scales)
+        seen = G @ V
+        scales = _joint_scales(seen, U, V)
+    return U, V * signs(scales)[:, None], scales.abs()
+
+
+def _best_signs(
+    seen_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor, scales_Bc: torch.Tensor
+) -> torch.Tensor:
+    """x with each column in turn the signs that leave the least of G; `seen` is G times the other side."""
+    x = x_Bnc.clone()
+    overlap_Bcc = scales_Bc[:, :, None] * (other_Bmc.transpose(1, 2) @ other_Bmc)
+    for k in range(x.shape[2]):
+        rest = (
+            seen_Bnc[:, :, k]
+            - (x @ overlap_Bcc[:, :, k : k + 1])[:, :, 0]
+            + x[:, :, k] * overlap_Bcc[:, k, k : k + 1]
+        )
+        x[:, :, k] = signs(rest * signs(scales_Bc[:, k : k + 1]))
+    return x
+
+
+def _joint_scales(seen_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor) -> torch.Tensor:
+    """(B, c) scales of the least squares over all terms; `seen` is G times the other side."""
+    products = (x_Bnc.transpose(1, 2) @ x_Bnc) * (other_Bmc.transpose(1, 2) @ other_Bmc)
+    size = x_Bnc.shape[1] * other_Bmc.shape[1]
+    ridge = _CUT_RIDGE * size * torch.eye(products.shape[2]).to(products)  # terms may be equal
+    return torch.linalg.solve(products + ridge, (x_Bnc * seen_Bnc).sum(dim=1))
+
+
+def _leading_basis(
+    apply: Callable[[torch.Tensor], torch.Tensor], start_Bmp: torch.Tensor, rank: int
+) -> torch.Tensor:
+    """An orthonormal basis (B, m, c) of the leading eigenvectors; all zero where the operator is.
+
+    The block is one column wider than the rank: a single start that happens to be nearly orthogonal to the
+    leading vector would converge slowly and magnify rounding. Rayleigh-Ritz takes the best c of the block.
+    """
+    block = start_Bmp
+    for _ in range(power_rounds(rank)):
+        block = _orthonormal(apply(block))
+    ritz = block.transpose(1, 2) @ apply(block)
+    if rank > 1 or ritz.shape[2] == 1:
+        _, vectors = torch.linalg.eigh(ritz)
+        leading = vectors[:, :, -rank:].flip(2)  # eigh ascends; the smallest is the spare
+        # eigenvectors come with either sign; codes must not depend on which
+        largest = leading.gather(1, leading.abs().argmax(dim=1, keepdim=True))
+        return block @ (leading * torch.where(largest < 0, -1.0, 1.0).to(leading))
+    # the leading eigenvector of a symmetric 2 x 2 matrix, in closed form
+    angle = 0.5 * torch.atan2(2 * ritz[:, 0, 1], ritz[:, 0, 0] - ritz[:, 1, 1])
+    return block @ torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)[:, :, None]
+
+
+def _orthonormal(x_Bmp: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis of the columns: Gram-Schmidt for two, which a batched QR is slow at."""
+    if x_Bmp.shape[2] != 2:
+        return torch.linalg.qr(x_Bmp).Q
+    first, second = _unit_columns(x_Bmp[:, :, :1]), x_Bmp[:, :, 1:]
+    rest = second - first * (first * second).sum(dim=1, keepdim=True)
+    # what is left of a column that lies in the first is rounding, not a direction
+    noise = 100 * torch.finfo(x_Bmp.dtype).eps * second.norm(dim=1, keepdim=True)
+    rest = torch.where(rest.norm(dim=1, keepdim=True) > noise, _unit_columns(rest), 0.0)
+    return torch.cat([first, rest], dim=2)
+
+
+def _unit_columns(x_Bmp: torch.Tensor) -> torch.Tensor:
+    return x_Bmp / x_Bmp.norm(dim=1, keepdim=True).clamp_min(TINY)
+
+
+@cache
+def _start_basis(size: int, rank: int) -> torch.Tensor:
+    """A fixed random start: codes must not depend on what else is in the batch, nor on the worker."""
+    width = min(size, rank + 1)
+    normal = counter_generator(0, f"start/{size}x{rank}").standard_normal((size, width))
+    return torch.linalg.qr(torch.from_numpy(normal)).Q
+
+
+def _is_implicit_cheaper(tokens: int, small: int, large: int, rank: int) -> bool:
+    """Whether iterating on S and L beats forming G and G G^T, in multiply-adds."""
+    rounds = power_rounds(rank)
+    formed = tokens * small * large + small * small * large + rounds * (rank + 1) * small * small
+    implicit = rounds * (rank + 1) * 2 * tokens * (small + large)
+    return implicit * _MATVEC_PENALTY < formed

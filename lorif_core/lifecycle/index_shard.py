@@ -1,0 +1,144 @@
+"""Corpus shard -> uncommitted fragments and a receipt: the unit of work of a build. Idempotent."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from lorif_core.config import Config, ModelConfig
+from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.shards import needed_columns, read_rows
+from lorif_core.corpus.tokenise import Example, make_examples
+from lorif_core.gradients.extract import STORED, Extractor
+from lorif_core.lifecycle.removal import REMOVED, removals_of
+from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
+from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.tables.blocks import block_rows
+from lorif_core.tables.receipts import Receipt, Receipts
+from lorif_core.tables.schema import ShardRows
+from lorif_core.tables.store import Store
+
+NO_SCORED_TOKEN = "no token is scored"
+
+
+class ShardIndexer:
+    """Indexes shards with one loaded model, several at once: one computes while others read and write.
+
+    Args:
+        config: the build's configuration.
+        spec: the spec of its rows.
+        device: where the model goes; None picks CUDA where there is one.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer is not the one of the spec.
+    """
+
+    def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
+        self._config = config
+        self._spec = spec
+        self._store = Store(config.index, config.storage)
+        self._loaded = load_model(model_config(config, spec), config.storage, device)
+        check_same_checkpoint(config.model, config.storage, self._loaded, spec)
+        covariances = self._store.covariances.read(spec.projection.whitening)
+        self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, covariances)
+        self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
+        self._receipts = Receipts(config.index, config.storage)
+        self._removals = removals_of(self._store, spec)
+        # one thread, always the same, uses the model: threads of computing that take turns fight over the cores
+        self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model, for whoever else needs it on this worker."""
+        return self._loaded
+
+    def index(self, shard: ShardRef) -> Receipt:
+        """Read, tokenise, run and write one shard, in parts that fit into the config's memory; then its receipt.
+
+        Raises:
+            CorpusChangedError: the file is not the one that was listed.
+            DamagedFileError: the file is cut off, or its bytes cannot be decoded.
+            UserError: a record is not what the configuration says, or the store refuses.
+            StoreUnavailableError: the store keeps failing.
+        """
+        started = time.perf_counter()
+        total = _Total()
+        fragments = self._store.rows.write(self._parts(shard, total), shard, self._spec)
+        receipt = Receipt(
+            shard.key,
+            tuple(fragments),
+            total.rows,
+            total.tokens,
+            total.padded,
+            tuple(total.skipped),
+            time.perf_counter() - started,
+        )
+        self._receipts.write(receipt, self._spec.hash)
+        return receipt
+
+    def read(self, shard: ShardRef) -> Iterator[Example]:
+        """The shard's examples, in the order of the file."""
+        return read_examples(shard, self._config, self._loaded)
+
+    def _parts(self, shard: ShardRef, total: "_Total") -> Iterator[ShardRows]:
+        examples = self.read(shard)
+        while part := list(islice(examples, self._rows_at_once)):
+            rows, skipped, padded = self._compute.submit(self.encode, part).result()
+            total.rows += len(rows.examples)
+            total.tokens += sum(len(example.input_ids) for example in rows.examples)
+            total.padded += padded
+            total.skipped += skipped
+            yield rows
+
+    def encode(self, examples: Sequence[Example]) -> tuple[ShardRows, list[tuple[str, str]], int]:
+        """Storable rows in the order given, (id, reason) of examples left out, and tokens run with padding."""
+        reasons = {i: NO_SCORED_TOKEN for i, example in enumerate(examples) if example.scored == 0}
+        removed = (i for i, one in enumerate(examples) if self._removals.has(one.example_id, one.content_hash))
+        reasons.update(dict.fromkeys(removed, REMOVED))
+        scored = [i for i in range(len(examples)) if i not in reasons]
+        layout = self._extractor.layout
+        losses = np.zeros(len(examples), np.float32)
+        codes = np.zeros((len(examples), layout.stored_width), STORED[layout.code.dtype])
+        scales = np.zeros((len(examples), layout.scales), np.float32)
+        padded = 0
+        lengths = [len(examples[i].input_ids) for i in scored]
+        for chosen in self._batches(lengths):
+            indices = [scored[j] for j in chosen]
+            batch = collate(examples, indices)
+            padded += batch.input_ids.size
+            result = self._extractor.extract(batch)
+            losses[indices], codes[indices], scales[indices] = result.losses, result.codes, result.scales
+            reasons.update({i: fault for i, fault in zip(indices, result.faults, strict=True) if fault})
+        kept = [i for i in range(len(examples)) if i not in reasons]
+        rows = ShardRows([examples[i] for i in kept], losses[kept], codes[kept], scales[kept])
+        return rows, [(examples[i].example_id, reason) for i, reason in sorted(reasons.items())], padded
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Token-budget batches, of short examples no more than their codes' memory allows."""
+        for batch in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
+            for start in range(0, len(batch), self._rows_at_once):
+                yield batch[start : start + self._rows_at_once]
+
+
+def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Iterator[Example]:
+    """The shard's examples, in the order of the file."""
+    for row, record in read_rows(shard, needed_columns(config.corpus), config.storage):
+        yield from make_examples(row, record, shard.name, loaded.tokenizer, config.corpus, loaded.vocab_size)
+
+
+@dataclass(slots=True)
+class _Total:
+    """Counts of a shard that grow part by part."""
+
+    rows: int = 0
+    tokens: int = 0
+    padded: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def model_config(config: Config, spec: IndexSpec) -> ModelConfig:
+    """The model section with its dtype settled, so that every worker loads the same numbers."""
+    return config.model.model_copy(update={"dtype": spec.model_dtype})

@@ -1,0 +1,204 @@
+"""What a build will do, worked out and checked before anything is written."""
+
+import sys
+from dataclasses import dataclass
+
+from lorif_core.config import Config
+from lorif_core.corpus.shards import Listing, check_first_file, list_shards
+from lorif_core.curvature.randomized_svd import layer_groups
+from lorif_core.curvature.woodbury import CurvatureSpec
+from lorif_core.errors import UserError
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.gradients.whitening import covariance_bytes
+from lorif_core.model.checkpoint import locate
+from lorif_core.model.layers import coverage, layer_specs, select_layers
+from lorif_core.model.loading import Skeleton, load_skeleton, tokenizer_fingerprint
+from lorif_core.spec import CodeSpec, Coverage, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
+from lorif_core.tables.inventory import ShardKey
+from lorif_core.tables.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """A checked build: the spec of its rows, the shards to index, the curvature to fit.
+
+    Attributes:
+        spec: of the rows that are indexed.
+        shards: of the corpus, to be in the table.
+        coverage: parameters that the layers cover.
+        curvature: settings of a fit.
+        damaged: (file, cause) of the corpus's files that cannot be read.
+        kept: shards that stay in the table though they are not among `shards`; all others leave.
+        base_version: version of the factors that has them.
+        calibration_seconds: that it took to settle the whitening.
+    """
+
+    spec: IndexSpec
+    shards: tuple[ShardRef, ...]
+    coverage: Coverage
+    curvature: CurvatureSpec
+    damaged: tuple[tuple[str, str], ...] = ()
+    kept: frozenset[ShardKey] = frozenset()
+    base_version: int | None = None
+    calibration_seconds: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Records in the shards; with `chunk` a record may become several examples."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def wanted(self) -> set[ShardKey]:
+        """Shards that are to be in the table, by spec."""
+        return {(self.spec.hash, shard.key) for shard in self.shards} | self.kept
+
+    @property
+    def layout(self) -> CodeLayout:
+        """Row layout of the codes."""
+        return CodeLayout(self.spec.layers, self.spec.code)
+
+
+def preflight(config: Config) -> None:
+    """The checks that cost no pass over the corpus: model, layers, ranks, index, the corpus's first file.
+
+    Raises:
+        UserError: as `make_plan`.
+    """
+    skeleton = load_skeleton(config.model, config.storage)
+    check_settings(config, skeleton, tracked_layers(config, skeleton))
+    store = Store(config.index, config.storage)
+    if store.rows.spec() is not None:  # else the checkpoint need not be hashed yet
+        store.check_spec(make_spec(config, skeleton))
+    check_first_file(config.corpus, config.storage)
+
+
+def make_plan(config: Config) -> BuildPlan:
+    """Check everything that can be checked without weights or writes.
+
+    Raises:
+        UserError: one sentence for the first thing that is wrong with model, layers, ranks, index or corpus.
+    """
+    skeleton = load_skeleton(config.model, config.storage)
+    check_settings(config, skeleton, tracked_layers(config, skeleton))
+    return plan_of(config, skeleton, list_shards(config.corpus, config.storage))
+
+
+def plan_of(config: Config, skeleton: Skeleton, listing: Listing) -> BuildPlan:
+    """The plan for a model and a corpus that were looked at. Raises UserError as `make_plan`."""
+    spec = make_spec(config, skeleton)
+    Store(config.index, config.storage).check_spec(spec)
+    layers = select_layers(skeleton.model, config.model.layers)
+    # with `chunk` a record becomes several examples, so what it allows is known only once they are indexed
+    known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
+    check_curvature(config, spec.layers, known_rows)
+    covered = coverage(skeleton.model, layers)
+    return BuildPlan(spec, listing.shards, covered, curvature_spec(config), listing.damaged)
+
+
+def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
+    """The spec of rows at the config's checkpoint, with the whitening that the index has of it, if it has one.
+
+    Raises:
+        UserError: a layer regex, rank or length does not fit the model.
+    """
+    layers = tracked_layers(config, skeleton)
+    check_settings(config, skeleton, layers)
+    corpus = config.corpus
+    uses_pair = corpus.tokens is None and corpus.prompt is not None
+    uses_text = corpus.tokens is None and corpus.prompt is None
+    spec = IndexSpec(
+        checkpoint=locate(config.model, config.storage).fingerprint(),
+        model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
+        layers=layers,
+        projection=_projection_spec(config),
+        code=CodeSpec(**config.code.model_dump()),
+        tokenisation=TokenSpec(
+            tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
+            text=corpus.text if uses_text else None,
+            prompt=corpus.prompt if uses_pair else None,
+            completion=corpus.completion if uses_pair else None,
+            tokens=corpus.tokens,
+            labels=corpus.labels,
+            id=corpus.id,
+            max_length=corpus.max_length,
+            chunk=corpus.chunk,
+        ),
+        store_text=corpus.store_text,
+    )
+    return Store(config.index, config.storage).calibrated(spec)
+
+
+def _projection_spec(config: Config) -> ProjectionSpec:
+    wanted = config.projection
+    examples = None if wanted.kind == "random" else wanted.calibration_examples
+    return ProjectionSpec(wanted.kind, wanted.factor, wanted.seed, examples)
+
+
+def tracked_layers(config: Config, skeleton: Skeleton, factor: int | None = None) -> tuple[LayerSpec, ...]:
+    """The layers that the config selects, with their shapes as projected by its factor or another one."""
+    return layer_specs(select_layers(skeleton.model, config.model.layers), factor or config.projection.factor)
+
+
+def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
+    """Refuse a code rank, a whitening, a length or a corpus that does not fit the model or the memory."""
+    _check_code_rank(config, layers)
+    _check_whitening(config, skeleton, layers)
+    _check_length(config, skeleton)
+    if config.corpus.tokens is None and skeleton.tokenizer is None:
+        raise UserError(
+            f"the model {config.model.path} has no tokenizer; save one beside it or name a corpus.tokens column"
+        )
+
+
+def curvature_spec(config: Config) -> CurvatureSpec:
+    """The curvature section as the mathematics takes it."""
+    return CurvatureSpec(**config.curvature.model_dump(), seed=config.projection.seed)
+
+
+def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) -> None:
+    """Refuse a rank that was asked for and cannot be had (the default is cut to what there is), and a fit that
+    does not fit into memory.
+    """
+    layer_groups([layer.dim for layer in layers], rows, curvature_spec(config), config.compute.memory_gb)
+    asked = config.curvature.kind == "woodbury" and "rank" in config.curvature.model_fields_set
+    widest = max(layer.dim for layer in layers)
+    if asked and config.curvature.rank > min(rows, widest):
+        raise UserError(
+            f"curvature.rank = {config.curvature.rank} is above what the data allows: {rows} examples and at most "
+            f"{widest} gradient dimensions a layer give at most {min(rows, widest)}"
+        )
+
+
+def _check_code_rank(config: Config, layers: tuple[LayerSpec, ...]) -> None:
+    if config.code.kind == "dense":
+        return
+    for layer in layers:
+        if config.code.rank > min(layer.d1, layer.d2):
+            raise UserError(
+                f"code.rank = {config.code.rank} is above min(d1, d2) = {min(layer.d1, layer.d2)} of layer "
+                f"{layer.name} ({layer.d1} x {layer.d2}); lower it, lower projection.factor, or leave the layer "
+                f"out with model.layers"
+            )
+
+
+def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
+    """A worker holds the covariances of all layers, in float64."""
+    projection, budget = config.projection, config.compute.memory_gb
+    need = covariance_bytes(layers) / 2**30
+    if projection.kind == "random" or need <= budget:
+        return
+    factor, widest = projection.factor, max(max(layer.in_features, layer.out_features) for layer in layers)
+    while factor < widest and covariance_bytes(tracked_layers(config, skeleton, factor)) / 2**30 > budget:
+        factor *= 2
+    raise UserError(
+        f"whitening the projections of factor {projection.factor} needs {need:.1f} GiB of a worker, above "
+        f"compute.memory_gb = {budget:g}; raise it, or set projection.factor to {factor}"
+    )
+
+
+def _check_length(config: Config, skeleton: Skeleton) -> None:
+    limit = skeleton.max_positions
+    if limit is not None and config.corpus.max_length > limit:
+        raise UserError(
+            f"corpus.max_length = {config.corpus.max_length} is above the model's {limit} positions; lower it"
+        )

@@ -1,0 +1,85 @@
+"""Answers of a block of queries as a parquet file: what a batch attribution keeps until all of it is answered."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lorif_core.search.explanation import Explanation
+from lorif_core.search.queries import Query
+from lorif_core.search.top_k import Scored, TopK
+
+_HITS = pa.list_(pa.struct([("score", pa.float32()), ("example_id", pa.string())]))
+_ADDED = pa.list_(pa.struct([("example_id", pa.string()), ("contributions", pa.list_(pa.float32()))]))
+_EXPLANATION = pa.struct([("tokens", pa.list_(pa.string())), ("by_example", _ADDED), ("reason", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS),
+        ("explanation", _EXPLANATION),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Of one query: its token-summed loss under the model, both ends of the ranking, and why, if it was asked."""
+
+    query: Query
+    loss: float
+    top: TopK
+    explanation: Explanation | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the examples of both ends."""
+        return [hit.example_id for hit in (*self.top.proponents, *self.top.opponents)]
+
+
+def to_parquet(answers: Sequence[Attribution]) -> bytes:
+    """The content of the file."""
+    rows = [
+        {
+            "query_id": answer.query.query_id,
+            "loss": answer.loss,
+            "proponents": [asdict(hit) for hit in answer.top.proponents],
+            "opponents": [asdict(hit) for hit in answer.top.opponents],
+            "explanation": None if answer.explanation is None else _plain(answer.explanation),
+        }
+        for answer in answers
+    ]
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), content)
+    return content.getvalue().to_pybytes()
+
+
+def from_parquet(content: bytes | None, queries: Sequence[Query], k: int) -> list[Attribution] | None:
+    """The answers to these queries; None if the file is gone, damaged, or of other queries."""
+    try:
+        rows = pq.read_table(pa.BufferReader(content or b"")).to_pylist()
+    except pa.ArrowException:
+        return None
+    if [row["query_id"] for row in rows] != [query.query_id for query in queries]:
+        return None
+    return [_answer(query, row, k) for query, row in zip(queries, rows, strict=True)]
+
+
+def _answer(query: Query, row: dict[str, Any], k: int) -> Attribution:
+    ends = ([Scored(**hit) for hit in row[end]] for end in ("proponents", "opponents"))
+    return Attribution(query, row["loss"], TopK(k, *ends), _explanation(row["explanation"]))
+
+
+def _plain(explanation: Explanation) -> dict[str, Any]:
+    added = [
+        {"example_id": name, "contributions": added_T.tolist()} for name, added_T in explanation.by_example.items()
+    ]
+    return {"tokens": list(explanation.tokens), "by_example": added, "reason": explanation.reason}
+
+
+def _explanation(kept: dict[str, Any] | None) -> Explanation | None:
+    if kept is None:
+        return None
+    added = {row["example_id"]: np.array(row["contributions"], np.float32) for row in kept["by_example"]}
+    return Explanation(tuple(kept["tokens"]), added, kept["reason"])

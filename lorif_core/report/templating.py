@@ -1,0 +1,76 @@
+"""Pages of the templates: how they are filled in, and what style and script they carry within themselves."""
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from lorif_core import formatting
+from lorif_core.curvature.spectrum import PLOT, spectrum_plot
+from lorif_core.report.answer_sections import QuerySection
+from lorif_core.report.drawing import QueryTokens, source_rows
+from lorif_core.report.excerpt import excerpt, pieces
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page(name: str, **values: Any) -> str:
+    """A template, filled in; all text in the values is escaped."""
+    return _template(name).render(**values)
+
+
+@cache
+def asset(name: str) -> Markup:
+    """A style sheet or script of ours, as it is written into pages."""
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def source_hash(content: str) -> str:
+    """What a content security policy calls a style sheet or script that is written into a page."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+@cache
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=formatting.format_bytes,
+        count=lambda number: f"{number:,}",
+        percent=formatting.format_percent,
+        score=formatting.format_score,
+        seconds=formatting.format_seconds,
+        signed_percent=formatting.format_signed_percent,
+        significant=formatting.format_significant,
+    )
+    environment.globals.update(
+        excerpt=excerpt,
+        largest=_largest_score,
+        pieces=pieces,
+        plot=PLOT,
+        plot_of=spectrum_plot,
+        source_rows=source_rows,
+        tokens_of=lambda query: None if query.tokens is None else QueryTokens(query),
+    )
+    return environment.get_template(name)
+
+
+def _printable(value: Any) -> Any:
+    """Control characters and lone surrogates aren't allowed in HTML; line breaks and tabs are."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(c if c in "\n\t" or c.isprintable() or c.isspace() else "\ufffd" for c in value)
+
+
+def _largest_score(query: QuerySection) -> float:
+    return max((abs(hit.score) for hit in query.hits), default=0.0)

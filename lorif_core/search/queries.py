@@ -1,0 +1,251 @@
+"""Queries: from a file or from Python, and as an example whose gradient can be taken."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lorif_core.config import StorageConfig
+from lorif_core.corpus import columnar, jsonl
+from lorif_core.corpus.records import being_checked, column_kinds, is_jsonl
+from lorif_core.corpus.tokenise import (
+    Example,
+    TokenSequence,
+    encode_pair,
+    encode_text,
+    encode_tokens,
+    integers,
+    make_example,
+)
+from lorif_core.errors import UserError
+from lorif_core.storage.filesystem import SourceFile, find_files
+
+_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_FIELDS = ("id", "text", "prompt", "completion", "tokens", "labels")
+_COMPOUND = ("group", "contrast")
+_NEEDED = "text, or prompt and completion, or tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to attribute: tokens, or a prompt and its completion, or a text, or several of these.
+
+    Fields that do not apply are None. The loss of a `group` is the mean of its members' losses, that of a
+    `contrast` (A, B) is A's less B's; gradients and scores are too. Members are neither groups nor contrasts.
+    """
+
+    query_id: str
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    tokens: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | None = None
+    group: "tuple[Query, ...] | None" = None
+    contrast: "tuple[Query, Query] | None" = None
+
+    @property
+    def members(self) -> "list[tuple[float, Query]]":
+        """The single queries that it consists of, each with its weight in the loss."""
+        if self.group is not None:
+            return [(1 / len(self.group), member) for member in self.group]
+        if self.contrast is not None:
+            return list(zip((1.0, -1.0), self.contrast, strict=True))
+        return [(1.0, self)]
+
+    @property
+    def shown(self) -> tuple[str, str | None]:
+        """What people read of it: the text or prompt, and the completion if there is one."""
+        if self.group is not None:
+            return f"mean of {len(self.group)}: " + " | ".join(_one_text(member) for member in self.group), None
+        if self.contrast is not None:
+            return " minus ".join(_one_text(side) for side in self.contrast), None
+        prompt = self.prompt if self.prompt is not None else self.text
+        return (prompt if prompt is not None else f"{len(self.tokens or ())} tokens"), self.completion
+
+
+QueryInput = str | Mapping[str, Any] | Query
+"""A text, a dict with the fields of a queries file, or a `Query`."""
+
+
+def read_queries(path: str, storage: StorageConfig) -> list[Query]:
+    """Queries of a .jsonl(.gz, .zst) or .parquet file with `text`, or `prompt` and `completion`, or `tokens`.
+
+    `tokens` may have `labels`, all may have an `id`; without one the id is the position in the file, from 0. In
+    place of these a row may have `group`, a list of queries, or `contrast`, a list of two.
+
+    Raises:
+        UserError: the file is missing, damaged, empty or of another format, a row has none of these columns (the
+            ones it has are listed), a value has the wrong type, or an id occurs twice.
+    """
+    records = _records(path, storage, "queries", (*_FIELDS, *_COMPOUND))
+    queries = [_parse(record, position, f"query {position} of {path}") for position, record in enumerate(records)]
+    _check_unique(queries, path)
+    return queries
+
+
+def read_pairs(path: str, storage: StorageConfig) -> list[tuple[Query, Query]]:
+    """Queries, each with a source that says the same: rows of a queries file that also have `source`.
+
+    `source` is a text, or an object with the fields of a query.
+
+    Raises:
+        UserError: as `read_queries`, or a row has no source.
+    """
+    pairs = []
+    for position, record in enumerate(_records(path, storage, "pairs", (*_FIELDS, "source"))):
+        where = f"pair {position} of {path}"
+        query, source = _parse(record, position, where), record.get("source")
+        if isinstance(source, str):
+            pairs.append((query, Query(query.query_id, text=source)))
+        elif isinstance(source, Mapping):
+            pairs.append((query, _parse(source, position, f"the source of {where}")))
+        else:
+            raise UserError(f"{where} has no source; give a text, or an object that has {_NEEDED}")
+    _check_unique([query for query, _ in pairs], path)
+    return pairs
+
+
+def as_query(value: str | Mapping[str, Any], position: int) -> Query:
+    """A query of the Python API: a string is its text, a dict has the fields of a queries file.
+
+    Raises:
+        UserError: it is neither, lacks what a query needs, or a value has the wrong type.
+    """
+    return _as_query(value, position, f"query {position}")
+
+
+def parsed_queries(queries: Sequence[QueryInput]) -> list[Query]:
+    """Queries of the Python API. Raises UserError if there is none, or as `as_query`."""
+    parsed = [
+        query if isinstance(query, Query) else as_query(query, position) for position, query in enumerate(queries)
+    ]
+    if not parsed:
+        raise UserError("there is no query")
+    return parsed
+
+
+def _as_query(value: Any, position: int, where: str, *, single: bool = False) -> Query:
+    if isinstance(value, str):
+        return Query(str(position), text=value)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is a {type(value).__name__}; give a string or a dict with {_NEEDED}")
+    return _parse(value, position, where, single=single)
+
+
+def query_example(
+    query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
+) -> Example:
+    """The query's tokens and labels, truncated as training examples are.
+
+    Raises:
+        UserError: it is a group or a contrast, nothing in it is scored, or a token is out of range; the query is
+            named.
+    """
+    where = f"query {query.query_id!r}"
+    if query.group is not None or query.contrast is not None:
+        raise UserError(f"{where} consists of several queries; here it must be one, with {_NEEDED}")
+    sequence = _encode(query, tokenizer, vocab_size, where)
+    short = sequence.truncated(max_length)
+    example = make_example(query.query_id, 0, short.ids, short.labels, sequence.text)
+    if example.scored == 0:
+        raise UserError(
+            f"{where} has no token to score ({len(example.input_ids)} tokens in all); at least one token must "
+            f"follow another and not be masked"
+        )
+    return example
+
+
+def _encode(query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str) -> TokenSequence:
+    if query.tokens is not None:
+        return encode_tokens(query.tokens, query.labels, tokenizer, vocab_size, where)
+    if query.prompt is not None and query.completion is not None:
+        return encode_pair(query.prompt, query.completion, tokenizer, vocab_size, where)
+    return encode_text(query.text, tokenizer, vocab_size, where)
+
+
+def _check_unique(queries: Sequence[Query], path: str) -> None:
+    seen: dict[str, int] = {}
+    for position, query in enumerate(queries):
+        if query.query_id in seen:
+            raise UserError(
+                f"the id {query.query_id!r} is that of query {seen[query.query_id]} and of query {position} of "
+                f"{path}; make ids unique"
+            )
+        seen[query.query_id] = position
+
+
+def _records(path: str, storage: StorageConfig, what: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows; queries are few. Other columns than the fields are not read where the format allows it."""
+    files = find_files(path, storage, _ENDINGS)
+    if len(files) > 1:
+        raise UserError(f"{path} has {len(files)} {what} files; name one of them")
+    records = _rows(files[0], what, fields)
+    if not records:
+        raise UserError(f"the {what} file {path} is empty; give at least one query")
+    return records
+
+
+def _rows(file: SourceFile, what: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    kinds = column_kinds(file) or {}
+    with being_checked(file):
+        if is_jsonl(file):
+            return [record for _, record in jsonl.read_records(file)]
+        known = [field for field in fields if field in kinds]
+        if not known:
+            raise UserError(
+                f"the {what} file {file.uri} has {', '.join(kinds) or 'no columns'}; it needs {_NEEDED}"
+            )
+        return [record for _, record in columnar.read_records(file, known)]
+
+
+def _parse(record: Mapping[str, Any], position: int, where: str, *, single: bool = False) -> Query:
+    """By precedence tokens, prompt and completion, text; null is the same as absent. A group stands alone."""
+    given = {field: record[field] for field in (*_FIELDS, *_COMPOUND) if record.get(field) is not None}
+    query_id = given.get("id", position)
+    if isinstance(query_id, bool) or not isinstance(query_id, str | int):
+        raise UserError(f"the id of {where} must be a string or an integer, it is {query_id!r}")
+    compound = next((field for field in _COMPOUND if field in given), None)
+    if compound is not None:
+        return _compound(given, compound, str(query_id), where, single)
+    if "tokens" in given:
+        labels = _integers(given["labels"], f"the labels of {where}") if "labels" in given else None
+        return Query(str(query_id), tokens=_integers(given["tokens"], f"the tokens of {where}"), labels=labels)
+    fields = ["prompt", "completion"] if "prompt" in given and "completion" in given else ["text"]
+    if not all(field in given for field in fields):
+        listed = ", ".join(str(key) for key, value in record.items() if value is not None) or "nothing"
+        raise UserError(f"{where} has {listed}; it needs {_NEEDED}")
+    for field in fields:
+        if not isinstance(given[field], str):
+            raise UserError(f"the {field} of {where} must be a string, it is {given[field]!r}")
+    return Query(str(query_id), **{field: given[field] for field in fields})
+
+
+def _compound(given: Mapping[str, Any], field: str, query_id: str, where: str, single: bool) -> Query:
+    """A group or a contrast; its members are strings or objects with the fields of a single query."""
+    beside = [name for name in given if name not in ("id", field)]
+    if beside:
+        raise UserError(f"{where} has {field} and {', '.join(beside)}; give one of them")
+    if single:
+        raise UserError(f"{where} is a {field} within a query of several; give single queries there")
+    values = given[field]
+    if not isinstance(values, list | tuple) or not values:
+        raise UserError(f"the {field} of {where} must be a list of queries, it is {values!r}")
+    if field == "contrast" and len(values) != 2:
+        raise UserError(f"the contrast of {where} has {len(values)} queries; give two, the first minus the second")
+    members = [
+        _as_query(value, number, f"member {number} of the {field} of {where}", single=True)
+        for number, value in enumerate(values)
+    ]
+    named = [replace(member, query_id=f"{query_id}/{number}") for number, member in enumerate(members)]
+    if field == "contrast":
+        return Query(query_id, contrast=(named[0], named[1]))
+    return Query(query_id, group=tuple(named))
+
+
+def _one_text(query: Query) -> str:
+    return "".join(part for part in query.shown if part is not None)
+
+
+def _integers(values: Any, what: str) -> tuple[int, ...]:
+    return tuple(integers(values, what).tolist())

@@ -1,0 +1,122 @@
+"""Queries to gradients: the checkpoint of an index loads once, and queries come out in the metric of its spec.
+
+Shapes: Q queries, D = d1 d2 of a layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lorif_core.config import ModelConfig, StorageConfig
+from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.tokenise import Example
+from lorif_core.errors import UserError
+from lorif_core.gradients.extract import Extractor
+from lorif_core.gradients.whitening import Covariances
+from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
+from lorif_core.search.queries import Query, query_example
+from lorif_core.spec import CodeSpec, IndexSpec
+from lorif_core.tables.generation import Part
+
+_DENSE = CodeSpec(kind="dense", dtype="float32")
+_QUERY_TOKENS_PER_BATCH = 4096
+
+ModelInput = str | ModelConfig | LoadedModel | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGradients:
+    """Token-summed losses (Q,) and projected gradients, per layer (Q, D) float32."""
+
+    losses: np.ndarray
+    layers: list[torch.Tensor]
+
+    def rows(self, chosen: slice) -> "QueryGradients":
+        """Some of the queries."""
+        return QueryGradients(self.losses[chosen], [layer[chosen] for layer in self.layers])
+
+
+class QueryEncoder:
+    """Turns queries into full-precision projected gradients in the metric of one spec; dense, unless `factored`.
+
+    Args:
+        loaded: the model that the index was built with.
+        spec: spec of the index.
+        covariances: of a whitened projection.
+        factored: keep only the rank of the stored codes of a query too, as the paper does.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        spec: IndexSpec,
+        covariances: Covariances | None = None,
+        *,
+        factored: bool = False,
+    ) -> None:
+        self._loaded = loaded
+        self._spec = spec
+        code = CodeSpec("rank", spec.code.rank, "float32") if factored else _DENSE
+        self._extractor = Extractor(loaded, spec.layers, spec.projection, code, covariances)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer, if it has one."""
+        return self._loaded.tokenizer
+
+    def example(self, query: Query) -> Example:
+        """The query's tokens and labels. Raises UserError if nothing in it is scored."""
+        return query_example(
+            query, self._loaded.tokenizer, self._loaded.vocab_size, self._spec.tokenisation.max_length
+        )
+
+    def gradients(self, queries: Sequence[Query]) -> QueryGradients:
+        """Losses and gradients, in the order of the queries; those of several are weighted sums over members."""
+        members = [(row, *member) for row, query in enumerate(queries) for member in query.members]
+        found = self.of_examples(
+            [self.example(query) for _, _, query in members],
+            [row for row, _, _ in members],
+            [weight for _, weight, _ in members],
+        )
+        losses, layers = found.losses, found.layers
+        for row, query in enumerate(queries):
+            if not (np.isfinite(losses[row]) and all(torch.isfinite(layer[row]).all() for layer in layers)):
+                raise UserError(f"the loss or gradient of query {query.query_id!r} is not finite under this model")
+        return found
+
+    def of_examples(
+        self, examples: Sequence[Example], rows: Sequence[int], weights: Sequence[float]
+    ) -> QueryGradients:
+        """Weighted sums of losses and gradients, of each example into its row; rows are numbered from 0."""
+        lengths = [len(example.input_ids) for example in examples]
+        losses = np.zeros(max(rows) + 1, dtype=np.float32)
+        layers = [torch.zeros(len(losses), layer.dim) for layer in self._spec.layers]
+        for indices in token_budget_batches(lengths, max(_QUERY_TOKENS_PER_BATCH, max(lengths))):
+            batch_losses, gradients = self._extractor.gradients(collate(examples, indices))
+            into, times = (np.array([of[i] for i in indices]) for of in (rows, weights))
+            np.add.at(losses, into, (batch_losses * times).astype(np.float32))
+            for layer, gradient in zip(layers, gradients, strict=True):
+                weighted = gradient * torch.from_numpy(times).to(gradient)[:, None]
+                layer.index_add_(0, torch.from_numpy(into), weighted.float())
+        return QueryGradients(losses, layers)
+
+
+def model_config_of(part: Part, path: str | None = None) -> ModelConfig:
+    """Where a part's checkpoint was, or that `path` holds it now."""
+    moved = path is not None and Path(path).exists()
+    return ModelConfig(path=path or part.model_path, revision=None if moved else part.model_revision)
+
+
+def load_matching(spec: IndexSpec, config: ModelConfig, storage: StorageConfig) -> LoadedModel:
+    """Load the checkpoint of a spec, in the dtype of the spec.
+
+    Raises:
+        UserError: the checkpoint or tokenizer there is another one.
+    """
+    loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}), storage)
+    check_same_checkpoint(config, storage, loaded, spec)
+    return loaded

@@ -1,0 +1,245 @@
+"""The columns of the tables, readable with plain lancedb, and rows <-> Arrow.
+
+`factors`: one row per training example. `codes` is one wide fixed-size column for all layers (a column per
+layer reads ten times slower from object storage), `scales` has one number a layer and term: float32 beside float
+codes; beside others float16, to be multiplied by the row's `magnitude`, as they are a good part of a small code.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from lorif_core.corpus.tokenise import Example
+from lorif_core.curvature.woodbury import LayerCurvature
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.gradients.quantisation import is_float
+from lorif_core.gradients.whitening import Covariances
+from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
+
+SPEC_KEY = b"lorif.spec"
+_COMPONENTS_PER_BATCH = 64  # of eigenvectors, which are as long as d1 d2
+_ARROW = {
+    "float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "int4": pa.uint8(), "sign": pa.uint8(),
+}  # fmt: skip
+CODE_COLUMNS = ("codes", "scales", "magnitude")
+
+
+def factors_schema(spec: IndexSpec) -> pa.Schema:
+    """Schema of `factors`, with the spec as metadata so that a half-built index still knows what it is."""
+    layout = CodeLayout(spec.layers, spec.code)
+    fields = [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("checkpoint", pa.string(), nullable=False),
+        pa.field("spec", pa.string(), nullable=False),
+    ]
+    if spec.store_text:
+        fields.append(pa.field("text", pa.string()))
+    fields.append(pa.field("codes", pa.list_(_ARROW[spec.code.dtype], layout.stored_width), nullable=False))
+    if is_float(spec.code.dtype):
+        fields.append(pa.field("scales", pa.list_(pa.float32(), layout.scales), nullable=False))
+    else:
+        fields.append(pa.field("scales", pa.list_(pa.float16(), layout.scales), nullable=False))
+        fields.append(pa.field("magnitude", pa.float32(), nullable=False))
+    return pa.schema(fields, metadata={SPEC_KEY: spec.to_json().encode()})
+
+
+CURVATURE_SCHEMA = pa.schema(
+    [
+        pa.field("curvature", pa.string(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("layer_index", pa.int32(), nullable=False),
+        pa.field("component", pa.int32(), nullable=False),
+        pa.field("sigma2", pa.float64(), nullable=False),
+        pa.field("damping", pa.float64(), nullable=False),
+        pa.field("outside", pa.float64(), nullable=False),
+        pa.field("trace", pa.float64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+WHITENING_SCHEMA = pa.schema(
+    [
+        pa.field("whitening", pa.string(), nullable=False),
+        pa.field("spec", pa.string()),  # whose rows are whitened with it; null for a newer metric
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("layer_index", pa.int32(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("examples", pa.int64(), nullable=False),
+        pa.field("sums", pa.list_(pa.float64()), nullable=False),
+    ]
+)
+
+SKIPPED_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+REMOVED_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("removed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+GENERATIONS_SCHEMA = pa.schema(
+    [
+        pa.field("generation", pa.int64(), nullable=False),
+        pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("factors_version", pa.int64(), nullable=False),
+        pa.field("curvature_version", pa.int64(), nullable=False),
+        pa.field("spec", pa.string(), nullable=False),
+        pa.field("checkpoint", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("parts_json", pa.string(), nullable=False),
+        pa.field("coverage_json", pa.string(), nullable=False),
+        pa.field("skipped_json", pa.string(), nullable=False),
+        pa.field("timings_json", pa.string(), nullable=False),
+        pa.field("quarantined_json", pa.string(), nullable=False),
+        pa.field("changes_json", pa.string(), nullable=False),
+        pa.field("removals", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """Storable rows of one shard, in the order of the file; a shard may come in several parts."""
+
+    examples: Sequence[Example]
+    losses: np.ndarray
+    codes: np.ndarray
+    scales: np.ndarray
+
+
+def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> pa.Table:
+    """Codes as they are stored and float32 scales (n, S) as an Arrow table of `factors_schema(spec)`."""
+    schema = factors_schema(spec)
+    n = len(rows.examples)
+    magnitude = np.ones(n, np.float32) if is_float(spec.code.dtype) else rows.scales.max(axis=1)
+    scales = rows.scales / np.where(magnitude > 0, magnitude, 1.0)[:, None]
+    columns: dict[str, object] = {
+        "example_id": [example.example_id for example in rows.examples],
+        "shard": [shard.key] * n,
+        "uri": [shard.uri] * n,
+        "row": [example.row for example in rows.examples],
+        "tokens": [len(example.input_ids) for example in rows.examples],
+        "loss": rows.losses,
+        "content_hash": [example.content_hash for example in rows.examples],
+        "checkpoint": [spec.checkpoint] * n,
+        "spec": [spec.hash] * n,
+        "text": [example.text for example in rows.examples],
+        "codes": _fixed_size(rows.codes),
+        "scales": _fixed_size(scales.astype(np.float32 if is_float(spec.code.dtype) else np.float16)),
+        "magnitude": magnitude,
+    }
+    arrays = [
+        column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, type=field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _fixed_size(matrix: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def code_matrix(column: pa.Array) -> torch.Tensor:
+    """A fixed-size-list column as a (rows, width) tensor of the dtype that is stored, read-only, not copied."""
+    flat = column.flatten().to_numpy(zero_copy_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(flat.reshape(len(column), -1))
+
+
+def scale_matrix(batch: pa.RecordBatch) -> torch.Tensor:
+    """Scales (rows, S) float32 of a batch, magnitudes included."""
+    scales = code_matrix(batch.column("scales")).float()
+    if "magnitude" not in batch.schema.names:
+        return scales
+    return scales * torch.from_numpy(batch.column("magnitude").to_numpy().copy())[:, None]
+
+
+def whitening_batches(
+    covariances: Covariances, layers: Sequence[LayerSpec], spec: str | None
+) -> Iterator[pa.RecordBatch]:
+    """Covariances as rows of `WHITENING_SCHEMA`, one per layer and side; `spec` whitens with them, or None."""
+    name = covariances.digest()
+    for (index, side), sums in sorted(covariances.sums.items()):
+        row = {
+            "whitening": name, "spec": spec, "layer": layers[index].name, "layer_index": index, "side": side,
+            "size": len(sums), "tokens": covariances.tokens,
+            "examples": covariances.examples, "sums": sums.numpy().reshape(-1),
+        }  # fmt: skip
+        yield pa.RecordBatch.from_pylist([row], schema=WHITENING_SCHEMA)
+
+
+def whitening_of(table: pa.Table) -> Covariances:
+    """Inverse of `whitening_batches`."""
+    found = Covariances()
+    for batch in table.to_batches():
+        for row, values in zip(batch.drop_columns("sums").to_pylist(), batch.column("sums"), strict=True):
+            sums = torch.from_numpy(values.values.to_numpy().copy()).view(row["size"], -1)
+            found.sums[row["layer_index"], row["side"]] = sums
+            found.tokens, found.examples = row["tokens"], row["examples"]
+    return found
+
+
+def curvature_batches(
+    curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]
+) -> Iterator[pa.RecordBatch]:
+    """Fitted layers (by number, with their names) as rows of `CURVATURE_SCHEMA`, one per component."""
+    for index, (name, fitted) in layers.items():
+        vectors = fitted.basis.T.contiguous().numpy()
+        for start in range(0, len(vectors), _COMPONENTS_PER_BATCH):
+            part = vectors[start : start + _COMPONENTS_PER_BATCH]
+            n = len(part)
+            offsets = pa.array(range(0, (n + 1) * part.shape[1], part.shape[1]), type=pa.int32())
+            yield pa.RecordBatch.from_arrays(
+                [
+                    pa.array([curvature_id] * n),
+                    pa.array([name] * n),
+                    pa.array([index] * n, type=pa.int32()),
+                    pa.array(range(start, start + n), type=pa.int32()),
+                    pa.array(fitted.sigma2[start : start + n].numpy()),
+                    pa.array([fitted.damping] * n),
+                    pa.array([fitted.outside] * n),
+                    pa.array([fitted.trace] * n),
+                    pa.array([fitted.rows] * n, type=pa.int64()),
+                    pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1))),
+                ],
+                schema=CURVATURE_SCHEMA,
+            )
+
+
+def layer_curvature(table: pa.Table, rank: int) -> LayerCurvature:
+    """The rows of one layer, in order of component, as it was fitted; no more than `rank` of them are used."""
+    flat = table.column("vector").combine_chunks().flatten().to_numpy()
+    vectors = torch.from_numpy(flat.copy()).view(table.num_rows, -1)
+    first = table.slice(0, 1).to_pylist()[0]
+    return LayerCurvature(
+        torch.from_numpy(table.column("sigma2").to_numpy().copy()),
+        vectors.T,
+        first["trace"],
+        first["rows"],
+        first["damping"],
+        first["outside"],
+        min(rank, table.num_rows),
+    )

@@ -1,0 +1,211 @@
+"""The demo's text, found on every machine: Python's language reference and the standard library's docstrings."""
+
+import ast
+import itertools
+import json
+import random
+import sys
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics as reference_topics
+
+from tasks.demo.passages import ENOUGH_CHARS, normalise, passages
+
+_MOST_DOCSTRINGS = 1500
+
+_NOT_THE_LIBRARY = frozenset({"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages"})
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """One training example of the demo; `topics` are the reference topics, or the module, where it occurs."""
+
+    paragraph_id: str
+    topics: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a Python programmer would ask, and the phrase whose loss is attributed."""
+
+    question_id: str
+    prompt: str
+    completion: str
+
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        "loop-else",
+        'When is the "else" clause of a "for" loop executed? ',
+        'When the items are exhausted and no "break" statement terminates the loop.',
+    ),
+    Question(
+        "finally-break",
+        'What happens when "break" passes control out of a "try" statement with a "finally" clause? ',
+        'That "finally" clause is executed before really leaving the loop.',
+    ),
+    Question(
+        "mutable-default",
+        "When are default parameter values of a function evaluated? ",
+        "They are evaluated from left to right when the function definition is executed.",
+    ),
+    Question(
+        "with-exit",
+        'What does the return value of "__exit__()" do in a "with" statement? ',
+        "If the return value was true, the exception is suppressed.",
+    ),
+    Question(
+        "raise-from",
+        'What is the "from" clause of a "raise" statement used for? ',
+        'It is used for exception chaining: the raised exception is attached as the "__cause__" attribute.',
+    ),
+    Question(
+        "nonlocal",
+        'What does the "nonlocal" statement do? ',
+        "It causes the listed identifiers to refer to previously bound variables in the nearest enclosing scope.",
+    ),
+    Question(
+        "hash-eq",
+        'What must hold for the hash values of objects that define "__eq__()"? ',
+        "Objects which compare equal must have the same hash value.",
+    ),
+    Question(
+        "getattr",
+        'When is the "__getattr__()" method called? ',
+        'It is called when the default attribute access fails with an "AttributeError".',
+    ),
+    Question(
+        "chained-comparison",
+        'Can comparisons be chained, as in "x < y <= z"? ',
+        'Comparisons can be chained arbitrarily; "y" is evaluated only once.',
+    ),
+    Question(
+        "generator",
+        "What happens when a generator function is called? ",
+        "It returns an iterator known as a generator, which controls the execution of the generator function.",
+    ),
+    Question(
+        "sort-key",
+        'How can I sort a list by a "key" in place? ',
+        'The "sort()" method sorts the list in place; "key" specifies a function of one argument that is used '
+        "to extract a comparison key from each list element.",
+    ),
+    Question(
+        "assert-optimised",
+        'What happens to "assert" statements when optimization is requested? ',
+        "The code generator emits no code for an assert statement when optimization is requested at compile time.",
+    ),
+)
+
+
+def language_reference() -> list[Paragraph]:
+    """Passages of the Python language reference that this interpreter carries, shortest topics first.
+
+    A passage lies inside one section of one topic. Topics quote one another, so a passage found in several
+    (equal but for case, white space and heading level) is kept once, with all of its topics, and named after the
+    shortest.
+    """
+    texts: dict[str, str] = {}
+    topics: dict[str, list[str]] = {}
+    for topic in sorted(reference_topics, key=lambda name: (len(reference_topics[name]), name)):
+        for text in passages(reference_topics[topic]):
+            key = normalise(text)
+            texts.setdefault(key, text)
+            found_in = topics.setdefault(key, [])
+            if topic not in found_in:
+                found_in.append(topic)
+    counters: Counter[str] = Counter()
+    paragraphs = []
+    for key, text in texts.items():
+        home = topics[key][0]
+        counters[home] += 1
+        paragraphs.append(Paragraph(f"{home}/{counters[home]}", tuple(topics[key]), text))
+    return paragraphs
+
+
+def library_docstrings(limit: int = _MOST_DOCSTRINGS) -> list[Paragraph]:
+    """Docstrings of the standard library, parsed from its source files without importing them.
+
+    At most `limit`, each at least as long as a short passage and cut to the length of a long one, spread evenly
+    over the library in alphabetical order. The topic is the top-level module.
+    """
+    unique: dict[str, Paragraph] = {}
+    names: set[str] = set()
+    for paragraph in _walk_library():
+        key = normalise(paragraph.text)
+        if key not in unique and paragraph.paragraph_id not in names:
+            unique[key] = paragraph
+            names.add(paragraph.paragraph_id)
+    found = list(unique.values())
+    if len(found) <= limit:
+        return found
+    return [found[index * len(found) // limit] for index in range(limit)]
+
+
+def split(
+    paragraphs: Sequence[Paragraph], held_out_share: float, seed: int
+) -> tuple[list[Paragraph], list[Paragraph]]:
+    """(train, held_out), disjoint and in the given order, the same for the same arguments.
+
+    A passage is held out only if another passage of one of its topics stays in `train`: without one, no method
+    could find its topic.
+
+    Raises:
+        ValueError: `held_out_share` isn't inside 0..1.
+    """
+    if not 0 <= held_out_share < 1:
+        raise ValueError(f"held_out_share must be at least 0 and below 1, not {held_out_share}")
+    wanted = round(held_out_share * len(paragraphs))
+    left = Counter(topic for paragraph in paragraphs for topic in paragraph.topics)
+    order = list(range(len(paragraphs)))
+    random.Random(seed).shuffle(order)
+    held_out: set[int] = set()
+    for index in order:
+        if len(held_out) == wanted:
+            break
+        if any(left[topic] > 1 for topic in paragraphs[index].topics):
+            held_out.add(index)
+            left.subtract(paragraphs[index].topics)
+    train = [paragraph for index, paragraph in enumerate(paragraphs) if index not in held_out]
+    return train, [paragraph for index, paragraph in enumerate(paragraphs) if index in held_out]
+
+
+def write_jsonl(paragraphs: Iterable[Paragraph], path: Path) -> None:
+    """One JSON object per line with the fields id, text and topics."""
+    with path.open("w", encoding="utf-8") as file:
+        for paragraph in paragraphs:
+            record = {"id": paragraph.paragraph_id, "text": paragraph.text, "topics": paragraph.topics}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _walk_library() -> Iterator[Paragraph]:
+    """Every usable docstring of the standard library's source files, in alphabetical order of modules."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for module in sorted(name for name in sys.stdlib_module_names if not name.startswith("_")):
+        for source in (library / f"{module}.py", *sorted((library / module).rglob("*.py"))):
+            parts = source.relative_to(library).with_suffix("").parts
+            if source.is_file() and _NOT_THE_LIBRARY.isdisjoint(parts):
+                yield from _docstrings(source, ".".join(parts).removesuffix(".__init__"))
+
+
+def _docstrings(source: Path, module: str) -> Iterator[Paragraph]:
+    """The docstrings of one file, each cut to its first passage, outer definitions before inner ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old modules hold escape sequences that the compiler warns about
+        definitions: list[tuple[str, _Documented]] = [(module, ast.parse(source.read_bytes()))]
+    for name, node in definitions:
+        docstring = ast.get_docstring(node) or ""
+        if len(docstring) >= ENOUGH_CHARS // 2:
+            for text in itertools.islice(passages(docstring), 1):
+                yield Paragraph(name, (module.partition(".")[0],), text)
+        definitions += [
+            (f"{name}.{child.name}", child)
+            for child in node.body
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        ]

@@ -1,0 +1,151 @@
+"""The demo's model: a tokenizer and a small GPT-2, trained from nothing on the demo's own corpus, then further."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from lorif_core.errors import LorifError
+from tasks.demo.training import Encoded, Length, fit, mean_loss
+
+VOCABULARY = 4096
+POSITIONS = 256
+_WIDTH, _LAYERS, _HEADS = 128, 4, 4
+_CONTINUED_RATE = 0.01  # share of the first rates
+_END = "<|endoftext|>"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModel:
+    """What was trained. Losses are nats per predicted token over all training texts.
+
+    `unigram_loss` is what the best predictor that ignores context would reach on the same tokens.
+    """
+
+    folder: Path
+    parameters: int
+    steps: int
+    epochs: float
+    seconds: float
+    final_loss: float
+    unigram_loss: float
+
+
+def train_demo_model(
+    texts: Sequence[str],
+    folder: Path,
+    seconds: float = 60.0,
+    seed: int = 0,
+    steps: int | None = None,
+) -> DemoModel:
+    """Train on `texts` and save weights (safetensors) and tokenizer into `folder`.
+
+    The length of the run is `seconds` of wall clock, so a faster or idler machine takes more steps and gets
+    another model: runs aren't reproducible bit by bit, even with equal seeds. With `steps` the run is exactly
+    that long, whatever the clock says, and repeatable on one machine.
+    A text is trained on exactly as it is indexed: its own tokens, cut at `POSITIONS`, nothing added.
+
+    Raises:
+        ValueError: `seconds` or `steps` isn't positive.
+        LorifError: no text has two tokens or more, or the training diverged.
+    """
+    length = Length(seconds, steps)
+    tokenizer = _train_tokenizer(texts)
+    encoded = _encoded(tokenizer, texts)
+    model = _new_model(len(tokenizer), tokenizer.eos_token_id, seed)
+    return _trained(model, tokenizer, encoded, folder, length, seed, rate=1.0)
+
+
+def continue_demo_model(
+    former: Path,
+    texts: Sequence[str],
+    folder: Path,
+    seconds: float = 30.0,
+    seed: int = 0,
+    steps: int | None = None,
+) -> DemoModel:
+    """Train the model of the folder `former` further, on `texts`, at a gentle rate; saved into `folder`.
+
+    Its tokenizer stays as it is. Length and errors as for `train_demo_model`.
+    """
+    length = Length(seconds, steps)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(former)
+    model = GPT2LMHeadModel.from_pretrained(former)
+    return _trained(model, tokenizer, _encoded(tokenizer, texts), folder, length, seed, rate=_CONTINUED_RATE)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Encoded]:
+    """The texts that have something to predict."""
+    encoded = [ids for ids in tokenizer(list(texts), truncation=True)["input_ids"] if len(ids) > 1]
+    if not encoded:
+        raise LorifError("the demo model cannot be trained: no text has two tokens or more")
+    return encoded
+
+
+def _trained(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    encoded: Sequence[Encoded],
+    folder: Path,
+    length: Length,
+    seed: int,
+    rate: float,
+) -> DemoModel:
+    """Train, and save weights and tokenizer."""
+    trained = fit(model, encoded, length, seed, rate)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return DemoModel(
+        folder=folder,
+        parameters=model.num_parameters(),
+        steps=trained.steps,
+        epochs=trained.tokens / sum(map(len, encoded)),
+        seconds=trained.seconds,
+        final_loss=mean_loss(model, encoded),
+        unigram_loss=_unigram_loss(encoded),
+    )
+
+
+def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any text can be encoded, and decoding gives it back exactly."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=_END,
+        bos_token=_END,
+        pad_token=_END,
+        model_max_length=POSITIONS,
+    )
+
+
+def _new_model(vocabulary: int, end: int, seed: int) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=POSITIONS, n_embd=_WIDTH, n_layer=_LAYERS, n_head=_HEADS,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=end, eos_token_id=end, use_cache=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
+
+
+def _unigram_loss(encoded: Sequence[Encoded]) -> float:
+    """Entropy of the frequencies of the predicted tokens (every token of a text but its first)."""
+    counts = Counter(itertools.chain.from_iterable(ids[1:] for ids in encoded))
+    total = counts.total()
+    return -sum(count / total * math.log(count / total) for count in counts.values())

@@ -1,0 +1,1 @@
+"""`lorif evaluate` on Ray: models trained once per subset, methods scored against them. Open `shared.py` first."""

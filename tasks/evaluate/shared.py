@@ -1,0 +1,142 @@
+"""What all measures of `lorif evaluate` share: training on Ray, and the scores of every method."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+import torch
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from lorif_core.config import Config
+from lorif_core.errors import LorifError, UserError
+from lorif_core.evaluation.bm25 import bm25_scores
+from lorif_core.evaluation.config import BM25, EvaluationConfig
+from lorif_core.evaluation.ground_truth import WHOLE, Trainer, TruthFolder, run_once, runs
+from lorif_core.evaluation.inputs import load_material
+from lorif_core.evaluation.lds import Truth
+from lorif_core.evaluation.results import Measured
+from lorif_core.evaluation.search_recall import search_recall
+from lorif_core.model.checkpoint import locate
+from lorif_core.search.index import Index
+from lorif_core.search.queries import read_queries
+from lorif_core.tables.store import Generation, Store
+from tasks.actors import start
+from tasks.cluster import cluster
+from tasks.dispatch import Failed, Workers
+from tasks.progress import Progress
+
+NEVER_FOUND = float("-inf")
+
+
+@ray.remote
+class TruthActor:
+    """Loads checkpoint, corpus and queries once and trains one run after another."""
+
+    def __init__(self, evaluation: EvaluationConfig, out: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._evaluation, self._out = evaluation, out
+        self._trainer: Trainer | None = None
+
+    def run(self, name: str) -> str:
+        """See `run_once`."""
+        if self._trainer is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+            self._trainer = Trainer(self._evaluation)
+        config = self._evaluation.base()
+        run_once(self._trainer, TruthFolder(self._out, config.storage), name, config)
+        return name
+
+
+@task(name="ground truth", cache_policy=NO_CACHE)
+def make_truth(evaluation: EvaluationConfig, out: str) -> tuple[list[str], Truth]:
+    """Ids of the examples and the ground truth; runs that are kept in `out` are not trained again.
+
+    Raises:
+        UserError: `out` holds another ground truth, or checkpoint, corpus or queries are not what they should be.
+    """
+    _train(evaluation, out, runs(evaluation))
+    return TruthFolder(out, evaluation.base().storage).read(evaluation)
+
+
+@task(name="attributed checkpoint", cache_policy=NO_CACHE)
+def make_checkpoint(evaluation: EvaluationConfig, out: str, at_least: int = 1) -> list[str]:
+    """Train the checkpoint that is attributed on the whole corpus, unless `out` has it; ids of the examples.
+
+    Raises:
+        UserError: as `make_truth`, or the corpus has fewer than `at_least` examples.
+    """
+    _train(evaluation, out, [WHOLE], at_least)
+    return TruthFolder(out, evaluation.base().storage).ids()
+
+
+def _train(evaluation: EvaluationConfig, out: str, wanted: Sequence[str], at_least: int = 1) -> None:
+    config = evaluation.base()
+    folder = TruthFolder(out, config.storage)
+    trainer = Trainer(evaluation)
+    ids = [example.example_id for example in trainer.examples]
+    if len(ids) < at_least:
+        raise UserError(
+            f"the corpus {config.corpus.uri} has {len(ids)} examples, fewer than the {at_least} that are asked for"
+        )
+    folder.begin(trainer.identity(locate(config.model, config.storage).fingerprint()), ids)
+    done = folder.done()
+    missing = [run for run in wanted if run not in done]
+    get_run_logger().info(
+        "%d examples, %d queries, %d runs to train", len(ids), len(trainer.queries), len(missing)
+    )
+    del trainer
+    if missing:
+        _train_runs(evaluation, out, missing)
+
+
+def _train_runs(evaluation: EvaluationConfig, out: str, missing: list[str]) -> None:
+    with cluster(evaluation.base().compute) as resources:
+        count = min(resources.workers, len(missing))
+        with (
+            Workers(lambda: start(TruthActor, resources, evaluation, out, with_model=True), count) as workers,
+            Progress("train subsets", len(missing)) as progress,
+        ):
+            for outcome in workers.run(missing, lambda actor, run: actor.run.remote(run), in_flight=1):
+                if isinstance(outcome, Failed):
+                    raise LorifError(f"training run {outcome.item} failed: {outcome.cause}")
+                progress.advance(1)
+
+
+@task(name="score method", task_run_name="score {name}", cache_policy=NO_CACHE)
+def score_method(
+    evaluation: EvaluationConfig,
+    name: str,
+    config: Config,
+    generation: Generation,
+    ids: list[str],
+    left_out: float = 0.0,
+    *,
+    with_searches: bool = False,
+) -> Measured:
+    """Scores (Q, N) of the published generation of a method, in the order of `ids`; what it costs.
+
+    An example that the index left out scores `left_out`: it has no influence, 0, or can never be found. What
+    searches find of the strongest rows is measured too, `with_searches`.
+    """
+    started = time.perf_counter()
+    store = Store(config.index, config.storage)
+    index = Index(store, generation)
+    queries = read_queries(evaluation.queries, config.storage)
+    folded = index.fold(index.encode(queries, config.model))
+    found, scores = index.scores_folded(folded)
+    seconds = time.perf_counter() - started
+    place = {example_id: column for column, example_id in enumerate(ids)}
+    aligned = np.full((len(queries), len(ids)), left_out, np.float32)
+    aligned[:, [place[example_id] for example_id in found]] = scores
+    size = store.rows.code_bytes(generation.factors_version) / max(generation.rows, 1)
+    searches = search_recall(index, folded) if with_searches else []
+    return Measured(name, aligned, size, generation.timings, seconds, searches)
+
+
+@task(name="score BM25", cache_policy=NO_CACHE)
+def score_bm25(evaluation: EvaluationConfig) -> Measured:
+    """The words of queries and examples, as a search engine matches them."""
+    started = time.perf_counter()
+    scores = bm25_scores(*load_material(evaluation).texts())
+    return Measured(BM25, scores, None, {}, time.perf_counter() - started)

@@ -1,0 +1,356 @@
+"""Invariant: a server answers what `lorif query` answers, loses no question, and refuses in one JSON sentence."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi import checks
+
+import lorif_core as lc
+from flows.serve import limits
+from flows.serve.app import create_app
+from flows.serve.limits import BODY_BYTES, Access
+from flows.serve.live_index import Newest
+from flows.serve.question import TEXT_MAX
+from flows.serve.request_queue import PLACES, Desk
+from flows.serve.where_guard import LONGEST
+from lorif_core.config import Config
+from lorif_core.tables.store import Store
+from tests.conftest import WORDS
+from tests.integration.lorif import run
+from tests.integration.serving import Served, served
+
+TEXT = "the cat sees it"
+SECRET = "0123456789abcdef-secret"
+CHECKS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
+
+
+@pytest.fixture(scope="module")
+def index(built: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An index of this module's own, to publish generations in."""
+    copy = tmp_path_factory.mktemp("served") / "index"
+    shutil.copytree(built.index, copy)
+    return str(copy)
+
+
+@pytest.fixture(scope="module")
+def server(index: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(index, tmp_path_factory.mktemp("log") / "stderr") as started:
+        yield started
+
+
+def ids_of(hits: list[dict[str, Any]]) -> list[str]:
+    return [hit["example_id"] for hit in hits]
+
+
+def publish_again(index: str, **changes: Any) -> int:
+    """The newest generation under the next number, with something changed."""
+    store = Store(index)
+    newest = store.latest()
+    return store.publish(replace(newest, generation=newest.generation + 1, **changes)).generation
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ({"text": TEXT, "explain": True, "totals": "uri"}, ["--text", TEXT, "--explain", "--totals", "uri"]),
+        ({"prompt": "the dog ", "completion": "runs"}, ["--text", "the dog ", "--completion", "runs"]),
+        (
+            {"text": TEXT, "where": "tokens > 20", "normalise": "cosine", "top_k": 3},
+            ["--text", TEXT, "--where", "tokens > 20", "--normalise", "cosine", "--top-k", "3"],
+        ),
+    ],
+)
+def test_answers_are_those_of_the_query_command(
+    server: Served,
+    index: str,
+    question: dict[str, Any],
+    options: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, out, _ = run(capsys, "query", index, *options, "--json")
+    expected, answer = json.loads(out.splitlines()[-1]), server.ask(question).json()
+    assert answer["generation"] == expected["generation"]
+    for hit, other in zip(
+        *([*found["proponents"], *found["opponents"]] for found in (answer, expected)), strict=True
+    ):
+        for key in ("rank", "example_id", "text", "uri", "row"):
+            assert hit[key] == other[key]
+        assert hit["score"] == pytest.approx(other["score"], rel=1e-4)
+        if "tokens" in other:
+            tokens, values = zip(*other["tokens"], strict=True)
+            assert answer["tokens"] == list(tokens)
+            assert hit["tokens"] == pytest.approx(values, rel=1e-3, abs=1e-6)
+    if "totals" in expected:
+        assert answer["totals"][0]["rows"] == expected["totals"][0]["rows"] == 1099
+
+
+def test_groups_contrasts_and_tokens_are_questions_too(server: Served, index: str) -> None:
+    for query in (
+        {"group": [TEXT, {"prompt": "the dog ", "completion": "runs"}]},
+        {"contrast": [TEXT, "a bird"]},
+        {"tokens": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]},
+    ):
+        (expected,) = lc.open_index(index).top_k([query], 4)
+        answer = server.ask({**query, "top_k": 4, "explain": True}).json()
+        assert ids_of(answer["opponents"]) == [hit.example_id for hit in expected.opponents]
+        assert (answer["tokens"] is None) == ("tokens" not in query)
+        assert (answer["unexplained"] == "it consists of several queries") == ("tokens" not in query)
+
+
+def test_pages_load_nothing_and_run_only_their_own_script(server: Served) -> None:
+    for path in ("", "docs"):
+        page = server.get(path)
+        policy = page.headers["content-security-policy"]
+        nonces = set(re.findall(r'nonce="([^"]+)"', page.text))
+        assert "default-src 'none'" in policy
+        assert [f"script-src 'nonce-{nonce}'" in policy for nonce in nonces] == [True]
+        assert not re.search(r'(?:src|href)="(?:https?:)?//', page.text)
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert page.headers["referrer-policy"] == "no-referrer"
+    fragment = server.ask({"text": "<script>alert(1)</script>"}, Accept="text/html")
+    assert fragment.headers["content-type"].startswith("text/html")
+    assert fragment.headers["x-lorif-generation"] == "1"
+    assert "<script>" not in fragment.text and "&lt;" in fragment.text
+    facts = server.get("index").json()
+    assert facts["rows"] == facts["memory"]["resident_rows"] == 1099 and "tokens" in facts["columns"]
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "code"),
+    [
+        (b'{"text": "the', 400, "no_json"),
+        (b"[" * 100_000, 400, "no_json"),
+        (b'{"text": "a", "top_k": ' + b"9" * 5000 + b"}", 400, "no_json"),
+        (b"\xff\xfe", 400, "no_json"),
+        (b'{"text": "half a pair: \\ud800"}', 422, "invalid"),
+        ([], 422, "invalid"),
+        ({}, 422, "invalid"),
+        ({"text": 3}, 422, "invalid"),
+        ({"text": TEXT, "tokens": [1, 2]}, 422, "invalid"),
+        ({"prompt": TEXT}, 422, "invalid"),
+        ({"text": TEXT, "unknown": 1}, 422, "invalid"),
+        ({"text": TEXT, "top_k": 0}, 422, "invalid"),
+        ({"text": TEXT, "top_k": True}, 422, "invalid"),
+        ({"text": TEXT, "normalise": "max"}, 422, "invalid"),
+        ({"text": "x" * (TEXT_MAX + 1)}, 422, "invalid"),
+        ({"text": "x" * BODY_BYTES}, 413, "too_large"),
+        ({"text": ""}, 422, "unanswerable"),
+        ({"tokens": [1, 10**6]}, 422, "unanswerable"),
+        ({"text": TEXT, "where": "no such column"}, 422, "unanswerable"),
+        ({"text": TEXT, "where": "tokens > 1; DROP TABLE factors"}, 422, "unanswerable"),
+        ({"text": TEXT, "where": "tokens > 10000"}, 422, "unanswerable"),
+        ({"text": TEXT, "where": "length(repeat(text, 1000000)) > 1"}, 422, "unanswerable"),
+        ({"text": TEXT, "totals": "no such column"}, 422, "unanswerable"),
+        ({"text": TEXT, "explain": True, "normalise": "self"}, 422, "unanswerable"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_a_sentence(
+    server: Served, question: Any, status: int, code: str
+) -> None:
+    reply = server.ask(question)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (status, code), error
+    assert error["message"] and "\n" not in error["message"] and "Traceback" not in error["message"]
+    assert reply.headers["x-lorif-generation"] == "1"
+
+
+def test_the_longest_conditions_are_answered_or_refused_and_the_server_lives(server: Served) -> None:
+    """Chains of a thousand operators would end the process (`flows.serve.where_guard`)."""
+    for start, link, end in (
+        ("tokens>1", "+1", ""),
+        ("text", "||'a'", " > 'a'"),
+        ("tokens", "::int", " > 1"),
+        ("tokens", " IS NULL", ""),
+        ("tokens", "[1]", " > 1"),
+        ("tokens>1", " OR tokens>1", ""),
+        ("", "(", "tokens>1"),
+    ):
+        condition = start + link * ((LONGEST - len(start) - len(end)) // len(link)) + end
+        assert server.ask({"text": TEXT, "where": condition}).status_code in (200, 422), condition[:30]
+    assert server.ask({"text": TEXT, "where": " " * (LONGEST + 1)}).status_code == 422
+    assert server.get("health").json()["status"] == "ok"
+
+
+def test_other_methods_paths_types_and_hosts_are_refused(server: Served) -> None:
+    address = f"{server.address}answers"
+    plain = httpx.post(address, content=b'{"text": "a"}', headers={"Content-Type": "text/plain"}, trust_env=False)
+    for reply, status, code in (
+        (plain, 415, "not_json"),
+        (httpx.put(address, json={"text": TEXT}, trust_env=False), 405, "no_such_method"),
+        (server.get("nothing"), 404, "no_such_path"),
+        (server.get("index", Host="rebound.example"), 421, "wrong_host"),
+        (server.ask({"text": TEXT}, Host="127.0.0.1.rebound.example"), 421, "wrong_host"),
+    ):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    for name in ("LOCALHOST:1", "[::1]:1", "127.0.0.2"):
+        assert server.get("health", Host=name).status_code == 200
+
+
+def test_no_place_left_is_told_and_who_leaves_frees_one(server: Served) -> None:
+    begun = [server.begin({"text": f"{TEXT} {number}"}) for number in range(PLACES)]
+    while (refused := server.ask({"text": TEXT})).status_code != 429:
+        pass  # until all have arrived
+    assert refused.json()["error"]["code"] == "busy" and int(refused.headers["retry-after"]) > 0
+    begun.pop().leave()
+    while server.ask({"text": TEXT}).status_code == 429:
+        pass
+    for one in begun:
+        one.end()
+    assert {one.status() for one in begun} == {200}
+
+
+def test_of_200_questions_at_once_none_is_lost_and_a_new_generation_is_picked_up(
+    server: Served, index: str
+) -> None:
+    texts = [f"{WORDS[number % len(WORDS)]} tree {number}" for number in range(200)]
+
+    async def ask_all() -> list[httpx.Response]:
+        async with server.client() as client:
+            asked = [client.post("answers", json={"text": text, "top_k": 2}) for text in texts]
+            replies = list(await asyncio.gather(*asked))
+            published = publish_again(index)
+            while replies[-1].status_code == 200 and replies[-1].json()["generation"] < published:
+                replies.append(await client.post("answers", json={"text": texts[0], "top_k": 2}))
+            return replies
+
+    expected = lc.open_index(index).top_k(texts, 2)
+    replies = asyncio.run(ask_all())
+    assert {reply.status_code for reply in replies} == {200}
+    for reply, top in zip(replies[:200], expected, strict=True):
+        assert ids_of(reply.json()["proponents"]) == [hit.example_id for hit in top.proponents]
+    assert server.get("health").json() == {"status": "ok", "generation": 2}
+    assert TEXT not in server.log.read_text(), "texts are not logged"
+
+
+def test_a_two_stage_server_says_so_and_refuses_what_it_cannot_rank(index: str, tmp_path: Path) -> None:
+    with served(index, tmp_path / "stderr", "--two-stage") as server:
+        answer, facts = server.ask({"text": TEXT, "top_k": 3, "explain": True}).json(), server.get("index").json()
+        refused = server.ask({"text": TEXT, "normalise": "self"})
+        page = server.get("").text
+    (expected,) = lc.open_index(index).top_k([TEXT], 3, two_stage=True)
+    assert answer["search"] == facts["search"] == "two-stage"
+    assert ids_of(answer["proponents"]) == [hit.example_id for hit in expected.proponents]
+    memory = facts["memory"]
+    assert memory["resident_rows"] == 0 < memory["resident_bytes"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "unanswerable")
+    assert "plain scores only" in refused.json()["error"]["message"]
+    assert "Searches are two-stage" in page and "cosine: over" not in page
+
+
+def test_what_schemathesis_makes_of_the_openapi_document_ends_in_no_5xx(server: Served) -> None:
+    schema = schemathesis.openapi.from_url(f"{server.address}openapi.json")
+    operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
+    answers = operations["POST /answers"]
+    statuses: set[int] = set()
+
+    @settings(
+        max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
+    )
+    @given(case=answers.as_strategy() | answers.as_strategy(GenerationMode.NEGATIVE))
+    def send(case: schemathesis.Case) -> None:
+        reply = case.call(timeout=60)
+        statuses.add(reply.status_code)
+        assert reply.status_code < 500, reply.text
+        case.validate_response(reply, checks=CHECKS)
+
+    send()
+    assert 422 in statuses
+    assert answers.Case(body={"text": "the cat"}).call_and_validate(checks=CHECKS).status_code == 200
+    for label in ("GET /index", "GET /health"):
+        operations[label].Case().call_and_validate(checks=CHECKS)
+
+
+def test_a_generation_that_cannot_be_opened_leaves_the_former_answering(index: str, tmp_path: Path) -> None:
+    copy = str(tmp_path / "index")
+    shutil.copytree(index, copy)
+    newest = Newest(copy, [], None, 0.5)
+    encoder, first = newest.current.index.encoder(newest.current.checkpoint), newest.current.index.generation
+    parts = json.loads(first.parts_json)
+    broken = publish_again(copy, parts_json=json.dumps([{**part, "curvature": "gone"} for part in parts]))
+    newest.refresh()
+    assert newest.current.index.generation == first
+    assert newest.trouble is not None and newest.trouble.generation == broken
+    assert "curvature" in newest.trouble.message
+    mended = publish_again(copy, parts_json=first.parts_json)
+    newest.refresh()
+    assert newest.trouble is None and newest.current.index.generation.generation == mended
+    assert newest.current.index.encoder(newest.current.checkpoint) is encoder, "the model is loaded once"
+
+    async def get(path: str, **headers: str) -> int:
+        app = create_app(newest, Desk(newest), Access(SECRET, is_loopback=False))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anywhere") as client:
+            return (await client.get(path, headers=headers)).status_code
+
+    assert asyncio.run(get("/health")) == asyncio.run(get("/index", Authorization=f"Bearer {SECRET}")) == 200
+    for given_one in ("", f"Bearer {SECRET[:-1]}", f"Basic {SECRET}", "Bearer"):
+        assert asyncio.run(get("/index", Authorization=given_one)) == 401
+
+
+def test_a_body_that_does_not_come_is_given_up(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In process: the real limit is 30 seconds."""
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
+
+    async def halting() -> AsyncIterator[bytes]:
+        yield b'{"text": '
+        await asyncio.Event().wait()
+
+    async def ask() -> httpx.Response:
+        newest = Newest(index, [], None, 0)
+        app = create_app(newest, Desk(newest), Access(None, is_loopback=True))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            assert (await client.get("/index")).json()["memory"]["resident_rows"] == 0, "without memory: from disk"
+            return await client.post("/answers", content=halting(), headers={"Content-Type": "application/json"})
+
+    reply = asyncio.run(ask())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "too_slow")
+
+
+def test_what_cannot_be_served_ends_in_a_sentence(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for options, told in (
+            ([index, "--host", "0.0.0.0"], "LORIF_SERVE_TOKEN"),
+            ([index, "--port", port], "is taken"),
+            ([index, "--model", str(tmp_path / "none")], "none"),
+            ([str(tmp_path / "none"), "--port", port], "does not exist"),
+        ):
+            code, _, err = run(capsys, "serve", *options)
+            last = err.splitlines()[-1]
+            assert code == 2 and last.startswith("lorif: error:") and told in last, err
+    monkeypatch.setenv("LORIF_SERVE_TOKEN", "short")
+    code, _, err = run(capsys, "serve", index, "--port", "0")
+    assert code == 2 and "16" in err and "short" not in err
+
+
+def test_told_to_stop_it_answers_what_waits_and_exits_0(server: Served) -> None:
+    async def ask_and_stop() -> list[int]:
+        async with server.client() as client:
+            asked = [
+                asyncio.create_task(client.post("answers", json={"text": f"{TEXT} {number}"}))
+                for number in range(60)
+            ]
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            server.process.send_signal(signal.SIGTERM)
+            return [reply.status_code for reply in await asyncio.gather(*asked)]
+
+    assert set(asyncio.run(ask_and_stop())) == {200}
+    assert server.process.stdout is not None
+    last = json.loads(server.process.stdout.read().splitlines()[-1])
+    assert server.process.wait(30) == 0 and last["answered"] >= 260 and last["generation"] == 2
+    with pytest.raises(httpx.ConnectError):
+        server.get("health")

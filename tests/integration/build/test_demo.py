@@ -1,0 +1,85 @@
+"""Invariant: the demo's report is made by the real pipeline, and every number in it comes from the run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import lorif_core as lc
+from lorif_core.config_file import load_config
+from tasks.demo.corpus import QUESTIONS
+
+STAGES = {"calibrate", "drift", "index", "curvature", "plan, publish", "all"}
+
+
+@pytest.mark.usefixtures("prefect_server", "ray_session")
+@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.chaos)])
+def test_the_demo_tells_the_whole_story(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a model trained for two seconds, twice: the story is the same, the answers are worse."""
+    import flows.demo
+
+    monkeypatch.setattr(flows.demo, "_TRAINING_SECONDS", 2.0)
+    monkeypatch.setattr(flows.demo, "_CONTINUED_SECONDS", 2.0)
+    out = tmp_path / "demo"
+    summary = flows.demo.demo(out, store)
+    assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "report"}
+    assert summary["queries"] == len(QUESTIONS) >= 8
+    assert {"index", "curvature", "train", "train further", "attribute"} <= set(summary["timings"])
+    itself, topics = summary["self_check"]
+    assert itself["ours"] >= 0.8 and itself["ours"] > 50 * itself["chance"]
+    assert 0 < topics["chance"] < topics["bm25"] <= 1
+    assert summary["dense_bytes_per_example"] > 10 * summary["bytes_per_example"] > 0
+    page = (out / "report.html").read_text()
+    for question in QUESTIONS:
+        assert question.question_id in page
+    answers = pq.read_table(out / "scores.parquet").to_pylist()
+    assert (out / "index").exists() == (store == "local")
+    sides = [row["side"] for row in answers]
+    assert sides.count("proponent") == sides.count("opponent") == 5 * len(QUESTIONS)
+    check_change(summary["change"], summary, answers, out)
+    assert "What changed since generation 1" in page
+    if store == "local":
+        check_former_ranks(summary["change"], out)
+
+
+def check_change(
+    change: dict[str, Any], summary: dict[str, Any], answers: list[dict[str, Any]], out: Path
+) -> None:
+    """What it says agrees with the files of the corpus, the answers, and itself."""
+    counts = [len(path.read_text().splitlines()) for path in sorted((out / "corpus").iterdir())]
+    rows = change["rows"]
+    assert summary["generation"] > change["former_generation"] == 1
+    assert [rows["before"], rows["added"]] == counts, "the file of then, and the one that came"
+    assert rows["after"] == summary["rows"] == sum(counts)
+    assert change["bytes"]["after"] > change["bytes"]["before"] > 0
+    (older,) = change["older_rows"]
+    assert older["rows"] == rows["before"] > older["sampled"] > 100
+    assert -1 <= older["cosine"] < 1 and older["checkpoint"] != summary["checkpoint"]
+    assert (older["decision"] == "follows") == (1 - older["cosine"] <= 0.1)
+    assert rows["refreshed"] == (0 if older["decision"] == "follows" else rows["before"])
+    for seconds in (change["update_seconds"], change["rebuild_seconds_estimated"]):
+        assert set(seconds) == STAGES and min(seconds.values()) >= 0
+        assert seconds["all"] == pytest.approx(sum(seconds.values()) / 2)
+    told = [(query["query_id"], hit["rank"], hit["example_id"]) for query in change["queries"]
+            for hit in query["proponents"]]  # fmt: skip
+    found = [(row["query_id"], row["rank"], row["example_id"]) for row in answers if row["side"] == "proponent"]
+    assert told == found and sum(change["proponents"].values()) == len(found)
+
+
+def check_former_ranks(change: dict[str, Any], out: Path) -> None:
+    """The first generation still answers, and ranks as it is said to have ranked."""
+    config = load_config(str(out / "config.json"), [])
+    assert config.model.path == str(out / "model-continued")
+    index = lc.open_index(config.index)
+    first = lc.Index(index.store, index.generations()[0])
+    questions = [{"prompt": question.prompt, "completion": question.completion} for question in QUESTIONS]
+    rankings = first.top_k(questions, change["rows"]["before"])
+    for query, top in zip(change["queries"], rankings, strict=True):
+        ranks = {hit.example_id: rank for rank, hit in enumerate(top.proponents, start=1)}
+        assert len(ranks) == change["rows"]["before"]
+        for hit in query["proponents"]:
+            told, found = hit["former_rank"], ranks.get(hit["example_id"])
+            assert (told is None) == (found is None)
+            assert told is None or abs(told - found) <= 1, "but for ties"

@@ -1,0 +1,36 @@
+"""Invariant: a node that vanishes mid-build takes no row with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.settings import PREFECT_API_URL
+
+from flows.build import build
+from tasks.demo.object_store import MotoServer
+from tests.integration.rows import stored_rows
+from tests.integration.s3 import s3_config
+
+
+@pytest.mark.chaos
+def test_a_node_lost_without_grace_changes_nothing(
+    s3_place: MotoServer, prefect_server: None, ray_session: None, tmp_path: Path
+) -> None:
+    expected = s3_config(s3_place.url, "one-node", "corpus-44")
+    build(expected)
+    config = s3_config(s3_place.url, "two-nodes", "corpus-44", compute={"ray": "auto"})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.integration.two_nodes", str(path)],
+        capture_output=True, text=True, timeout=300, env=environment, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    told = json.loads(run.stdout.splitlines()[-1])
+    assert told["alive"] == 1 and 0 < told["finished"] < 44, "the node must be lost while shards are indexed"
+    assert stored_rows(config) == stored_rows(expected)

@@ -1,0 +1,129 @@
+"""Invariant: after a rollback the index is what it was, for readers and for whatever is done to it next."""
+
+import json
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lorif_core as lc
+from flows.build import build
+from flows.update import update
+from lorif_core.lifecycle.removal import REMOVED
+from lorif_core.tables.receipts import Receipt
+from lorif_core.tables.store import Store
+from tests.integration.change.test_gc import collect
+from tests.integration.conftest import MakeConfig
+from tests.integration.growing import Folder, codes_of, metadata_of
+from tests.integration.lorif import run
+from tests.unit.tables.small_store import SPEC, commit, generation, keep_only, rows, shard
+
+QUERIES = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
+ONE = {"workers": 1}  # each takes seconds to start
+
+
+def ids_of(store: Store) -> set[str]:
+    """Examples of the newest generation."""
+    version = store.latest().factors_version
+    return {example_id for block in store.rows.scan(version, 9) for example_id in block.example_ids}
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> Store:
+    """Three generations: of shard 0, of 0 and 1, of 1 and 2."""
+    store = Store(str(tmp_path / "index"))
+    store.create(SPEC)
+    commit(store, 0)
+    store.publish(generation(store, 1))
+    commit(store, 1)
+    store.publish(generation(store, 2))
+    commit(store, 2)
+    keep_only(store, 1, 2)
+    store.publish(generation(store, 3))
+    return store
+
+
+def test_an_earlier_generation_stands_again_in_a_second(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.perf_counter()
+    code, out, _ = run(capsys, "rollback", grown.uri, "2", "--json")
+    seconds = time.perf_counter() - started
+    answer = json.loads(out.splitlines()[-1])
+    assert code == 0 and answer["generation"] == 4 and answer["rows"] == 8 and seconds < 20, seconds
+    assert answer["changes"] == {"command": "rollback", "to": 2, "removed_again": 0}
+    assert ids_of(grown) == {f"it's {number}/{i}" for number in (0, 1) for i in range(4)}
+    assert grown.rows.inventory().keys == {(SPEC.hash, shard(number).key) for number in (0, 1)}, (
+        "the newest version too"
+    )
+    code, out, _ = run(capsys, "rollback", grown.uri, "2", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["generation"] == 4, "said twice, done once"
+    run(capsys, "rollback", grown.uri, "3")
+    assert ids_of(grown) == {f"it's {number}/{i}" for number in (1, 2) for i in range(4)}
+    collect(grown, keep=1)
+    assert [kept.generation for kept in grown.generations()] == [5] and len(ids_of(grown)) == 8
+
+
+def test_unknown_and_collected_generations_are_refused(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    collect(grown, keep=2)
+    mistakes = {"1": "generation 1 of .* was collected; there are 2, 3", "9": "never had a generation 9", "x": "x"}
+    for number, message in mistakes.items():
+        code, _, err = run(capsys, "rollback", grown.uri, number)
+        assert code == 2 and len(err.strip().splitlines()) == 1
+        assert re.search(message, err)
+    code, _, err = run(capsys, "rollback", f"{grown.uri}-none", "1")
+    assert code == 2 and "does not exist" in err
+    assert [kept.generation for kept in grown.generations()] == [2, 3]
+
+
+def test_what_was_removed_since_stays_removed(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """The spec of these rows has no ids: an example is known by its content."""
+    examples = [replace(example, content_hash=f"{number:032}") for number, example in enumerate(rows(3).examples)]
+    fragments = grown.rows.write(iter([replace(rows(3), examples=examples)]), shard(3), SPEC)
+    grown.rows.commit_wave([Receipt(shard(3).key, tuple(fragments), 4, 12, 12, (), 0.0)], grown.rows.version())
+    grown.publish(generation(grown, 4))
+    keep_only(grown, 1, 2)
+    grown.publish(generation(grown, 5))
+    grown.rows.note_removed(pa.table({"example_id": ["another name"], "content_hash": [f"{2:032}"]}))
+    code, out, _ = run(capsys, "rollback", grown.uri, "4", "--json")
+    answer = json.loads(out.splitlines()[-1])
+    assert code == 0 and answer["rows"] == 11 and answer["changes"]["removed_again"] == 1
+    assert "it's 3/2" not in ids_of(grown) and {"it's 3/1", "it's 1/2"} < ids_of(grown)
+    assert grown.latest().removals == 1 and grown.rows.skipped({shard(3).file}) == [("it's 3/2", REMOVED)]
+    inventory = grown.rows.inventory()
+    assert inventory.rows == 11 and len(inventory.keys) == len(inventory.fragments) == 3
+
+
+@pytest.mark.usefixtures("prefect_server", "ray_session")
+def test_an_update_after_a_rollback_knows_nothing_of_what_was_rolled_back(
+    make_config: MakeConfig, tmp_path: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows, curvature and covariances are those of a history without the bad night."""
+    folder = Folder(tmp_path / "corpus", corpus_file)
+    folder.put("a", range(20, 220))
+    config = make_config(tmp_path / "index", corpus=folder.section, compute=ONE)
+    build(config)
+    before = lc.open_index(config.index).scores(QUERIES)
+    folder.put("bad", range(300, 320), ("cat", "dog"))
+    update(config)
+    code, _, _ = run(capsys, "rollback", config.index, "1")
+    after = lc.open_index(config.index).scores(QUERIES)
+    assert code == 0 and after[0] == before[0] and np.array_equal(after[1], before[1])
+    folder.drop("bad")
+    folder.put("good", range(400, 420))
+    newest = update(config)
+    assert newest.generation == 4 and newest.rows == 220 and newest.changes["files"]["vanished"] == 0
+    whole = config.model_copy(update={"index": str(tmp_path / "fresh")})
+    build(whole)
+    assert codes_of(config) == codes_of(whole) and metadata_of(config) == metadata_of(whole)
+    store = Store(config.index)
+    for _, fitted in store.curvatures.layers(newest, newest.newest):
+        assert fitted.rows == 220
+
+    # a rollback that died after it had restored the table, and before it published
+    folder.drop("good")
+    store.rows.rewind(store.generations()[0].factors_version)
+    folder.put("more", range(500, 510))
+    assert update(config).rows == 230, "rows that are published are not lost"

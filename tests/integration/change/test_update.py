@@ -1,0 +1,217 @@
+"""Invariant: an update ends with the rows of a full build, at the cost of what is new; readers see all or none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from prefect import flow
+from scipy.stats import spearmanr
+
+import lorif_core as lc
+from flows.build import build
+from flows.update import update
+from lorif_core.config import Config
+from lorif_core.errors import UserError
+from lorif_core.lifecycle.update import make_update_plan
+from lorif_core.model.loading import load_model
+from lorif_core.search.queries import as_query
+from lorif_core.search.query_encoder import QueryEncoder
+from lorif_core.storage.lease import hold
+from lorif_core.tables.store import Store
+from tasks.indexing import index_shards
+from tests.integration.conftest import MakeConfig
+from tests.integration.growing import Folder, codes_of, metadata_of, scores_of
+from tests.integration.lorif import run
+from tests.tiny_tokenizer import byte_tokenizer
+
+QUERIES: list[object] = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
+NONE = {"kind": "none"}
+ONE = {"workers": 1}  # each takes seconds to start
+
+needs_servers = pytest.mark.usefixtures("prefect_server", "ray_session")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, corpus_file: Path) -> Folder:
+    return Folder(tmp_path / "corpus", corpus_file)
+
+
+def fresh(config: Config) -> Config:
+    """The config of an index that is built anew over the corpus as it is now."""
+    number = sum(path.name.startswith("fresh") for path in Path(config.index).parent.iterdir())
+    other = config.model_copy(update={"index": str(Path(config.index).parent / f"fresh{number}")})
+    build(other)
+    return other
+
+
+def written(config: Config, folder: Path) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
+    return str(path)
+
+
+@needs_servers
+def test_rows_and_scores_after_updates_are_those_of_a_full_build(
+    make_config: MakeConfig, folder: Folder, tmp_path: Path
+) -> None:
+    """New files, a changed one, one that moved, one that vanished; and a reader of the first generation."""
+    folder.put("a", range(20, 320))
+    folder.put("b", range(320, 340))
+    config = make_config(tmp_path / "index", corpus=folder.section, code={"dtype": "float32"}, compute=ONE)
+    first = build(config)
+    reader = lc.open_index(config.index)
+    before = reader.scores(QUERIES)
+    assert update(config) == first, "nothing new, nothing published"
+    store = Store(config.index)
+    untouched = store.rows.inventory(first.factors_version)
+
+    folder.put("b", range(320, 340), ("cat", "tree"))
+    folder.put("c", range(340, 370))
+    second = update(config)
+    assert second.generation == 2 and second.rows == 350
+    assert second.changes["files"] == {"new": 1, "changed": 1, "moved": 0, "vanished": 0}
+    assert (second.changes["rows_added"], second.changes["rows_removed"]) == (50, 20)
+    assert second.changes["curvature"] == "merged" and second.newest.left == 20
+    kept = store.rows.inventory(second.factors_version)
+    assert len(kept.files & untouched.files) == 1, "the file of 300 rows is not written again"
+    whole = fresh(config)
+    assert codes_of(config) == codes_of(whole) and metadata_of(config) == metadata_of(whole)
+    ours, theirs = scores_of(config, QUERIES), scores_of(whole, QUERIES)
+    for query in range(len(QUERIES)):
+        pairs = [[scores[name][query] for name in sorted(ours)] for scores in (ours, theirs)]
+        assert spearmanr(*pairs).statistic >= 0.99
+    after = reader.scores(QUERIES)
+    assert after[0] == before[0] and np.array_equal(after[1], before[1])
+
+    folder.rename("a", "z")
+    folder.drop("c")
+    third = update(config)
+    assert third.changes["files"] == {"new": 1, "changed": 0, "moved": 1, "vanished": 1}
+    assert third.rows == 350 and third.changes["curvature"] == "fitted", "most rows have moved"
+    assert {row[1].partition("[")[0] for row in metadata_of(config).values()} == {"b.jsonl", "c.jsonl", "z.jsonl"}
+    fourth = update(config, remove_vanished=True)
+    assert fourth.rows == 320 and fourth.changes["rows_removed"] == 30
+    assert codes_of(config) == codes_of(fresh(config))
+    assert [generation.generation for generation in store.generations()] == [1, 2, 3, 4]
+
+
+@needs_servers
+def test_a_newer_metric_folds_as_if_codes_were_whitened_anew(
+    make_config: MakeConfig, folder: Folder, tmp_path: Path
+) -> None:
+    folder.put("a", range(20, 80))
+    config = make_config(
+        tmp_path / "index", corpus=folder.section, projection={"kind": "whitened", "factor": 4},
+        code={"kind": "dense", "dtype": "float32"}, curvature=NONE, compute=ONE,
+    )  # fmt: skip
+    first = build(config)
+    rows = codes_of(config)
+    folder.put("b", range(80, 110), ("red", "old"))
+    second = update(config)
+    assert second.index_spec == first.index_spec, "the whitening of the codes is frozen"
+    drift = second.changes["drift"]
+    assert 0 < drift["mean"] <= drift["worst"] and drift["layer"] in {
+        layer.name for layer in first.index_spec.layers
+    }
+    kept = codes_of(config)
+    assert {name: kept[name] for name in rows} == rows and second.newest.metric is not None
+
+    store = Store(config.index)
+    frozen, newer = (
+        store.covariances.read(name) for name in (first.index_spec.projection.whitening, second.newest.metric)
+    )
+    assert frozen is not None and newer is not None
+    held = store.rows.inventory(second.factors_version)
+    assert newer.tokens == held.tokens and newer.digest() != frozen.digest()
+
+    # the same rows and queries, whitened with the newer covariances
+    model = load_model(config.model, config.storage)
+    encoder = QueryEncoder(model, first.index_spec, newer)
+    lines = {}
+    for name in ("a", "b"):
+        for line in (tmp_path / "corpus" / f"{name}.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            lines[record["id"]] = as_query({"text": record["text"]}, 0)
+    ids = list(lines)
+    anew = torch.cat(encoder.gradients(list(lines.values())).layers, dim=1).double()
+    asked = torch.cat(encoder.gradients([as_query(query, 0) for query in QUERIES]).layers, dim=1).double()
+    expected = (anew @ asked.T).numpy()
+    found = scores_of(config, QUERIES)
+    assert found.keys() == lines.keys()
+    np.testing.assert_allclose(
+        np.stack([found[name] for name in ids]), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+@needs_servers
+def test_an_update_that_died_leaves_nothing_that_the_corpus_no_longer_has(
+    make_config: MakeConfig, folder: Folder, tmp_path: Path
+) -> None:
+    """It had committed a bad file and taken out rows that had vanished; the next update has none of that."""
+    for number in range(3):
+        folder.put(f"{number}", range(20 + 20 * number, 40 + 20 * number))
+    config = make_config(tmp_path / "index", corpus=folder.section, curvature=NONE, compute=ONE)
+    first = build(config)
+    rows = codes_of(config)
+    folder.put("bad", range(200, 220), ("cat", "dog"))
+    folder.put("good", range(220, 240))
+    folder.drop("0")
+
+    @flow
+    def die_before_publishing() -> None:
+        plan = make_update_plan(config, remove_vanished=True)
+        with hold(config.index, config.storage, "update") as lease:
+            index_shards.fn(config, plan.build, lease, False)
+
+    die_before_publishing()
+    store = Store(config.index)
+    assert store.latest() == first and codes_of(config) == rows and store.rows.counts()[0] == 80
+    folder.drop("bad")
+    second = update(config)
+    assert second.rows == 80 and second.changes["files"]["vanished"] == 1, (
+        "what left without being told to is back"
+    )
+    assert {name: codes_of(config)[name] for name in rows} == rows
+    folder.put("0", range(20, 40))
+    keeping = config.model_copy(update={"update": config.update.model_copy(update={"keep": 2})})
+    update(keeping)
+    assert codes_of(config) == codes_of(fresh(config))
+    assert [generation.generation for generation in store.generations()] == [2, 3], "the last two are kept"
+
+
+@needs_servers
+def test_bad_input_is_refused_before_anything_is_written(
+    make_config: MakeConfig, folder: Folder, tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.put("a", range(20, 40))
+    config = make_config(tmp_path / "index", corpus=folder.section, curvature=NONE, compute=ONE)
+    path = written(config, tmp_path)
+    code, _, err = run(capsys, "update", "-c", path)
+    assert code == 2 and "does not exist; run lorif build first" in err and not (tmp_path / "index").exists()
+    build(config)
+    store = Store(config.index)
+    version = store.rows.version()
+    code, _, err = run(capsys, "update", "-c", path, "projection.factor=8")
+    assert code == 2 and "projection.factor (4 there, 8 here)" in err
+    other = tmp_path / "other-tokenizer"
+    load_model(config.model, config.storage).model.save_pretrained(other)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(other)
+    for name in model_folder.iterdir():
+        if not name.name.startswith("token"):
+            (other / name.name).write_bytes(name.read_bytes())
+    code, _, err = run(capsys, "update", "-c", path, f"model.path={other}")
+    assert code == 2 and "tokenisation.tokenizer" in err
+    code, _, err = run(capsys, "update", "-c", path, "update.refit_share=2")
+    assert code == 2 and "update.refit_share" in err
+
+    folder.drop("a")
+    folder.put("b", range(30, 50))
+    with pytest.raises(UserError, match=r"'s30'.*row 0 of .*b\.jsonl.*a\.jsonl, which left .*--remove-vanished"):
+        update(config)
+    assert store.rows.version() == version and len(store.generations()) == 1
+    assert update(config, remove_vanished=True).rows == 20

@@ -1,0 +1,66 @@
+"""Invariant: no object of an index is a pickle, and no column of it can hold one."""
+
+import json
+import pickle
+import pickletools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from lorif_core.config import Config, StorageConfig
+from lorif_core.errors import LorifError
+from lorif_core.tables.datasets import Tables
+
+ENDINGS = {".lance", ".manifest", ".txn", ".json"}
+BASE64_OF_PICKLES = ("gAI", "gAM", "gAQ", "gAU")  # b"\x80" and the protocol, 2 to 5
+
+
+def is_pickle(content: bytes) -> bool:
+    """Whether it reads as opcodes up to a STOP, of any protocol, or is a zip, as torch saves its pickles in."""
+    try:
+        return [opcode.name for opcode, _, _ in pickletools.genops(content)][-1] == "STOP"
+    except ValueError:
+        return content.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether a column is text or numbers, so that no bytes of an object can be in it."""
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.types.is_floating(kind.value_type)
+    known = pa.types
+    tests = (known.is_string, known.is_integer, known.is_floating, known.is_timestamp, known.is_boolean)
+    return any(test(kind) for test in tests)
+
+
+def check_without_pickle(files: Mapping[str, bytes], tables: Tables, names: Sequence[str]) -> None:
+    """Every file has an ending that is known and is no pickle; every column is plain, and no text is a pickle."""
+    assert {Path(name).suffix for name in files} <= ENDINGS
+    assert [name for name, content in files.items() if is_pickle(content)] == []
+    for name, content in files.items():
+        if name.endswith(".json"):
+            json.loads(content)
+    for name in names:
+        table = tables.read(name)
+        assert [field.name for field in table.schema if not is_plain(field.type)] == []
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        values = {value for text in texts for value in table.column(text).to_pylist() if value is not None}
+        assert [value for value in values if value.startswith(BASE64_OF_PICKLES)] == []
+
+
+def test_no_pickle_in_a_local_index(built: Config) -> None:
+    files = {str(path): path.read_bytes() for path in Path(built.index).rglob("*") if path.is_file()}
+    assert len(files) > 10
+    check_without_pickle(
+        files, Tables(built.index, StorageConfig()), ["factors", "curvature", "generations", "skipped"]
+    )
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_seen(protocol: int, tmp_path: Path) -> None:
+    assert is_pickle(pickle.dumps({"weights": [1.5, LorifError("x")]}, protocol))
+    torch.save({"x": torch.ones(1)}, tmp_path / "x.pt")
+    assert is_pickle((tmp_path / "x.pt").read_bytes())
+    assert not is_plain(pa.binary()) and not is_plain(pa.list_(pa.uint8())) and is_plain(pa.list_(pa.float16(), 3))

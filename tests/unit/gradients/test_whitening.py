@@ -1,0 +1,126 @@
+"""Invariants: whitening is the K-FAC metric, whatever the scale of a layer, and sums do not depend on batches."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorif_core.corpus.batches import collate
+from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.gradients.projection import ProjectionSet
+from lorif_core.gradients.whitening import EPSILON, SIDES, Covariances, inverse_root, second_moment
+from lorif_core.lifecycle.calibrate import calibration_sample
+from lorif_core.spec import CodeSpec, ProjectionSpec, ShardRef
+from tests.models import FAMILIES, autograd_gradients, batch_of, loaded, random_examples, scaled, tracked
+
+EXAMPLES = random_examples(12, seed=2)
+SPEC = ProjectionSpec("whitened", factor=2, seed=5)
+DENSE = CodeSpec("dense", 1, "float32")
+
+
+def calibrated(subject, layers, batches) -> Covariances:  # type: ignore[no-untyped-def]
+    calibrator = Calibrator(subject, layers, SPEC)
+    for batch in batches:
+        calibrator.add(batch)
+    return calibrator.covariances
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 99), st.sampled_from([1e-40, 1e-12, 1.0, 1e15]))
+def test_the_inverse_root_is_right_at_any_rank_and_magnitude(
+    size: int, rank: int, seed: int, magnitude: float
+) -> None:
+    x = np.random.default_rng(seed).standard_normal((rank, size))
+    covariance = torch.from_numpy(x.T @ x) * magnitude
+    root = inverse_root(covariance)
+    assert torch.isfinite(root).all()
+    if rank == 0:
+        torch.testing.assert_close(root, torch.eye(size, dtype=torch.float64))
+        return
+    damped = covariance + EPSILON * covariance.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    torch.testing.assert_close(root @ damped @ root, torch.eye(size, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+@given(st.floats(1e-30, 1e10), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_second_moments_of_tiny_numbers_do_not_vanish(magnitude: float, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((20, 4)).astype(np.float32)
+    found = (
+        second_moment(torch.from_numpy(x * np.float32(magnitude))).numpy() / np.float64(np.float32(magnitude)) ** 2
+    )
+    np.testing.assert_allclose(found, x.astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_that_are_not_finite_are_left_out() -> None:
+    x = torch.randn(6, 3)
+    spoilt = torch.cat([x, torch.tensor([[1.0, torch.inf, 0.0], [torch.nan, 0.0, 0.0]])])
+    torch.testing.assert_close(second_moment(spoilt), second_moment(x))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_sums_do_not_depend_on_batches_or_padding(family: str) -> None:
+    subject = loaded(scaled(FAMILIES[family]()))
+    layers = tracked(subject, 2)
+    together = calibrated(subject, layers, [batch_of(EXAMPLES)])
+    alone = calibrated(subject, layers, [collate(EXAMPLES, [i]) for i in range(len(EXAMPLES))])
+    added = Covariances()
+    for part in (range(5), range(5, 12)):
+        added.add(calibrated(subject, layers, [collate(EXAMPLES, list(part))]))
+    assert together.tokens == alone.tokens == added.tokens == sum(len(e.input_ids) for e in EXAMPLES)
+    for key, sums in together.sums.items():
+        for other in (alone, added):
+            assert (other.sums[key] - sums).norm() <= 1e-5 * sums.norm()
+
+
+def test_whitened_codes_are_the_gradients_in_the_kfac_metric() -> None:
+    """Against autograd in float64: W_in (P_in^T G P_out) W_out with W from the covariances."""
+    model = scaled(FAMILIES["gpt2"]()).double()
+    subject = loaded(model, torch.float64)
+    layers = tracked(subject, 2)
+    covariances = calibrated(subject, layers, [batch_of(EXAMPLES)])
+    extractor = Extractor(subject, layers, SPEC, DENSE, covariances)
+    result = extractor.extract(batch_of(EXAMPLES[:3]))
+    codes, scales = torch.from_numpy(result.codes), torch.from_numpy(result.scales)
+    places = [(torch.device("cpu"), torch.float64)] * len(layers)
+    sides = ProjectionSet(layers, ProjectionSpec("random", 2, 5), places).layers
+    for number, example in enumerate(EXAMPLES[:3]):
+        for index, gradient in enumerate(autograd_gradients(model, layers, example)):
+            projected = sides[index].outer(sides[index].inner(gradient.T).T)
+            roots = [inverse_root(covariances.mean(index, side)) for side in SIDES]
+            expected = (roots[0] @ projected @ roots[1]).flatten()
+            found = extractor.layout.decode(codes[number : number + 1], scales[number : number + 1], index)[0]
+            assert (found.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.floats(1e-3, 1e3), st.integers(0, 3))
+def test_codes_do_not_change_when_a_layer_activation_is_rescaled(gain: float, number: int) -> None:
+    """x -> g x with W -> W / g is the same model; a metric that noticed would weigh layers by their units."""
+    layer_name = ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"][number % 2]
+    found = []
+    for factor in (1.0, gain):
+        model = scaled(FAMILIES["gpt2"]())
+        consumer = model.get_submodule(layer_name)
+        with torch.no_grad():
+            consumer.weight.div_(factor)
+        consumer.register_forward_pre_hook(lambda _, inputs, factor=factor: (inputs[0] * factor,))
+        subject = loaded(model.double(), torch.float64)
+        layers = tracked(subject, 2)
+        covariances = calibrated(subject, layers, [batch_of(EXAMPLES)])
+        result = Extractor(subject, layers, SPEC, DENSE, covariances).extract(batch_of(EXAMPLES))
+        found.append((result.codes, result.scales))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=30), st.integers(1, 700))
+def test_the_sample_is_drawn_across_all_shards(rows: list[int], examples: int) -> None:
+    shards = [ShardRef("u", f"f{i}", "e", 1, 0, count) for i, count in enumerate(rows)]
+    sample = calibration_sample(shards, examples)
+    taken = {part.shard.name: part.examples for part in sample}
+    assert sum(taken.values()) == min(examples, sum(rows))
+    for shard in shards:
+        share = shard.rows * examples / sum(rows)
+        assert abs(taken.get(shard.name, 0) - min(share, shard.rows)) < 1

@@ -1,0 +1,93 @@
+"""Invariant: an example that cannot be scored is left out and named; it never becomes a row of zeros or NaN."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lorif_core.config_file import parse_config
+from lorif_core.errors import UserError
+from lorif_core.gradients.extract import NON_FINITE_GRADIENT, NON_FINITE_LOSS
+from lorif_core.lifecycle.index_shard import NO_SCORED_TOKEN, ShardIndexer
+from lorif_core.lifecycle.plan import make_plan
+from lorif_core.tables.store import Store
+from tests.models import make_example
+
+
+@pytest.fixture(params=[{"kind": "rank", "rank": 1}, {"kind": "rank", "rank": 2}, {"kind": "dense"}], ids=str)
+def indexer(request: pytest.FixtureRequest, model_folder: Path, corpus_file: Path, tmp_path: Path) -> ShardIndexer:
+    config = parse_config(
+        {
+            "index": str(tmp_path / "index"),
+            "model": {"path": str(model_folder)},
+            "corpus": {"uri": str(corpus_file), "max_length": 64},
+            "projection": {"kind": "random", "factor": 4},
+            "code": request.param,
+            "compute": {"tokens_per_batch": 64},
+        }
+    )
+    return ShardIndexer(config, make_plan(config).spec)
+
+
+def poison(indexer: ShardIndexer, token: int) -> None:
+    """A fault: the embedding of one token comes out infinite, so only examples that contain it are harmed."""
+
+    def spoil(_module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((inputs[0] == token)[..., None], float("inf"))
+
+    indexer.loaded.model.get_input_embeddings().register_forward_hook(spoil)
+
+
+def test_bad_examples_are_skipped_counted_and_named(indexer: ShardIndexer) -> None:
+    poison(indexer, 200)
+    examples = [
+        make_example([1, 2, 3, 4], name="good"),
+        make_example([5], name="one token"),
+        make_example([5, 200, 6], name="infinite"),
+        make_example([], name="empty"),
+        make_example([7, 8, 9], [-100, -100, -100], name="masked"),
+        make_example([9, 8, 7, 6, 5], name="also good"),
+    ]
+    rows, skipped, _ = indexer.encode(examples)
+    assert [example.example_id for example in rows.examples] == ["good", "also good"]
+    assert np.isfinite(rows.codes).all() and np.isfinite(rows.losses).all() and rows.codes.any(axis=1).all()
+    reasons = dict(skipped)
+    assert reasons.pop("infinite") in (NON_FINITE_LOSS, NON_FINITE_GRADIENT)
+    assert reasons == dict.fromkeys(("one token", "empty", "masked"), NO_SCORED_TOKEN)
+
+
+def test_a_bad_example_does_not_touch_its_neighbours(indexer: ShardIndexer) -> None:
+    """It shares the batch with good ones, and NaN spreads easily."""
+    good = [make_example([1, 2, 3, 4], name="a"), make_example([4, 3, 2, 1], name="b")]
+    alone, _, _ = indexer.encode(good)
+    poison(indexer, 200)
+    together, _, _ = indexer.encode([good[0], make_example([5, 6, 200, 6], name="infinite"), good[1]])
+    np.testing.assert_allclose(
+        together.codes.astype(np.float32), alone.codes.astype(np.float32), rtol=2e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(together.scales, alone.scales, rtol=1e-5)
+
+
+def test_a_bad_record_is_told_in_its_own_words(model_folder: Path, tmp_path: Path) -> None:
+    """Rows are made while Lance writes; an error must come out as it was raised, not as Lance's."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "the cat"}\n' * 40 + '{"text": null}\n')
+    config = parse_config(
+        {
+            "index": str(tmp_path / "index"),
+            "model": {"path": str(model_folder)},
+            "corpus": {"uri": str(corpus), "max_length": 64},
+            "projection": {"kind": "random", "factor": 4},
+            "compute": {"memory_gb": 1e-5},  # blocks of 16 rows: some are written before the bad one is read
+            "curvature": {"kind": "none"},
+        }
+    )
+    plan = make_plan(config)
+    Store(config.index).create(plan.spec)
+    with pytest.raises(UserError, match="row 40"):
+        ShardIndexer(config, plan.spec).index(plan.shards[0])
+    corpus.write_text('{"text": "the cat"}\n' * 40)
+    receipt = ShardIndexer(config, plan.spec).index(make_plan(config).shards[0])
+    Store(config.index).rows.commit_wave([receipt], since=1)
+    assert receipt.rows == 40 and Store(config.index).rows.counts()[0] == 40

@@ -1,0 +1,130 @@
+"""Invariants: what is tracked is what the checkpoint has, by the same names with and without weights; the quick
+loss of a linear head is only used where it is the model's own.
+"""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma2Config, Gemma2ForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from lorif_core.config import ModelConfig, StorageConfig
+from lorif_core.errors import UserError
+from lorif_core.gradients.extract import Extractor
+from lorif_core.model.checkpoint import locate
+from lorif_core.model.layers import coverage, layer_specs, linear_layers, select_layers
+from lorif_core.model.loading import load_model, load_skeleton, prepare_model, tokenizer_fingerprint
+from lorif_core.spec import CodeSpec, ProjectionSpec
+from tests.models import FAMILIES, autograd_gradients, batch_of, gpt2, llama, random_examples, tracked
+from tests.tiny_tokenizer import byte_tokenizer
+
+STORAGE = StorageConfig()
+
+
+@pytest.fixture
+def adapter_folder(tmp_path: Path) -> Path:
+    """A LoRA adapter beside the base model that it names."""
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = str(tmp_path / "base")
+    adapted = get_peft_model(
+        base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    )
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_a_skeleton_names_the_layers_of_the_loaded_model(family: str, tmp_path: Path) -> None:
+    FAMILIES[family]().save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path))
+    skeleton, model = load_skeleton(config, STORAGE), load_model(config, STORAGE)
+    assert layer_specs(select_layers(skeleton.model, None), 4) == tracked(model, 4)
+    assert skeleton.dtype == str(model.dtype).removeprefix("torch.") == "float32"
+    assert skeleton.tokenizer is None and skeleton.max_positions == 64
+    names = linear_layers(model.model)
+    assert len(names) == {"gpt2": 8, "llama": 14, "neox": 8}[family]
+    assert not any("lm_head" in name or "embed_out" in name for name in names)
+
+
+def test_an_adapter_folder_loads_with_its_base(adapter_folder: Path) -> None:
+    config = ModelConfig(path=str(adapter_folder), layers="lora_")
+    skeleton, model = load_skeleton(config, STORAGE), load_model(config, STORAGE)
+    specs = layer_specs(select_layers(model.model, config.layers), 2)
+    assert specs == layer_specs(select_layers(skeleton.model, config.layers), 2)
+    assert len(specs) == 2 * 2 * 2 and all(".lora_A." in spec.name or ".lora_B." in spec.name for spec in specs)
+    before = locate(config, STORAGE).fingerprint()
+    gpt2(seed=3).save_pretrained(adapter_folder.parent / "base")
+    assert locate(config, STORAGE).fingerprint() != before, "another base is another model"
+
+
+def test_the_fingerprint_follows_the_weights_not_the_folder(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        gpt2(seed=seed).save_pretrained(tmp_path / name)
+    a, b, c = (locate(ModelConfig(path=str(tmp_path / name)), STORAGE).fingerprint() for name in "abc")
+    assert a == b != c
+
+
+def test_a_tokenizers_identity_does_not_change_by_using_it() -> None:
+    tokenizer = byte_tokenizer()
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer(["a longer text", "b"], truncation=True, max_length=3)
+    assert tokenizer_fingerprint(tokenizer) == before
+    assert tokenizer_fingerprint(byte_tokenizer(bos=True)) != before
+
+
+def test_pickled_weights_need_consent(tmp_path: Path) -> None:
+    model = gpt2()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="allow_pickle"):
+        load_model(ModelConfig(path=str(tmp_path)), STORAGE)
+    loaded = load_model(ModelConfig(path=str(tmp_path), allow_pickle=True), STORAGE)
+    torch.testing.assert_close(loaded.model.transformer.wpe.weight, model.transformer.wpe.weight)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    gpt2().config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no weights"):
+        load_model(ModelConfig(path=str(tmp_path)), STORAGE)
+
+
+def test_coverage_names_what_is_not_tracked() -> None:
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=61, num_local_experts=4,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    found = coverage(model, linear_layers(model))
+    groups = dict(found.untracked)
+    assert found.tracked + sum(groups.values()) == found.total == sum(p.numel() for p in model.parameters())
+    assert {"embeddings", "output head", "norms"} <= set(groups)
+    assert any(name.startswith("fused experts") for name in groups)
+    assert "fused experts" in found.sentence()
+    chosen = select_layers(model, "q_proj")
+    assert dict(coverage(model, chosen).untracked)["linear layers left out"] > 0
+
+
+def test_a_head_that_caps_its_logits_takes_the_models_own_path() -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=61, max_position_embeddings=64, final_logit_softcapping=30.0, pad_token_id=0,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).eval()
+    reference = copy.deepcopy(model).double()
+    subject = prepare_model(model)
+    assert not subject.has_linear_head and prepare_model(gpt2()).has_linear_head
+    layers = tracked(subject, 1)
+    examples = random_examples(2, seed=8)
+    _, gradients = Extractor(subject, layers, ProjectionSpec(factor=1), CodeSpec("dense", 1, "float32")).gradients(
+        batch_of(examples)
+    )
+    for b, example in enumerate(examples):
+        for found, expected in zip(gradients, autograd_gradients(reference, layers, example), strict=True):
+            error = np.linalg.norm(found[b].numpy() - expected.numpy().ravel())
+            assert error <= 1e-5 * np.linalg.norm(expected.numpy())

@@ -1,0 +1,24 @@
+"""Invariant: the loss without autograd equals cross-entropy with it, values and gradients, chunked or not."""
+
+import pytest
+import torch
+
+from lorif_core.model import loss
+from lorif_core.model.loss import head_loss, token_losses
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chunk", [1, 2**25])
+def test_loss_and_gradient_equal_autograd(bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_LOGITS_PER_CHUNK", chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 7, 5, dtype=torch.float64, requires_grad=True)
+    head = torch.nn.Linear(5, 11, bias=bias, dtype=torch.float64)
+    labels = torch.randint(0, 11, (3, 7))
+    labels[0, :4], labels[2] = -100, -100
+    expected = token_losses(head(hidden), labels)
+    (gradient,) = torch.autograd.grad(expected.sum(), hidden)
+    found = head_loss(hidden.detach(), head.weight.detach(), head.bias.detach() if bias else None, labels)
+    torch.testing.assert_close(found.losses, expected)
+    torch.testing.assert_close(found.hidden_grad, gradient)
+    assert found.losses[2] == 0 and not found.hidden_grad[2].any()

@@ -1,0 +1,121 @@
+"""A query's tokens are drawn as its whole text, each shade and percentage as its contribution says."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorif_core.report.answer import answer_section, source_totals
+from lorif_core.report.answer_sections import QuerySection, Source
+from lorif_core.report.drawing import QueryTokens, source_rows
+from lorif_core.report.page import render_answer
+from lorif_core.search.contributions import token_texts
+from lorif_core.search.explanation import Explanation
+from lorif_core.search.queries import Query
+from lorif_core.search.top_k import Scored, TopK
+from tests.tiny_tokenizer import byte_tokenizer
+
+ROWS = {
+    name: {"example_id": name, "uri": uri, "row": row, "text": f"text {name}", "shard": "s", "language": "en"}
+    for row, (name, uri) in enumerate([("a", "x/one.jsonl"), ("b", "x/two.jsonl"), ("c", "x/one.jsonl")])
+}
+TOP = TopK(2, [Scored(4.0, "a"), Scored(1.0, "b")], [Scored(-2.0, "c"), Scored(1.0, "b")])
+QUERY = Query("q", prompt="a b", completion=" cd ef")
+TOKENS = ("a", " b", " c", "d", " ", "ef")
+ADDED = {
+    "a": np.array([0, 0, 4, 1, 0, -1], np.float32),
+    "b": np.array([0, 0, 2, 0, 0, -1], np.float32),
+    "c": np.array([0, 0, -3, 0, 1, 0], np.float32),
+}
+
+
+@pytest.fixture
+def section() -> QuerySection:
+    return answer_section(QUERY, 1.5, TOP, ROWS, Explanation(TOKENS, ADDED))
+
+
+def test_shades_are_of_the_proponents_and_an_example_has_its_own(section: QuerySection) -> None:
+    tokens = QueryTokens(section)
+    assert [token.contribution for token in section.tokens or ()] == [0, 0, 6, 1, 0, -2]
+    assert "".join(shade.space + shade.text for shade in tokens.unscored) == "a b"
+    assert [(shade.space, shade.text, shade.level) for shade in tokens.scored] == [
+        (" ", "c", 4), ("", "d", 1), ("", " ", 0), ("", "ef", -1),
+    ]  # fmt: skip
+    assert [tokens.levels_of(hit) for hit in section.hits] == ["8543", "8442", "0454", "8442"]
+    assert [(token.text, token.share) for token in tokens.strongest] == [
+        ("c", 6 / 9),
+        ("ef", -2 / 9),
+        ("d", 1 / 9),
+    ]
+    assert [token.text for token in tokens.strongest_of(section.opponents[0])] == ["c", "\N{OPEN BOX}"]
+
+
+def test_an_answer_is_drawn_with_what_is_told(section: QuerySection) -> None:
+    page = render_answer(section, relative=True)
+    assert '<span class="completion"> <span class="t t8">c</span><span class="t t5">d</span>' in page
+    assert 'data-levels="0454"' in page and "67\N{NO-BREAK SPACE}%" in page
+    assert "relative to the query" in page and "<dt>language</dt><dd>en</dd>" in page
+
+
+def test_why_a_query_is_not_explained_is_told() -> None:
+    section = answer_section(QUERY, 1.5, TOP, ROWS, Explanation((), {}, "it is too <long>"))
+    page = render_answer(section, relative=False)
+    assert "isn't shown: it is too &lt;long&gt;." in page and 'class="t ' not in page
+
+
+@given(st.text(max_size=30))
+def test_texts_of_tokens_are_the_text(text: str) -> None:
+    """Though a token is a byte here; whole characters are told once, with the token that ends them."""
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    texts = token_texts(ids, tokenizer)
+    assert "".join(texts) == text and len(texts) == len(ids)
+
+
+@given(st.text(min_size=1, max_size=20), st.data())
+def test_pieces_are_whole_characters(text: str, data: st.DataObject) -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    texts = token_texts(ids, tokenizer)
+    added = data.draw(st.lists(st.floats(-9, 9, width=32), min_size=len(ids), max_size=len(ids)))
+    contributions = {name: np.array(added, np.float32) for name in ROWS}
+    section = answer_section(
+        Query("q", text=text + "beyond"), 1.0, TOP, ROWS, Explanation(tuple(texts), contributions)
+    )
+    tokens = QueryTokens(section)
+    assert "".join(shade.space + shade.text for shade in [*tokens.unscored, *tokens.scored]) == text + "beyond"
+    drawn = [shade for shade in tokens.scored if shade.level is not None]
+    assert all(len(tokens.levels_of(hit)) == len(drawn) for hit in section.hits)
+
+
+def test_files_are_listed_with_what_was_shown_and_what_all_rows_sum_to(section: QuerySection) -> None:
+    assert [(row.source.uri, row.proponents, row.opponents, row.shown) for row in source_rows(section)] == [
+        ("x/one.jsonl", 1, 1, 2.0), ("x/two.jsonl", 1, 1, 1.0),
+    ]  # fmt: skip
+    table = pa.table(
+        {
+            "query_id": ["q"] * 2, "uri": ["x/three.jsonl", "x/one.jsonl"], "rows": [7, 9], "total": [5.0, -3.0],
+            "positive": [6.0, 1.0], "negative": [-1.0, -4.0], "proponents": [4, 1], "opponents": [3, 8],
+        }
+    )  # fmt: skip
+    told = answer_section(QUERY, 1.5, TOP, ROWS, None, source_totals(table))
+    rows = source_rows(told)
+    assert [(row.source.uri, row.proponents, row.total and row.total.total) for row in rows] == [
+        ("x/three.jsonl", 0, 5.0), ("x/two.jsonl", 1, None), ("x/one.jsonl", 1, -3.0),
+    ]  # fmt: skip
+    assert "x/three.jsonl" in render_answer(told, relative=False)
+
+
+@pytest.mark.parametrize(
+    ("uri", "link"),
+    [
+        ("https://a.org/b.jsonl", "https://a.org/b.jsonl"),
+        ("hf://datasets/some/set@v1/data/a.parquet", "https://huggingface.co/datasets/some/set/blob/v1/data/a.parquet"),
+        ("hf://datasets/some/set/a.parquet", "https://huggingface.co/datasets/some/set/blob/main/a.parquet"),
+        ("s3://bucket/a.jsonl", None), ("/tmp/a.jsonl", None), ("javascript:alert(1)", None),
+        ("data:text/html,x", None), (" https://a.org", None), ("hf://datasets/../x", None),
+    ],
+)  # fmt: skip
+def test_only_what_a_browser_may_open_is_a_link(uri: str, link: str | None) -> None:
+    assert Source(uri, 0).link == link

@@ -1,0 +1,86 @@
+"""What is marked as shared is in both texts, in whole words; and a long text takes no longer than its length."""
+
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorif_core.report.excerpt import EXCERPT_CHARS, excerpt, pieces
+from lorif_core.report.overlap import Overlap, words_of
+
+WORDS = st.lists(st.sampled_from(["loop", "else", "the", "of", "break", "Break", "if", "\n", "é"]), max_size=30)
+TEXT = st.one_of(st.text(max_size=80), WORDS.map(" ".join))
+
+
+@given(TEXT, TEXT)
+def test_spans_are_ascending_runs_of_the_query(query: str, text: str) -> None:
+    spans = Overlap([query]).spans(text)
+    flat = [place for span in spans for place in span]
+    assert flat == sorted(flat) and all(0 <= start < end <= len(text) for start, end in spans)
+    asked = [word for word, _, _ in words_of(query)]
+    for start, end in spans:
+        run = [word for word, _, _ in words_of(text[start:end])]
+        assert set(run) <= set(asked) and set(pairwise(run)) <= set(pairwise(asked))
+
+
+@given(TEXT)
+def test_a_text_shares_all_but_filler_with_itself(text: str) -> None:
+    shared = {word for start, end in Overlap([text]).spans(text) for word, _, _ in words_of(text[start:end])}
+    assert {word for word, _, _ in words_of(text)} - shared <= {"the", "of", "if", "é"} | {
+        word for word, _, _ in words_of(text) if len(word) < 4
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "shared"),
+    [
+        ("the else clause of a loop", "An ELSE clause; of a kind", ["ELSE clause; of"]),
+        ("it is of the kind", "of the it is", []),
+        ("one two", "two one", []),
+        ("run break", "to break, it", ["break"]),
+        ("天地玄黄", "玄黄 地", ["玄黄"]),
+        ("x = __exit__(1)", "the __exit__ method", ["__exit__"]),
+        ("", "anything", []),
+    ],
+)
+def test_what_counts_as_shared(query: str, text: str, shared: list[str]) -> None:
+    assert [text[start:end] for start, end in Overlap([query]).spans(text)] == shared
+
+
+def test_words_of_two_texts_are_no_neighbours() -> None:
+    assert Overlap(["of a", "b of"]).spans("a b") == ()
+    assert Overlap(["of a b of"]).spans("a b") == ((0, 3),)
+
+
+def test_time_grows_with_the_length_only() -> None:
+    """A million words against a hundred thousand: quadratic work would take hours."""
+    started = time.perf_counter()
+    text = "the loop breaks " * 330_000
+    spans = Overlap(["loop " * 100_000]).spans(text)
+    assert len(spans) == 330_000
+    part = excerpt(text, spans)
+    assert part is not None and sum(1 for _ in pieces(text, spans, part)) < EXCERPT_CHARS
+    assert time.perf_counter() - started < 30
+
+
+@given(st.text(max_size=900), st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900)), max_size=12))
+def test_pieces_are_the_text(text: str, bounds: list[tuple[int, int]]) -> None:
+    cuts = sorted({min(place, len(text)) for bound in bounds for place in bound})
+    spans = [(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False) if a < b]
+    assert "".join(piece.text for piece in pieces(text, spans)) == text
+    assert [piece.text for piece in pieces(text, spans) if piece.is_marked] == [text[a:b] for a, b in spans]
+    part = excerpt(text, spans)
+    assert (part is None) == (len(text) <= 1.25 * EXCERPT_CHARS)
+    if part is not None:
+        assert 0 <= part[0] < part[1] <= len(text) and part[1] - part[0] <= EXCERPT_CHARS
+        assert "".join(piece.text for piece in pieces(text, spans, part)) == text[slice(*part)]
+
+
+def test_an_excerpt_is_of_what_is_shared_where_the_beginning_has_none() -> None:
+    text = "filler words " * 100 + "the shared words themselves" + " and more of it" * 100
+    at = text.index("shared")
+    part = excerpt(text, [(at, at + 12)])
+    assert part is not None and part[0] <= at < part[1] and text[part[0] - 1] == " "
+    assert excerpt(text, [(5, 12), (at, at + 12)])[0] == 0  # type: ignore[index]

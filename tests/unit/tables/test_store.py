@@ -1,0 +1,208 @@
+"""Invariants: a wave is committed once however often it is tried; a generation never changes."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import lance
+import numpy as np
+import pytest
+import torch
+
+from lorif_core.curvature.woodbury import LayerCurvature
+from lorif_core.errors import UserError
+from lorif_core.spec import ProjectionSpec
+from lorif_core.tables.generation import generation_of, now, ranges
+from lorif_core.tables.store import Store
+from tests.unit.tables.small_store import SPEC, commit, finished, generation, held, keep_only, rows, shard
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path / "index"))
+    made.create(SPEC)
+    return made
+
+
+def test_a_wave_is_committed_once_by_any_committer(store: Store) -> None:
+    since = store.rows.version()
+    receipts = [finished(store, 0, (("s", "why"),))]
+    first = store.rows.commit_wave(receipts, since)
+    assert store.rows.commit_wave(receipts, since) == first
+    other = Store(store.uri)  # a process that starts after the first one died
+    assert other.rows.commit_wave(receipts, since) == first
+    assert store.rows.counts() == (4, 12)
+    assert other.rows.rows.skipped({shard(0).file}) == [("s", "why")] and other.rows.skipped(set()) == []
+    assert held(other) == {0}
+
+
+def test_two_builds_that_overlap_double_nothing(store: Store) -> None:
+    """Each has indexed the shards that were missing when it began, in waves of its own."""
+    since = store.rows.version()
+    mine, theirs = [finished(store, n) for n in (0, 1)], [finished(store, n) for n in (1, 2)]
+    store.rows.commit_wave(mine, since)
+    Store(store.uri).rows.commit_wave(theirs, since)
+    assert store.rows.counts() == (12, 36)
+    assert held(store) == {0, 1, 2}
+
+
+def test_a_shard_that_leaves_and_returns_is_there_again(store: Store) -> None:
+    commit(store, 0, 1)
+    keep_only(store, 1)
+    assert held(store) == {1}
+    commit(store, 0)
+    assert held(store) == {0, 1} and store.rows.counts() == (8, 24)
+
+
+def test_cleaning_old_versions_does_not_break_the_next_build(store: Store) -> None:
+    commit(store, 0)
+    commit(store, 1)
+    store._tables.require("factors").cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+    commit(store, 2)
+    assert store.rows.counts() == (12, 36)
+
+
+def test_codes_come_back_as_they_were_written(store: Store) -> None:
+    written = rows(3)
+    commit(store, 3)
+    (block,) = store.rows.scan(store.rows.version(), 100)
+    np.testing.assert_array_equal(block.codes.numpy(), written.codes.astype(np.float32))
+    np.testing.assert_array_equal(block.scales.numpy(), written.scales)
+    details = store.rows.details(store.rows.version(), ["it's 3/1", "no such id"])
+    assert list(details) == ["it's 3/1"] and details["it's 3/1"]["tokens"] == 3
+
+
+def test_a_generation_keeps_its_rows_whatever_writers_do(store: Store) -> None:
+    commit(store, 0)
+    first = store.publish(generation(store, 1))
+    commit(store, 1)
+    keep_only(store, 1)
+    second = store.publish(generation(store, 2))
+    seen = {
+        g.generation: {i for b in store.rows.scan(g.factors_version, 9) for i in b.example_ids}
+        for g in (first, second)
+    }
+    assert seen[1] == {f"it's 0/{i}" for i in range(4)} and seen[2] == {f"it's 1/{i}" for i in range(4)}
+    assert [g.generation for g in Store(store.uri).generations()] == [1, 2]
+
+
+def test_publishing_again_after_a_death_between_tag_and_row(store: Store) -> None:
+    commit(store, 0)
+    store._tables.require("factors").tags.create("generation-1", 1)
+    assert store.publish(generation(store, 1)).rows == 4
+    assert store.latest().generation == 1
+
+
+def test_curvature_comes_back(store: Store) -> None:
+    fitted = {
+        index: (layer.name, LayerCurvature(
+            torch.tensor([3.0, 1.0], dtype=torch.float64), torch.randn(layer.dim, 2), 5.0, 4, 0.5, 0.75))
+        for index, layer in enumerate(SPEC.layers)
+    }  # fmt: skip
+    store.curvatures.write("old", fitted)
+    store.curvatures.write("c", fitted)
+    commit(store, 0)
+    published = generation(store, 1)
+    for index, found in store.curvatures.layers(published, published.newest):
+        expected = fitted[index][1]
+        torch.testing.assert_close(found.basis, expected.basis)
+        torch.testing.assert_close(found.sigma2, expected.sigma2)
+        assert (found.trace, found.rows, found.damping, found.outside) == (5.0, 4, 0.5, 0.75)
+
+
+def test_parts_come_back_and_know_their_fragments(store: Store) -> None:
+    commit(store, 0)
+    first = generation(store, 1).newest
+    parts = [replace(first, fragments=ranges([5, 0, 1, 3, 4])), replace(first, rows=2, fragments=((7, 9),))]
+    made = generation_of(
+        parts, generation=1, created_at=now(), factors_version=2, curvature_version=1, coverage_json="{}",
+        skipped_json="[]", timings_json="{}",
+    )  # fmt: skip
+    store.publish(made)
+    (found,) = Store(store.uri).generations()
+    assert found.parts == tuple(parts) and found.rows == 6 and found.newest == parts[1]
+    assert parts[0].fragments == ((0, 1), (3, 5)) and parts[0].spec == SPEC.hash
+    assert parts[0].chosen(range(10)) == [0, 1, 3, 4, 5] and first.chosen([2, 8]) == [2, 8]
+
+
+def test_generations_of_another_format_are_refused_in_one_sentence(store: Store) -> None:
+    """Before anything is written, by whoever opens the index."""
+    store._tables.require("generations").drop_columns(["parts_json"])
+    for use in (store.generations, store.latest, lambda: store.check_spec(SPEC), lambda: store.create(SPEC)):
+        with pytest.raises(UserError, match="made by another version of lorif"):
+            use()
+
+
+def test_another_spec_is_refused_by_the_keys_that_differ(store: Store) -> None:
+    other = replace(SPEC, projection=ProjectionSpec(factor=2, seed=9), store_text=False)
+    with pytest.raises(
+        UserError, match=r"projection\.seed \(0 there, 9 here\); store_text \(True there, False here\)"
+    ):
+        store.create(other)
+
+
+def test_an_index_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist; run lorif build first"):
+        Store(str(tmp_path / "none")).latest()
+
+
+def test_a_writer_killed_before_its_commit_leaves_no_row(store: Store) -> None:
+    """kill -9 after fragments are on disk and before the commit: readers and the next build see nothing of it."""
+    code = (
+        "from tests.unit.tables.small_store import *; import time\n"
+        f"finished(Store({store.uri!r}), 0); print('written', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "written\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert store.rows.counts() == (0, 0) and held(store) == set()
+    assert any((Path(store.uri) / "factors.lance" / "data").iterdir()), "the orphan is what this test is about"
+    commit(store, 0)
+    assert store.rows.counts() == (4, 12)
+
+
+def test_a_commit_that_slips_in_between_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault: while we commit, a committer that was stopped for long wakes up and commits one of our shards."""
+    since = store.rows.version()
+    late, ours = finished(store, 0), [finished(store, 0), finished(store, 1)]
+    real = lance.LanceDataset.commit
+    calls: list[int] = []
+
+    def interrupted(*arguments: object, **keywords: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            Store(store.uri).rows.commit_wave([late], since)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", interrupted)
+    store.rows.commit_wave(ours, since)
+    assert store.rows.counts()[0] == 8 and held(store) == {0, 1}
+
+
+def test_an_answer_that_was_lost_does_not_double(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault: the commit succeeds, its answer is lost, and it is tried again, by the table and by the caller."""
+    since, wave = store.rows.version(), [finished(store, 0), finished(store, 1)]
+    real = lance.LanceDataset.commit
+
+    def lost(*arguments: object, **keywords: object) -> object:
+        real(*arguments, **keywords)
+        monkeypatch.setattr(lance.LanceDataset, "commit", real)
+        raise OSError("connection reset by peer")
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", lost)
+    committed = store.rows.commit_wave(wave, since)
+    assert store.rows.commit_wave(wave, since) == committed == since + 1
+    assert store.rows.counts()[0] == 8
+
+
+def test_what_a_committer_doubled_before_it_died_is_taken_out_by_the_next_build(store: Store) -> None:
+    wave = [finished(store, 0), finished(store, 1)]
+    store.rows.commit_wave(wave, store.rows.version())
+    store.rows.commit_wave(wave[:1], store.rows.version())  # it did not look
+    assert store.rows.counts()[0] == 12
+    keep_only(store, 0, 1)
+    assert store.rows.counts()[0] == 8 and held(store) == {0, 1}

@@ -1,0 +1,223 @@
+"""The demo's corpus, model and self-check."""
+
+import itertools
+import json
+import math
+import random
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lorif_core.errors import LorifError
+from tasks.demo.corpus import (
+    QUESTIONS,
+    Paragraph,
+    language_reference,
+    library_docstrings,
+    split,
+    write_jsonl,
+)
+from tasks.demo.model import POSITIONS, continue_demo_model, train_demo_model
+from tasks.demo.self_check import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[Paragraph]:
+    return language_reference()
+
+
+def test_passages_are_distinct_and_of_useful_size(reference: list[Paragraph]) -> None:
+    words = sorted(len(paragraph.text.split()) for paragraph in reference)
+    assert len(reference) > 300
+    assert len({paragraph.paragraph_id for paragraph in reference}) == len(reference)
+    assert len({" ".join(paragraph.text.lower().split()) for paragraph in reference}) == len(reference)
+    assert 60 <= words[len(words) // 2] <= 180
+    assert words[len(words) // 20] >= 25
+
+
+def test_a_quoted_passage_is_kept_once_with_all_its_topics(reference: list[Paragraph]) -> None:
+    pass_statement = [p for p in reference if p.text.startswith('The "pass" statement')]
+    with_statement = [p for p in reference if p.text.startswith('The "with" statement\n')]
+    assert len(pass_statement) == 1
+    assert [(p.paragraph_id, p.topics) for p in with_statement] == [("with/1", ("with", "compound"))]
+
+
+def test_a_passage_has_no_word_that_its_topics_have_not(reference: list[Paragraph]) -> None:
+    words = {topic: set(re.findall(r"\w+", text)) for topic, text in topics.items()}
+    for paragraph in reference:
+        for topic in paragraph.topics:
+            assert set(re.findall(r"\w+", paragraph.text)) <= words[topic], paragraph.paragraph_id
+
+
+def test_tables_become_lines_without_frames(reference: list[Paragraph]) -> None:
+    text = "\n".join(paragraph.text for paragraph in reference)
+    assert '"|": Bitwise OR' in text
+    assert not re.search(r"\+-{3,}\+-{3,}\+", text)
+    assert "|====" not in text
+
+
+def test_split_is_disjoint_complete_and_repeatable(reference: list[Paragraph]) -> None:
+    train, held_out = split(reference, 0.1, seed=1)
+    assert (train, held_out) == split(reference, 0.1, seed=1)
+    assert held_out != split(reference, 0.1, seed=2)[1]
+    assert len(held_out) == round(0.1 * len(reference))
+    assert sorted(p.paragraph_id for p in train + held_out) == sorted(p.paragraph_id for p in reference)
+    train_topics = {topic for paragraph in train for topic in paragraph.topics}
+    assert all(train_topics.intersection(paragraph.topics) for paragraph in held_out)
+
+
+def test_split_never_holds_out_a_topic_whole() -> None:
+    paragraphs = [Paragraph(f"{topic}/{i}", (topic,), "text") for topic in "abc" for i in range(2)]
+    train, held_out = split(paragraphs, 0.9, seed=0)
+    assert {p.topics for p in train} == {p.topics for p in held_out} == {("a",), ("b",), ("c",)}
+    with pytest.raises(ValueError, match="held_out_share"):
+        split(paragraphs, 1.0, seed=0)
+
+
+def test_library_docstrings_are_many_distinct_and_in_a_fixed_order() -> None:
+    every = library_docstrings(limit=100_000)
+    chosen = library_docstrings()
+    assert 500 < len(chosen) <= min(1500, len(every))
+    assert [p for p in every if p in set(chosen)] == chosen
+    assert len({p.paragraph_id for p in every}) == len({p.text for p in every}) == len(every)
+    assert {"argparse", "json", "tarfile"} <= {topic for p in chosen for topic in p.topics}
+
+
+def test_jsonl_has_the_documented_fields(tmp_path: Path) -> None:
+    write_jsonl([Paragraph("a/1", ("a", "b"), "“text”\nline")], tmp_path / "corpus.jsonl")
+    records = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text("utf-8").splitlines()]
+    assert records == [{"id": "a/1", "text": "“text”\nline", "topics": ["a", "b"]}]
+
+
+def test_questions_are_prompt_and_completion() -> None:
+    assert len(QUESTIONS) >= 8
+    assert len({question.question_id for question in QUESTIONS}) == len(QUESTIONS)
+    for question in QUESTIONS:
+        assert question.prompt.endswith("? ")
+        assert question.completion.endswith(".")
+
+
+TEXTS = ["the else clause runs when no break ends the loop", "a generator returns an iterator", "x", ""] * 4
+
+
+def test_five_steps_make_a_loadable_folder(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    result = train_demo_model(TEXTS, tmp_path, steps=5)
+    assert result.steps == 5
+    assert torch.get_num_threads() == threads
+    assert result.final_loss < math.log(4096), "better than a uniform guess"
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not list(tmp_path.glob("*.bin"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.num_parameters() == result.parameters
+    ids = tokenizer("naïve “else”\n\tclause")["input_ids"]
+    assert tokenizer.decode(ids) == "naïve “else”\n\tclause"
+    assert model(torch.tensor([ids])).logits.shape == (1, len(ids), len(tokenizer))
+    assert len(tokenizer("loop " * 1000, truncation=True)["input_ids"]) == POSITIONS
+
+
+def test_a_given_number_of_steps_is_repeatable(tmp_path: Path) -> None:
+    runs = [train_demo_model(TEXTS, tmp_path / name, steps=3, seed=4).final_loss for name in ("a", "b")]
+    assert runs[0] == runs[1]
+    assert runs[0] != train_demo_model(TEXTS, tmp_path / "c", steps=3, seed=5).final_loss
+
+
+def test_training_stops_by_the_clock(tmp_path: Path) -> None:
+    result = train_demo_model(TEXTS, tmp_path, seconds=1.0)
+    assert result.steps >= 1
+    assert result.seconds >= 1.0
+
+
+def test_the_model_learns_more_than_frequencies(tmp_path: Path) -> None:
+    result = train_demo_model(TEXTS, tmp_path, steps=12)
+    assert result.final_loss < 0.8 * result.unigram_loss
+
+
+def test_continued_training_starts_where_the_first_ended(tmp_path: Path) -> None:
+    """A step moves it a little from there, tokens keep their meaning, and the first model stays as it was."""
+    first = train_demo_model(TEXTS, tmp_path / "model", steps=5)
+    files = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    further = continue_demo_model(first.folder, [*TEXTS, "exceptions are raised"], tmp_path / "next", steps=1)
+    assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == files
+    assert (further.folder / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+    old, new = (AutoModelForCausalLM.from_pretrained(model.folder) for model in (first, further))
+    for name, before in old.named_parameters():
+        after = new.get_parameter(name)
+        assert (after - before).norm() < 0.05 * before.norm() + 1e-3, name
+    assert not torch.equal(new.transformer.wte.weight, old.transformer.wte.weight)
+
+
+def test_continued_training_lowers_the_loss(tmp_path: Path) -> None:
+    first = train_demo_model(TEXTS, tmp_path / "model", steps=5)
+    further = continue_demo_model(first.folder, TEXTS, tmp_path / "next", steps=10)
+    assert further.final_loss < first.final_loss and further.parameters == first.parameters
+
+
+@pytest.mark.parametrize("arguments", [{"seconds": 0.0}, {"steps": 0}])
+def test_training_for_no_time_is_refused(tmp_path: Path, arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        train_demo_model(TEXTS, tmp_path, **arguments)
+
+
+def test_training_on_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LorifError, match="no text"):
+        train_demo_model(["", "x"], tmp_path, steps=1)
+
+
+def test_self_retrieval_counts_first_places() -> None:
+    assert self_retrieval([["a", "b"], ["a", "b"], [], ["d"]], ["a", "b", "c", "d"]) == 0.5
+    with pytest.raises(LorifError):
+        self_retrieval([], [])
+    with pytest.raises(LorifError):
+        self_retrieval([["a"]], ["a", "b"])
+
+
+TOPICS_OF = {"a": {"for"}, "b": {"while", "for"}, "c": {"with"}, "d": {"try"}}
+
+
+def test_same_topic_looks_at_the_first_k() -> None:
+    hits = [["c", "d", "a"], ["b", "c", "d"]]
+    topics = [{"for", "else"}, {"while"}]
+    assert same_topic_at_k(hits, topics, TOPICS_OF, k=2) == 0.5
+    assert same_topic_at_k(hits, topics, TOPICS_OF, k=3) == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sharing=st.lists(st.sets(st.sampled_from("pqrs"), max_size=3), min_size=1, max_size=7),
+    queries=st.lists(st.sets(st.sampled_from("pqrst"), max_size=2), min_size=1, max_size=3),
+    k=st.integers(1, 8),
+)
+def test_chance_equals_the_mean_over_all_draws(sharing: list[set[str]], queries: list[set[str]], k: int) -> None:
+    topics_of = {str(i): topics for i, topics in enumerate(sharing)}
+    draws = list(itertools.combinations(topics_of, min(k, len(topics_of))))
+    mean = sum(same_topic_at_k([d] * len(queries), queries, topics_of, k) for d in draws) / len(draws)
+    assert chance_same_topic_at_k(queries, topics_of, k) == pytest.approx(mean)
+
+
+def test_chance_agrees_with_random_hits_on_the_real_corpus(reference: list[Paragraph]) -> None:
+    train, held_out = split(reference, 0.1, seed=0)
+    topics_of = {p.paragraph_id: set(p.topics) for p in train}
+    queries = [set(p.topics) for p in held_out]
+    source = random.Random(0)
+    ids = list(topics_of)
+    trials = [same_topic_at_k([source.sample(ids, 5) for _ in queries], queries, topics_of) for _ in range(100)]
+    assert sum(trials) / len(trials) == pytest.approx(chance_same_topic_at_k(queries, topics_of), abs=0.02)
+
+
+def test_bm25_finds_the_words_of_the_query(capfd: pytest.CaptureFixture[str]) -> None:
+    texts = ["loops end with break", "generators yield values", "exceptions are raised and caught"]
+    hits = bm25_hits(
+        texts, ["loop", "generator", "exception"], ["yield a value from generators", "break loops"], 2
+    )
+    assert [ids[0] for ids in hits] == ["generator", "loop"]
+    assert [len(ids) for ids in hits] == [2, 2]
+    assert len(bm25_hits(texts, ["loop", "generator", "exception"], ["break"], 10)[0]) == 3
+    assert capfd.readouterr() == ("", "")
