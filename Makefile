@@ -3,7 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SWIFT := .venv-swift
 
-.PHONY: demo test test-chaos test-s3 test-infra test-browser lint bench clean
+.PHONY: help demo test test-chaos test-s3 test-infra test-browser lint docs bench clean
+.DEFAULT_GOAL := help
+
+help: ## print these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
@@ -21,39 +25,46 @@ $(VENV)/.browser: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser]'
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+demo: $(VENV)/.installed ## train a small model, build an index, ask it and write demo-out/report.html
 	rm -rf demo-out
 	$(BIN)/lorif demo --out demo-out
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed ## run the unit and integration tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-chaos: $(VENV)/.installed
+test-chaos: $(VENV)/.installed ## kill builds a hundred times and run the longest other tests (most of an hour)
 	$(BIN)/python -m pytest -m chaos --log-cli-level=WARNING
 
-test-s3: $(VENV)/.installed $(SWIFT)/.installed
+test-s3: $(VENV)/.installed $(SWIFT)/.installed ## run the tests against OpenStack Swift, which it installs
 	LORIF_SWIFT=$(SWIFT) $(BIN)/python -m pytest -m swift
 
-test-infra: $(VENV)/.installed
+test-infra: $(VENV)/.installed ## run the install steps of the image and the services of the compose file
 	$(BIN)/python -m pytest -m infra tests/infra
 
-# needs Debian's chromium
-test-browser: $(VENV)/.browser
+test-browser: $(VENV)/.browser ## run the pages in Chromium (needs Debian's chromium)
 	mkdir -p build/screenshots
 	LORIF_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -m browser tests/browser
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed ## check format, style, types, imports and the links of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory docs
 
-bench: $(VENV)/.installed
+docs: $(VENV)/.docs ## build the documentation into build/site; a dead link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+bench: $(VENV)/.installed ## run the benchmarks of build, memory, commands, latency and server
 	$(BIN)/python -m benchmarks.build
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.wikitext
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.serve
 
-clean:
+clean: ## remove what these targets have made
 	rm -rf $(VENV) $(SWIFT) demo-out build *.egg-info

@@ -1,15 +1,15 @@
-"""Tokens per second of a build next to a training step and to the floor, on the same batches in the same run.
+"""Tokens per second of a build, of a training step and of a lower bound, on the same batches in the same run.
 
     python -m benchmarks.build [--layers 4 --width 256 --length 128 --out FILE]
 
-`train` is a plain forward and backward of the model as transformers loads it, weight gradients included. `floor`
-is a forward and an activation-only backward of that same model. The build is `Extractor.extract`: both passes,
-projections and codes; `presets` are whitened. Ratios are medians over interleaved rounds of (variant / train).
+`train` is a plain forward and backward pass of the model as transformers loads it, weight gradients included.
+`floor`, the lower bound, is a forward and an activation-only backward pass of the same model. A build is
+`Extractor.extract`: both passes, projections and codes. The variants that are named after presets are whitened.
+Ratios are medians over interleaved rounds of (variant / train).
 """
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.run_record import write_result
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
 from lorif_core.corpus.batches import Batch, collate, padding_waste, token_budget_batches
 from lorif_core.corpus.tokenise import Example
@@ -50,7 +51,7 @@ def main() -> None:
         print(f"{name:>22}: {row['tokens_per_second']:8.0f} tokens/s, {row['ratio']:.3f} of training")
     print(f"padding waste {waste:.2%}")
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.out, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def real_batches(path: Path, length: int, budget: int, count: int) -> tuple[list[Batch], float]:
-    """Token-budget batches of real paragraphs, spread over short and long ones; and the padding waste of all."""
+    """Token-budget batches of real paragraphs, from short to long ones, and the padding waste of all batches."""
     texts = load_paragraphs(path)
     tokenizer = train_tokenizer(texts)
     encoded = [ids[:length] for ids in tokenizer(texts[:2048])["input_ids"]]
@@ -76,13 +77,13 @@ def real_batches(path: Path, length: int, budget: int, count: int) -> tuple[list
         for i, ids in enumerate(encoded)
     ]
     lengths = [len(ids) for ids in encoded]
-    chosen = token_budget_batches(lengths, budget)
-    spread = np.linspace(0, len(chosen) - 1, count).astype(int)
-    return [collate(examples, chosen[i]) for i in spread], padding_waste(lengths, chosen)
+    all_batches = token_budget_batches(lengths, budget)
+    selected = np.linspace(0, len(all_batches) - 1, count).astype(int)
+    return [collate(examples, all_batches[i]) for i in selected], padding_waste(lengths, all_batches)
 
 
 def make_variants(model: torch.nn.Module, calibration: Batch) -> dict[str, Callable[[Batch], None]]:
-    """One callable per line of the table; each has its own copy of the model."""
+    """One step per variant; each has its own copy of the model."""
     variants: dict[str, Callable[[Batch], None]] = {
         "train": training_step(copy.deepcopy(model)),
         "floor": floor_step(copy.deepcopy(model)),
@@ -109,7 +110,7 @@ def whitened(model: torch.nn.Module, calibration: Batch, preset: str) -> Extract
 
 
 def training_step(model: torch.nn.Module) -> Callable[[Batch], None]:
-    """Forward and backward with weight gradients."""
+    """A forward and backward pass with weight gradients."""
     model.train().requires_grad_(True)
 
     def step(batch: Batch) -> None:
@@ -121,7 +122,7 @@ def training_step(model: torch.nn.Module) -> Callable[[Batch], None]:
 
 
 def floor_step(model: torch.nn.Module) -> Callable[[Batch], None]:
-    """Forward and activation-only backward from the embeddings on, nothing captured."""
+    """A forward pass and an activation-only backward pass down to the embeddings, without capture."""
     model.eval().requires_grad_(False)
     model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: out.requires_grad_(True))
 
@@ -135,7 +136,7 @@ def floor_step(model: torch.nn.Module) -> Callable[[Batch], None]:
 def measure(
     variants: dict[str, Callable[[Batch], None]], batches: list[Batch], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds per round of every variant, interleaved so that a busy neighbour hits all of them."""
+    """Seconds per round of every variant, interleaved so that other load on the machine affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, step in variants.items():

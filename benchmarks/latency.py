@@ -2,8 +2,8 @@
 
     python -m benchmarks.latency [--latency 0.05 --sequences 4000 --rounds 3 --out FILE]
 
-Corpus, checkpoint and index are in a moto server behind a proxy. Builds with and without latency take turns, each
-into an index of its own; compared is the whole indexing stage: reading, computing, writing, receipts and commits.
+Corpus, checkpoint and index are in a moto server behind a proxy. Builds with and without latency take turns, and
+each build writes its own index. The measured stage is `index`: reading, computing, writing, receipts and commits.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.run_record import write_result
 from benchmarks.wikitext import in_new_process, lorif, prepare
 from tasks.demo.object_store import MotoServer, upload_folder
 from tasks.environment import environment
@@ -28,28 +29,28 @@ _POSITIONS = 128
 
 def main() -> None:
     arguments = parse_arguments()
-    with tempfile.TemporaryDirectory(prefix="lorif-latency-") as name, MotoServer() as server:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="lorif-latency-") as scratch, MotoServer() as server:
+        folder = Path(scratch)
         cache = {"LORIF_CACHE": str(folder / "cache")}
         in_new_process(prepare, arguments.text, folder, arguments.sequences, arguments.layers, arguments.width)
         server.make_bucket(_BUCKET)
         upload_folder(server, folder, _BUCKET, "data")
-        places = {"without": 0.0, "with": arguments.latency}
-        found: dict[str, list[float]] = {place: [] for place in places}
+        latencies = {"without": 0.0, "with": arguments.latency}
+        rates: dict[str, list[float]] = {name: [] for name in latencies}
         with environment({**server.environment(), **cache}):
             for number in range(arguments.rounds):
-                for place, latency in places.items():
+                for name, latency in latencies.items():
                     with proxy(server.url, latency) as endpoint:
-                        config = write_config(folder, endpoint, f"{place}-{number}")
+                        config = write_config(folder, endpoint, f"{name}-{number}")
                         seconds, built = lorif("build", "-c", str(config))
-                    found[place].append(built["tokens"] / built["timings"]["index"])
-                    print(f"{place} latency: {found[place][-1]:,.0f} tokens/s, {seconds:.0f} s in all", flush=True)
-    ratios = [slow / fast for slow, fast in zip(found["with"], found["without"], strict=True)]
+                    rates[name].append(built["tokens"] / built["timings"]["index"])
+                    print(f"{name} latency: {rates[name][-1]:,.0f} tokens/s, {seconds:.0f} s in all", flush=True)
+    ratios = [slow / fast for slow, fast in zip(rates["with"], rates["without"], strict=True)]
     result = {
         "model": f"GPT-2, {arguments.layers} layers, width {arguments.width}",
         "sequences": arguments.sequences,
         "latency_ms": arguments.latency * 1000,
-        "tokens_per_second": {place: [round(rate) for rate in rates] for place, rates in found.items()},
+        "tokens_per_second": {name: [round(rate) for rate in per_round] for name, per_round in rates.items()},
         "throughput_kept": {
             "median": round(statistics.median(ratios), 3),
             "rounds": [round(r, 3) for r in ratios],
@@ -57,7 +58,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.out, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @contextmanager
 def proxy(upstream: str, latency: float) -> Iterator[str]:
-    """A proxy in a process of its own, also where it adds nothing; its address."""
+    """Run a proxy in its own process, even if it adds no latency; yields its address."""
     command = [sys.executable, "-m", "tests.servers.proxy", upstream, "--latency", str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -85,7 +86,7 @@ def proxy(upstream: str, latency: float) -> Iterator[str]:
 
 
 def write_config(folder: Path, endpoint: str, index: str) -> Path:
-    """Everything that need not be said is left at its default."""
+    """Write a CONFIG that leaves everything else at its default."""
     config: dict[str, Any] = {
         "index": f"s3://{_BUCKET}/{index}",
         "model": {"path": f"s3://{_BUCKET}/data/model"},

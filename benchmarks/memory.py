@@ -2,15 +2,14 @@
 
     python -m benchmarks.memory [--sequences 16000 --text FILE --out FILE]
 
-Every stage runs in a new process, which reports the largest resident set it ever had, before its work (libraries
-and model loaded) and after. Codes are dense, so that the table is large and a stage that held all rows of it would
-grow by as much as the table does. Processes have one thread and one malloc arena: what glibc keeps of freed memory
-in the arena of each thread differs between runs by as much as a stage needs.
-N must be many shards of 512: with few, a stage ends before its reads ahead and the free lists of malloc are full.
+Every stage runs in a new process, which reports its peak resident set before its work (libraries and model are
+loaded) and after it. Codes are dense, so that the table is large: a stage with all rows in memory would grow as
+much as the table. Processes have one thread and one malloc arena, because the freed memory that glibc retains in
+the arena of each thread varies between runs by as much as a stage needs. N must be many shards of 512: with few
+shards, a stage ends before its read-ahead buffers and malloc's free lists are full.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.run_record import write_result
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer, write_corpus
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
@@ -50,7 +50,7 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Largest resident set in MiB before a stage's work and after it, and how long the work took."""
+    """Peak resident set in MiB before and after a stage's work, and the seconds of the work."""
 
     loaded: float
     peak: float
@@ -58,7 +58,7 @@ class Peak:
 
     @property
     def above(self) -> float:
-        """What the work needed on top of libraries and model."""
+        """MiB that the work needed in addition to libraries and model."""
         return self.peak - self.loaded
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     quiet_libraries()
     os.environ["MALLOC_ARENA_MAX"] = "1"
     sizes = (arguments.sequences, 2 * arguments.sequences)
-    stages = {"index": index_corpus, "curvature": fit_curvature, "query": ask}
+    stages = {"index": index_corpus, "curvature": fit_curvature, "query": run_queries}
     with tempfile.TemporaryDirectory(prefix="lorif-memory-") as scratch:
         folder = Path(scratch)
         in_new_process(prepare, arguments.text, folder, sizes)
@@ -78,7 +78,7 @@ def main() -> None:
     print_table(report, sizes, tables)
     if arguments.out:
         result = {"sequences": sizes, "table_mib": tables, "stages": report}
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.out, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
 def in_new_process(function: Callable[..., Returned], *arguments: Any) -> Returned:
     """Call a function in a new interpreter.
 
-    Linux starts a child's peak at its parent's, so the parent only imports, as every child does, and never works.
+    On Linux a child's peak starts at the parent's, so the parent only imports modules, as every child does.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -109,7 +109,7 @@ def prepare(text: Path, folder: Path, sizes: tuple[int, int]) -> None:
 
 
 def make_config(folder: Path, size: int) -> Config:
-    """Large rows, small blocks: what is held of the table at a time is little next to the table."""
+    """A config with large rows and small blocks, so that the blocks in memory are small next to the table."""
     return parse_config(
         {
             "index": str(folder / f"index-{size}"),
@@ -141,7 +141,7 @@ def fit_curvature(config: Config) -> Peak:
     store = Store(config.index)
     spec = store.rows.spec()
     if spec is None:
-        raise RuntimeError(f"{config.index} was not indexed")
+        raise RuntimeError(f"{config.index} has no indexed rows")
     layout, version = CodeLayout(spec.layers, spec.code), store.rows.version()
     loaded, started = peak_mib(), time.perf_counter()
 
@@ -168,8 +168,8 @@ def fit_curvature(config: Config) -> Peak:
     return Peak(loaded, peak_mib(), time.perf_counter() - started)
 
 
-def ask(config: Config) -> Peak:
-    """Top ten of a few queries over the whole table."""
+def run_queries(config: Config) -> Peak:
+    """Find the top ten of a few queries over the whole table."""
     index = open_index(config.index)
     index.encoder()  # loads the model
     loaded, started = peak_mib(), time.perf_counter()
@@ -184,12 +184,12 @@ def table_mib(config: Config) -> float:
 
 
 def peak_mib() -> float:
-    """Largest resident set of this process so far; Linux counts it in KiB."""
+    """Peak resident set of this process so far; Linux reports it in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def summarise(once: Peak, twice: Peak, tables: list[float]) -> dict[str, Any]:
-    """Both peaks; their ratio; and the growth as a share of the table's, 1 if all rows were held."""
+    """Both peaks, their ratio, and their growth as a share of the table's, which is 1 with all rows in memory."""
     return {
         "seconds": [round(once.seconds, 2), round(twice.seconds, 2)],
         "peak_mib": [round(once.peak, 1), round(twice.peak, 1)],

@@ -1,4 +1,4 @@
-"""A command watched from outside: peak memory of each of its processes and of all together; and SIGKILL to all."""
+"""A command whose processes are watched from outside: their peak memory, singly and in sum, and SIGKILL to all."""
 
 import subprocess
 import threading
@@ -9,24 +9,24 @@ from pathlib import Path
 
 import psutil
 
-_EVERY_SECONDS = 0.25
+_SAMPLE_SECONDS = 0.25
 
 
-class Watched:
-    """A command, and all processes that it starts, while they run.
+class WatchedCommand:
+    """A running command and all processes that it starts.
 
-    `peaks` has the largest resident set in MiB by what a process does: `VmHWM` of Linux, so that nothing between
-    two looks is missed; shared memory counts for each. `together` is the largest sum seen of proportional shares
-    (PSS), in which shared memory counts once.
+    `peaks` has the largest resident set in MiB by role of the process. It is Linux's `VmHWM`, which includes peaks
+    between two samples; shared memory counts for each process. `peak_of_sum` is the largest sampled sum of
+    proportional set sizes (PSS) in MiB, in which shared memory counts once.
 
     Args:
-        command: what to run.
+        command: the command line to run.
         log: file for its output.
     """
 
     def __init__(self, command: list[str], log: Path) -> None:
-        self.together = 0.0
-        self._high: dict[int, float] = {}
+        self.peak_of_sum = 0.0
+        self._peak_by_pid: dict[int, float] = {}
         self._roles: dict[int, str] = {}
         with log.open("ab") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -38,22 +38,26 @@ class Watched:
     @property
     def peaks(self) -> dict[str, float]:
         """MiB by role."""
-        found: dict[str, float] = {}
-        for pid, high in self._high.items():
-            found[self._roles[pid]] = max(high, found.get(self._roles[pid], 0.0))
-        return found
+        by_role: dict[str, float] = {}
+        for pid, peak in self._peak_by_pid.items():
+            by_role[self._roles[pid]] = max(peak, by_role.get(self._roles[pid], 0.0))
+        return by_role
 
     def wait(self) -> int:
-        """Its exit code, when it has ended."""
+        """Wait until the command ends; return its exit code."""
         code = self._process.wait()
         self._stop_watching()
         return code
 
     def kill_when(self, reached: Callable[[], bool]) -> None:
-        """SIGKILL to all its processes once something is so. Raises RuntimeError if it ends before."""
+        """Send SIGKILL to all processes as soon as a condition is true.
+
+        Raises:
+            RuntimeError: the command ends before.
+        """
         while not reached():
             if self._process.poll() is not None:
-                raise RuntimeError("the command ended before it was to be killed")
+                raise RuntimeError("the command ended before it could be killed")
             time.sleep(0.05)
         self._stop_watching()
         tree = [self._root, *self._root.children(recursive=True)]
@@ -69,32 +73,34 @@ class Watched:
 
     def _watch(self) -> None:
         while self._watching:
-            together = 0.0
-            with suppress(psutil.Error):  # it has ended
+            total = 0.0
+            with suppress(psutil.Error):  # the command has ended
                 for process in [self._root, *self._root.children(recursive=True)]:
-                    with suppress(psutil.Error, OSError):  # this one has
-                        together += self._look(process)
-            self.together = max(self.together, together)
-            time.sleep(_EVERY_SECONDS)
+                    with suppress(psutil.Error, OSError):  # this process has ended
+                        total += self._sample(process)
+            self.peak_of_sum = max(self.peak_of_sum, total)
+            time.sleep(_SAMPLE_SECONDS)
 
-    def _look(self, process: psutil.Process) -> float:
+    def _sample(self, process: psutil.Process) -> float:
+        """Record the peak of a process; return its proportional set size in MiB."""
         role = self._role(process)
         if self._roles.get(process.pid, "other") == "other" or role.endswith("Actor"):
             self._roles[process.pid] = role
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         shares = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
-        self._high[process.pid] = max(_mib(status, "VmHWM"), self._high.get(process.pid, 0.0))
+        peak = _mib(status, "VmHWM")
+        self._peak_by_pid[process.pid] = max(peak, self._peak_by_pid.get(process.pid, 0.0))
         return _mib(shares, "Pss")
 
     def _role(self, process: psutil.Process) -> str:
         if process.pid == self._root.pid:
             return "driver"
-        words = " ".join(process.cmdline())
+        command_line = " ".join(process.cmdline())
         names = {"ray::ScoreActor": "ScoreActor", "ray::QueryActor": "QueryActor", "raylet": "raylet",
                  "gcs_server": "gcs_server", "prefect.server": "Prefect server"}  # fmt: skip
-        return next((role for part, role in names.items() if part in words), "other")
+        return next((role for part, role in names.items() if part in command_line), "other")
 
 
 def _mib(text: str, field: str) -> float:
-    """A field of Linux's that is counted in KiB."""
+    """MiB of a field of a /proc file, which Linux reports in KiB."""
     return next(int(line.split()[1]) / 2**10 for line in text.splitlines() if line.startswith(f"{field}:"))

@@ -1,17 +1,16 @@
-"""Rows a second of a scan, by code and number of queries, next to the limits of memory and disk.
+"""Rows per second of a scan by code and number of queries, next to the limits of memory and matrix products.
 
     python -m benchmarks.query [--out FILE --rounds 3 --seconds 1.0]
 
-Codes are random, of the layer shapes of a GPT-2 with 4 layers of width 256 (as benchmarks/results/quality-large,
-where the LDS of the methods is). In memory each code is searched by the product's
-`Search`, and next to it are measured a plain sum over the same bytes and the method of the paper, which projects
-every row onto V_r. From disk, the product's `Store.scan` feeds the same search, and factors are also searched in
-two stages, their columns in memory and candidates from disk. Quantities take turns in every round; ratios are
-medians over rounds. `share_of_gemm` is of float32, whatever a quick look multiplies.
+Codes are random and have the layer shapes of a GPT-2 with 4 layers of width 256, as in
+benchmarks/results/quality-large, which has the LDS of the methods. In memory, each code is searched with `Search`;
+a plain sum over the same bytes and the method of the paper, which projects every row onto V_r, are measured too.
+From disk, `store.rows.scan` feeds the same search; factors are also searched in two stages, with term sketches in
+memory and candidates from disk. All measurements take turns in every round; ratios are medians over rounds.
+`share_of_gemm` relates to products in float32, even if a prefilter multiplies in another dtype.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -23,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.run_record import write_result
 from lorif_core.corpus.tokenise import Example
 from lorif_core.gradients.codes import CodeLayout
-from lorif_core.search.prefilter import quick_kind
+from lorif_core.search.prefilter import prefilter_kind
 from lorif_core.search.resident import ROW_ADDRESS
 from lorif_core.search.scoring import FoldedQueries
-from lorif_core.search.top_rows import Search, Sought, sought
-from lorif_core.search.two_stage import Place, read_two_stage
+from lorif_core.search.top_rows import PreparedQueries, Search, prepare_queries
+from lorif_core.search.two_stage import StoredRows, read_two_stage
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.datasets import Tables
@@ -46,7 +46,7 @@ _RAM_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A code, and the rows of it that are held in memory and on disk."""
+    """A code, and its numbers of rows in memory and on disk."""
 
     name: str
     factor: int
@@ -64,7 +64,7 @@ METHODS = (
 
 
 def shapes(factor: int) -> tuple[LayerSpec, ...]:
-    """Layers of the model."""
+    """The layers of the model under a projection factor."""
     sizes = [(_WIDTH, 3 * _WIDTH), (_WIDTH, _WIDTH), (_WIDTH, 4 * _WIDTH), (4 * _WIDTH, _WIDTH)] * _LAYERS
     return tuple(
         LayerSpec(f"layer{number}", rows, columns, rows // factor, columns // factor)
@@ -73,28 +73,28 @@ def shapes(factor: int) -> tuple[LayerSpec, ...]:
 
 
 def random_rows(layout: CodeLayout, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes as they are stored, and scales."""
-    draw = np.random.default_rng(seed)
+    """Random codes in the stored dtype, and scales."""
+    rng = np.random.default_rng(seed)
     if layout.code.dtype == "float16":
-        codes = draw.standard_normal((rows, layout.stored_width), dtype=np.float32).astype(np.float16)
+        codes = rng.standard_normal((rows, layout.stored_width), dtype=np.float32).astype(np.float16)
     else:
-        codes = draw.integers(0, 256, (rows, layout.stored_width), dtype=np.uint8)
-    return codes, draw.random((rows, layout.scales), dtype=np.float32) + 0.5
+        codes = rng.integers(0, 256, (rows, layout.stored_width), dtype=np.uint8)
+    return codes, rng.random((rows, layout.scales), dtype=np.float32) + 0.5
 
 
-def queries(layout: CodeLayout, count: int) -> FoldedQueries:
-    """Of as many directions as tokens, falling in strength: .92 of the energy in 32, as of gradients."""
-    draw = torch.Generator().manual_seed(count)
+def random_queries(layout: CodeLayout, count: int) -> FoldedQueries:
+    """Queries with one direction per token; 32 directions have .92 of the energy, as in real gradients."""
+    rng = torch.Generator().manual_seed(count)
     strengths = 0.96 ** torch.arange(_TOKENS)
     weights = []
     for slot in layout.slots:
-        X, Y = (torch.randn(count, size, _TOKENS, generator=draw) for size in (slot.layer.d1, slot.layer.d2))
+        X, Y = (torch.randn(count, size, _TOKENS, generator=rng) for size in (slot.layer.d1, slot.layer.d2))
         weights.append(((X * strengths) @ Y.mT).flatten(1))
     return FoldedQueries(tuple(weights))
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Rows a second of work that returns how many it did, over at least so long."""
+    """Rows per second of work that returns its number of rows, repeated for at least so many seconds."""
     started, rows = time.perf_counter(), 0
     while (passed := time.perf_counter() - started) < seconds or not rows:
         rows += work()
@@ -102,7 +102,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 class InMemory:
-    """A code in memory, and what is done with it."""
+    """Random rows of a method in memory, and the measured operations on them."""
 
     def __init__(self, method: Method) -> None:
         self.layout = CodeLayout(shapes(method.factor), method.code)
@@ -111,34 +111,35 @@ class InMemory:
         self.ids = [f"x{row}" for row in range(method.memory_rows)]
 
     def search(self, folded: FoldedQueries, *, exact: bool = False) -> Callable[[], int]:
-        """A block at a time, in the midst of a long scan: 512 rows before had scores twice as large.
+        """A search of one block at a time in the middle of a long scan.
 
-        Of normal scores the tenth highest of 500,000 is twice that of 512.
+        512 earlier rows have scores that are twice as large, because the tenth largest of 500,000 normal scores is
+        twice the tenth largest of 512.
         """
-        search = Search(self.layout, self.sought(folded) if not exact else Sought(folded), _TOP_K)
+        search = Search(self.layout, self.prepare(folded) if not exact else PreparedQueries(folded), _TOP_K)
         rows = min(len(self.ids), 512 if exact else 4096)
         cursor = iter(self._starts(rows))
-        some = slice(0, 512)
-        search.update(self.codes[some], 2.0 * self.scales[some], [f"before {name}" for name in self.ids[some]])
+        first = slice(0, 512)
+        search.update(self.codes[first], 2.0 * self.scales[first], [f"before {name}" for name in self.ids[first]])
 
         def work() -> int:
             start = next(cursor)
-            some = slice(start, start + rows)
-            search.update(self.codes[some], self.scales[some], self.ids[some])
-            return len(self.ids[some])
+            block = slice(start, start + rows)
+            search.update(self.codes[block], self.scales[block], self.ids[block])
+            return len(self.ids[block])
 
         return work
 
-    def sought(self, folded: FoldedQueries) -> Sought:
-        """Queries that are ready for a search."""
-        return sought(self.layout, folded, [(self.codes, self.scales)])
+    def prepare(self, folded: FoldedQueries) -> PreparedQueries:
+        """The queries, prepared for a search with a prefilter."""
+        return prepare_queries(self.layout, folded, [(self.codes, self.scales)])
 
     def _starts(self, rows: int) -> Iterator[int]:
         while True:
             yield from range(0, max(len(self.ids) - rows, 0) + 1, rows)
 
     def paper(self, folded: FoldedQueries) -> Callable[[], int]:
-        """Rows decoded and projected onto V_r, then compared: what the paper's query time is."""
+        """The paper's query: decode rows, project them onto V_r and compare."""
         bases = [torch.randn(slot.layer.dim, _PAPER_RANK) for slot in self.layout.slots]
         targets = [weight_QD @ basis for weight_QD, basis in zip(folded.weights, bases, strict=True)]
         rows = slice(0, 64)
@@ -154,7 +155,7 @@ class InMemory:
 
 
 def plain_sum() -> Callable[[], int]:
-    """GB/s of a sum of float32: rows are bytes."""
+    """A sum of float32 numbers, which counts a byte as a row."""
     numbers = torch.ones(_RAM_BYTES // 4)
 
     def work() -> int:
@@ -165,7 +166,7 @@ def plain_sum() -> Callable[[], int]:
 
 
 def write_index(folder: Path, method: Method) -> tuple[Store, int]:
-    """Random codes through the product's own store."""
+    """Write an index of random codes; return its store and the version of its rows."""
     layers = shapes(method.factor)
     tokens = TokenSpec("t", "text", None, None, None, None, None, _TOKENS, False)
     spec = IndexSpec("c", "float32", layers, ProjectionSpec(), method.code, tokens, store_text=False)
@@ -183,8 +184,8 @@ def write_index(folder: Path, method: Method) -> tuple[Store, int]:
     return store, store.rows.version()
 
 
-def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -> Callable[[], int]:
-    """A whole scan and search."""
+def from_disk(store: Store, version: int, layout: CodeLayout, queries: PreparedQueries) -> Callable[[], int]:
+    """A scan and search of all rows from disk."""
 
     def work() -> int:
         search, rows = Search(layout, queries, _TOP_K), 0
@@ -197,38 +198,38 @@ def from_disk(store: Store, version: int, layout: CodeLayout, queries: Sought) -
 
 
 def in_two_stages(store: Store, version: int, layout: CodeLayout, folded: FoldedQueries) -> Callable[[], int]:
-    """A whole search by columns in memory, which are read before."""
-    place = Place(layout, Tables(store.uri, store.storage), version, None)
+    """A two-stage search of all rows with term sketches in memory, which are read beforehand."""
+    stored_rows = StoredRows(layout, Tables(store.uri, store.storage), version, None)
     blocks = store.rows.scan(version, scan_rows(layout, 1.0), extra=(ROW_ADDRESS,))
     rows, _ = store.rows.counts(version)
-    ready = read_two_stage(place, rows, blocks, None)
+    two_stage = read_two_stage(stored_rows, rows, blocks, None)
 
     def work() -> int:
-        ready.top_k(folded, _TOP_K, None, 1.0)
+        two_stage.top_k(folded, _TOP_K, None, 1.0)
         return rows
 
     return work
 
 
 def measure(rounds: int, seconds: float) -> dict[str, Any]:
-    """All quantities, in turns."""
+    """Rates of all operations, which take turns in every round."""
     works: dict[str, tuple[Callable[[], int], int]] = {"plain sum": (plain_sum(), 1)}
     with tempfile.TemporaryDirectory(prefix="lorif-query-") as name:
         for method in METHODS:
-            held = InMemory(method)
-            size = held.layout.bytes_per_example
+            memory = InMemory(method)
+            layout, single = memory.layout, random_queries(memory.layout, 1)
+            size = layout.bytes_per_example
             for count in _QUERIES:
-                folded = queries(held.layout, count)
-                works[f"{method.name} | memory | {count}"] = (held.search(folded), size)
-                if quick_kind(held.layout, count) is not None:
-                    works[f"{method.name} | exact | {count}"] = (held.search(folded, exact=True), size)
+                folded = random_queries(layout, count)
+                works[f"{method.name} | memory | {count}"] = (memory.search(folded), size)
+                if prefilter_kind(layout, count) is not None:
+                    works[f"{method.name} | exact | {count}"] = (memory.search(folded, exact=True), size)
             if method.code.dtype == "float16" and method.code.kind == "rank":
-                works[f"{method.name} | paper | 1"] = (held.paper(queries(held.layout, 1)), size)
+                works[f"{method.name} | paper | 1"] = (memory.paper(single), size)
             store, version = write_index(Path(name), method)
-            disk = from_disk(store, version, held.layout, held.sought(queries(held.layout, 1)))
-            works[f"{method.name} | disk | 1"] = (disk, size)
+            works[f"{method.name} | disk | 1"] = (from_disk(store, version, layout, memory.prepare(single)), size)
             if method.code.kind != "dense":
-                two_stage = in_two_stages(store, version, held.layout, queries(held.layout, 1))
+                two_stage = in_two_stages(store, version, layout, single)
                 works[f"{method.name} | two-stage | 1"] = (two_stage, size)
         rates: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
@@ -240,16 +241,16 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
         median = statistics.median(rates[name])
         rows[name] = {"rows_per_s": round(median, 1), "gb_per_s": round(median * size / 1e9, 3), "bytes": size}
         if name.endswith("disk | 1"):
-            ratios = [ours / theirs for ours, theirs in zip(rates[name], logra, strict=True)]
+            ratios = [own / other for own, other in zip(rates[name], logra, strict=True)]
             rows[name]["times_logra"] = round(statistics.median(ratios), 2)
-        shares = [ours * size / sums for ours, sums in zip(rates[name], rates["plain sum"], strict=True)]
+        shares = [own * size / total for own, total in zip(rates[name], rates["plain sum"], strict=True)]
         rows[name]["share_of_plain_sum"] = round(statistics.median(shares), 4)
     peak = gemm(torch.float32)
     for method in METHODS:
         for count in _QUERIES:
             row = rows[f"{method.name} | memory | {count}"]
-            work_of_row = 2e-9 * count * sum(layer.dim for layer in shapes(method.factor))
-            row["share_of_gemm"] = round(row["rows_per_s"] * work_of_row / peak, 3)
+            gflop_per_row = 2e-9 * count * sum(layer.dim for layer in shapes(method.factor))
+            row["share_of_gemm"] = round(row["rows_per_s"] * gflop_per_row / peak, 3)
     return {
         "threads": torch.get_num_threads(),
         "gemm_gflops": peak,
@@ -260,7 +261,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def gemm(dtype: torch.dtype) -> float:
-    """Peak of products of matrices, in GFLOP/s."""
+    """Measured peak of matrix products in GFLOP/s."""
     matrix = torch.randn(2048, 2048).to(dtype)
 
     def work() -> int:
@@ -283,7 +284,7 @@ def main() -> None:
         )
     print(f"GEMM {result['gemm_gflops']} GFLOP/s, {result['threads']} threads")
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""What a code does to self-influence and to normalised scores, next to full gradients.
+"""Effect of a code on self-influence and on normalised scores, compared with full gradients.
 
     python -m benchmarks.self_influence CONFIG [--queries FILE --out FILE]
 
-Takes the model and the corpus of CONFIG, no index; the metric is that of the preset's projection (no curvature).
-Per preset: the ratio of |decoded|^2 to |G|^2 over examples, the rank correlation of the two, and for `cosine` the
-rank correlation, over examples and in the mean over queries, with the cosine of full gradients when s(x, x) is
-|decoded|^2, as it is in an index, and when it is |G|^2, which an index does not keep; and that of plain scores
-with plain scores of full gradients. Without --queries every 25th example asks and is not among the rows.
+It uses the model and the corpus of CONFIG and needs no index; the metric is that of the preset's projection,
+without curvature. It measures per preset, over examples:
+- the ratio of |decoded|^2 to |G|^2 and the rank correlation of the two;
+- the rank correlation of `cosine` scores with the cosine of full gradients, if s(x, x) is |decoded|^2, as in an
+  index, and if it is |G|^2, which an index does not store;
+- the rank correlation of plain scores with plain scores of full gradients.
+Correlations of scores are means over queries. Without --queries, every 25th example is a query and not a row.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.run_record import write_result
 from lorif_core.config import Config
 from lorif_core.config_file import load_config, parse_config
 from lorif_core.corpus.batches import collate, token_budget_batches
@@ -39,7 +41,7 @@ _EVERY = 25
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one preset; see the module. `ratio` has the 5th, 50th and 95th percentiles."""
+    """Figures of one preset; see the module. `ratio` has the 5th, 50th and 95th percentiles."""
 
     preset: str
     ratio: tuple[float, ...]
@@ -50,11 +52,11 @@ class Figures:
 
 
 def measure(
-    preset: str, config: Config, loaded: LoadedModel, rows: Sequence[Example], asked: Sequence[Example]
+    preset: str, config: Config, loaded: LoadedModel, rows: Sequence[Example], queries: Sequence[Example]
 ) -> Figures:
-    """Encode all rows under a preset and compare what decodes with full gradients in its metric.
+    """Encode all rows under a preset and compare decoded with full gradients in its metric.
 
-    Dot products of N rows and Q queries, full and decoded, a batch of rows in memory at a time.
+    One batch of rows is in memory at a time; only the dot products of all rows and queries are stored.
     """
     spec = make_plan(config).spec
     covariances = None
@@ -67,34 +69,34 @@ def measure(
     coded = Extractor(loaded, spec.layers, spec.projection, spec.code, covariances)
     layout = CodeLayout(spec.layers, spec.code)
 
-    queries = _gradients(dense, asked)
-    full, kept = (np.zeros((len(rows), len(asked) + 1)) for _ in range(2))  # the last column is |G|^2
+    query_gradients = _gradients(dense, queries)
+    full, coded_sums = (np.zeros((len(rows), len(queries) + 1)) for _ in range(2))  # the last column is |G|^2
     for indices in _batches(rows):
         batch = collate(rows, indices)
         _, gradients = dense.gradients(batch)
-        found = coded.extract(batch)
-        codes, scales = torch.from_numpy(found.codes), torch.from_numpy(found.scales)
+        extracted = coded.extract(batch)
+        codes, scales = torch.from_numpy(extracted.codes), torch.from_numpy(extracted.scales)
         decoded = [layout.decode(codes, scales, layer) for layer in range(len(spec.layers))]
-        for into, layers in ((full, gradients), (kept, decoded)):
-            for layer, query_QD in zip(layers, queries, strict=True):
-                into[indices, :-1] += (layer @ query_QD.T).numpy()
-                into[indices, -1] += layer.square().sum(dim=1).numpy()
-    ratio = kept[:, -1] / full[:, -1]
-    true = full[:, :-1] / np.sqrt(full[:, -1:])
+        for sums, layers in ((full, gradients), (coded_sums, decoded)):
+            for G_BD, query_QD in zip(layers, query_gradients, strict=True):
+                sums[indices, :-1] += (G_BD @ query_QD.T).numpy()
+                sums[indices, -1] += G_BD.square().sum(dim=1).numpy()
+    ratio = coded_sums[:, -1] / full[:, -1]
+    cosine = full[:, :-1] / np.sqrt(full[:, -1:])
     return Figures(
         preset,
         tuple(np.percentile(ratio, [5, 50, 95]).round(3).tolist()),
-        float(rank_correlation(kept[:, -1:], full[:, -1:])[0]),
-        float(rank_correlation(kept[:, :-1] / np.sqrt(kept[:, -1:]), true).mean()),
-        float(rank_correlation(kept[:, :-1] / np.sqrt(full[:, -1:]), true).mean()),
-        float(rank_correlation(kept[:, :-1], full[:, :-1]).mean()),
+        float(rank_correlation(coded_sums[:, -1:], full[:, -1:])[0]),
+        float(rank_correlation(coded_sums[:, :-1] / np.sqrt(coded_sums[:, -1:]), cosine).mean()),
+        float(rank_correlation(coded_sums[:, :-1] / np.sqrt(full[:, -1:]), cosine).mean()),
+        float(rank_correlation(coded_sums[:, :-1], full[:, :-1]).mean()),
     )
 
 
 def _gradients(dense: Extractor, examples: Sequence[Example]) -> list[torch.Tensor]:
-    """Per layer (Q, D)."""
-    found = [dense.gradients(collate(examples, [row]))[1] for row in range(len(examples))]
-    return [torch.cat(layer) for layer in zip(*found, strict=True)]
+    """Per layer the gradients (Q, D) of all examples."""
+    by_example = [dense.gradients(collate(examples, [row]))[1] for row in range(len(examples))]
+    return [torch.cat(layer) for layer in zip(*by_example, strict=True)]
 
 
 def _batches(rows: Sequence[Example]) -> list[list[int]]:
@@ -102,10 +104,10 @@ def _batches(rows: Sequence[Example]) -> list[list[int]]:
 
 
 def main() -> None:
-    """Measure all presets, print a line each, and write JSON if asked to."""
+    """Measure all presets, print one line each, and write JSON if --out is set."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", help="CONFIG with model and corpus")
-    parser.add_argument("--queries", help="queries file; without it every 25th example asks")
+    parser.add_argument("--queries", help="queries file; without it every 25th example is a query")
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
@@ -113,24 +115,24 @@ def main() -> None:
     loaded = load_model(config.model, config.storage)
     shards = list_shards(config.corpus, config.storage).shards
     rows = [row for shard in shards for row in read_examples(shard, config, loaded) if row.scored]
-    asked: Sequence[Example] = rows[::_EVERY]
+    queries: Sequence[Example] = rows[::_EVERY]
     if arguments.queries:
-        asked = [
+        queries = [
             query_example(query, loaded.tokenizer, loaded.vocab_size, config.corpus.max_length)
             for query in read_queries(arguments.queries, config.storage)
         ]
     else:
         rows = [row for number, row in enumerate(rows) if number % _EVERY]
-    found = []
+    figures = []
     for preset in arguments.presets:
         raw = config.model_dump(exclude_unset=True)
-        kept = {key: value for key, value in raw.items() if key in ("model", "corpus", "compute", "storage")}
+        shared = {key: value for key, value in raw.items() if key in ("model", "corpus", "compute", "storage")}
         with tempfile.TemporaryDirectory() as folder:
-            chosen = parse_config({**kept, "index": f"{folder}/index", "preset": preset})
-            found.append(measure(preset, chosen, loaded, rows, asked))
-        print(found[-1])
+            preset_config = parse_config({**shared, "index": f"{folder}/index", "preset": preset})
+            figures.append(measure(preset, preset_config, loaded, rows, queries))
+        print(figures[-1])
     if arguments.out:
-        arguments.out.write_text(json.dumps([asdict(figures) for figures in found], indent=2) + "\n")
+        write_result(arguments.out, {"presets": [asdict(figure) for figure in figures]})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Latency and throughput of `lorif serve`: 200 questions one at a time, and all at once; codes in memory and not.
+"""Latency and throughput of `lorif serve` for 200 questions, one at a time and all at once.
 
     python -m benchmarks.serve [--sequences 866 --layers 4 --width 128 --out FILE]
 
-The index has the size of the demo's, with the default preset. Questions are paragraphs of the text, each another.
-Those that wait together share a scan, so that all at once are answered faster than one after another.
+The index has the size of the demo's and the default preset. Questions are different paragraphs of the text.
+Questions that wait at the same time share a scan, so all at once are answered faster than one after another.
+Questions one at a time are also measured without codes in memory.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.run_record import write_result
 from benchmarks.wikitext import in_new_process, lorif, prepare, write_config
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs
 
@@ -49,10 +51,10 @@ def main() -> None:
             result["one_at_a_time"] = median_of(lambda: one_at_a_time(address, questions))
         with served(index, "--memory-gb", "0") as address:
             result["one_at_a_time_from_disk"] = median_of(lambda: one_at_a_time(address, questions))
-        result["load_average"] = [round(one, 1) for one in os.getloadavg()]
+        result["load_average"] = [round(load, 1) for load in os.getloadavg()]
     print(json.dumps(result, indent=2))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.out, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @contextmanager
 def served(index: str, *options: str) -> Iterator[str]:
-    """A server in its own process; its address."""
+    """Run a server in its own process; yields its address."""
     command = [str(Path(sys.executable).with_name("lorif")), "serve", index, "--port", "0", "--json", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -78,33 +80,34 @@ def served(index: str, *options: str) -> Iterator[str]:
 
 
 async def all_at_once(address: str, questions: list[str]) -> dict[str, float]:
-    """Every question on a connection of its own."""
+    """Ask every question on its own connection, all at the same time."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits, trust_env=False) as client:
 
         async def ask(text: str) -> float:
             started = time.perf_counter()
             reply = await client.post("answers", json={"text": text})
-            reply.raise_for_status()  # none may be lost
+            reply.raise_for_status()  # every question must be answered
             return time.perf_counter() - started
 
         started = time.perf_counter()
         seconds = await asyncio.gather(*map(ask, questions))
-    return told(seconds, time.perf_counter() - started)
+    return summarise(seconds, time.perf_counter() - started)
 
 
 def one_at_a_time(address: str, questions: list[str]) -> dict[str, float]:
-    """On one connection."""
+    """Ask the questions one after another on one connection."""
     seconds = []
     with httpx.Client(base_url=address, timeout=120, trust_env=False) as client:
         for text in questions:
             started = time.perf_counter()
             client.post("answers", json={"text": text}).raise_for_status()
             seconds.append(time.perf_counter() - started)
-    return told(seconds, sum(seconds))
+    return summarise(seconds, sum(seconds))
 
 
-def told(seconds: list[float], wall: float) -> dict[str, float]:
+def summarise(seconds: list[float], wall: float) -> dict[str, float]:
+    """Latency percentiles and throughput of questions that took `seconds` each and `wall` seconds in all."""
     p99 = statistics.quantiles(seconds, n=100)[98]
     return {
         "p50_ms": round(1000 * statistics.median(seconds), 1),
@@ -114,8 +117,8 @@ def told(seconds: list[float], wall: float) -> dict[str, float]:
 
 
 def median_of(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Of some rounds the one with the median throughput."""
-    rounds = sorted((measure() for _ in range(_ROUNDS)), key=lambda one: one["questions_per_second"])
+    """The round with the median throughput."""
+    rounds = sorted((measure() for _ in range(_ROUNDS)), key=lambda summary: summary["questions_per_second"])
     return rounds[len(rounds) // 2]
 
 

@@ -1,11 +1,11 @@
-"""Seconds of `lorif update` when 1 % of new data has come, next to the full build: a fraction and a constant.
+"""Seconds of `lorif update` by 1 % of new data, as a constant plus a fraction of a full build.
 
     python -m benchmarks.update [--sequences 20000 --rounds 3 --layers 2 --width 128 --out FILE]
 
-The constant is an update by a single row: processes, imports, Ray, Prefect and models that start. Every round
-updates a copy of the same index, by one row and by 1 % of new ones in turn. The rows of an update are compared,
-all columns, with those of a full build of the union in the same whitening. `default` is CONFIG's own defaults;
-`woodbury` merges a curvature, too.
+The constant is the time of an update by a single row: the start of processes, imports, Ray, Prefect and models.
+Every round updates copies of the same index by one row and by 1 % of new rows in turn. All columns of the updated
+rows are compared with those of a full build of the union in the same whitening. The method `default` has CONFIG's
+defaults; `woodbury` also merges a curvature.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.laps import Laps
+from benchmarks.run_record import write_result
 from benchmarks.wikitext import in_new_process, lorif, rounded
 
 _DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
 _POSITIONS = 128
-_SHARE = 0.01  # of new data
+_NEW_SHARE = 0.01  # new rows over base rows
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
     "woodbury": {
@@ -43,8 +44,7 @@ def main() -> None:
         print_result(name, results[name])
     if arguments.out:
         model = f"GPT-2, {arguments.layers} layers, width {arguments.width}, {_POSITIONS} tokens at most"
-        text = json.dumps({"model": model, "cores": os.cpu_count(), "methods": results}, indent=2)
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        write_result(arguments.out, {"model": model, "cores": os.cpu_count(), "methods": results})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -60,39 +60,39 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Scenario:
-    """A corpus, a checkpoint and an index of it; files that have not arrived yet wait beside the corpus.
+    """A corpus, a checkpoint and an index of the corpus; files not yet in the corpus are in the parent folder.
 
     Args:
-        folder: empty.
-        arguments: of the command line.
-        method: keys of CONFIG.
+        folder: an empty folder.
+        arguments: the command line.
+        method: further keys of CONFIG.
     """
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, method: dict[str, Any]) -> None:
         self._folder, self._method = folder, method
-        rows = {"base": arguments.sequences, "new": round(_SHARE * arguments.sequences), "one": 1}
+        rows = {"base": arguments.sequences, "new": round(_NEW_SHARE * arguments.sequences), "one": 1}
         (folder / "corpus").mkdir()
         in_new_process(prepare, arguments.text, folder, rows, arguments.layers, arguments.width)
-        self._arrive("base")
+        self._add_to_corpus("base")
 
     def measure(self, rounds: int) -> dict[str, Any]:
-        """Build, update, build the union, compare."""
+        """Build, update, build the union, and compare the rows."""
         base_seconds, base = lorif("build", "-c", self._config("index"))
         seconds: dict[str, list[float]] = {"one": [], "new": []}
         stages: dict[str, list[dict[str, float]]] = {"one": [], "new": []}
         for number in range(rounds):
             for name in ("one", "new"):
                 config = self._copy(f"{name}-{number}")
-                self._arrive(name)
+                self._add_to_corpus(name)
                 wall, updated = lorif("update", "-c", config)
-                self._leave(name)
+                self._take_from_corpus(name)
                 seconds[name].append(wall)
                 stages[name].append(updated["timings"])
         split_config = self._copy("split")
-        self._arrive("one")
+        self._add_to_corpus("one")
         split = in_new_process(split_update, split_config, time.time())
-        self._leave("one")
-        self._arrive("new")
+        self._take_from_corpus("one")
+        self._add_to_corpus("new")
         in_new_process(start_in_whitening, str(self._folder / "index"), str(self._folder / "union"))
         union_seconds, union = lorif("build", "-c", self._config("union"))
         differing = in_new_process(differing_columns, str(self._folder / "new-0"), str(self._folder / "union"))
@@ -109,7 +109,7 @@ class Scenario:
             "columns_that_differ_from_build_of_union": differing,
             "stages": {
                 "build": rounded(base["timings"]),
-                **{name: rounded(medians(found)) for name, found in stages.items()},
+                **{name: rounded(medians(timings)) for name, timings in stages.items()},
             },
             "constant_split": rounded(split),
             "all_seconds": seconds,
@@ -130,15 +130,15 @@ class Scenario:
         shutil.copytree(self._folder / "index", self._folder / name)
         return self._config(name)
 
-    def _arrive(self, name: str) -> None:
+    def _add_to_corpus(self, name: str) -> None:
         (self._folder / f"{name}.jsonl").rename(self._folder / "corpus" / f"{name}.jsonl")
 
-    def _leave(self, name: str) -> None:
+    def _take_from_corpus(self, name: str) -> None:
         (self._folder / "corpus" / f"{name}.jsonl").rename(self._folder / f"{name}.jsonl")
 
 
 def prepare(text: Path, folder: Path, rows: dict[str, int], layers: int, width: int) -> None:
-    """Write a GPT-2 at random initialisation with its tokenizer, and one file of distinct rows for each name."""
+    """Write a randomly initialised GPT-2 with its tokenizer, and one file of distinct rows per name."""
     from benchmarks.workload import load_paragraphs, make_model, train_tokenizer, write_corpus
 
     paragraphs = load_paragraphs(text)
@@ -151,13 +151,13 @@ def prepare(text: Path, folder: Path, rows: dict[str, int], layers: int, width: 
         lines = lines[count:]
 
 
-def medians(found: list[dict[str, float]]) -> dict[str, float]:
-    """Of every stage."""
-    return {stage: statistics.median(timings[stage] for timings in found) for stage in found[0]}
+def medians(timings: list[dict[str, float]]) -> dict[str, float]:
+    """The median seconds of every stage."""
+    return {stage: statistics.median(seconds[stage] for seconds in timings) for stage in timings[0]}
 
 
 def start_in_whitening(index: str, other: str) -> None:
-    """Begin another index in the whitening of one: codes of different whitenings cannot be equal."""
+    """Create another index with the whitening of an index: codes of different whitenings cannot be equal."""
     from lorif_core.tables.store import Store
 
     spec = Store(index).rows.spec()
@@ -168,7 +168,7 @@ def start_in_whitening(index: str, other: str) -> None:
 
 
 def differing_columns(updated: str, built: str) -> list[str]:
-    """Columns of the newest generations' rows that are not equal, byte by byte, in the order of the ids."""
+    """Columns that are not byte-identical between the newest generations, with rows sorted by id."""
     import lancedb
 
     from lorif_core.tables.store import Store
@@ -185,7 +185,7 @@ def differing_columns(updated: str, built: str) -> list[str]:
 
 
 def split_update(config: str, launched: float) -> dict[str, float]:
-    """Seconds of the steps of `lorif update`, each ending where the next begins."""
+    """Seconds of the consecutive steps of `lorif update`."""
     laps = Laps(launched)
     from tasks.environment import lock_local_ray
 
@@ -212,7 +212,7 @@ def split_update(config: str, launched: float) -> dict[str, float]:
 
 
 def _nothing() -> None:
-    """A flow needs a server."""
+    """A flow without work, whose run starts Prefect's server."""
 
 
 def print_result(name: str, result: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
-"""Seconds of the real commands on real text: `lorif build` over wikitext, then `lorif query` cold and warm.
+"""Seconds of the commands on real text: `lorif build` over wikitext, then `lorif query` with cold and warm cache.
 
     python -m benchmarks.wikitext [--sequences 4000 --layers 4 --width 256 --out FILE]
 
-Cold: files of index and checkpoint dropped from the page cache; libraries stay in it. Warm: the median of the
-queries after that. A further process takes a warm query apart, so that one sees what the seconds go to.
+The cold query runs after the files of index and checkpoint were dropped from the page cache; libraries remain in
+it. The warm time is the median of the later queries. Another process measures the steps of a warm query.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.laps import Laps
+from benchmarks.run_record import write_result
 
 _DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
 _QUERY = "The European lobster lives in the eastern Atlantic Ocean and is caught using lobster pots ."
@@ -48,7 +49,7 @@ def main() -> None:
     }
     print_result(result)
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.out, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,13 +63,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def in_new_process(function: Any, *arguments: Any) -> Any:
-    """Call a function in a new interpreter; this module imports nothing large, so that one starts bare."""
+    """Call a function in a new interpreter, without large libraries because this module imports none."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def prepare(text: Path, folder: Path, sequences: int, layers: int, width: int) -> None:
-    """Write the corpus and a GPT-2 at random initialisation with its tokenizer."""
+    """Write the corpus and a randomly initialised GPT-2 with its tokenizer."""
     from benchmarks.workload import load_paragraphs, make_model, train_tokenizer, write_corpus
 
     paragraphs = load_paragraphs(text)
@@ -78,7 +79,7 @@ def prepare(text: Path, folder: Path, sequences: int, layers: int, width: int) -
 
 
 def write_config(folder: Path) -> Path:
-    """Everything that need not be said is left at its default."""
+    """Write a CONFIG that leaves everything else at its default."""
     config = {
         "index": str(folder / "index"),
         "model": {"path": str(folder / "model")},
@@ -90,15 +91,15 @@ def write_config(folder: Path) -> Path:
 
 
 def lorif(*arguments: str) -> tuple[float, dict[str, Any]]:
-    """Run a command as a user would; wall seconds and the JSON of its last line."""
+    """Run a command as a user would; return its wall seconds and the JSON of its last line."""
     command = [str(Path(sys.executable).with_name("lorif")), *arguments, "--json"]
     started = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return round(time.perf_counter() - started, 2), json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return round(time.perf_counter() - started, 2), json.loads(completed.stdout.splitlines()[-1])
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Ask the kernel to forget what it holds of the files below a folder."""
+    """Drop the files below a folder from the page cache."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -106,7 +107,7 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def split_query(index_uri: str, launched: float) -> dict[str, float]:
-    """Seconds of the steps of `lorif query`, each ending where the next begins."""
+    """Seconds of the consecutive steps of `lorif query`."""
     laps = Laps(launched)
     from lorif_core.search.index import open_index
 

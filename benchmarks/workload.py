@@ -1,4 +1,4 @@
-"""What the benchmarks share: real text cut into sequences, a tokenizer, a GPT-2 of a given size."""
+"""Inputs that the benchmarks share: sequences of real text, a tokenizer, a GPT-2 of a given size."""
 
 import json
 import random
@@ -16,7 +16,7 @@ END = "<|endoftext|>"
 
 
 def load_paragraphs(path: Path) -> list[str]:
-    """Paragraphs of a text file, or of the demo's corpus where the file is not there."""
+    """Paragraphs of a text file, or of the demo's corpus if the file does not exist."""
     if not path.exists():
         return [paragraph.text for paragraph in language_reference()]
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
@@ -24,7 +24,7 @@ def load_paragraphs(path: Path) -> list[str]:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int = 4096) -> PreTrainedTokenizerFast:
-    """Byte-level BPE."""
+    """Train a byte-level BPE tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END], show_progress=False)
@@ -33,7 +33,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int = 4096) -> PreTrainedT
 
 
 def make_model(layers: int, width: int, positions: int, vocabulary: int = 4096, seed: int = 0) -> GPT2LMHeadModel:
-    """A GPT-2 without dropout, at random initialisation."""
+    """A randomly initialised GPT-2 without dropout."""
     torch.manual_seed(seed)
     return GPT2LMHeadModel(
         GPT2Config(
@@ -44,13 +44,13 @@ def make_model(layers: int, width: int, positions: int, vocabulary: int = 4096, 
 
 
 def write_corpus(texts: Sequence[str], path: Path, sequences: int, characters: int = 280) -> int:
-    """Cut texts into about `sequences` passages of at most `characters`, as jsonl; how many there are."""
+    """Write `sequences` passages of about `characters` or less as jsonl; return their number."""
     passages = [
         text[start : start + characters].strip() for text in texts for start in range(0, len(text), characters)
     ]
     passages = [passage for passage in passages if len(passage) > 40]
     random.Random(0).shuffle(passages)
-    while len(passages) < sequences:  # a doubled corpus, for the memory benchmark
+    while len(passages) < sequences:  # the memory benchmark needs more passages than the text has
         passages += [f"{len(passages)} {passage}" for passage in passages[: sequences - len(passages)]]
     with path.open("w", encoding="utf-8") as file:
         for number, passage in enumerate(passages[:sequences]):

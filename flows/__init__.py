@@ -1,1 +1,5 @@
-"""When: the flows `build`, `attribute` and `demo`, and the `lorif` command line."""
+"""When work runs: the Prefect flows, the `lorif` command line and the server.
+
+Configs, files and requests come in; flows call the steps in `tasks` in order, and commands print what they return.
+Open `build.py` first.
+"""

@@ -19,18 +19,18 @@ def attribute(
     where: str | None = None,
     normalise: str = "none",
 ) -> dict[str, Any]:
-    """Attribute every query of a file against the newest generation; the summary that is also written.
+    """Attribute every query of a file against the newest generation; returns the summary that it also writes.
 
-    A run that was killed goes on when it is run again with the same arguments, against the same generation.
+    A run that was killed continues, against the same generation, when it is started again with the same arguments.
     """
     started = time.perf_counter()
     run = open_queries(config, queries, out, top_k, where, normalise)
     try:
-        with run.held():
+        with run.lease():
             attribute_queries(config, run)
             summary = write_results(config, run, time.perf_counter() - started)
     except UserError:
-        run.leave()
+        run.release_if_unanswered()
         raise
-    run.finish()
+    run.clean_up()
     return summary

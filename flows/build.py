@@ -3,26 +3,26 @@
 from prefect import flow
 
 from flows.parameters import ConfigParameter
-from lorif_core.storage.lease import hold
+from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.generation import Generation
 from tasks.build import plan_build, publish_generation
 from tasks.calibrate import calibrate
 from tasks.curvature import fit_curvature
 from tasks.indexing import index_shards
-from tasks.outcome import leave_receipt
+from tasks.outcome import write_receipt
 
 
 @flow(name="build", flow_run_name="build {config.index}", persist_result=False)
 def build(config: ConfigParameter, publish_incomplete: bool = False) -> Generation:
-    """Build an index and publish a generation. Run again after a failure, it resumes.
+    """Build an index and publish a generation. If it is run again after a failure, it resumes.
 
-    `publish_incomplete` publishes without the shards that failed every attempt, and records them.
+    With `publish_incomplete` it publishes without the shards that failed every attempt, and records them.
     """
     plan = plan_build(config)
-    with hold(config.index, config.storage, "build") as lease:
+    with hold_lease(config.index, config.storage, "build") as lease:
         plan = calibrate(config, plan, lease)
         indexed = index_shards(config, plan, lease, publish_incomplete)
         fit = fit_curvature(config, plan, indexed, lease)
         generation = publish_generation(config, plan, indexed, fit, lease)
-        leave_receipt(config, generation)
+        write_receipt(config, generation)
         return generation

@@ -1,4 +1,4 @@
-"""Flow `demo`: the whole story on one machine, from a text to a report that judges itself; then more of both."""
+"""Flow `demo`: train, index, attribute and report on one machine; then the same with more data."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from flows.update import update
 from lorif_core.report.batch_outputs import write_answers
 from lorif_core.tables.store import Store
 from tasks.cluster import cluster
-from tasks.demo.acts import act, what_changed
+from tasks.demo.acts import compare_acts, run_act
 from tasks.demo.steps import (
     add_docstrings,
     continue_training,
     demo_config,
-    demo_place,
     demo_queries,
-    judge,
+    demo_storage,
+    run_self_check,
     train_model,
     write_corpus,
 )
@@ -29,29 +29,30 @@ _TITLE = "Which passages of Python's documentation made the model say this?"
 
 @flow(name="demo", flow_run_name="demo {out}", persist_result=False)
 def demo(out: Path, store: str = "local") -> dict[str, Any]:
-    """Train, index, ask; then data arrive: train on, update, ask again; judge, and report what has changed.
+    """Train, index and attribute; add data, train further, update and attribute again; report the changes.
 
-    The summary is also written to `out`. With the store `s3`, corpus, checkpoints and index are in an object store
-    that lives as long as the demo.
+    Returns the summary that it also writes to `out`. With the store `s3`, corpus, checkpoints and index are in an
+    object store that runs as long as the demo.
     """
     out.mkdir(parents=True, exist_ok=True)
     corpus, queries = write_corpus(out), demo_queries()
     model = train_model(corpus, out, _TRAINING_SECONDS)
-    with demo_place(store, out) as place:
-        config = demo_config(place, corpus, model, out)
-        with cluster(config.compute):  # one Ray for all of it
-            first = act(config, build, queries, out, explained=0)
+    with demo_storage(store, out) as storage:
+        config = demo_config(storage, corpus, model, out)
+        with cluster(config.compute):  # one Ray for all steps
+            first = run_act(config, build, queries, out, explained=0)
             corpus = add_docstrings(corpus)
             continued = continue_training(model, corpus, out, _CONTINUED_SECONDS)
-            config = demo_config(place, corpus, continued, out)
-            second = act(config, update, queries, out)
+            config = demo_config(storage, corpus, continued, out)
+            second = run_act(config, update, queries, out)
         summary = write_answers(
             str(out), Store(config.index, config.storage), second.generation, second.first(_TOP_K), _TITLE,
             timings=[
-                ("train", model.seconds), ("first build", first.made), ("first attribute", first.asked),
-                ("train further", continued.seconds), ("attribute", second.asked),
+                ("train", model.seconds), ("first build", first.build_seconds),
+                ("first attribute", first.query_seconds), ("train further", continued.seconds),
+                ("attribute", second.query_seconds),
             ],
-            judge=judge(config, corpus),
-            change=what_changed(config, first, second, _TOP_K),
+            self_checks=run_self_check(config, corpus),
+            change=compare_acts(config, first, second, _TOP_K),
         )  # fmt: skip
     return {"report": str(out / "report.html"), **summary}

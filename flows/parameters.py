@@ -1,4 +1,4 @@
-"""Parameters of flows, as a deployment or a person at the Prefect UI gives them."""
+"""Types of flow parameters, as a deployment or the Prefect UI passes them."""
 
 from typing import Annotated, Any
 
@@ -8,12 +8,12 @@ from lorif_core.config import Config
 from lorif_core.config_file import load_config, parse_config
 
 
-def _as_config(given: Any) -> Any:
-    """Raises UserError, which is one sentence, where pydantic would list what it has tried."""
-    if isinstance(given, str):
-        return load_config(given)
-    return parse_config(given) if isinstance(given, dict) else given
+def _as_config(value: Any) -> Any:
+    """A Config from a path or its keys. Raises UserError, where pydantic would list every alternative it tried."""
+    if isinstance(value, str):
+        return load_config(value)
+    return parse_config(value) if isinstance(value, dict) else value
 
 
 ConfigParameter = Annotated[Config, BeforeValidator(_as_config, json_schema_input_type=Config | str)]
-"""A CONFIG: its keys, or the path of its YAML file where the flow runs."""
+"""A CONFIG: its keys, or the path of its YAML file on the machine where the flow runs."""

@@ -1,4 +1,4 @@
-"""Step of `prefect deploy`: the work queue that whatever commits waits in, and how many of it run at a time."""
+"""A step of `prefect deploy`: the work queue of all runs that commit, and how many of them run at a time."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from prefect.exceptions import ObjectNotFound
 
 
 async def limit_queue(pool: str, queue: str, limit: int) -> dict[str, Any]:
-    """Make a work queue of a pool, or change one, so that at most `limit` of its runs are under way.
+    """Create or change a work queue of a pool, so that at most `limit` of its runs are active.
 
-    A deployment's own `concurrency_limit` would hold only among runs of that deployment.
+    The `concurrency_limit` of a deployment would apply only to the runs of that deployment.
     """
     async with get_client() as client:
         try:
-            found = await client.read_work_queue_by_name(queue, work_pool_name=pool)
-            await client.update_work_queue(found.id, concurrency_limit=limit)
+            existing = await client.read_work_queue_by_name(queue, work_pool_name=pool)
+            await client.update_work_queue(existing.id, concurrency_limit=limit)
         except ObjectNotFound:
             await client.create_work_queue(queue, concurrency_limit=limit, work_pool_name=pool)
     return {}

@@ -1,15 +1,15 @@
-"""Summaries as lines for a person: of evaluations, of what an update changed, of totals of scores."""
+"""Lines of text for people: evaluation results, the changes of an update, and totals of scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorif_core.formatting import format_bytes, format_seconds
 
-_TOTALS = 20
+_MAX_TOTALS = 20
 
 
 def lds_text(summary: Mapping[str, Any]) -> str:
-    """LDS with its interval, and bytes per example."""
+    """The LDS of every method with its interval and bytes per example, and differences of methods."""
     lines = [
         f"{row['method']:<40} {row['lds']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  {_bytes(row)}"
         for row in summary["methods"]
@@ -22,29 +22,29 @@ def lds_text(summary: Mapping[str, Any]) -> str:
 
 
 def figures_text(summary: Mapping[str, Any]) -> str:
-    """All figures of a method (and kind of plant) with their intervals, and bytes per example."""
+    """All figures of every method (and kind of planted source) with their intervals, and bytes per example."""
     lines: dict[tuple[str, str], list[str]] = {}
     for row in summary["methods"]:
         name = f"{row['method']:<40} {row.get('kind', '')}".rstrip()
-        told = f"{row['measure']} {row['value']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
-        lines.setdefault((name, _bytes(row)), []).append(told)
-    compared = [
+        figure = f"{row['measure']} {row['value']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+        lines.setdefault((name, _bytes(row)), []).append(figure)
+    differences = [
         f"{row['first']} - {row['second']}{', ' + row['kind'] if 'kind' in row else ''}, {row['measure']}: "
         f"{row['difference']:+.4g} [{row['low']:+.4g}, {row['high']:+.4g}]"
         for row in summary["differences"]
     ]
     searches = [
-        f"{row['method']}, {row['search']}, first {row['top_k']} of an exact scan: proponents "
+        f"{row['method']}, {row['search']}, share of the first {row['top_k']} of an exact scan: proponents "
         f"{row['proponents']:.3f}, opponents {row['opponents']:.3f}, bytes read {row['bytes_read']:.3f}"
         for row in summary.get("search", ())
     ]
-    of_methods = ["  ".join([name, *told, size]).rstrip() for (name, size), told in lines.items()]
-    return "\n".join([*of_methods, *compared, *searches])
+    methods = ["  ".join([name, *figures, size]).rstrip() for (name, size), figures in lines.items()]
+    return "\n".join([*methods, *differences, *searches])
 
 
 def change_lines(change: Mapping[str, Any]) -> list[str]:
-    """What a newer generation changed: its rows, their drift, the cost, the proponents."""
-    rows, size, told = change["rows"], change["bytes"], change["proponents"]
+    """The changes of a newer generation: its rows, their drift, the cost, the proponents."""
+    rows, size, proponents = change["rows"], change["bytes"], change["proponents"]
     lines = [
         f"since generation {change['former_generation']}: {rows['after']:,} rows ({rows['before']:,} before), "
         f"codes of {format_bytes(size['after'])} ({format_bytes(size['before'])} before)"
@@ -52,25 +52,25 @@ def change_lines(change: Mapping[str, Any]) -> list[str]:
     for older in change["older_rows"]:
         correlation = older["score_correlation"]
         scores = "" if correlation is None else f", rank correlation of their scores {correlation:.3f}"
-        fate = "follow the new checkpoint" if older["decision"] == "follows" else "were computed anew"
+        outcome = "follow the new checkpoint" if older["decision"] == "follows" else "were computed again"
         lines.append(
             f"old and new gradients of {older['sampled']:,} of {older['rows']:,} old rows: cosine "
-            f"{older['cosine']:.3f}{scores}; the rows {fate}"
+            f"{older['cosine']:.3f}{scores}; the rows {outcome}"
         )
     lines.append(
-        f"the update took {format_seconds(change['update_seconds']['all'])}; a rebuild, by an estimate, "
+        f"the update took {format_seconds(change['update_seconds']['all'])}; a rebuild would take an estimated "
         f"{format_seconds(change['rebuild_seconds_estimated']['all'])}"
     )
     lines.append(
-        f"strongest proponents of {len(change['queries'])} questions: {told['new_data']} from new data, "
-        f"{told['risen']} risen, {told['stayed']} stayed"
+        f"strongest proponents of {len(change['queries'])} questions: {proponents['new_data']} from new data, "
+        f"{proponents['risen']} risen, {proponents['stayed']} stayed"
     )
     return lines
 
 
 def totals_text(rows: Sequence[Mapping[str, Any]], by: str) -> str:
-    """Sums of scores by a column, those furthest from zero."""
-    strongest = sorted(rows, key=lambda row: -abs(row["total"]))[:_TOTALS]
+    """The sums of scores by a column that are furthest from zero."""
+    strongest = sorted(rows, key=lambda row: -abs(row["total"]))[:_MAX_TOTALS]
     lines = [
         f"  {row['total']:+.4g}  ({row['positive']:+.4g} of {row['proponents']:,} rows, {row['negative']:+.4g} of "
         f"{row['opponents']:,})  {row[by]}"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # join-ray [OPTIONS OF ray start] -- COMMAND...
 #
-# Runs a command on a Ray node that offers nothing, no core and no GPU: a driver in the command (ray.init("auto")) is then
-# inside the cluster at RAY_ADDRESS, and none of the cluster's work is placed beside it. The end of either ends the
-# other, so that a container that has lost its cluster ends too, is started again and joins again.
+# Starts a Ray node without cores and GPUs that joins the cluster at RAY_ADDRESS, and runs a command beside it. A driver
+# in the command (ray.init("auto")) is then inside the cluster, and Ray places no work on its node. If the node or the
+# command ends, the other one ends too, so that a container that has lost its cluster is restarted and joins again.
 set -euo pipefail
 
-: "${RAY_ADDRESS:?is the address of the Ray head, such as ray-head:6379}"
+: "${RAY_ADDRESS:?must be the address of the Ray head, such as ray-head:6379}"
 port=${RAY_NODE_MANAGER_PORT:-6380}
 
 options=()
@@ -15,12 +15,12 @@ while [ "$#" -gt 0 ] && [ "$1" != "--" ]; do
     shift
 done
 if [ "$#" -lt 2 ]; then
-    echo "join-ray: no command; write join-ray [OPTIONS OF ray start] -- COMMAND..." >&2
+    echo "join-ray: no command; usage: join-ray [OPTIONS OF ray start] -- COMMAND..." >&2
     exit 2
 fi
 shift
 
-end() { # the command first: what it still does on Ray may come to its end
+end() { # the command first, so that it can finish its work on Ray
     for process in ${command:-} ${node:-}; do
         kill -TERM "$process" 2>/dev/null || true
         wait "$process" || true
@@ -36,7 +36,7 @@ until (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
     sleep 0.5
 done
 
-# a shell has what it starts in the background ignore SIGINT, with which a Prefect worker ends itself
+# a shell makes background processes ignore SIGINT, but a Prefect worker needs it to end itself
 env --default-signal=INT "$@" &
 command=$!
 status=0

@@ -1,4 +1,4 @@
-"""LoRIF as plain library code, in the order of the data flow; knows neither Ray nor Prefect.
+"""The LoRIF library, which does not depend on Ray or Prefect.
 
 import lorif_core as lc
 index = lc.open_index("s3://bucket/indexes/my-model")
@@ -14,7 +14,7 @@ __all__ = ["Index", "open_index"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the reader on first use: the mathematics modules also run where Lance is not installed."""
+    """Import the index on first use, so that the mathematics modules also work without Lance."""
     if name in __all__:
         from lorif_core.search import index
 

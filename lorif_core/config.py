@@ -1,4 +1,4 @@
-"""CONFIG: the YAML file of a build, its `key.sub=value` overrides, and the sentences that refuse a bad one."""
+"""The keys of CONFIG, the YAML file of a build. The docstring of a key is its description in the reference."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -6,21 +6,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lorif_core.errors import UserError
-from lorif_core.presets import DEFAULT_PRESET, PresetName, with_preset
+from lorif_core.presets import DEFAULT_PRESET, PresetName, apply_preset
 from lorif_core.spec import CodeDtype, CodeKind
 
-_ADVICE = "give them in the environment, a profile or a role"
-_SIGNED = re.compile(r"[?&](x-(amz|goog)-[\w-]+|awsaccesskeyid|signature|sig)=", re.I)
+_ADVICE = "provide them through the environment, a profile or a role"
+_PRESIGNED = re.compile(r"[?&](x-(amz|goog)-[\w-]+|awsaccesskeyid|signature|sig)=", re.I)
 
 
 def check_uri(uri: str) -> str:
-    """A URI or path as it is. Raises UserError, without repeating them, if it carries credentials."""
+    """Return the URI or path unchanged. Raises UserError, without showing them, if it contains credentials."""
     scheme, separator, rest = uri.partition("://")
-    if separator and any(sign in rest.split("/")[0] for sign in "@:"):
+    if separator and any(character in rest.split("/")[0] for character in "@:"):
         raise UserError(
             f"a URI that begins with {scheme}:// carries credentials; {_ADVICE}, and write {scheme}://bucket/path"
         )
-    if _SIGNED.search(uri):
+    if _PRESIGNED.search(uri):
         raise UserError(
             f"{uri.partition('?')[0]} is presigned, so its query carries credentials; {_ADVICE}, and write "
             f"s3://bucket/path"
@@ -29,9 +29,9 @@ def check_uri(uri: str) -> str:
 
 
 def check_endpoint(endpoint: str, name: str = "storage.endpoint") -> str:
-    """An endpoint as it is. Raises UserError, without repeating it, if it carries or may carry credentials."""
-    if any(sign in endpoint for sign in "@?#"):
-        raise UserError(f"{name} carries credentials, or a query; {_ADVICE}, and write https://host:port")
+    """Return the endpoint unchanged. Raises UserError, without showing it, if it may contain credentials."""
+    if any(character in endpoint for character in "@?#"):
+        raise UserError(f"{name} carries credentials or a query; {_ADVICE}, and write https://host:port")
     return endpoint
 
 
@@ -40,38 +40,56 @@ Uri = Annotated[str, AfterValidator(check_uri)]
 
 
 class Section(BaseModel):
-    """A part of a YAML file: unknown keys are refused, values do not change."""
+    """A section of a YAML file: unknown keys are refused, and values are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
-    """The checkpoint: a local folder, an s3:// URI or a hub id."""
+    """The checkpoint whose training data are attributed."""
 
     path: Uri
+    """The checkpoint, which may be a LoRA adapter: a local folder, an `s3://` URI or a hub id."""
     revision: str | None = None
+    """Revision (branch, tag or commit) of a hub id; `null` uses the default branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Floating-point type of the weights in memory; `auto` uses the type of the checkpoint."""
     layers: str | None = None
-    """Regex searched in module names; null tracks every linear layer except the output head."""
+    """Regular expression that is searched in module names to select the tracked linear layers; `null` tracks all
+    of them except the output head. Set it to leave layers out, which makes rows smaller."""
     device_map: str | None = None
+    """Placement of the model on devices, as in transformers; `null` uses CUDA if it is available, else the CPU."""
     trust_remote_code: bool = False
+    """Run the Python code that comes with the checkpoint. Set it to `true` only if you trust the author."""
     allow_pickle: bool = False
-    """Opt in to weights that are not safetensors; unpickling runs code of whoever made them."""
+    """Accept weights that are not safetensors. Unpickling runs code of their author, so set it to `true` only if
+    you trust the author."""
 
 
 class CorpusConfig(Section):
-    """Where the training examples are, and which columns make an example."""
+    """Location of the training examples, and the columns that make an example."""
 
     uri: Uri
+    """The training data: a file, a folder or a glob, local or `s3://`."""
     text: str | None = "text"
+    """Column of plain text, whose tokens are all scored; used only if neither `tokens` nor `prompt` is set."""
     prompt: str | None = None
+    """Column of prompts, which are not scored; requires `completion`, and takes precedence over `text`."""
     completion: str | None = None
+    """Column of completions, the scored part of an example; requires `prompt`."""
     tokens: str | None = None
+    """Column of token ids for data that are already tokenised; takes precedence over all other columns."""
     labels: str | None = None
+    """Column of target ids, one per token, with -100 where a token is not scored; requires `tokens`. With `null`
+    all tokens are scored."""
     id: str | None = None
+    """Column of unique ids, strings or integers; `null` names each example `<file>#<row>`."""
     max_length: Annotated[int, Field(ge=2)] = 512
+    """Maximum number of tokens of an example. Longer records are truncated, or cut into blocks with `chunk`."""
     chunk: bool = False
+    """Cut a record longer than `max_length` into blocks and index all of them, instead of truncating it."""
     store_text: bool = True
+    """Store the texts in the index, for answers and reports. Set it to `false` if the texts must not be copied."""
 
     @model_validator(mode="after")
     def _columns_go_together(self) -> "CorpusConfig":
@@ -85,110 +103,158 @@ class CorpusConfig(Section):
 
 
 class ProjectionConfig(Section):
-    """Two-sided projection of the gradients."""
+    """Two-sided projection of the gradients, whose defaults come from the preset."""
 
     kind: Literal["random", "whitened"] = "random"
+    """`random` multiplies both sides of the gradient by seeded matrices of +-1; `whitened` also whitens them with
+    covariances measured on a sample of the corpus."""
     factor: PositiveInt = 16
+    """f, the factor by which each side of a gradient shrinks: `d1 = ceil(in/f)` and `d2 = ceil(out/f)`; 1 means
+    no projection. A smaller factor is more accurate, but makes rows larger and builds slower."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the projection matrices and of the curvature fit."""
     calibration_examples: PositiveInt = 512
-    """Sequences of the corpus that whitened projections are calibrated on; random ones need none."""
+    """Number of examples, drawn across all shards, on which the covariances of whitened projections are measured;
+    random projections do not use it."""
 
 
 class CodeConfig(Section):
-    """What is stored of each projected gradient."""
+    """Stored form of a projected gradient, whose defaults come from the preset."""
 
     kind: CodeKind = "rank"
+    """`rank` stores low-rank factors (LoRIF), `cut` low-rank factors of +-1, and `dense` the whole projected
+    gradient (LoGRA)."""
     rank: PositiveInt = 1
+    """c, the rank of the factors of kinds `rank` and `cut`; it must not exceed the smaller side of any projected
+    layer. A higher rank is more accurate, and the codes grow in proportion."""
     dtype: CodeDtype = "float16"
+    """Stored number type; `int4` and `sign` are packed into bytes. Kind `cut` requires `sign`."""
 
     @model_validator(mode="after")
     def _cut_factors_are_signs(self) -> "CodeConfig":
         if self.kind == "cut" and self.dtype != "sign":
-            raise ValueError(f"kind cut keeps signs; set dtype: sign instead of {self.dtype}")
+            raise ValueError(f"kind cut stores signs; set dtype: sign instead of {self.dtype}")
         return self
 
 
 class CurvatureConfig(Section):
-    """The preconditioner."""
+    """The preconditioner H = C + lambda I of each layer, whose defaults come from the preset."""
 
     kind: Literal["woodbury", "exact", "none"] = "woodbury"
+    """`woodbury` uses a truncated SVD of the gradients, `exact` uses all directions (only for small layers), and
+    `none` sets H = I. Use `woodbury` with random projections and `none` with whitened ones."""
     rank: PositiveInt = 256
+    """r, the number of eigenvectors of each layer that `woodbury` uses. The default is lowered to what the data
+    allow; an explicit rank above that is refused."""
     oversample: Annotated[int, Field(ge=0)] = 10
+    """Number of basis vectors beyond `rank` in the SVD; more make the last eigenvectors more accurate."""
     power_iterations: Annotated[int, Field(ge=1, le=10)] = 3
+    """Number of passes over the table before the final one, 1 to 10; more passes make the SVD more accurate."""
     damping: Literal["retained", "trace", "paper"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = (
         "retained"
     )
+    """lambda of each layer: `retained` is 0.5 times the mean of the r eigenvalues, `trace` is 0.5 times the mean
+    of all eigenvalues, `paper` is 0.1 times the mean of the first r + oversample, and a number is used as it
+    is."""
     tail: Literal["truncated", "tail"] = "truncated"
+    """H^-1 outside the r eigenvectors: `truncated` uses 1/lambda, and `tail` uses 1/(lambda + mean of the other
+    eigenvalues)."""
 
 
 class QueryConfig(Section):
-    """How a query is represented when it is scored."""
+    """Form of a query's gradient."""
 
     factored: bool = False
-    """Keep only the rank of the stored codes of its gradient too, as the paper does; dense is better and free."""
+    """Reduce the gradient of a query to the rank of the stored codes, as in the paper. `false` keeps it dense,
+    which is more accurate at the same cost."""
 
 
 class UpdateConfig(Section):
-    """How an index goes on when its corpus does."""
+    """How `lorif update` extends an index."""
 
     curvature: Literal["merge", "refit"] = "merge"
-    """`merge` adds the curvature of new rows to that of old ones; `refit` passes over all rows."""
+    """`merge` adds the curvature of the new rows to the current one; `refit` fits it to all rows, which takes
+    passes over the whole table."""
     refit_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of rows that may leave (files that changed) before a curvature is fitted anew."""
+    """Share of rows, 0 to 1, that may have left since the last fit (changed files) before `merge` fits anew."""
     policy: Literal["append", "refresh", "auto"] = "auto"
-    """At a new checkpoint: `append` leaves rows at theirs, `refresh` computes them anew, `auto` measures first."""
+    """Treatment of the old rows at a new checkpoint: `append` leaves them at their own checkpoint, `refresh`
+    computes them again, and `auto` lets them follow the new one, or computes them again if their drift exceeds
+    `max_drift`."""
     max_drift: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """1 - cosine of old and new gradients above which `auto` computes rows anew."""
+    """Drift above which `auto` computes rows again: 1 - cosine of old and new gradients, 0 to 1."""
     sample_share: Annotated[float, Field(gt=0, le=1)] = 0.02
-    """Share of the rows of older checkpoints that is run at the new one, for the drift and the curvature."""
+    """Share of the rows of older checkpoints that `auto` and `append` run at the new one, to measure the drift
+    and to fit the curvature."""
     keep: PositiveInt | None = None
-    """Newest generations that an update leaves; null leaves all, for `lorif gc` to collect."""
+    """Number of newest generations that remain after an update, which removes the others; `null` keeps all of
+    them until `lorif gc`."""
 
 
 class ComputeConfig(Section):
-    """Where the work runs and how much memory it may take."""
+    """Where the work runs, and how much memory it uses."""
 
     ray: str = "local"
-    """`local` starts a private one-machine Ray; `auto` or an address attaches to a cluster."""
+    """`local` starts a private Ray on this machine; `auto` or `host:port` connects to a cluster."""
     workers: Literal["auto"] | PositiveInt = "auto"
+    """Number of workers; `auto` starts one per GPU, or without GPUs one per 4 cores."""
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """GPUs of each worker; `auto` is 1 if the nodes have GPUs, else 0. A fraction lets workers share a GPU."""
     tokens_per_batch: PositiveInt = 8192
+    """Maximum number of tokens of a batch, including padding; at least `corpus.max_length`. Lower it if a worker
+    runs out of memory."""
     memory_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
-    """Working memory of one worker beyond the model, in GiB: sizes curvature layer groups and scan blocks."""
+    """Working memory of one worker besides its model, in GiB. It determines the size of row blocks and of the
+    layer groups of a curvature fit; a higher value needs fewer passes."""
 
 
 class StorageConfig(Section):
-    """Object storage; credentials come from the environment, a profile or an instance role, never from here."""
+    """Access to the object store. Credentials come from the environment, a profile or a role, never from here."""
 
     endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = None
+    """URL of an S3-compatible store; `null` uses AWS_ENDPOINT_URL, else the profile's endpoint, else AWS."""
     region: str | None = None
+    """Region of the buckets; `null` uses the region of the environment or of the profile."""
     profile: str | None = None
+    """Profile in the AWS configuration files; `null` uses AWS_PROFILE, else the default one."""
     allow_http: bool = False
+    """Allow an endpoint with `http://`, which is not encrypted."""
 
 
 class Config(Section):
     """The whole CONFIG file."""
 
     preset: PresetName = DEFAULT_PRESET
-    """Defaults of other keys (`presets.py`); explicit keys win."""
+    """Set of defaults for projection, code, curvature and query, from small rows (`compact`) to accurate
+    scores (`quality`); `paper` is LoRIF as published. Explicit keys override it."""
     index: Uri
+    """Location of the index, a LanceDB database: a local folder or an `s3://` URI."""
     model: ModelConfig
+    """The checkpoint whose training data are attributed."""
     corpus: CorpusConfig
+    """Location of the training examples, and the columns that make an example."""
     projection: ProjectionConfig = ProjectionConfig()
+    """Two-sided projection of the gradients."""
     code: CodeConfig = CodeConfig()
+    """Stored form of a projected gradient."""
     curvature: CurvatureConfig = CurvatureConfig()
+    """The preconditioner of the scores."""
     query: QueryConfig = QueryConfig()
+    """Form of a query's gradient."""
     update: UpdateConfig = UpdateConfig()
+    """How `lorif update` extends an index."""
     compute: ComputeConfig = ComputeConfig()
+    """Where the work runs, and how much memory it uses."""
     storage: StorageConfig = StorageConfig()
+    """Access to the object store, without credentials."""
 
     @model_validator(mode="before")
     @classmethod
-    def _preset_first(cls, raw: Any) -> Any:
-        return with_preset(raw) if isinstance(raw, dict) else raw
+    def _apply_preset(cls, raw: Any) -> Any:
+        return apply_preset(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
-    def _lengths_fit(self) -> "Config":
+    def _batch_has_room_for_an_example(self) -> "Config":
         if self.compute.tokens_per_batch < self.corpus.max_length:
             raise ValueError(
                 f"compute.tokens_per_batch ({self.compute.tokens_per_batch}) must be at least "

@@ -1,4 +1,4 @@
-"""Reading CONFIG: YAML, `key.sub=value` overrides, and one sentence for the first thing that is wrong."""
+"""Reads CONFIG: YAML, `key.sub=value` overrides, and one clear message for the first error."""
 
 import difflib
 from pathlib import Path
@@ -15,8 +15,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read CONFIG from a YAML file and apply `key.sub=value` overrides (values are YAML).
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown (the nearest one is named), a value is
-            out of range, or an override is malformed.
+        UserError: the file does not exist or is not YAML, a key is unknown (the message names the nearest one), a
+            value is out of range, or an override is malformed.
     """
     path = Path(path)
     try:
@@ -26,25 +26,25 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the config file {path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"the config file {path} must hold keys such as index, model and corpus")
+        raise UserError(f"the config file {path} must contain keys such as index, model and corpus")
     for override in overrides or []:
         apply_override(raw, override)
     return parse_config(raw, str(path))
 
 
-def parse_config(raw: dict[str, Any], where: str = "the config") -> Config:
-    """Validate a plain dict. Raises UserError with one sentence for the first thing that is wrong."""
+def parse_config(raw: dict[str, Any], source: str = "the config") -> Config:
+    """Validate a plain dict. Raises UserError with one sentence for the first error; it begins with `source`."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {explain_invalid(error)}") from None
+        raise UserError(f"{source}: {explain_invalid(error)}") from None
 
 
 def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """`key.sub=value` words of a command that takes an index and no CONFIG, by section.
+    """The `key.sub=value` arguments of a command without CONFIG, by section.
 
     Raises:
-        UserError: a word is malformed, or sets a key of another section.
+        UserError: an argument is malformed, or sets a key of a section that is not allowed.
     """
     raw: dict[str, Any] = {}
     for override in overrides:
@@ -57,7 +57,7 @@ def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, d
 
 
 def parse_storage(keys: dict[str, Any]) -> StorageConfig:
-    """The storage section alone. Raises UserError with one sentence for the first thing that is wrong."""
+    """Validate the storage section alone. Raises UserError with one sentence for the first error."""
     try:
         return StorageConfig.model_validate(keys)
     except ValidationError as error:
@@ -65,7 +65,7 @@ def parse_storage(keys: dict[str, Any]) -> StorageConfig:
 
 
 def parse_compute(keys: dict[str, Any]) -> ComputeConfig:
-    """The compute section alone."""
+    """Like `parse_storage`, for the compute section."""
     try:
         return ComputeConfig.model_validate(keys)
     except ValidationError as error:
@@ -73,7 +73,7 @@ def parse_compute(keys: dict[str, Any]) -> ComputeConfig:
 
 
 def parse_update(keys: dict[str, Any]) -> UpdateConfig:
-    """The update section alone."""
+    """Like `parse_storage`, for the update section."""
     try:
         return UpdateConfig.model_validate(keys)
     except ValidationError as error:
@@ -81,7 +81,7 @@ def parse_update(keys: dict[str, Any]) -> UpdateConfig:
 
 
 def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:
-    """The model section alone, for a checkpoint whose place is known."""
+    """Like `parse_storage`, for the model section; `path` is used unless the keys have one."""
     try:
         return ModelConfig.model_validate({"path": path, **keys})
     except ValidationError as error:
@@ -89,7 +89,7 @@ def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set a key of nested dicts from `key.sub=value`. Raises UserError for one that is malformed."""
+    """Set a key of nested dicts from `key.sub=value`. Raises UserError if the override is malformed."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"the override {key!r} must have the form key.sub=value")
@@ -109,7 +109,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def explain_invalid(error: ValidationError, root: Any = None) -> str:
-    """The first problem as one sentence; unknown keys come first, as they cause the missing ones."""
+    """The first problem as one sentence; unknown keys come first, because they can cause missing ones."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     root = root or Config
@@ -128,21 +128,21 @@ def explain_invalid(error: ValidationError, root: Any = None) -> str:
         return f"{key}: {reason}" if key else reason
     same_key = [p for p in problems if _without_union_tags([str(x) for x in p["loc"]], root) == key.split(".")]
     reasons = " or ".join(dict.fromkeys(_one_line(str(p["msg"])) for p in same_key))
-    # a value of the storage section, or a nested one, may be or hold a credential that was put there by mistake
+    # a value of the storage section, or a nested value, may contain a credential by mistake, so it is not shown
     shown = "" if in_storage or isinstance(problem["input"], dict | list) else f" = {problem['input']!r}"
     return f"{key}{shown} is not allowed: {reasons}"
 
 
 def _without_union_tags(location: list[str], root: Any) -> list[str]:
-    """Pydantic appends the tried union member (`literal[...]`, `float`) to the location; drop it."""
-    node = root
-    known = []
+    """The location without the union member (`literal[...]`, `float`) that pydantic appends."""
+    model = root
+    keys = []
     for part in location:
-        known.append(part)
-        node = _child_model(node, part)
-        if node is None:
+        keys.append(part)
+        model = _child_model(model, part)
+        if model is None:
             break
-    return known
+    return keys
 
 
 def _child_model(model: Any, key: str) -> Any:
@@ -163,7 +163,7 @@ def _nearest(location: list[str], root: Any) -> str:
 
 
 def _yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    """What is wrong and where, without the line itself, which may hold a credential."""
+    """The problem and its position, without the line itself, which may contain a credential."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"

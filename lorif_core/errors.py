@@ -1,4 +1,4 @@
-"""The errors that a user may see; each message is one sentence: what is wrong, where, what to do."""
+"""The errors that users see. Each message is one sentence: what is wrong, where, and what to do."""
 
 
 class LorifError(Exception):
@@ -14,23 +14,23 @@ class UserError(LorifError):
 
 
 class StoreUnavailableError(LorifError):
-    """The object store keeps failing or does not answer, after the libraries' own retries."""
+    """The object store fails or does not answer even after the retries of the libraries."""
 
 
 class StoreUnreachableError(StoreUnavailableError):
-    """Nothing answers at the endpoint: at the start of a command most likely a wrong one."""
+    """Nothing answers at the endpoint; at the start of a command the endpoint is most likely wrong."""
 
     exit_code = 2
 
 
 class ShardInputError(LorifError):
-    """One file of the corpus cannot be used: its shards are quarantined, the others go on."""
+    """One file of the corpus cannot be used: its shards are quarantined, and the others are indexed."""
 
     exit_code = 2
 
 
 class CorpusChangedError(ShardInputError):
-    """A corpus file is not the one that was listed (its ETag or size differs)."""
+    """A corpus file changed after it was listed: its ETag or size differs."""
 
 
 class DamagedFileError(ShardInputError):
@@ -42,7 +42,7 @@ class IncompleteBuildError(LorifError):
 
     Args:
         message: one sentence.
-        exit_code: 2 if every one of them is the input's fault, else 1.
+        exit_code: 2 if the input caused every failure, else 1.
     """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:

@@ -1,14 +1,14 @@
-"""Numbers as people read them: scores, bytes, durations, shares."""
+"""Human-readable numbers: scores, bytes, durations, percentages."""
 
 import math
 
 _MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def format_score(score: float, largest: float) -> str:
-    """`score` signed, with four digits of the query's largest: all scores of a query get the same decimals."""
+    """Signed score with as many decimals as give the query's largest score four digits."""
     if score == 0 or largest == 0:
         return "0"
     exponent = math.floor(math.log10(largest))
@@ -18,7 +18,7 @@ def format_score(score: float, largest: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """`count` bytes in the binary unit that keeps it readable."""
+    """A number of bytes in the largest suitable binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if count < 1024:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
@@ -27,7 +27,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_significant(number: float) -> str:
-    """`number` with four significant digits, in powers of ten where plain digits would be long."""
+    """A number with four significant digits, with a power of ten if it is very large or small."""
     if number == 0 or not math.isfinite(number):
         return f"{number:g}"
     exponent = math.floor(math.log10(abs(number)))
@@ -37,22 +37,22 @@ def format_significant(number: float) -> str:
 
 
 def superscript(exponent: int) -> str:
-    """`exponent` in raised digits, so that a power of ten is plain text."""
-    return str(exponent).translate(_RAISED)
+    """The exponent in superscript digits."""
+    return str(exponent).translate(_SUPERSCRIPTS)
 
 
 def format_percent(share: float) -> str:
-    """A share of 1 as a percentage."""
+    """A share in [0, 1] as a percentage."""
     return f"{100 * share:.1f} %"
 
 
 def format_signed_percent(share: float) -> str:
-    """A share of 1 that may be negative, as a whole percentage."""
+    """A share that may be negative, as a signed percentage without decimals."""
     return f"{100 * share:+.0f}\N{NO-BREAK SPACE}%".replace("-", _MINUS)
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the two units that keep it readable."""
+    """A duration in seconds, minutes and seconds, or hours and minutes."""
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Presets: sets of keys of CONFIG, below what the user writes. README, "Which preset?", has the evidence."""
+"""Presets: named sets of defaults for CONFIG. The README, "Which preset?", has the measurements."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -28,33 +28,33 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def with_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A raw CONFIG with its preset's keys where it has none of its own; a name that is none is refused later.
+def apply_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A raw CONFIG extended by the keys of its preset; explicit keys win. Validation refuses unknown names later.
 
-    Of a section whose `kind` is another than the preset's nothing is taken over: its keys go with their kind. The
-    curvature goes with the projection: `none` is right for whitened ones only.
+    A section whose `kind` differs from the preset's takes no keys from the preset, because they belong to its
+    kind. The curvature follows the projection: `none` is right only for the preset's whitened projections.
 
     Raises:
-        ValueError: a key of the curvature is set, without its kind, that the preset's kind has no use for.
+        ValueError: a key of the curvature is set without its kind, but has no effect with the preset's kind.
     """
     merged = dict(raw)
-    keys_of = PRESETS.get(str(raw.get("preset", DEFAULT_PRESET)), {})
-    same_metric = _same_kind(raw.get("projection"), keys_of.get("projection", {}))
-    for section, keys in keys_of.items():
-        own = raw.get(section)
-        if own is not None and not isinstance(own, Mapping):
-            continue  # refused where sections are validated
-        if not _same_kind(own, keys) or (section == "curvature" and not same_metric):
+    preset = PRESETS.get(str(raw.get("preset", DEFAULT_PRESET)), {})
+    same_projection = _is_same_kind(raw.get("projection"), preset.get("projection", {}))
+    for section, defaults in preset.items():
+        explicit = raw.get(section)
+        if explicit is not None and not isinstance(explicit, Mapping):
+            continue  # validation of the section refuses it
+        if not _is_same_kind(explicit, defaults) or (section == "curvature" and not same_projection):
             continue
-        if own and keys.get("kind") == "none" and "kind" not in own:
+        if explicit and defaults.get("kind") == "none" and "kind" not in explicit:
             raise ValueError(
-                f"{section}.{min(own)} has no effect with {section}.kind none, the default here; "
+                f"{section}.{min(explicit)} has no effect with {section}.kind none, the default here; "
                 f"set {section}.kind too"
             )
-        merged[section] = {**keys, **(own or {})}
+        merged[section] = {**defaults, **(explicit or {})}
     return merged
 
 
-def _same_kind(own: Any, keys: Mapping[str, Any]) -> bool:
-    named = own.get("kind", keys.get("kind")) if isinstance(own, Mapping) else keys.get("kind")
-    return named == keys.get("kind")
+def _is_same_kind(explicit: Any, defaults: Mapping[str, Any]) -> bool:
+    kind = defaults.get("kind")
+    return not isinstance(explicit, Mapping) or explicit.get("kind", kind) == kind

@@ -1,4 +1,4 @@
-"""What identifies stored numbers: shards of the corpus, tracked layers, the spec that names compatible rows."""
+"""Identity of stored numbers: shards of the corpus, tracked layers, and the spec that compatible rows share."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 _SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
 
-OF_CHECKPOINT = frozenset({"checkpoint", "projection.whitening"})
-"""Keys of a spec that change when the same model has been trained further."""
+CHECKPOINT_KEYS = frozenset({"checkpoint", "projection.whitening"})
+"""Keys of a spec that change when the same model is trained further."""
 
 MASKED = -100
 """Label of a token that has no loss, as in transformers."""
@@ -21,7 +21,7 @@ CodeDtype = Literal["float32", "float16", "int8", "int4", "sign"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class FileTag:
-    """A corpus file as it was at one time: `etag` changes whenever it is written."""
+    """A version of a corpus file: `etag` changes whenever the file is written."""
 
     name: str
     etag: str
@@ -30,9 +30,10 @@ class FileTag:
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
-    """A range of rows of one corpus file: the unit of work, of retry and of resume.
+    """A range of rows of one corpus file: the unit of work, retry and resume.
 
-    `offset` is the byte at which row `start` begins, where the format can be entered there (plain jsonl).
+    `offset` is the byte at which row `start` begins, or None if the format cannot be read from there; only plain
+    jsonl can.
     """
 
     uri: str
@@ -50,7 +51,7 @@ class ShardRef:
 
     @property
     def file(self) -> FileTag:
-        """The file that it is a range of."""
+        """The file of the range."""
         return FileTag(self.name, self.etag, self.size)
 
 
@@ -60,11 +61,11 @@ def projected_size(features: int, factor: int) -> int:
 
 
 def parse_shard_key(key: str) -> tuple[FileTag, int, int]:
-    """(file, first row, row after the last) of a `ShardRef.key`. Raises ValueError for another text."""
-    found = _SHARD_KEY.fullmatch(key)
-    if found is None:
+    """(file, first row, row after the last) of a `ShardRef.key`. Raises ValueError if the text is not a key."""
+    match = _SHARD_KEY.fullmatch(key)
+    if match is None:
         raise ValueError(f"{key!r} is not the key of a shard")
-    name, start, stop, etag, size = found.groups()
+    name, start, stop, etag, size = match.groups()
     return FileTag(name, etag, int(size)), int(start), int(stop)
 
 
@@ -88,7 +89,7 @@ class LayerSpec:
 class ProjectionSpec:
     """Two-sided projection, LoRIF section 3.1: d1 = ceil(I/f), d2 = ceil(O/f).
 
-    `whitening` names the covariances of a `whitened` one; it is None until they are measured.
+    `whitening` is the name of the covariances of a `whitened` projection, or None until they are measured.
     """
 
     kind: Literal["random", "whitened"] = "random"
@@ -100,7 +101,7 @@ class ProjectionSpec:
 
 @dataclass(frozen=True, slots=True)
 class CodeSpec:
-    """What is stored of a projected gradient G: rank-c factors (`cut`: of signs), or G itself (`dense`)."""
+    """Stored form of a projected gradient G: rank-c factors (`cut`: of signs), or G itself (`dense`)."""
 
     kind: CodeKind = "rank"
     rank: int = 1
@@ -124,7 +125,7 @@ class TokenSpec:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Parameters under the tracked layers, and what is not tracked: (name or group, parameters)."""
+    """Number of tracked parameters, and the untracked ones as (name or group, parameters)."""
 
     tracked: int
     total: int
@@ -132,18 +133,18 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Tracked parameters over all parameters."""
+        """Tracked parameters divided by all parameters."""
         return self.tracked / self.total if self.total else 0.0
 
     def sentence(self) -> str:
-        """One line for a log: the share covered and what is not."""
-        missing = ", ".join(f"{name} {count:,}" for name, count in self.untracked) or "nothing"
-        return f"{self.share:.1%} of {self.total:,} parameters covered; not covered: {missing}"
+        """One line for a log: the share of tracked parameters, and the untracked ones."""
+        untracked = ", ".join(f"{name} {count:,}" for name, count in self.untracked) or "nothing"
+        return f"{self.share:.1%} of {self.total:,} parameters covered; not covered: {untracked}"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
-    """Everything that changes stored numbers. Rows of different specs are never scored together."""
+    """All settings that change stored numbers. Rows of different specs are never scored together."""
 
     checkpoint: str
     model_dtype: str
@@ -175,15 +176,15 @@ class IndexSpec:
 
     @property
     def hash(self) -> str:
-        """16 hex digits that name compatible rows."""
+        """16 hex digits that identify compatible rows."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def with_whitening(self, name: str | None) -> "IndexSpec":
-        """The same with the covariances of that name."""
+        """A copy with the covariances of that name."""
         return replace(self, projection=replace(self.projection, whitening=name))
 
     def differences(self, other: "IndexSpec", ignored: Set[str] = frozenset()) -> list[str]:
-        """Dotted keys whose values differ, but ignored ones, each with both values, for an error message."""
+        """Dotted keys whose values differ, except ignored ones, each with both values, for an error message."""
         mine, theirs = _flatten(asdict(self)), _flatten(asdict(other))
         return [
             f"{key} ({theirs.get(key, 'absent')} there, {mine.get(key, 'absent')} here)"
@@ -191,15 +192,15 @@ class IndexSpec:
             if mine.get(key) != theirs.get(key)
         ]
 
-    def continuation_of(self, other: "IndexSpec") -> list[str]:
-        """Why rows of this spec cannot join an index that has rows of the other: as `differences`, but those of
-        continued pretraining.
+    def differences_except_checkpoint(self, other: "IndexSpec") -> list[str]:
+        """Reasons why rows of this spec cannot join an index with rows of the other: `differences` without those
+        of continued training.
         """
-        return self.differences(other, OF_CHECKPOINT)
+        return self.differences(other, CHECKPOINT_KEYS)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to dotted keys; layers are compared by name and by shape, not one by one."""
+    """Nested dicts to dotted keys; all layers become one value that depends on their names and shapes."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if key == "layers":

@@ -1,5 +1,9 @@
-"""Where each step runs: Ray actors, the bounded dispatcher, and the Prefect tasks around them."""
+"""Where each step runs: Ray actors, the dispatcher that feeds them, and the Prefect tasks around them.
+
+Configs and plans come in from `flows`; rows, curvatures, scores and generations go to storage.
+Open `indexing.py` first.
+"""
 
 from tasks.environment import quiet_libraries
 
-quiet_libraries()  # a deployed flow comes here without the command line
+quiet_libraries()  # here, because a deployed flow does not run the command line

@@ -1,4 +1,4 @@
-"""Ray actors: glue between the cluster and lorif_core. State is only what can be made again from arguments."""
+"""Ray actors: they connect the cluster to `lorif_core`. Their state can always be rebuilt from their arguments."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -18,22 +18,22 @@ from lorif_core.lifecycle.drift import CheckpointDrift, DriftMeter
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.search.explanation import Explanation, explain
 from lorif_core.search.index import Index
-from lorif_core.search.options import Terms
+from lorif_core.search.options import SearchOptions
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import TopK
-from lorif_core.search.top_rows import Sought
+from lorif_core.search.top_rows import PreparedQueries
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.receipts import Receipt
 from lorif_core.tables.store import Store
 from tasks.cluster import Resources, roomiest_node
 
-SHARDS_AT_ONCE = 3  # one is read while one computes and one is written
+SHARDS_AT_ONCE = 3  # one is read while one is computed and one is written
 
 
 @ray.remote(max_concurrency=SHARDS_AT_ONCE)
 class IndexActor:
-    """Loads the model once and turns shards into uncommitted fragments and receipts, several at once."""
+    """Loads the model once and turns shards into uncommitted fragments and receipts, several shards at once."""
 
     def __init__(self, config: Config, spec_json: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -44,14 +44,14 @@ class IndexActor:
     def index(self, shard: ShardRef) -> Receipt:
         """See `ShardIndexer.index`."""
         with self._loading:
-            if self._indexer is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+            if self._indexer is None:  # not in __init__, where an error would reach the caller as a dead actor
                 self._indexer = ShardIndexer(self._config, IndexSpec.from_json(self._spec_json))
         return self._indexer.index(shard)
 
 
 @ray.remote
 class CalibrationActor:
-    """Loads the model once and adds up covariances over samples of shards."""
+    """Loads the model once and sums covariances over samples of shards."""
 
     def __init__(self, config: Config, spec_json: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -60,30 +60,30 @@ class CalibrationActor:
 
     def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
         """See `ShardCalibrator.covariances`."""
-        if self._calibrator is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+        if self._calibrator is None:  # not in __init__, where an error would reach the caller as a dead actor
             self._calibrator = ShardCalibrator(self._config, IndexSpec.from_json(self._spec_json))
         return self._calibrator.covariances(sample)
 
 
 @ray.remote
 class DriftActor:
-    """Loads a new checkpoint once and compares samples of older rows with what it makes of them."""
+    """Loads a new checkpoint once and compares stored rows with their codes at that checkpoint."""
 
     def __init__(self, config: Config, spec_json: str, older_json: str, version: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._made_from = config, IndexSpec.from_json(spec_json), IndexSpec.from_json(older_json), version
+        self._arguments = config, IndexSpec.from_json(spec_json), IndexSpec.from_json(older_json), version
         self._meter: DriftMeter | None = None
 
     def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
         """See `DriftMeter.measure`."""
-        if self._meter is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
-            self._meter = DriftMeter(*self._made_from)
+        if self._meter is None:  # not in __init__, where an error would reach the caller as a dead actor
+            self._meter = DriftMeter(*self._arguments)
         return self._meter.measure(sample)
 
 
 @ray.remote
 class SampleActor:
-    """Loads a new checkpoint once, keeps the codes that it gives samples of shards, and sums over them."""
+    """Loads a new checkpoint once, caches the codes of samples of shards at it, and sums over these codes."""
 
     def __init__(self, config: Config, spec_json: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -97,7 +97,7 @@ class SampleActor:
         return scan_blocks((self._encoded(part) for part in sample), self._layout, request)
 
     def _encoded(self, part: SampledShard) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._indexer is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+        if self._indexer is None:  # not in __init__, where an error would reach the caller as a dead actor
             self._indexer = ShardIndexer(self._config, self._spec)
         if part.shard.key not in self._codes:
             rows, _, _ = self._indexer.encode(list(islice(self._indexer.read(part.shard), part.examples)))
@@ -107,7 +107,7 @@ class SampleActor:
 
 @ray.remote
 class CurvatureActor:
-    """Sums over fragments of one version of the factors."""
+    """Sums over fragments of one version of the table `factors`."""
 
     def __init__(self, store: Store, spec_json: str, version: int, rows: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -123,7 +123,7 @@ class CurvatureActor:
 
 @ray.remote
 class QueryActor:
-    """Loads the model once, encodes queries, folds the curvature into them and makes them ready for a search."""
+    """Loads the model once, encodes queries, folds the curvature into them and prepares them for a search."""
 
     def __init__(
         self, store: Store, generation: Generation, model: ModelConfig, memory_gb: float, threads: int
@@ -133,18 +133,18 @@ class QueryActor:
         self._model, self._memory_gb = model, memory_gb
 
     @ray.method(num_returns=2)
-    def fold(self, queries: Sequence[Query], terms: Terms) -> tuple[list[float], list[Sought]]:
-        """The token-summed loss of each query under the newest checkpoint, and what every part is searched with.
+    def fold(self, queries: Sequence[Query], options: SearchOptions) -> tuple[list[float], list[PreparedQueries]]:
+        """The token-summed loss of each query at the newest checkpoint, and the prepared queries for every part.
 
-        Two objects: the second goes from the object store of this node to the scorers, by way of nobody.
+        These are two Ray objects, so that the second goes directly from this node's object store to the scorers.
         """
         gradients = self._index.encode(queries, self._model)
-        return gradients[-1].losses.tolist(), self._index.sought(
-            self._index.fold(gradients, terms), self._memory_gb
+        return gradients[-1].losses.tolist(), self._index.prepare(
+            self._index.fold(gradients, options), self._memory_gb
         )
 
     def explain(self, queries: Sequence[Query], best: Sequence[TopK]) -> list[Explanation]:
-        """See `explain`; of each of the queries, with what was found."""
+        """Explain the best examples of each query; see `explain`."""
         return [explain(self._index, query, top, self._model) for query, top in zip(queries, best, strict=True)]
 
 
@@ -158,10 +158,10 @@ class ScoreActor:
         self._memory_gb = memory_gb
 
     def top_k(
-        self, part: int, queries: list[Sought], k: int, fragments: Sequence[int], terms: Terms
+        self, part: int, queries: list[PreparedQueries], k: int, fragments: Sequence[int], options: SearchOptions
     ) -> list[TopK]:
-        """Top k of each query over some fragments of a part; `queries` are read where they lie in the store."""
-        return self._index.parts[part].top_k(queries[part], k, fragments, self._memory_gb, terms)
+        """Top k of each query over some fragments of a part; `queries` are read in place in the object store."""
+        return self._index.parts[part].top_k(queries[part], k, fragments, self._memory_gb, options)
 
 
 def start(
@@ -171,17 +171,17 @@ def start(
     with_model: bool = False,
     shares_cores: bool = False,
 ) -> Any:
-    """Start an actor of a class; it is told its share of cores as its last argument.
+    """Start an actor; its last argument is the number of cores that it may use.
 
     Args:
-        with_model: it loads the model, so it takes its GPUs; scans of codes do without.
-        shares_cores: it works only while others wait, so it reserves no cores.
+        with_model: the actor loads the model and reserves its GPUs; scans of codes need no GPU.
+        shares_cores: the actor works only while others wait, so it reserves no cores.
     """
     reserves_nothing = shares_cores and not (with_model and resources.gpus_per_worker)
-    # Ray would place it on any node, such as one that is there for the driver alone; soft affinity is no better
+    # without reservations Ray could place it on any node, even the driver's; soft affinity does not prevent that
     beside_workers = NodeAffinitySchedulingStrategy(roomiest_node(), soft=False) if reserves_nothing else "DEFAULT"
     placed = actor_class.options(
-        max_restarts=0,  # `Workers` replaces an actor that dies and decides who is to blame
+        max_restarts=0,  # `Workers` replaces an actor that dies and decides which item caused it
         max_task_retries=0,
         num_cpus=0 if shares_cores else resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker if with_model else 0,

@@ -1,4 +1,4 @@
-"""The first and the last step of a build: plan, and publish a generation."""
+"""The first and the last step of a build: plan it, and publish the generation."""
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -15,7 +15,7 @@ from tasks.retry import RETRIED
 
 @task(name="plan", cache_policy=NO_CACHE)
 def plan_build(config: Config) -> BuildPlan:
-    """Check everything before anything is written, and say what will be done."""
+    """Check everything before anything is written, and log the plan."""
     log = get_run_logger()
     plan = make_plan(config)
     log.info("%d records in %d shards, %d layers", plan.rows, len(plan.shards), len(plan.spec.layers))
@@ -32,9 +32,9 @@ def plan_build(config: Config) -> BuildPlan:
 def publish_generation(
     config: Config, plan: BuildPlan, indexed: IndexedRows, fit: Fit, lease: Lease
 ) -> Generation:
-    """Append the generation that readers will see, and show it as an artifact.
+    """Publish the generation, so that readers see it, and create its artifacts.
 
-    A build that changes nothing, such as one that is run again because it died at its very end, publishes nothing.
+    A build that changes nothing, such as one that is run again after it died at its very end, publishes nothing.
     """
     return publish(
         config,

@@ -1,4 +1,4 @@
-"""The calibration of whitened projections: samples of shards on all workers, their sums added in a fixed order."""
+"""The calibration of whitened projections: workers sum over samples of shards; sums are added in a fixed order."""
 
 import time
 from collections.abc import Sequence
@@ -21,39 +21,42 @@ from tasks.sample import over_sample
 
 @task(name="calibrate", **RETRIED)
 def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
-    """The plan with its whitening settled: what the index has for the checkpoint, or one measured now.
+    """The plan with a whitening: the one that the index has for the checkpoint, or one that is measured now.
 
     Raises:
         UserError: no example of the sample has a scored token.
-        LeaseHeldError: another process has taken the index over.
+        LeaseHeldError: another process has taken over the index.
     """
     started, store = time.perf_counter(), Store(config.index, config.storage)
-    spec = store.calibrated(plan.spec)  # another run may have calibrated since this one was planned
+    spec = store.with_stored_whitening(plan.spec)  # another run may have calibrated since this one was planned
     if spec.projection.kind == "random" or spec.projection.whitening is not None:
         return replace(plan, spec=spec)
     sample = calibration_sample(plan.shards, config.projection.calibration_examples)
     covariances = measure(config, plan.spec, sample)
     if covariances.tokens == 0:
-        raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
+        raise UserError(
+            f"no example of the corpus {config.corpus.uri} has a scored token; check the columns that the section "
+            f"corpus names"
+        )
     get_run_logger().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
     spec = spec.with_whitening(covariances.digest())
     lease.confirm()
-    store.covariances.write(covariances, spec.layers, spec)  # from here on rows of this checkpoint have no other
+    store.covariances.write(covariances, spec.layers, spec)  # from now on fixed for all rows of this checkpoint
     return replace(plan, spec=spec, calibration_seconds=time.perf_counter() - started)
 
 
 def measure(config: Config, spec: IndexSpec, sample: Sequence[SampledShard]) -> Covariances:
-    """Covariances of projected gradients, not whitened, over a sample of shards; all workers share it."""
-    text, total = spec.to_json(), Covariances()
-    found = over_sample(
+    """Covariances of projected gradients, before whitening, over a sample of shards; all workers share it."""
+    spec_json, total = spec.to_json(), Covariances()
+    parts = over_sample(
         config,
         sample,
-        spawn=lambda resources: start(CalibrationActor, resources, config, text, with_model=True),
+        spawn=lambda resources: start(CalibrationActor, resources, config, spec_json, with_model=True),
         call=lambda actor, part: actor.covariances.remote(part),
         counts=lambda part: (part.examples, part.tokens),
         title="calibrate",
-        doing="calibrating on",
+        activity="calibrating on",
     )
-    for part in found:
+    for part in parts:
         total.add(part)
     return total

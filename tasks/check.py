@@ -1,4 +1,4 @@
-"""`lorif check`: everything a build needs, tried before anything is spent, and what the build will cost."""
+"""`lorif check`: try everything that a build needs, without building, and estimate the cost of the build."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from lorif_core.corpus.batches import token_budget_batches
 from lorif_core.corpus.shards import Listing, list_shards
 from lorif_core.errors import LorifError, UserError
 from lorif_core.lifecycle.index_shard import ShardIndexer
-from lorif_core.lifecycle.plan import BuildPlan, check_settings, plan_of, tracked_layers
+from lorif_core.lifecycle.plan import BuildPlan, check_settings, plan_from_listing, tracked_layers
 from lorif_core.model.layers import coverage, select_layers
 from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.storage.lease import current_holder
@@ -19,40 +19,42 @@ from tasks.cluster import Resources, cluster
 
 _TIMED_BATCHES = 20
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 class Checks:
-    """Runs named checks and goes on after one that fails, so that all there is to mend is told at once."""
+    """Runs named checks and continues after one that fails, so that one error reports all problems."""
 
     def __init__(self) -> None:
         self.findings: dict[str, str] = {}
         self._failures: dict[str, LorifError] = {}
 
-    def run(self, name: str, attempt: Callable[[], tuple[Found, str]]) -> Found | None:
-        """What a check returns, noting its finding; None if it fails."""
+    def run(self, name: str, attempt: Callable[[], tuple[Value, str]]) -> Value | None:
+        """Run a check and record its finding; returns its value, or None if it fails."""
         try:
-            result, self.findings[name] = attempt()
+            value, self.findings[name] = attempt()
         except LorifError as error:
             self._failures[name] = error
             return None
-        return result
+        return value
 
     def stop_if_failed(self) -> None:
-        """Raise one error for all failures: of the user's kind only if every one of them is."""
+        """Raise one error for all failures; a UserError only if every failure is one."""
         if not self._failures:
             return
         first = {str(error): name for name, error in reversed(self._failures.items())}
-        told = "; ".join(f"{name}: {error}" for name, error in self._failures.items() if first[str(error)] == name)
+        message = "; ".join(
+            f"{name}: {error}" for name, error in self._failures.items() if first[str(error)] == name
+        )
         kind = UserError if all(error.exit_code == 2 for error in self._failures.values()) else LorifError
-        raise kind(told)
+        raise kind(message)
 
 
 def check(config: Config) -> dict[str, Any]:
-    """Try model, layers, corpus, index location, Ray and a sample; the findings and the plan as plain values.
+    """Check model, layers, corpus, index location, Ray and a sample; returns findings and plan as plain values.
 
     Raises:
-        UserError: what is wrong, each with its fix.
+        UserError: the config or its inputs are not valid; the message has every problem and its fix.
         LorifError: a store or Ray does not answer.
     """
     checks = Checks()
@@ -83,19 +85,19 @@ def _check_corpus(config: Config) -> tuple[Listing, str]:
         causes = "; ".join(cause for _, cause in listing.damaged)
         raise UserError(
             f"{len(listing.damaged)} files are damaged and would be quarantined: {causes}; restore them, or "
-            f"build with --publish-incomplete"
+            f"build without them with --publish-incomplete"
         )
     return listing, f"{sum(shard.rows for shard in listing.shards):,} records in {len(listing.shards)} shards"
 
 
 def _check_index(config: Config) -> tuple[bool, str]:
-    """Write and remove small objects beside the tables, several writers at once."""
+    """Write and delete small objects beside the tables, with several writers at once."""
     objects = Objects(config.index, config.storage)
-    found = probe_conditional_put(objects)
+    probe = probe_conditional_put(objects)
     objects.remove_folder()
     holder = current_holder(objects)
-    in_use = "" if holder is None else f"; {holder} is using it, a build would wait for it or refuse"
-    return True, f"writable; {found.sentence()}{in_use}"
+    in_use = "" if holder is None else f"; {holder} is changing it, so a build would wait or be refused"
+    return True, f"writable; {probe.sentence()}{in_use}"
 
 
 def _check_ray(config: Config) -> tuple[Resources, str]:
@@ -103,14 +105,14 @@ def _check_ray(config: Config) -> tuple[Resources, str]:
         size = f"{resources.cpus_per_worker} CPUs and {resources.gpus_per_worker:g} GPUs"
         if resources.fit < resources.workers:
             raise UserError(
-                f"of the {resources.workers} workers of {size} that compute asks for, {resources.fit} fit on the "
-                f"nodes that are there; add nodes, or lower compute.workers or compute.gpus_per_worker"
+                f"compute requests {resources.workers} workers of {size}, but {resources.fit} fit on the current "
+                f"nodes; add nodes, or lower compute.workers or compute.gpus_per_worker"
             )
         return resources, f"{resources.workers} workers, each {size}"
 
 
 def _check_plan(config: Config, skeleton: Skeleton, listing: Listing) -> tuple[BuildPlan, str]:
-    plan = plan_of(config, skeleton, listing)
+    plan = plan_from_listing(config, skeleton, listing)
     return plan, f"spec {plan.spec.hash}, {plan.layout.bytes_per_example:,.0f} bytes per example"
 
 
@@ -122,7 +124,7 @@ def _check_sample(config: Config, plan: BuildPlan) -> tuple[dict[str, float], st
 def _costs(plan: BuildPlan, sample: dict[str, float], resources: Resources) -> dict[str, Any]:
     tokens = round(sample["tokens_per_record"] * plan.rows)
     examples = round(sample["examples_per_record"] * plan.rows)
-    # workers without GPUs share the cores that the sample had to itself
+    # workers without GPUs share the cores that the sample had for itself
     speedup = resources.workers if resources.gpus_per_worker else 1
     return {
         "records": plan.rows,
@@ -143,7 +145,7 @@ def _costs(plan: BuildPlan, sample: dict[str, float], resources: Resources) -> d
 
 
 def _time_sample(config: Config, plan: BuildPlan) -> dict[str, float]:
-    """Tokenise the first shard and run up to 20 batches of it; rates and sizes per record."""
+    """Tokenise the first shard and run up to 20 batches of it; returns rates, and sizes per record."""
     indexer = ShardIndexer(config, plan.spec)
     shard = plan.shards[0]
     examples = list(indexer.read(shard))
@@ -154,7 +156,7 @@ def _time_sample(config: Config, plan: BuildPlan) -> dict[str, float]:
     lengths = [len(example.input_ids) for example in scored]
     batches = token_budget_batches(lengths, config.compute.tokens_per_batch)[:_TIMED_BATCHES]
     timed = [scored[i] for batch in batches for i in batch]
-    indexer.encode([scored[i] for i in batches[-1]])  # the first batch pays for allocations
+    indexer.encode([scored[i] for i in batches[-1]])  # not timed: the first batch pays for allocations
     started = time.perf_counter()
     indexer.encode(timed)
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The Ray that the work runs on: a private one for this process, or a cluster that must be there."""
+"""The Ray cluster that does the work: a private one of this process, or an existing one."""
 
 import logging
 import math
@@ -15,12 +15,12 @@ from lorif_core.storage.faults import one_line
 
 log = logging.getLogger(__name__)
 
-_CPUS_PER_WORKER = 4  # more threads than that gain little on one model; more workers cost a model each
+_CPUS_PER_WORKER = 4  # more threads gain little on one model, and each further worker needs a model of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """How many workers are asked for, what each of them holds, and how many fit on the nodes there are now."""
+    """The number of requested workers, the resources of each, and how many fit on the current nodes."""
 
     workers: int
     cpus_per_worker: int
@@ -30,15 +30,15 @@ class Resources:
 
 @contextmanager
 def cluster(compute: ComputeConfig) -> Iterator[Resources]:
-    """Attach to Ray for the length of the block.
+    """Connect to Ray for the length of the block.
 
-    `local` starts a private one-machine Ray; anything else attaches to a running cluster. A Ray that this
-    process is already connected to is used as it is and left running.
+    `local` starts a private Ray on this machine; any other value is the address of a running cluster. A Ray that
+    this process is already connected to is used as it is and stays connected.
 
     Raises:
-        LorifError: there is no cluster at the address.
-        UserError: not even one of the workers asked for fits on any of its nodes. Fewer than asked for are no
-            error: a node may have been lost, or may still be coming.
+        LorifError: no cluster answers at the address.
+        UserError: not a single requested worker fits on any node. Fewer workers than requested are not an error: a
+            node may have been lost, or may not have joined yet.
     """
     connected = ray.is_initialized()
     if not connected:
@@ -52,7 +52,7 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
 
 def _start_local() -> None:
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        log.warning("this private Ray also listens beyond loopback and has no token: set RAY_AUTH_MODE=token")
+        log.warning("this private Ray is reachable from other machines without a token; set RAY_AUTH_MODE=token")
     ray.init(
         address="local",
         include_dashboard=False,
@@ -86,32 +86,32 @@ def _resources(compute: ComputeConfig) -> Resources:
         cpus_each = next((size for size in sizes if _slots(nodes, size, gpus_each) >= workers), 1)
     fit = _slots(nodes, cpus_each, gpus_each) if cpus_each else 0
     if fit < workers:
-        told = (
-            f"compute asks for {workers} workers with {gpus_each:g} GPUs each, but the nodes of this Ray have "
-            f"{', '.join(_size(node) for node in nodes)}, room for {fit}"
+        message = (
+            f"compute requests {workers} workers with {gpus_each:g} GPUs each, but the nodes of this Ray have "
+            f"{', '.join(_size(node) for node in nodes)}, which is room for {fit}"
         )
         if fit == 0:
-            raise UserError(f"{told}; lower compute.workers or compute.gpus_per_worker")
-        log.warning("%s", told)
+            raise UserError(f"{message}; lower compute.workers or compute.gpus_per_worker")
+        log.warning("%s", message)
     return Resources(workers, cpus_each, gpus_each, fit)
 
 
 def roomiest_node() -> str:
-    """Id of the node with most cores, of those that are there now: for what reserves none of them."""
+    """Id of the current node with the most cores, for actors that reserve none."""
     alive = (node for node in ray.nodes() if node["Alive"])
     return max(alive, key=lambda node: node["Resources"].get("CPU", 0))["NodeID"]
 
 
 def _cores_each(nodes: Sequence[dict[str, float]]) -> int:
-    """Cores of a worker where nothing else is said: as many as the smallest node has, of those that have any.
+    """Default cores of a worker: at most as many as the smallest node with cores has.
 
-    A node without cores is a driver's or Ray's own, and takes no work.
+    A node without cores belongs to a driver or to Ray itself, and takes no work.
     """
     return min([_CPUS_PER_WORKER, *(int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1)])
 
 
 def _slots(nodes: Sequence[dict[str, float]], cpus_each: int, gpus_each: float) -> int:
-    """Workers that fit: one must lie on one node, or it would wait forever."""
+    """The number of workers that fit; a worker must fit on a single node, or it would wait forever."""
     return sum(
         int(min(node.get("CPU", 0) // cpus_each, node.get("GPU", 0) // gpus_each if gpus_each else math.inf))
         for node in nodes

@@ -1,4 +1,4 @@
-"""The distributed fit: workers sum over their own fragments, the driver orthonormalises."""
+"""The distributed fit of a curvature: workers sum over their own fragments, and the driver orthonormalises."""
 
 import hashlib
 import json
@@ -32,15 +32,16 @@ from tasks.retry import RETRIED
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A curvature that is in the table.
+    """A curvature that is stored in the table `curvature`.
 
     Attributes:
         curvature: its id.
-        version: of the table.
-        how: none was asked for, the one that was there stands, all rows were fitted, or it was merged.
-        left: rows taken out since all rows were fitted.
-        seconds: it took.
-        sampled: rows of older checkpoints that it stands for, by a sample of them.
+        version: version of the table.
+        how: `none` if the settings have no curvature, `kept` if it did not change, `fitted` over all rows, or
+            `merged` from the former one and new rows.
+        left: rows that were taken out since the last fit over all rows.
+        seconds: time of the fit.
+        sampled: rows of older checkpoints that the curvature represents by a sample.
     """
 
     curvature: str
@@ -65,10 +66,10 @@ def fit_rows(
 ) -> Fit:
     """Fit and write the curvature of some rows, all of one spec.
 
-    The id names the rows and the settings, so a fit that was killed goes on with the layers that are missing.
+    The id is a hash of the rows and the settings, so a fit that was killed continues with the missing layers.
     """
     started = time.perf_counter()
-    curvature_id = name_of(spec.hash, rows.version, asdict(settings))
+    curvature_id = fit_id(spec.hash, rows.version, asdict(settings))
     if settings.kind != "none":
         missing = missing_layers(store, spec, curvature_id)
         with cluster(compute) as resources:
@@ -78,20 +79,20 @@ def fit_rows(
     return Fit(curvature_id, store.curvatures.version(), how, 0, time.perf_counter() - started)
 
 
-def name_of(*what: Any) -> str:
-    """16 hex digits that name a fit of what it was made from."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+def fit_id(*inputs: Any) -> str:
+    """The id of a fit: 16 hex digits, a hash of its inputs."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def missing_layers(store: Store, spec: IndexSpec, curvature_id: str) -> list[int]:
-    """Layers that are not fitted yet under an id."""
+    """Layers that are not stored yet under an id."""
     return sorted(set(range(len(spec.layers))) - store.curvatures.fitted_layers(curvature_id))
 
 
 def write_group(
     store: Store, spec: IndexSpec, curvature_id: str, group: dict[int, LayerCurvature], lease: Lease
 ) -> None:
-    """Write fitted layers while the lease is held."""
+    """Write fitted layers after confirming the lease."""
     lease.confirm()
     store.curvatures.write(
         curvature_id, {index: (spec.layers[index].name, layer) for index, layer in group.items()}
@@ -107,24 +108,24 @@ def fit_distributed(
     layers: Sequence[int],
     resources: Resources,
 ) -> Iterator[dict[int, LayerCurvature]]:
-    """Fit some layers, a memory-bounded group after another, over rows of one version of the factors."""
+    """Fit some layers over rows of one version of the factors, in groups that are bounded by memory."""
     dims = [layer.dim for layer in spec.layers]
-    groups = groups_of(spec, settings, rows.rows, compute, layers)
-    passes = len(groups) * passes_of(settings)
+    groups = memory_groups(spec, settings, rows.rows, compute, layers)
+    passes = len(groups) * count_passes(settings)
     with row_scanners(store, compute, spec, rows, resources, "fit curvature", passes) as scanners:
         for group in groups:
             yield fit_layers(group, dims, rows.rows, settings, scanners.scan)
 
 
-def passes_of(settings: CurvatureSpec) -> int:
-    """Passes over the rows that a fit of a group of layers takes."""
+def count_passes(settings: CurvatureSpec) -> int:
+    """The number of passes over the rows that the fit of one group of layers takes."""
     return 1 + (settings.power_iterations if settings.kind == "woodbury" else 0)
 
 
-def groups_of(
+def memory_groups(
     spec: IndexSpec, settings: CurvatureSpec, rows: int, compute: ComputeConfig, layers: Sequence[int]
 ) -> list[list[int]]:
-    """The layers that are asked for, in the groups that fit into a worker's memory."""
+    """The given layers, in groups that fit into a worker's memory."""
     groups = layer_groups([layer.dim for layer in spec.layers], rows, settings, compute.memory_gb)
     return [chosen for group in groups if (chosen := [layer for layer in group if layer in layers])]
 
@@ -135,7 +136,7 @@ def row_scanners(
     spec: IndexSpec,
     rows: Inventory,
     resources: Resources,
-    what: str,
+    title: str,
     passes: int,
     *,
     shares_cores: bool = False,
@@ -144,39 +145,39 @@ def row_scanners(
 
     Args:
         store: the index.
-        compute: memory of a worker.
-        spec: of the rows.
-        rows: inventory of them in one version of the factors.
-        resources: of the cluster.
-        what: shown as progress.
-        passes: over the rows that are expected.
-        shares_cores: they work only while others wait.
+        compute: the memory of a worker.
+        spec: spec of the rows.
+        rows: inventory of the rows in one version of the factors.
+        resources: resources of the cluster.
+        title: title of the progress.
+        passes: expected passes over the rows.
+        shares_cores: the workers work only while others wait.
     """
     count = min(resources.workers, len(rows.fragments))
     parts = [rows.fragments[worker::count] for worker in range(count)]
-    at_once = scan_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
-    text, version = spec.to_json(), rows.version
+    block_size = scan_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
+    spec_json, version = spec.to_json(), rows.version
 
     def spawn() -> Any:
-        return start(CurvatureActor, resources, store, text, version, at_once, shares_cores=shares_cores)
+        return start(CurvatureActor, resources, store, spec_json, version, block_size, shares_cores=shares_cores)
 
-    return Scanners(spawn, parts, what, passes * rows.rows)
+    return Scanners(spawn, parts, title, passes * rows.rows)
 
 
 class Scanners:
-    """Workers that sum over parts of some rows, for the length of a `with`.
+    """Workers that sum over parts of some rows, for the length of a `with` block.
 
     Args:
-        spawn: starts an actor whose `scan` takes a request and a part.
-        parts: of the rows, one a worker.
-        what: shown as progress.
-        rows: over all passes that are expected.
+        spawn: starts an actor whose method `scan` takes a request and a part.
+        parts: parts of the rows, one per worker.
+        title: title of the progress.
+        rows: expected number of rows over all passes.
     """
 
-    def __init__(self, spawn: Callable[[], Any], parts: Sequence[Sequence[Any]], what: str, rows: int) -> None:
+    def __init__(self, spawn: Callable[[], Any], parts: Sequence[Sequence[Any]], title: str, rows: int) -> None:
         self._parts = parts
         self._workers = Workers(spawn, len(parts))
-        self._progress = Progress(what, rows)
+        self._progress = Progress(title, rows)
 
     def __enter__(self) -> "Scanners":
         self._workers.__enter__()
@@ -188,14 +189,14 @@ class Scanners:
         self._workers.__exit__(*raised)
 
     def scan(self, request: ScanRequest) -> ScanResult:
-        """One pass over all parts; sums are added in the order of the parts, so that the result repeats."""
+        """Make one pass over all parts; sums are added in the order of the parts, so that the result repeats."""
         shared = ray.put(request)
-        found: dict[int, ScanResult] = {}
+        results: dict[int, ScanResult] = {}
         numbered = list(enumerate(self._parts))
         outcomes = self._workers.run(numbered, lambda actor, part: actor.scan.remote(shared, part[1]), in_flight=1)
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 raise LorifError(f"a pass over the rows of the curvature failed: {outcome.cause}")
-            found[outcome.item[0]] = outcome.result
+            results[outcome.item[0]] = outcome.result
             self._progress.advance(outcome.result.rows)
-        return sum((found[number] for number, _ in numbered), start=NO_ROWS)
+        return sum((results[number] for number, _ in numbered), start=NO_ROWS)

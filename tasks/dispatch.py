@@ -1,4 +1,4 @@
-"""Workers that are replaced when they die, and items handed to them: few in flight, poison set aside."""
+"""Dispatch of items to workers: few are in flight, dead workers are replaced, failing items are set aside."""
 
 import logging
 import time
@@ -18,15 +18,15 @@ from lorif_core.storage.faults import one_line
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_ATTEMPTS_AT_BAD_INPUT = 2  # what looks like a damaged file may have been an answer cut off
-_OUTAGES_IN_A_ROW = 3  # each has taken the libraries' own retries already
+_ATTEMPTS_AT_BAD_INPUT = 2  # a file may only look damaged because a response was cut off
+_OUTAGES_IN_A_ROW = 3  # each one comes after the retries of the storage libraries
 _START_TIMEOUT_SECONDS = 300.0
 _REPORT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An item and what its call returned."""
+    """An item and the result of its call."""
 
     item: Any
     result: Any
@@ -34,7 +34,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An item that failed every attempt, the last cause, and the error itself if it is one of ours."""
+    """An item that failed every attempt, the last cause, and the error itself if it is a LorifError."""
 
     item: Any
     cause: str
@@ -43,7 +43,7 @@ class Failed:
 
 @dataclass(slots=True)
 class _Job:
-    """An item on its way; a suspect was in flight with others when their worker died, so it runs alone."""
+    """An item to work on; a suspect was in flight with others when their worker died, so it runs alone."""
 
     item: Any
     failures: int = 0
@@ -65,13 +65,13 @@ class _Worker:
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """A number of actors for the length of a `with`; one that dies, alone or with its node, is replaced.
+    """A number of actors for the length of a `with` block; one that dies, alone or with its node, is replaced.
 
-    An actor is given work once it is up, so a replacement for which there is no room holds no item back.
+    An actor gets work only when it is up, so a replacement that the cluster has no room for delays no item.
 
     Args:
         spawn: starts one actor, with max_restarts=0 and max_task_retries=0.
-        count: how many to have.
+        count: the number of actors.
     """
 
     def __init__(self, spawn: Callable[[], Any], count: int) -> None:
@@ -97,16 +97,16 @@ class Workers(AbstractContextManager["Workers"]):
     def run(
         self, items: Sequence[Any], call: Callable[[Any, Any], Any], in_flight: int = 2
     ) -> Iterator[Done | Failed]:
-        """Run `call(actor, item)` for every item and yield outcomes in the order of completion.
+        """Run `call(actor, item)` for every item; yields outcomes in the order of completion.
 
         Args:
-            items: what to work on.
-            call: makes the call and returns its reference.
-            in_flight: calls that an actor has at once, running or waiting.
+            items: the items to work on.
+            call: starts the call and returns its reference.
+            in_flight: the largest number of calls of one actor, running or waiting.
 
         Raises:
-            UserError: a call raised one; nothing is gained by trying it again.
-            StoreUnavailableError: several calls in a row ended in one.
+            UserError: a call raised it; another attempt would raise it again.
+            StoreUnavailableError: several calls in a row raised it.
             LorifError: workers keep dying, or none could be started.
         """
         waiting = deque(_Job(item) for item in items)
@@ -117,7 +117,7 @@ class Workers(AbstractContextManager["Workers"]):
             ready, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=_REPORT_SECONDS)
             idle_since = time.monotonic() if running or any(w.is_up for w in self._workers) else idle_since
             if not ready:
-                _warn_of_no_start(idle_since)
+                _report_no_worker(idle_since)
             elif ready[0] in self._starting:
                 self._note_start(ready[0])
             else:
@@ -148,8 +148,8 @@ class Workers(AbstractContextManager["Workers"]):
             running[reference] = (worker, job)
 
     def _finish(self, reference: Any, worker: _Worker, job: _Job) -> Done | Failed | None:
-        """What a finished call means for its job: done, failed for good, or None for another attempt."""
-        together = worker.died_with or len(worker.jobs)
+        """The outcome of a job whose call finished: Done, Failed, or None for another attempt."""
+        jobs_in_flight = worker.died_with or len(worker.jobs)
         del worker.jobs[reference]
         worker.alone = worker.alone and bool(worker.jobs)
         try:
@@ -161,9 +161,9 @@ class Workers(AbstractContextManager["Workers"]):
             if isinstance(fault, UserError):
                 raise fault from None
             if isinstance(error, RayActorError):
-                self._replace(worker, together)
+                self._replace(worker, jobs_in_flight)
                 job.suspect = True
-            if not isinstance(error, RayActorError) or together == 1:  # else a neighbour may have killed it
+            if not isinstance(error, RayActorError) or jobs_in_flight == 1:  # else another job may have killed it
                 job.failures += 1
             self._failures_in_a_row += 1
             self._stop_if_all_fail(fault, _cause(error))
@@ -193,15 +193,15 @@ class Workers(AbstractContextManager["Workers"]):
             self._replace(worker, 0)
 
     def _replace(self, worker: _Worker, died_with: int) -> None:
-        """Put a new actor in the place of a dead one, once; its other calls come out as failed by themselves."""
+        """Replace a dead actor by a new one, once; the other calls of the dead one fail by themselves."""
         if worker in self._workers:
             worker.is_up, worker.died_with = False, died_with
             self._workers.remove(worker)
-            ray.kill(worker.actor)  # if only unreachable, it must not come back
+            ray.kill(worker.actor)  # it must not come back if it was only unreachable
             self._start_one()
 
 
-def _warn_of_no_start(idle_since: float) -> None:
+def _report_no_worker(idle_since: float) -> None:
     waited = time.monotonic() - idle_since
     if waited < _REPORT_SECONDS / 2:
         return

@@ -1,4 +1,4 @@
-"""Environment that Ray, Prefect and transformers read when they are imported; so this comes before them."""
+"""Environment variables that Ray, Prefect and transformers read on import; import this module before them."""
 
 import gc
 import os
@@ -21,16 +21,16 @@ _QUIET = {
 
 
 def quiet_libraries() -> None:
-    """No telemetry, no prompts, no bars that are not ours; what the user has set stays."""
+    """Turn off telemetry, prompts and progress bars of libraries; variables that the user has set stay."""
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    # Ray and Prefect start their servers with fork and exec at once, which Lance's threads survive
+    # Ray and Prefect start their servers with fork and an immediate exec, which is safe with Lance's threads
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the length of the block; workers that start in it inherit them."""
+    """Set variables for the length of the block; processes that start in it inherit them."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
@@ -45,9 +45,9 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def fast_imports() -> Iterator[None]:
-    """Import without garbage collection: torch and transformers make a million objects that all stay.
+    """Import without garbage collection: torch and transformers create a million objects that are never freed.
 
-    Collecting them while importing and once more at exit is a third of a short command's time.
+    Garbage collection during import and at exit takes a third of the time of a short command.
     """
     gc.disable()
     try:
@@ -58,9 +58,9 @@ def fast_imports() -> Iterator[None]:
 
 
 def lock_local_ray(address: str) -> None:
-    """A private Ray listens on more than loopback, so it answers only to a token made for this process.
+    """Give a private Ray a token of this process, because Ray listens beyond loopback.
 
-    A cluster that one attaches to has its own authentication, from the user's environment.
+    An existing cluster has its own authentication, from the user's environment.
     """
     if address == "local" and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

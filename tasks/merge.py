@@ -1,4 +1,4 @@
-"""The curvature of an update: that of the new rows, merged with what is there; or anew, where that won't do."""
+"""The curvature of an update: merged from the stored one and that of new rows, or fitted again over all rows."""
 
 import time
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from lorif_core.curvature.randomized_svd import fit_layers
 from lorif_core.curvature.scan import ScanRequest
 from lorif_core.curvature.woodbury import LayerCurvature
 from lorif_core.lifecycle.plan import check_curvature
-from lorif_core.lifecycle.update import UpdatePlan, why_refit
+from lorif_core.lifecycle.update import UpdatePlan, refit_reason
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.inventory import Inventory
@@ -20,11 +20,11 @@ from tasks.cluster import Resources, cluster
 from tasks.curvature import (
     Fit,
     Scanners,
+    count_passes,
+    fit_id,
     fit_rows,
-    groups_of,
+    memory_groups,
     missing_layers,
-    name_of,
-    passes_of,
     row_scanners,
     write_group,
 )
@@ -35,33 +35,33 @@ from tasks.retry import RETRIED
 
 @task(name="update curvature", **RETRIED)
 def update_curvature(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Fit:
-    """The curvature of the rows after an update, by the cheapest way that is good enough."""
+    """The curvature of the rows after an update, in the cheapest way that is accurate enough."""
     store, spec, settings = Store(config.index, config.storage), plan.build.spec, plan.build.curvature
-    rows, held = indexed.inventory.of_spec(spec.hash), plan.held.of_spec(spec.hash)
-    entered, left = rows.beyond(held), held.beyond(rows)
-    reason = why_refit(config.update, plan.part, settings, left.rows, held.rows)
+    rows, base_rows = indexed.inventory.of_spec(spec.hash), plan.base_inventory.of_spec(spec.hash)
+    entered, left = rows.difference(base_rows), base_rows.difference(rows)
+    reason = refit_reason(config.update, plan.part, settings, left.rows, base_rows.rows)
     if plan.part is not None and reason is None and not entered.rows and not left.rows:
-        kept = plan.part
-        return Fit(kept.curvature, store.curvatures.version(), "kept", kept.left, 0.0, kept.sampled)
+        part = plan.part
+        return Fit(part.curvature, store.curvatures.version(), "kept", part.left, 0.0, part.sampled)
     if plan.part is None or reason is not None or settings.kind == "none":
         check_curvature(config, spec.layers, rows.rows + plan.older_rows)
         if reason is not None and settings.kind != "none":
             get_run_logger().info("the curvature is fitted over all rows: %s", reason)
-        if settings.kind != "none" and plan.older():
+        if settings.kind != "none" and plan.older_shards():
             return fit_with_sample(config, plan, rows, lease)
         return fit_rows(store, config.compute, spec, settings, rows, lease)
     return Merger(store, config.compute, plan.base, plan.part, lease).run(entered, left)
 
 
 class Merger:
-    """Takes the rows that left out of a curvature, fits the rows that came, and merges both, layer by layer.
+    """Subtracts rows that left from a curvature, fits rows that entered, and merges both, layer by layer.
 
     Args:
         store: the index.
         compute: where the work runs.
-        base: the generation that it goes on from.
-        part: whose curvature it is.
-        lease: held by this process.
+        base: the generation whose curvature is the start.
+        part: the part of that generation that the curvature belongs to.
+        lease: lease of the index, held by this process.
     """
 
     def __init__(self, store: Store, compute: ComputeConfig, base: Generation, part: Part, lease: Lease) -> None:
@@ -72,44 +72,44 @@ class Merger:
         """Merge the layers that an earlier run has not merged yet.
 
         Args:
-            entered: rows that came, in the newest version of the factors.
-            left: rows that left, in the version of the base generation.
+            entered: new rows, in the newest version of the factors.
+            left: rows that are no longer in the index, in the version of the base generation.
         """
         started = time.perf_counter()
-        moved = [sorted(entered.files), sorted(left.files)]
-        curvature_id = name_of(self._spec.hash, self._part.curvature, moved, asdict(self._settings))
+        changed_files = [sorted(entered.files), sorted(left.files)]
+        curvature_id = fit_id(self._spec.hash, self._part.curvature, changed_files, asdict(self._settings))
         missing = missing_layers(self._store, self._spec, curvature_id)
-        groups = groups_of(self._spec, self._settings, self._part.rows + entered.rows, self._compute, missing)
+        groups = memory_groups(self._spec, self._settings, self._part.rows + entered.rows, self._compute, missing)
         with cluster(self._compute) as resources:
             for group in groups:
                 stored = {layer: self._store.curvatures.layer(self._base, self._part, layer) for layer in group}
-                merged = self._grown(self._shrunk(stored, left, resources), entered, resources)
+                merged = self._merge_rows(self._subtract_rows(stored, left, resources), entered, resources)
                 write_group(self._store, self._spec, curvature_id, merged, self._lease)
-        gone, seconds = self._part.left + left.rows, time.perf_counter() - started
+        left_rows, seconds = self._part.left + left.rows, time.perf_counter() - started
         version, sampled = self._store.curvatures.version(), self._part.sampled
-        return Fit(curvature_id, version, "merged", gone, seconds, sampled)
+        return Fit(curvature_id, version, "merged", left_rows, seconds, sampled)
 
-    def _shrunk(
+    def _subtract_rows(
         self, fitted: dict[int, LayerCurvature], left: Inventory, resources: Resources
     ) -> dict[int, LayerCurvature]:
         if not left.rows:
             return fitted
         with self._scanners(left, resources, "take rows out", 1) as scanners:
-            found = scanners.scan(ScanRequest("gram", {layer: old.basis for layer, old in fitted.items()}))
+            result = scanners.scan(ScanRequest("gram", {layer: old.basis for layer, old in fitted.items()}))
         return {
-            layer: downdate(old, found.matrices[layer], found.traces[layer], found.rows, self._settings)
+            layer: downdate(old, result.matrices[layer], result.traces[layer], result.rows, self._settings)
             for layer, old in fitted.items()
         }
 
-    def _grown(
+    def _merge_rows(
         self, fitted: dict[int, LayerCurvature], entered: Inventory, resources: Resources
     ) -> dict[int, LayerCurvature]:
         if not entered.rows:
             return fitted
         dims = [layer.dim for layer in self._spec.layers]
-        with self._scanners(entered, resources, "fit new rows", passes_of(self._settings)) as scanners:
+        with self._scanners(entered, resources, "fit new rows", count_passes(self._settings)) as scanners:
             new = fit_layers(list(fitted), dims, entered.rows, self._settings, scanners.scan)
         return {layer: merge(old, new[layer], self._settings) for layer, old in fitted.items()}
 
-    def _scanners(self, rows: Inventory, resources: Resources, what: str, passes: int) -> Scanners:
-        return row_scanners(self._store, self._compute, self._spec, rows, resources, what, passes)
+    def _scanners(self, rows: Inventory, resources: Resources, title: str, passes: int) -> Scanners:
+        return row_scanners(self._store, self._compute, self._spec, rows, resources, title, passes)

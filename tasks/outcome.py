@@ -1,4 +1,4 @@
-"""What a run leaves to be looked at: a receipt in JSON beside the index, and in Prefect tables and a summary."""
+"""The outcome of a run: a JSON receipt beside the index, and tables and a summary as Prefect artifacts."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,15 @@ from tasks.retry import RETRIED
 _LISTED = 200
 
 
-@task(name="leave receipt", **RETRIED)
-def leave_receipt(config: Config, generation: Generation) -> None:
-    """Say in `_lorif/runs/<flow run>.json` of the index what stands when a run has ended, and whether it made it.
+@task(name="write receipt", **RETRIED)
+def write_receipt(config: Config, generation: Generation) -> None:
+    """Write `_lorif/runs/<flow run>.json` of the index: the current generation, and whether this run published it.
 
-    Prefect itself keeps no result: it would lie on the worker's disk, and be pickled.
+    Flows do not persist their results in Prefect, which would pickle them onto the worker's disk.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
-        raise RuntimeError("a receipt is of a flow run")
+        raise RuntimeError("a receipt can be written only inside a flow run")
     run = context.flow_run
     receipt = {
         "run": str(run.id),
@@ -54,7 +54,7 @@ def leave_receipt(config: Config, generation: Generation) -> None:
 
 
 def show_generation(index: str, plan: BuildPlan, indexed: IndexedRows, generation: Generation) -> None:
-    """Artifacts of the flow run: `generation` and `shards`, which are tables, and `summary`, in markdown."""
+    """Create artifacts of the flow run: the tables `generation` and `shards`, and the Markdown `summary`."""
     drift = generation.changes.get("drift") or {}
     figures = {
         "generation": generation.generation,
@@ -75,7 +75,7 @@ def show_generation(index: str, plan: BuildPlan, indexed: IndexedRows, generatio
     create_table_artifact(
         key="shards",
         table=shards[:_LISTED],
-        description=f"Shards of generation {generation.generation} that were not there as they are: {listed}",
+        description=f"New or changed shards of generation {generation.generation}: {listed}",
     )
     rows = [f"| {name} | {value} |" for name, value in figures.items() if value is not None]
     files = [f"| files {how} | {count} |" for how, count in generation.changes.get("files", {}).items()]
@@ -86,24 +86,24 @@ def show_generation(index: str, plan: BuildPlan, indexed: IndexedRows, generatio
 
 
 def link(text: str, uri: str) -> str:
-    """Markdown that leads to a local path or a URI."""
+    """A Markdown link to a local path or a URI."""
     return f"[{text}]({uri if '://' in uri else Path(uri).resolve().as_uri()})"
 
 
 def _bytes(generation: Generation) -> int:
-    """Of the codes of all rows, by arithmetic."""
+    """Bytes of the codes of all rows, computed from the layout."""
     specs = [(part.rows, part.index_spec) for part in generation.parts]
     return sum(rows * CodeLayout(spec.layers, spec.code).bytes_per_example for rows, spec in specs)
 
 
 def _shards(plan: BuildPlan, indexed: IndexedRows) -> list[dict[str, Any]]:
-    """Of the plan's spec, those that do not stay from the generation before."""
-    found = []
-    for holding in indexed.inventory.of_spec(plan.spec.hash).holdings:
-        if holding.key not in plan.kept:
-            file, first, stop = parse_shard_key(holding.shard)
-            found.append(
-                {"file": file.name, "records": f"{first} to {stop - 1}", "rows": holding.rows,
-                 "tokens": holding.tokens, "bytes": holding.rows * plan.layout.bytes_per_example}
+    """The shards of the plan's spec that were not in the former generation."""
+    shards = []
+    for entry in indexed.inventory.of_spec(plan.spec.hash).entries:
+        if entry.key not in plan.retained:
+            file, first, stop = parse_shard_key(entry.shard)
+            shards.append(
+                {"file": file.name, "records": f"{first} to {stop - 1}", "rows": entry.rows,
+                 "tokens": entry.tokens, "bytes": entry.rows * plan.layout.bytes_per_example}
             )  # fmt: skip
-    return found
+    return shards

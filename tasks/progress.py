@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, log lines elsewhere, an artifact in the Prefect UI."""
+"""Progress of long work: a bar on a terminal, log lines, and an artifact in the Prefect UI."""
 
 import logging
 import sys
@@ -16,11 +16,11 @@ _REPORT_EVERY_SECONDS = 5.0
 
 
 class Progress:
-    """Counts rows and tokens done out of a known number of rows; rows/s, tokens/s and ETA."""
+    """Counts finished rows and tokens against a known number of rows; reports rows/s, tokens/s and ETA."""
 
-    def __init__(self, what: str, rows: int, done: int = 0) -> None:
-        self._what, self._rows, self._done = what, rows, done
-        self._skipped_ahead = done
+    def __init__(self, title: str, rows: int, done: int = 0) -> None:
+        self._title, self._rows, self._done = title, rows, done
+        self._done_at_start = done
         self._tokens = 0
         self._started = self._reported = time.monotonic()
         self._bar: tqdm | None = None
@@ -28,10 +28,10 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self._rows, initial=self._done, desc=self._what, unit="row", file=sys.stderr)
+            self._bar = tqdm(total=self._rows, initial=self._done, desc=self._title, unit="row", file=sys.stderr)
         if TaskRunContext.get() is not None:
-            key = self._what.replace(" ", "-")
-            self._artifact = create_progress_artifact(progress=self._percent(), key=key, description=self._what)
+            key = self._title.replace(" ", "-")
+            self._artifact = create_progress_artifact(progress=self._percent(), key=key, description=self._title)
         return self
 
     def __exit__(
@@ -42,7 +42,7 @@ class Progress:
         self._report()
 
     def advance(self, rows: int, tokens: int = 0) -> None:
-        """Count finished rows and their tokens."""
+        """Add finished rows and their tokens."""
         self._done += rows
         self._tokens += tokens
         if self._bar is not None:
@@ -54,15 +54,15 @@ class Progress:
 
     def _report(self) -> None:
         self._reported = time.monotonic()
-        rate = (self._done - self._skipped_ahead) / self._elapsed()
+        rate = (self._done - self._done_at_start) / self._elapsed()
         left = (self._rows - self._done) / rate if rate > 0 else float("inf")
         tokens = f"{self._tokens / self._elapsed():,.0f} tokens/s, " if self._tokens else ""
-        told = (
-            f"{self._what}: {self._done:,} of {self._rows:,} rows, {rate:,.0f} rows/s, {tokens}ETA {left:,.0f} s"
+        message = (
+            f"{self._title}: {self._done:,} of {self._rows:,} rows, {rate:,.0f} rows/s, {tokens}ETA {left:,.0f} s"
         )
-        log.info("%s", told)
+        log.info("%s", message)
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, progress=self._percent(), description=told)
+            update_progress_artifact(self._artifact, progress=self._percent(), description=message)
 
     def _elapsed(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)

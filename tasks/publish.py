@@ -1,4 +1,4 @@
-"""The last step of a flow that changes an index: publish what its tables hold now, and show it."""
+"""The last step of a flow that changes an index: publish the current contents of its tables as a generation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from tasks.outcome import show_generation
 
 
 def new_part(config: Config, plan: BuildPlan, fit: Fit, metric: str | None = None) -> Part:
-    """The part of the rows that a plan is about; its counts come from the inventory it is published with."""
+    """The part for the rows of a plan; publishing fills in its counts from the inventory."""
     return Part(
         spec_json=plan.spec.to_json(),
         checkpoint=plan.spec.checkpoint,
-        model_path=_lasting(config.model.path),
+        model_path=_absolute(config.model.path),
         model_revision=config.model.revision,
         curvature=fit.curvature,
         curvature_kind=plan.curvature.kind,
@@ -48,7 +48,7 @@ def publish(
     timings: Mapping[str, float],
     changes: Mapping[str, Any],
 ) -> Generation:
-    """Publish what was indexed, unless nothing has changed, and show the generation as an artifact."""
+    """Publish the indexed rows, unless nothing has changed, and create the artifacts of the generation."""
     generation = publish_next(
         Store(config.index, config.storage),
         lease,
@@ -63,12 +63,12 @@ def publish(
         removals=indexed.removals,
     )
     if generation.changes != changes:
-        get_run_logger().info("nothing has changed since generation %d, which stands", generation.generation)
+        get_run_logger().info("nothing has changed; generation %d stays current", generation.generation)
         return generation
     show_generation(config.index, plan, indexed, generation)
     return generation
 
 
-def _lasting(path: str) -> str:
-    """A local checkpoint's absolute path, so that a query from another folder finds it; a hub id as it is."""
+def _absolute(path: str) -> str:
+    """The absolute path of a local checkpoint, so that queries from other folders find it; a hub id as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path

@@ -1,4 +1,4 @@
-"""Takedown, carried out: rows leave the newest generation, and its curvatures go without them."""
+"""Takedown: publish a generation without some rows, and take these rows out of its curvatures."""
 
 import json
 import logging
@@ -9,8 +9,8 @@ import pyarrow as pa
 from lorif_core.config import ComputeConfig, UpdateConfig
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.publishing import publish_next
-from lorif_core.lifecycle.removal import REMOVED, honour, removals_of, same_content
-from lorif_core.lifecycle.update import why_refit
+from lorif_core.lifecycle.removal import REMOVED, apply_removals, read_removals, same_content
+from lorif_core.lifecycle.update import refit_reason
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.inventory import Inventory
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 
 
 def remove_rows(
-    store: Store, rows: pa.Table, compute: ComputeConfig, wishes: UpdateConfig, lease: Lease
+    store: Store, rows: pa.Table, compute: ComputeConfig, settings: UpdateConfig, lease: Lease
 ) -> Generation:
-    """Publish the newest generation without some of its rows, and remember that they are not to come back.
+    """Publish the newest generation without some of its rows, and record that they must not come back.
 
-    Run again after a death it ends the same; if an update runs before, that takes the rows out.
+    If it is run again after it was killed, the result is the same; an update in between removes the rows itself.
 
     Args:
         store: the index.
-        rows: `example_id` and `content_hash` of the rows, of the newest generation; some rows must stay.
+        rows: `example_id` and `content_hash` of rows of the newest generation; some rows must stay.
         compute: where curvatures are fitted.
-        wishes: whether they are, or rows are taken out of them.
-        lease: held by this process.
+        settings: whether curvatures are fitted again or rows are subtracted from them.
+        lease: lease of the index, held by this process.
 
     Raises:
         UserError: no row would stay.
@@ -42,18 +42,18 @@ def remove_rows(
     if base.index_spec.tokenisation.id is None:
         rows = same_content(store, base.factors_version, rows)
     if rows.num_rows >= base.rows:
-        raise UserError(f"this would remove every row of {store.uri}; to give the index up, delete its folder")
+        raise UserError(f"this would remove every row of {store.uri}; to discard the index, delete its folder")
     lease.confirm()
-    held = store.rows.rewind(base.factors_version)
+    base_inventory = store.rows.rewind(base.factors_version)
     store.rows.note_removed(rows)
-    removals = removals_of(store, base.index_spec)
-    inventory, _ = honour(store, removals)
-    fits = [_fit(store, base, part, held, inventory, compute, wishes, lease) for part in base.parts]
+    removals = read_removals(store, base.index_spec)
+    inventory, _ = apply_removals(store, removals)
+    fits = [_fit(store, base, part, base_inventory, inventory, compute, settings, lease) for part in base.parts]
     parts = [
         replace(part, curvature=fit.curvature, left=fit.left) for part, fit in zip(base.parts, fits, strict=True)
     ]
-    leaders = {part.spec: part for part in parts}
-    parts = [part if part.follows is None else part.following(leaders[part.follows]) for part in parts]
+    by_spec = {part.spec: part for part in parts}
+    parts = [part if part.follows is None else part.following(by_spec[part.follows]) for part in parts]
     skipped = {(example_id, reason) for example_id, reason in json.loads(base.skipped_json)}
     skipped |= {(example_id, REMOVED) for example_id in rows.column("example_id").to_pylist()}
     return publish_next(
@@ -72,27 +72,27 @@ def _fit(
     store: Store,
     base: Generation,
     part: Part,
-    held: Inventory,
+    base_inventory: Inventory,
     inventory: Inventory,
     compute: ComputeConfig,
-    wishes: UpdateConfig,
+    settings: UpdateConfig,
     lease: Lease,
 ) -> Fit:
-    """The curvature of a part without the rows that left it, with the settings it has."""
-    before, rows = held.of_spec(part.spec), inventory.of_spec(part.spec)
-    left, entered = before.beyond(rows), rows.beyond(before)
+    """The curvature of a part without the rows that left it, with unchanged settings."""
+    before, rows = base_inventory.of_spec(part.spec), inventory.of_spec(part.spec)
+    left, entered = before.difference(rows), rows.difference(before)
     if not rows.rows or not left.rows or part.curvature_kind == "none" or part.follows is not None:
         return Fit(part.curvature, store.curvatures.version(), "kept", part.left, 0.0)
-    reason = why_refit(wishes, part, part.curvature_spec, left.rows, before.rows)
+    reason = refit_reason(settings, part, part.curvature_spec, left.rows, before.rows)
     if reason is not None and part.sampled:
         log.warning(
-            "the curvature of checkpoint %s stands for %d rows of older checkpoints by a sample, so rows are "
-            "taken out of it; lorif update with update.curvature=refit fits it anew",
+            "the curvature of checkpoint %s represents %d rows of older checkpoints by a sample, so the rows are "
+            "subtracted from it; lorif update with update.curvature=refit fits it again",
             part.checkpoint, part.sampled,
         )  # fmt: skip
         reason = None
     if reason is None:
-        log.info("the rows are taken out of the curvature of checkpoint %s", part.checkpoint)
+        log.info("the rows are subtracted from the curvature of checkpoint %s", part.checkpoint)
         return Merger(store, compute, base, part, lease).run(entered, left)
-    log.info("the curvature of checkpoint %s is fitted over all rows that stay: %s", part.checkpoint, reason)
+    log.info("the curvature of checkpoint %s is fitted again over all remaining rows: %s", part.checkpoint, reason)
     return fit_rows(store, compute, part.index_spec, part.curvature_spec, rows, lease)

@@ -1,4 +1,4 @@
-"""When a Prefect task is worth running again."""
+"""When Prefect runs a failed task again."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from prefect.exceptions import MissingResult
 
 from lorif_core.errors import LorifError, StoreUnavailableError
 
-_DELAYS = [5.0, 30.0]  # seconds: a store that is restarted is back by then
+_DELAYS = [5.0, 30.0]  # seconds: enough for a store to restart
 
 
 async def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
-    """A store may recover; with our other errors the same run would end the same way."""
+    """Whether another run may succeed: a store may recover, but our other errors would occur again."""
     try:
         outcome = await state.aresult(raise_on_failure=False)
     except MissingResult:
@@ -20,7 +20,7 @@ async def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
     return isinstance(outcome, StoreUnavailableError) or not isinstance(outcome, LorifError)
 
 
-RETRIED: dict[str, Any] = {  # arguments of a task that may be run again
+RETRIED: dict[str, Any] = {  # keyword arguments of `task` for a task that may run again
     "cache_policy": NO_CACHE,
     "retries": len(_DELAYS),
     "retry_delay_seconds": _DELAYS,

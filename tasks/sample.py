@@ -10,7 +10,7 @@ from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
 
-_PARTS = 8  # however many workers there are, so that sums, added part after part, repeat
+_PARTS = 8  # independent of the number of workers, so that sums over the parts repeat
 
 
 def over_sample(
@@ -20,33 +20,33 @@ def over_sample(
     call: Callable[[Any, Sequence[SampledShard]], Any],
     counts: Callable[[Any], tuple[int, int]],
     title: str,
-    doing: str,
+    activity: str,
 ) -> list[Any]:
-    """Results of the parts of a sample, in the order of the parts.
+    """Run a call over the parts of a sample; returns the results in the order of the parts.
 
     Args:
         config: where the work runs.
-        sample: of shards.
+        sample: the shards and how many examples to take of each.
         spawn: starts an actor.
-        call: gives an actor a part and returns the reference of its result.
+        call: passes a part to an actor and returns the reference of its result.
         counts: examples and tokens of a result, for the progress.
-        title: of the progress.
-        doing: what is done to shards, for the message of a failure.
+        title: title of the progress.
+        activity: the work in words, for the message of a failure.
 
     Raises:
         LorifError: a part failed every attempt.
     """
     count = min(_PARTS, len(sample))
     parts = [(number, sample[number::count]) for number in range(count)]
-    found: dict[int, Any] = {}
+    results: dict[int, Any] = {}
     with (
         cluster(config.compute) as resources,
         Workers(lambda: spawn(resources), min(resources.workers, count)) as workers,
-        Progress(title, sum(one.examples for one in sample)) as progress,
+        Progress(title, sum(shard.examples for shard in sample)) as progress,
     ):
         for outcome in workers.run(parts, lambda actor, part: call(actor, part[1]), in_flight=1):
             if isinstance(outcome, Failed):
-                raise LorifError(f"{doing} {len(outcome.item[1])} shards failed: {outcome.cause}")
-            found[outcome.item[0]] = outcome.result
+                raise LorifError(f"{activity} {len(outcome.item[1])} shards failed: {outcome.cause}")
+            results[outcome.item[0]] = outcome.result
             progress.advance(*counts(outcome.result))
-    return [found[number] for number in range(count)]
+    return [results[number] for number in range(count)]

@@ -1,4 +1,4 @@
-"""The steps of an update that a build has not: compare, let the covariances grow, publish what has changed."""
+"""The steps of an update that a build lacks: compare, update the covariances, publish the changes."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
-from lorif_core.curvature.metric import Drift, drift, grown
+from lorif_core.curvature.metric import Drift, drift, mix_covariances
 from lorif_core.lifecycle.calibrate import calibration_sample
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.update import UpdatePlan, make_update_plan
@@ -22,12 +22,12 @@ from tasks.indexing import IndexedRows
 from tasks.publish import new_part, publish
 from tasks.retry import RETRIED
 
-_FEWEST_EXAMPLES = 32  # of new data that covariances are measured on
+_MIN_EXAMPLES = 32  # of new data, for measuring covariances
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """The covariances that queries are folded with, how far they have drifted, and the seconds it took."""
+    """The covariances that queries are folded with, their drift from the whitening, and the seconds it took."""
 
     name: str | None
     drift: Drift | None
@@ -36,7 +36,7 @@ class Metric:
 
 @task(name="plan update", cache_policy=NO_CACHE)
 def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePlan:
-    """Compare corpus and index, and say what will be done."""
+    """Compare the corpus with the index, and log the plan."""
     log = get_run_logger()
     plan = make_update_plan(config, remove_vanished, within)
     changes = plan.changes
@@ -48,53 +48,53 @@ def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePla
     )  # fmt: skip
     if changes.vanished and not remove_vanished:
         log.warning(
-            "%d files left the corpus, their rows stay (--remove-vanished drops them): %s",
+            "%d files left the corpus, and their rows stay (--remove-vanished removes them): %s",
             len(changes.vanished), "; ".join(changes.vanished[:10]),
         )  # fmt: skip
     if not plan.is_needed(config):
-        log.info("nothing has changed since generation %d, which stands", plan.base.generation)
+        log.info("nothing has changed; generation %d stays current", plan.base.generation)
     return plan
 
 
-@task(name="let covariances grow", **RETRIED)
-def accumulate(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Metric:
-    """Add the covariances of new data, by a sample of it, to those of the data before; codes keep their whitening.
+@task(name="update covariances", **RETRIED)
+def update_covariances(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Metric:
+    """Mix the covariances of a sample of new data into those of the former data; codes keep their whitening.
 
-    New data count by their share of the tokens. Random projections have no covariances.
+    New data are weighted by their share of the tokens. Random projections have no covariances.
     """
     store, spec, part = Store(config.index, config.storage), plan.build.spec, plan.part
     frozen = store.covariances.read(spec.projection.whitening)
-    new = indexed.inventory.of_spec(spec.hash).beyond(plan.held)
+    new = indexed.inventory.of_spec(spec.hash).difference(plan.base_inventory)
     if frozen is None or part is None or not new.rows:
         return Metric(None if part is None else part.metric, None)
     started = time.perf_counter()
     share = config.projection.calibration_examples * new.rows / part.rows
-    examples = round(min(max(share, _FEWEST_EXAMPLES), config.projection.calibration_examples))
+    examples = round(min(max(share, _MIN_EXAMPLES), config.projection.calibration_examples))
     sample = measure(config, spec, calibration_sample(plan.build.shards, examples))
     if not sample.tokens:
         return Metric(part.metric, None)
-    # at a checkpoint, covariances are measured over the whole corpus, whatever rows are there
-    newer = grown(store.covariances.read(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
-    found = drift(frozen, newer, [layer.name for layer in spec.layers])
+    # the former covariances were measured over the whole corpus, so their weight is all tokens of the base
+    newer = mix_covariances(store.covariances.read(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
+    measured = drift(frozen, newer, [layer.name for layer in spec.layers])
     get_run_logger().info(
-        "covariances of %d new examples; drift from the whitening %.3f, at most %.3f in layer %s",
-        sample.examples, found.mean, found.worst, found.layer,
+        "covariances of %d new examples; mean drift from the whitening %.3f, largest %.3f in layer %s",
+        sample.examples, measured.mean, measured.worst, measured.layer,
     )  # fmt: skip
     lease.confirm()
     store.covariances.write(newer, spec.layers)
-    return Metric(newer.digest(), found, time.perf_counter() - started)
+    return Metric(newer.digest(), measured, time.perf_counter() - started)
 
 
 @task(name="expire generations", **RETRIED)
-def expire(config: Config, lease: Lease) -> None:
-    """Collect all generations but the newest `update.keep`, with what only they need, as `lorif gc --apply`."""
+def expire_generations(config: Config, lease: Lease) -> None:
+    """Delete all but the newest `update.keep` generations, and what only they need, like `lorif gc --apply`."""
     if config.update.keep is None:
         return
     store = Store(config.index, config.storage)
-    garbage = find_garbage(store, config.update.keep, held=True)
+    garbage = find_garbage(store, config.update.keep, lease_held=True)
     lease.confirm()
     remove_garbage(store, garbage)
-    get_run_logger().info("%d generations expired, %d bytes are free", len(garbage.generations), garbage.bytes)
+    get_run_logger().info("%d generations expired, %d bytes were freed", len(garbage.generations), garbage.bytes)
 
 
 @task(name="publish update", **RETRIED)
@@ -107,7 +107,7 @@ def publish_update(
     fit: Fit,
     lease: Lease,
 ) -> Generation:
-    """Publish the rows that stayed and those that came as one generation."""
+    """Publish the rows that stayed and the new rows as one generation."""
     indexed = replace(indexed, quarantined=(*plan.quarantined, *indexed.quarantined))
     newest = new_part(config, plan.build, fit, metric.name)
     others = [
@@ -115,8 +115,8 @@ def publish_update(
         for part in plan.base.parts
         if part.spec != newest.spec
     ]
-    changes, held = plan.changes, plan.held.keys
-    stayed = sum(holding.rows for holding in indexed.inventory.holdings if holding.key in held)
+    changes, base_keys = plan.changes, plan.base_inventory.keys
+    stayed = sum(entry.rows for entry in indexed.inventory.entries if entry.key in base_keys)
     return publish(
         config,
         plan.build,
@@ -135,7 +135,7 @@ def publish_update(
                 "vanished": len(changes.vanished),
             },
             "rows_added": indexed.inventory.rows - stayed - changes.refreshed_rows,
-            "rows_removed": plan.held.rows - stayed - changes.refreshed_rows,
+            "rows_removed": plan.base_inventory.rows - stayed - changes.refreshed_rows,
             "rows_refreshed": changes.refreshed_rows,
             "curvature": fit.how,
             "older_rows": [asdict(drift) for drift in drifts],

@@ -1,4 +1,4 @@
-"""Waves: finished shards gathered into one commit, so that versions stay few and a kill costs little."""
+"""Waves: groups of finished shards in one commit, so that versions stay few and a killed run loses little."""
 
 import time
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ _SECONDS_PER_WAVE = 60.0
 
 
 class Waves:
-    """Commits receipts, each shard once, and removes those that are committed.
+    """Commits receipts, each shard once, and deletes the committed ones.
 
     Args:
         store: the index.
         receipts: its receipts.
-        lease: held by this process; confirmed before every commit.
+        lease: lease of the index, held by this process; confirmed before every commit.
         spec: hash of the spec of the rows.
-        since: version of `factors` whose shards the caller knows.
+        since: version of `factors` whose shards are known to the caller.
     """
 
     def __init__(self, store: Store, receipts: Receipts, lease: Lease, spec: str, since: int) -> None:
@@ -30,18 +30,18 @@ class Waves:
         self.committed: list[Receipt] = []
 
     def add(self, receipt: Receipt) -> None:
-        """Take a finished shard; commit when the wave is large or old enough."""
+        """Add a finished shard; commit when the wave is large or old enough."""
         self._waiting.append(receipt)
         if len(self._waiting) >= _SHARDS_PER_WAVE or time.monotonic() - self._began > _SECONDS_PER_WAVE:
             self.commit()
 
     def adopt(self, receipts: Sequence[Receipt]) -> None:
-        """Commit what an earlier run had finished and not committed, as one wave."""
+        """Commit the shards that an earlier run finished but did not commit, as one wave."""
         self._waiting += receipts
         self.commit()
 
     def commit(self) -> None:
-        """Commit what is waiting."""
+        """Commit the waiting shards."""
         wave, self._waiting, self._began = self._waiting, [], time.monotonic()
         if wave:
             self._lease.confirm()

@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet libraries, and the servers and small assets that the integration tests run on."""
+"""Fixtures that all tests share: servers, a small model and a small corpus."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, because workers share the cores
 
 from tasks.demo.object_store import MotoServer
 from tasks.environment import lock_local_ray
@@ -20,7 +20,7 @@ WORDS = ["the", "a", "cat", "dog", "bird", "sees", "likes", "red", "small", "old
 
 @pytest.fixture(scope="session", autouse=True)
 def node_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What this node keeps of checkpoints lies in a folder of the session."""
+    """Puts the cache of checkpoints into a folder of the session."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LORIF_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -40,7 +40,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,100 short sentences, so three shards; row 7 is empty and must be skipped."""
+    """1,100 short sentences in three shards; row 7 is empty and must be skipped."""
     import random
 
     rng = random.Random(0)
@@ -53,7 +53,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """One temporary Prefect server for the session, on loopback."""
+    """One temporary Prefect server on loopback for the session."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=90):
@@ -62,7 +62,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_session(moto: MotoServer) -> Iterator[None]:
-    """One private Ray for the session, whose workers know moto's credentials; `cluster()` finds and leaves it."""
+    """One private Ray for the session, whose workers have moto's credentials; `cluster()` uses and keeps it."""
     from lorif_core.config import ComputeConfig
     from tasks.cluster import cluster
 
@@ -72,7 +72,7 @@ def ray_session(moto: MotoServer) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[MotoServer]:
-    """One moto server for the session; its credentials are in the environment before Ray starts workers."""
+    """One moto server for the session; its credentials are set before Ray starts workers."""
     with MotoServer() as server, pytest.MonkeyPatch.context() as environment:
         for key, value in server.environment().items():
             environment.setenv(key, value)

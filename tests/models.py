@@ -1,4 +1,4 @@
-"""Small random models of the three families that the tests run on, and autograd references in float64."""
+"""Small random models of three families for the tests, and reference gradients by autograd."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def gpt2(seed: int = 0, **overrides: object) -> GPT2LMHeadModel:
 
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
-    """Grouped-query attention and a gated MLP, as Qwen has them too."""
+    """A model with grouped-query attention and a gated MLP, like Qwen."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -67,7 +67,7 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 def scaled(model: torch.nn.Module, gain: float = 3.0) -> torch.nn.Module:
-    """Random initialisation is so small that gradients barely depend on the input; make it matter."""
+    """Enlarge the weights, because with the usual initialisation gradients hardly depend on the input."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "wte" not in name and "embed" not in name and "wpe" not in name:
@@ -112,7 +112,7 @@ def batch_of(examples: list[Example]) -> Batch:
 def autograd_gradients(
     model: torch.nn.Module, layers: tuple[LayerSpec, ...], example: Example
 ) -> list[torch.Tensor]:
-    """Per layer dL/dW as (I, O) in float64, of the token-summed loss of one example, by plain autograd."""
+    """dL/dW of each layer as (I, O), for the token-summed loss of one example, by plain autograd."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     weights = [model.get_submodule(layer.name).weight for layer in layers]
     for weight in weights:

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer without merges: one token a byte, so that a test can count tokens by hand."""
+"""A byte-level tokenizer without merges: one token per byte, so that tests can count tokens."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -8,9 +8,9 @@ VOCAB = 257
 
 
 def byte_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
-    """256 bytes and `<s>`; with `bos` it puts `<s>` before every text."""
+    """A tokenizer of 256 bytes and `<s>`; with `bos` every text begins with `<s>`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={sign: i for i, sign in enumerate(alphabet)}, merges=[]))
+    backend = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<s>"])

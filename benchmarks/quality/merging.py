@@ -1,10 +1,10 @@
-"""Merged curvature against one fit of all rows: rank correlation of scores, and LDS, after 1 and after 8 merges.
+"""Merged curvature compared with one fit of all rows: rank correlation of scores and LDS after 1 and 8 merges.
 
     python -m benchmarks.quality.merging TESTBED OUT [--ranks 64 256 --result FOLDER]
 
-OUT holds what `benchmarks.quality.policies` has left there for the methods: their `rebuild` indexes, whose rows
-are fitted in pieces in the order of the corpus, as if it had come file by file, and merged one after another; and
-the truth.
+OUT is the output of `benchmarks.quality.policies` with the `rebuild` indexes of the methods and the ground truth.
+Curvature is fitted to pieces of an index's rows in the order of the corpus, as if the corpus had arrived file by
+file. The fits are merged one after another.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.quality.continued import load
 from benchmarks.quality.policies import folder_of, interval
+from benchmarks.run_record import write_result
 from lorif_core.config import StorageConfig
 from lorif_core.curvature.merge import merge
 from lorif_core.curvature.randomized_svd import fit_layers
@@ -63,42 +64,42 @@ def main() -> None:
             singles, paired = bootstrap(scores, truth, [(kind, "refit") for kind in list(scores)[1:]])
             result[f"{name}, rank {rank}"] = {
                 kind: {
-                    "spearman": round(float(rank_correlation(found.T, scores["refit"].T).mean()), 4),
+                    "spearman": round(float(rank_correlation(scores_QN.T, scores["refit"].T).mean()), 4),
                     "lds": interval(singles[kind]),
                     "minus_refit": interval(paired[kind, "refit"]) if kind != "refit" else None,
                 }
-                for kind, found in scores.items()
+                for kind, scores_QN in scores.items()
             }
             print(f"{name}, rank {rank}", json.dumps(result[f"{name}, rank {rank}"]), flush=True)
     if arguments.result:
-        path = arguments.result / "merging.json"
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.result / "merging.json", result)
 
 
 class Rows:
-    """All rows of a part, in the order of some ids."""
+    """All rows of a part, in the order of the given ids."""
 
     def __init__(self, part: PartReader, ids: Sequence[str]) -> None:
         blocks = list(part.blocks())
-        places = {name: row for row, name in enumerate(name for block in blocks for name in block.example_ids)}
-        order = [places[name] for name in ids]
+        names = [name for block in blocks for name in block.example_ids]
+        row_numbers = {name: row for row, name in enumerate(names)}
+        order = [row_numbers[name] for name in ids]
         self._codes = torch.cat([block.codes for block in blocks])[order]
         self._scales = torch.cat([block.scales for block in blocks])[order]
         self._layout, self._part = part.layout, part
 
     def scores(self, gradients: QueryGradients, pieces: int, rank: int) -> np.ndarray:
-        """(Q, N) with a curvature that was fitted in pieces."""
+        """(Q, N) scores with a curvature that was fitted to pieces and merged."""
         spec = CurvatureSpec("woodbury", rank=rank)
-        fitted = [self._fit(rows, spec) for rows in self._split(pieces)]
+        fits = [self._fit(rows, spec) for rows in self._split(pieces)]
         layers = [
-            reduce(lambda first, second: merge(first, second, spec), [fit[layer] for fit in fitted])
+            reduce(lambda first, second: merge(first, second, spec), [fit[layer] for fit in fits])
             for layer in range(len(gradients.layers))
         ]
         folded = fold_queries(gradients.layers, layers)
         return score_rows(self._codes, self._scales, self._layout, folded).numpy()
 
     def _split(self, pieces: int) -> Iterator[slice]:
-        """Half and half, or a half and then equal parts of the rest."""
+        """All rows as one piece; or the first half as one piece and the other half in equal pieces."""
         total, first = len(self._codes), len(self._codes) if pieces == 1 else len(self._codes) // 2
         edges = [0, *np.linspace(first, total, pieces).astype(int).tolist()] if pieces > 1 else [0, total]
         yield from (slice(start, stop) for start, stop in pairwise(edges))

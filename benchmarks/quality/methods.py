@@ -1,4 +1,4 @@
-"""What the testbeds compare: baselines, presets, and the codes around them. Names say how rows are stored."""
+"""Methods that the testbeds compare: baselines, presets and variants. Their names describe how rows are stored."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def _paper(factor: int, factored: bool, **code: Any) -> dict[str, Any]:
 
 
 def methods(examples: int) -> dict[str, dict[str, Any]]:
-    """Keys of CONFIG by name of the method, for a corpus of so many examples."""
+    """CONFIG keys by method name, for a corpus of `examples` examples."""
     dense = {"kind": "dense", "dtype": "float16"}
     return {
         "gradient dot": {
@@ -32,7 +32,7 @@ def methods(examples: int) -> dict[str, dict[str, Any]]:
             "curvature": {"kind": "none"},
         },
         "K-FAC": _whitened(1, kind="dense", dtype="float16"),
-        # a rank of all rows and one pass span the whole row space: the curvature is exact
+        # the rank equals the number of rows, so the fit spans the full row space and the curvature is exact
         "LoGRA f4": {
             "projection": {"kind": "random", "factor": 4},
             "code": dense,

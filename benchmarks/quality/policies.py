@@ -1,12 +1,12 @@
-"""LDS at a checkpoint that was trained further, of every `update.policy`, next to what it costs.
+"""LDS and cost of every `update.policy` at a checkpoint that was trained further.
 
     python -m benchmarks.quality.policies TESTBED OUT [--methods balanced compact ... --result FOLDER]
 
-OUT holds the truth of `benchmarks.quality.continued` (same arguments). Every method builds an index of the first
-part of the corpus at checkpoint 1; then the second part arrives, and copies of the index are updated to
-checkpoint 2 by each policy, with `max_drift` at 1 so that `auto` lets the old rows follow. `stale` is an index of
-all rows at checkpoint 1, asked there; `rebuild` one at checkpoint 2. Seconds are those of the product's flows, in
-one process with one Ray.
+OUT is the output of `benchmarks.quality.continued` with the same arguments. Every method builds an index of the
+first part of the corpus at checkpoint 1. Then the second part is added, and each policy updates a copy of the
+index to checkpoint 2, with `max_drift` 1 so that `auto` keeps the old rows. `stale` is an index of all rows at
+checkpoint 1, with queries at checkpoint 1; `rebuild` is an index of all rows at checkpoint 2. Seconds are measured
+around the product's flows, in one process with one Ray cluster.
 """
 
 import argparse
@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality.continued import FIRST, SECOND, load
+from benchmarks.run_record import write_result
 from flows.build import build
 from flows.update import update
 from lorif_core.config import Config, StorageConfig
+from lorif_core.evaluation.bootstrap import Interval
 from lorif_core.evaluation.config import EvaluationConfig
 from lorif_core.evaluation.ground_truth import TruthFolder
 from lorif_core.evaluation.lds import bootstrap
@@ -34,7 +36,7 @@ from tasks.cluster import cluster
 
 _LOCAL = StorageConfig()
 _METHODS = ("balanced", "compact", "quality", "LoRIF f4 c1, dense query")
-_SAMPLE = 0.1  # of 768 rows, where two in a hundred are too few
+_SAMPLE_SHARE = 0.1  # of 768 rows; the default of 0.02 would sample too few
 
 
 def main() -> None:
@@ -47,8 +49,7 @@ def main() -> None:
             result[name] = Policies(evaluation, out, name).measure()
             print(name, json.dumps(result[name], indent=1), flush=True)
     if arguments.result:
-        path = arguments.result / "policies.json"
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(arguments.result / "policies.json", result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,12 +64,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Policies:
-    """One method's indexes, in a folder that is made anew.
+    """The indexes of one method, in a folder that is emptied first.
 
     Args:
-        evaluation: of the testbed, on the corpus in two parts.
-        out: with both checkpoints, the corpus and the truth.
-        name: of the method.
+        evaluation: EVALUATION of the testbed with the split corpus.
+        out: folder with both checkpoints, the corpus and the ground truth.
+        name: name of the method.
     """
 
     def __init__(self, evaluation: EvaluationConfig, out: Path, name: str) -> None:
@@ -79,18 +80,18 @@ class Policies:
         self._queries: list[Query] = read_queries(evaluation.queries, _LOCAL)
 
     def measure(self) -> dict[str, Any]:
-        """LDS and seconds of every policy."""
+        """Build all indexes; LDS and seconds by policy."""
         shutil.copy(self._out / "corpus" / FIRST, self._folder / "corpus")
-        self._made("first", 1, build)
+        self._make("first", 1, build)
         shutil.copy(self._out / "corpus" / SECOND, self._folder / "corpus")
-        made = {"stale": self._made("stale", 1, build)}
+        indexes = {"stale": self._make("stale", 1, build)}
         for policy in ("append", "auto", "refresh"):
             shutil.copytree(self._folder / "first", self._folder / policy)
-            made[policy] = self._made(policy, 2, update)
-        made["rebuild"] = self._made("rebuild", 2, build)
+            indexes[policy] = self._make(policy, 2, update)
+        indexes["rebuild"] = self._make("rebuild", 2, build)
         ids, truth = TruthFolder(str(self._out), _LOCAL).read(self._evaluation)
-        scores = {name: self._scores(config, generation, ids) for name, (config, generation, _) in made.items()}
-        pairs = [(name, "rebuild") for name in made if name != "rebuild"]
+        scores = {name: self._scores(config, generation, ids) for name, (config, generation, _) in indexes.items()}
+        pairs = [(name, "rebuild") for name in indexes if name != "rebuild"]
         singles, paired = bootstrap(scores, truth, pairs)
         return {
             name: {
@@ -99,37 +100,39 @@ class Policies:
                 "seconds": round(seconds, 1),
                 "older_rows": generation.changes.get("older_rows", []),
             }
-            for name, (_, generation, seconds) in made.items()
+            for name, (_, generation, seconds) in indexes.items()
         }
 
-    def _made(
-        self, name: str, checkpoint: int, make: Callable[[Config], Generation]
+    def _make(
+        self, name: str, checkpoint: int, flow: Callable[[Config], Generation]
     ) -> tuple[Config, Generation, float]:
         model = str(self._out / ("model-1" if checkpoint == 1 else "model"))
         config = self._evaluation.method(self._name, str(self._folder / name), model)
         policy = name if name in ("append", "auto", "refresh") else "auto"
-        wishes = config.update.model_copy(update={"policy": policy, "max_drift": 1.0, "sample_share": _SAMPLE})
+        section = config.update.model_copy(
+            update={"policy": policy, "max_drift": 1.0, "sample_share": _SAMPLE_SHARE}
+        )
         corpus = config.corpus.model_copy(update={"uri": str(self._folder / "corpus")})
-        config = config.model_copy(update={"update": wishes, "corpus": corpus})
+        config = config.model_copy(update={"update": section, "corpus": corpus})
         started = time.perf_counter()
-        generation = make(config)
+        generation = flow(config)
         return config, generation, time.perf_counter() - started
 
     def _scores(self, config: Config, generation: Generation, ids: list[str]) -> np.ndarray:
         index = Index(Store(config.index, config.storage), generation)
-        found, scores = index.scores(self._queries, config.model)
-        places = {example_id: place for place, example_id in enumerate(found)}
-        return scores[:, [places[example_id] for example_id in ids]]
+        example_ids, scores_QN = index.scores(self._queries, config.model)
+        columns = {example_id: column for column, example_id in enumerate(example_ids)}
+        return scores_QN[:, [columns[example_id] for example_id in ids]]
 
 
 def folder_of(out: Path, name: str) -> Path:
-    """Where a method's indexes are."""
+    """Folder of a method's indexes."""
     return out / "policies" / "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
-def interval(found: Any) -> list[float]:
-    """Value, and the 95 % interval."""
-    return [round(float(value), 4) for value in (found.value, found.low, found.high)]
+def interval(estimate: Interval) -> list[float]:
+    """Value and bounds of the 95 % interval, rounded."""
+    return [round(float(value), 4) for value in (estimate.value, estimate.low, estimate.high)]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A testbed for LDS: a pretrained GPT-2, blocks of text to fine-tune it on, held-out blocks of the same articles.
+"""Creates a testbed for LDS: a pretrained GPT-2, text blocks to fine-tune it on, and held-out blocks as queries.
 
     python -m benchmarks.quality.testbed FOLDER --size small|large [--text FILE --pretrain FILE]
 
-Writes FOLDER/model, corpus.jsonl, queries.jsonl and evaluation.yaml, ready for
-`lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`. Texts default to WikiText-2 beside the repository, else
-to the demo's corpus.
+Writes FOLDER/model, corpus.jsonl, queries.jsonl and evaluation.yaml, the input of
+`lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`. The texts default to WikiText-2 next to the repository,
+or to the demo's corpus if that is missing.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _DATA = Path("../shared/data/wikitext-2")
 
 @dataclass(frozen=True)
 class Size:
-    """Of a testbed: the model, blocks of `tokens` to train on and to ask, and how the truth is made."""
+    """Size of a testbed: model, number and length of the text blocks, and settings of the ground truth."""
 
     layers: int
     width: int
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def load_articles(path: Path) -> list[str]:
-    """Articles of a WikiText file, each a text; the demo's passages where the file is not there."""
+    """One text per article of a WikiText file, or the demo's passages if the file does not exist."""
     if not path.exists():
         return load_paragraphs(path)
     articles: list[list[str]] = [[]]
@@ -79,14 +79,14 @@ def load_articles(path: Path) -> list[str]:
 
 
 def blocks_of(text: str, tokenizer: PreTrainedTokenizerFast, tokens: int) -> Iterator[list[int]]:
-    """Whole blocks of a text, one after the other."""
+    """Split a text into consecutive blocks of `tokens` tokens; an incomplete last block is dropped."""
     ids = tokenizer(text)["input_ids"]
     for start in range(0, len(ids) - tokens + 1, tokens):
         yield ids[start : start + tokens]
 
 
 def write_blocks(articles: Sequence[str], tokenizer: PreTrainedTokenizerFast, size: Size, folder: Path) -> None:
-    """Shuffled blocks: the first ones are queries, the next the corpus; both come from all articles."""
+    """Shuffle the blocks of all articles; write the first ones as queries, the next ones as corpus."""
     blocks = [block for text in articles for block in blocks_of(text, tokenizer, size.tokens)]
     random.Random(0).shuffle(blocks)
     if len(blocks) < size.queries + size.examples:
@@ -95,14 +95,14 @@ def write_blocks(articles: Sequence[str], tokenizer: PreTrainedTokenizerFast, si
         "queries.jsonl": blocks[: size.queries],
         "corpus.jsonl": blocks[size.queries : size.queries + size.examples],
     }
-    for name, chosen in parts.items():
+    for name, selected in parts.items():
         with (folder / name).open("w", encoding="utf-8") as file:
-            for number, block in enumerate(chosen):
+            for number, block in enumerate(selected):
                 file.write(json.dumps({"id": f"{name[0]}{number}", "tokens": block}) + "\n")
 
 
 def pretrain(articles: Sequence[str], tokenizer: PreTrainedTokenizerFast, size: Size, folder: Path) -> None:
-    """The checkpoint that every training run starts from."""
+    """Train and save the checkpoint that every training run starts from."""
     model = make_model(size.layers, size.width, size.tokens, size.vocabulary)
     examples: list[Example] = []
     for text in articles:
@@ -115,7 +115,7 @@ def pretrain(articles: Sequence[str], tokenizer: PreTrainedTokenizerFast, size: 
 
 
 def evaluation(folder: Path, size: Size) -> dict[str, Any]:
-    """EVALUATION of the testbed."""
+    """Content of the testbed's EVALUATION file."""
     return {
         "config": {
             "model": {"path": str(folder / "model")},

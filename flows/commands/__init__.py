@@ -1,6 +1,6 @@
-"""The commands of `lorif`, a file a group: parsed options come in, a `Result` for people and `--json` goes out.
+"""The commands of `lorif`, one file per group: parsed options come in, a `Result` as text and JSON goes out.
 
-Open `building.py` first. `COMMANDS` says in which file a command is; a file is imported when its command runs.
+Open `building.py` first. `COMMANDS` names the file of each command; a file is imported when its command runs.
 """
 
 COMMANDS = {
@@ -18,4 +18,4 @@ COMMANDS = {
     "rollback": "maintenance",
     "gc": "maintenance",
 }
-"""Command -> module of this package, which has it as `run_<command>`."""
+"""Command -> module of this package that defines `run_<command>`."""

@@ -1,4 +1,4 @@
-"""`lorif query`, `select`, `serve` and `attribute`: questions to an index."""
+"""The commands `lorif query`, `select`, `serve` and `attribute`: questions to an index."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from tasks.environment import fast_imports
 
 _EXCERPT = 160
 _CONTRIBUTIONS = 5
-_OF_SUMMARY = ("queries", "scores", "generation", "rows", "skipped", "timings")
+_PRINTED_KEYS = ("queries", "scores", "generation", "rows", "skipped", "timings")
 
 
 def run_attribute(
@@ -26,7 +26,7 @@ def run_attribute(
 
     log_failures_once()
     summary = attribute(settings, queries, out, top_k, where, normalise)
-    return listed({"out": out, **{key: summary[key] for key in _OF_SUMMARY}})
+    return listed({"out": out, **{key: summary[key] for key in _PRINTED_KEYS}})
 
 
 def run_query(
@@ -41,24 +41,24 @@ def run_query(
     totals: str | None,
     explain: bool,
 ) -> Result:
-    """`lorif query`: one machine, neither Ray nor Prefect."""
+    """`lorif query`: runs on this machine, without Ray and Prefect."""
     with fast_imports():
         from flows.questions import answer, open_for_questions
     from lorif_core.search.queries import as_query
 
     if explain and normalise != "none":
-        raise UserError("--explain shows what plain scores consist of; leave --normalise away")
+        raise UserError("--explain shows the parts of plain scores; leave out --normalise")
     opened, checkpoint = open_for_questions(index, overrides, model)
     query = as_query({"text": text} if completion is None else {"prompt": text, "completion": completion}, 0)
-    terms = opened.terms(where, normalise)
-    found = answer(opened, checkpoint, query, top_k, terms, explain=explain)
-    data: dict[str, Any] = {"generation": opened.generation.generation, **found}
-    told = [_ranking(found)]
+    options = opened.options(where, normalise)
+    ranking = answer(opened, checkpoint, query, top_k, options, explain=explain)
+    data: dict[str, Any] = {"generation": opened.generation.generation, **ranking}
+    texts = [_ranking_text(ranking)]
     if totals is not None:
-        sums = opened.totals([query], totals, checkpoint, where=where, normalise=terms.normalise)
+        sums = opened.totals([query], totals, checkpoint, where=where, normalise=options.normalise)
         data["totals"] = sums.drop_columns(["query_id"]).to_pylist()
-        told.append(totals_text(data["totals"], totals))
-    return Result(data, "\n".join(told))
+        texts.append(totals_text(data["totals"], totals))
+    return Result(data, "\n".join(texts))
 
 
 def run_select(
@@ -73,20 +73,20 @@ def run_select(
     where: str | None,
     normalise: str,
 ) -> Result:
-    """`lorif select`: one machine, neither Ray nor Prefect."""
+    """`lorif select`: runs on this machine, without Ray and Prefect."""
     with fast_imports():
         from flows.questions import open_for_questions
     from lorif_core.search.queries import read_queries
     from lorif_core.search.selection import check_new_file, write_selection
 
     if self_influence and normalise != "none":
-        raise UserError("--self-influence is not normalised; leave --normalise away")
+        raise UserError("--self-influence cannot be normalised; leave out --normalise")
     opened, checkpoint = open_for_questions(index, overrides, model)
     storage = opened.store.storage
     check_new_file(out, storage)
     targets = None if queries is None else read_queries(queries, storage)
-    terms = opened.terms(where, normalise)
-    batches = opened.select(targets, fraction, checkpoint, bottom=bottom, where=where, normalise=terms.normalise)
+    options = opened.options(where, normalise)
+    batches = opened.select(targets, fraction, checkpoint, bottom=bottom, where=where, normalise=options.normalise)
     rows, lowest, highest = write_selection(batches, out, storage)
     data = {
         "out": out, "generation": opened.generation.generation, "rows": rows,
@@ -104,25 +104,25 @@ def run_serve(
     memory_gb: float | None,
     two_stage: bool,
 ) -> Iterator[Result]:
-    """`lorif serve`: says where once it can be asked, and at its end how many questions it has answered."""
+    """`lorif serve`: yields the address when the server accepts connections, and finally the number of answers."""
     with fast_imports():
         from flows.serve.run import prepare
     serving = prepare(index, overrides, host, port, model, memory_gb, two_stage)
     serving.listen()
-    data = {"address": serving.address, "generation": serving.newest.current.index.generation.generation}
+    data = {"address": serving.address, "generation": serving.live_index.current.index.generation.generation}
     yield Result(data, serving.address)
     serving.run()
     data = {
         **data,
-        "generation": serving.newest.current.index.generation.generation,
-        "answered": serving.desk.answered,
+        "generation": serving.live_index.current.index.generation.generation,
+        "answered": serving.queue.answered,
     }
-    yield Result(data, f"answered {serving.desk.answered} questions")
+    yield Result(data, f"answered {serving.queue.answered} questions")
 
 
-def _ranking(found: dict[str, list[dict[str, Any]]]) -> str:
+def _ranking_text(answer: dict[str, list[dict[str, Any]]]) -> str:
     lines = []
-    for side, hits in found.items():
+    for side, hits in answer.items():
         lines.append(side)
         for hit in hits:
             excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
@@ -134,5 +134,5 @@ def _ranking(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _strongest(contributions: Iterable[tuple[str, float]]) -> str:
-    ordered = sorted(contributions, key=lambda named: -abs(named[1]))[:_CONTRIBUTIONS]
+    ordered = sorted(contributions, key=lambda contribution: -abs(contribution[1]))[:_CONTRIBUTIONS]
     return ", ".join(f"{name!r} {value:+.3g}" for name, value in ordered)

@@ -1,4 +1,4 @@
-"""`lorif check`, `build`, `update` and `demo`: validate first, without Prefect or Ray; then run the flow."""
+"""The commands `lorif check`, `build`, `update` and `demo`: check without Prefect and Ray, then run the flow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -
     from lorif_core.lifecycle.plan import preflight
 
     settings = read_config(config, overrides)
-    preflight(settings)  # in a second or two, before Prefect and Ray take theirs to start
+    preflight(settings)  # takes a second or two; Prefect and Ray take longer to start
     from flows.build import build
 
     log_failures_once()

@@ -1,4 +1,4 @@
-"""`lorif evaluate`: how good the attribution is, measured."""
+"""The command `lorif evaluate`: measure the quality of attribution methods."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,5 +25,5 @@ def run_evaluate(measure: str, config: str, overrides: Sequence[str], out: str) 
 
 
 def _absolute(out: str) -> str:
-    """Workers may have another working folder."""
+    """An absolute path, because workers may have another working directory; a URI as it is."""
     return out if "://" in out else str(Path(out).resolve())

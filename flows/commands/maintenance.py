@@ -1,4 +1,4 @@
-"""`lorif status`, `remove`, `rollback` and `gc`: the upkeep of an index, under its lease where it changes."""
+"""The commands `lorif status`, `remove`, `rollback` and `gc`; those that change an index hold its lease."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from lorif_core.config_file import parse_compute, parse_options, parse_storage, 
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.publishing import find_generation, rollback
-from lorif_core.storage.lease import current_holder, hold
+from lorif_core.storage.lease import current_holder, hold_lease
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
@@ -35,52 +35,52 @@ def run_status(index: str, overrides: Sequence[str]) -> Result:
 
 
 def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str | None) -> Result:
-    """`lorif remove`: holding the lease; without Prefect, which would keep the request in its database."""
+    """`lorif remove`: runs without Prefect, which would keep the request in its database."""
     options = parse_options(list(overrides), ("storage", "compute", "update"))
     compute = parse_compute(options.get("compute", {}))
-    # unless told otherwise nothing of the rows is left in a curvature
-    wishes = parse_update({"curvature": "refit", **options.get("update", {})})
+    # by default the curvature is fitted again, so that nothing of the rows remains in it
+    settings = parse_update({"curvature": "refit", **options.get("update", {})})
     lock_local_ray(compute.ray)
     from lorif_core.lifecycle.removal import read_ids, rows_where, rows_with_ids
     from tasks.removal import remove_rows
 
-    wanted = read_ids(ids) if ids is not None else []
+    requested = read_ids(ids) if ids is not None else []
     store = Store(index, parse_storage(options.get("storage", {})))
     version = store.latest().factors_version
-    rows = rows_with_ids(store, version, wanted) if where is None else rows_where(store, version, where)
+    rows = rows_with_ids(store, version, requested) if where is None else rows_where(store, version, where)
     if not rows.num_rows:
-        raise UserError(f"no example of {index} is meant: {ids or where} matches none of its rows")
-    with hold(index, store.storage, "remove") as lease:
-        generation = remove_rows(store, rows, compute, wishes, lease)
-    found = set(rows.column("example_id").to_pylist())
+        raise UserError(f"{ids or where} matches no row of {index}; nothing was removed")
+    with hold_lease(index, store.storage, "remove") as lease:
+        generation = remove_rows(store, rows, compute, settings, lease)
+    removed = set(rows.column("example_id").to_pylist())
     data = {
         "index": index,
         "generation": generation.generation,
         "rows": generation.rows,
         "removed": generation.changes["rows_removed"],
-        "not_found": [example_id for example_id in wanted if example_id not in found],
+        "not_found": [example_id for example_id in requested if example_id not in removed],
         "changes": generation.changes,
     }
-    advice = "earlier generations still hold the rows: lorif gc --apply --keep 1 takes them from storage"
+    advice = "earlier generations still have the rows; lorif gc --apply --keep 1 deletes them from storage"
     return Result(data, f"{listed(data).text}\n{advice}")
 
 
 def run_rollback(index: str, overrides: Sequence[str], generation: int) -> Result:
-    """`lorif rollback`: tables are restored by name, so it takes a second however large they are."""
+    """`lorif rollback`: restores table versions by name, so the time does not depend on their size."""
     store = _open_store(index, overrides)
     find_generation(store, generation)
-    with hold(index, store.storage, "rollback") as lease:
-        standing = rollback(store, lease, generation)
-    return listed({**generation_summary(index, standing), "changes": standing.changes})
+    with hold_lease(index, store.storage, "rollback") as lease:
+        current = rollback(store, lease, generation)
+    return listed({**generation_summary(index, current), "changes": current.changes})
 
 
 def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Result:
-    """`lorif gc`: lists; with `apply` it also removes, holding the lease."""
+    """`lorif gc`: lists garbage; with `apply` also deletes it, while it holds the lease."""
     store = _open_store(index, overrides)
     garbage = find_garbage(store, keep)
     if apply:
-        with hold(index, store.storage, "gc"):
-            garbage = find_garbage(store, keep, held=True)
+        with hold_lease(index, store.storage, "gc"):
+            garbage = find_garbage(store, keep, lease_held=True)
             remove_garbage(store, garbage)
     removable: dict[str, list[Any]] = {
         "generations": list(garbage.generations),
@@ -91,10 +91,10 @@ def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Resu
         "uploads": [upload.key for upload in garbage.uploads],
     }
     data = {"index": index, "removed": apply, "bytes": garbage.bytes, **removable}
-    listed = [f"  {key}: {name}" for key, names in removable.items() for name in names]
+    items = [f"  {key}: {name}" for key, names in removable.items() for name in names]
     counts = [f"{key}: {len(names)}" for key, names in removable.items()]
     advice = [] if apply else ["nothing was removed; add --apply to remove it"]
-    return Result(data, "\n".join([*listed, *counts, f"bytes: {garbage.bytes}", *advice]))
+    return Result(data, "\n".join([*items, *counts, f"bytes: {garbage.bytes}", *advice]))
 
 
 def _open_store(index: str, overrides: Sequence[str]) -> Store:
@@ -103,15 +103,15 @@ def _open_store(index: str, overrides: Sequence[str]) -> Store:
 
 
 def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
-    measured = store.rows.code_bytes(generation.factors_version)
+    size = store.rows.code_bytes(generation.factors_version)
     return {
         "generation": generation.generation,
         "rows": generation.rows,
         "checkpoint": generation.checkpoint,
         "spec": generation.spec,
         "created_at": generation.created_at.isoformat(),
-        "bytes": measured,
-        "bytes_per_example": measured / max(generation.rows, 1),
+        "bytes": size,
+        "bytes_per_example": size / max(generation.rows, 1),
         "parts": [
             {"checkpoint": part.checkpoint, "rows": part.rows, "asked_at_newest": part.follows is not None}
             for part in generation.parts

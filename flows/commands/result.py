@@ -1,4 +1,4 @@
-"""The result of a command. Imports nothing heavy, so that `lorif --help` is quick."""
+"""The result of a command. This module imports nothing large, so that `lorif --help` is fast."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command found: plain values for `--json`, and the same for a person."""
+    """The result of a command: plain values for `--json`, and the same as text for people."""
 
     data: dict[str, Any]
     text: str
 
 
 def listed(data: dict[str, Any]) -> Result:
-    """A result with a line for each key."""
+    """A result whose text has one line per key."""
     return Result(data, "\n".join(f"{key}: {value}" for key, value in data.items()))

@@ -1,4 +1,4 @@
-"""What commands share: reading CONFIG, describing a generation, and logging a failure once."""
+"""Helpers of several commands: reading CONFIG, describing a generation, and logging a failure once."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from tasks.environment import lock_local_ray
 
 
 def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
-    """What a command says of the generation that stands when it has ended."""
+    """What a command reports about the generation that is current at its end."""
     skipped, quarantined = json.loads(generation.skipped_json), json.loads(generation.quarantined_json)
     return {
         "index": index,
@@ -29,14 +29,14 @@ def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
 
 
 def read_config(config_path: str, overrides: Sequence[str]) -> Config:
-    """CONFIG with overrides; a local Ray that it asks for is locked before anything imports Ray."""
+    """Read CONFIG with overrides; if it asks for a local Ray, give it a token before anything imports Ray."""
     config = load_config(config_path, list(overrides))
     lock_local_ray(config.compute.ray)
     return config
 
 
 class _ExpectedFailures(logging.Filter):
-    """Prefect logs a failure once per task and flow, with traceback; the command line says it in one sentence."""
+    """Drops Prefect's logs of expected failures, one per task and flow; the command line prints one sentence."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         expected = record.exc_info is not None and isinstance(record.exc_info[1], LorifError)
@@ -44,6 +44,6 @@ class _ExpectedFailures(logging.Filter):
 
 
 def log_failures_once() -> None:
-    """Leave the sentence about an expected failure to the command line."""
+    """Let only the command line report an expected failure."""
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
         logging.getLogger(name).addFilter(_ExpectedFailures())

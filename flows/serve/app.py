@@ -1,4 +1,4 @@
-"""The routes of `lorif serve`, and its OpenAPI document."""
+"""The routes of `lorif serve` and its OpenAPI document."""
 
 import asyncio
 import secrets
@@ -14,55 +14,57 @@ from starlette.exceptions import HTTPException
 
 from flows.serve.answer import Answer
 from flows.serve.docs import docs_page
-from flows.serve.errors import RefusedError, documented, invalid, refusal_of
-from flows.serve.limits import GENERATION, Access, Limits
-from flows.serve.live_index import Newest
+from flows.serve.errors import ApiError, error_of, error_responses, validation_error
+from flows.serve.limits import GENERATION_HEADER, Access, LimitsMiddleware
+from flows.serve.live_index import LiveIndex
 from flows.serve.question import TOP_K_MAX, Question
-from flows.serve.request_queue import Desk
+from flows.serve.request_queue import RequestQueue
 from flows.serve.state import Health, IndexFacts, health_of, index_facts
 from lorif_core.errors import LorifError
 from lorif_core.report.page import Explorer, render_explorer
 
 REFRESH_SECONDS = 5.0
-_POLICY = (
+_CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'nonce-{0}'; script-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-_UNANSWERED = {
-    400: ("no_json", "the body is no JSON that can be read"),
-    404: ("no_such_path", "there is no such path; /docs lists those that there are"),
-    405: ("no_such_method", "this path has no such method; /docs lists those that there are"),
+_HTTP_ERRORS = {
+    400: ("no_json", "the body is not readable JSON"),
+    404: ("no_such_path", "the path does not exist; /docs lists all paths"),
+    405: ("no_such_method", "the path does not support this method; /docs lists all methods"),
 }
 
 
-def create_app(newest: Newest, desk: Desk, access: Access) -> FastAPI:
-    """The app over an opened index."""
+def create_app(live_index: LiveIndex, queue: RequestQueue, access: Access) -> FastAPI:
+    """The app that answers questions to an index."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with _running(newest, desk):
+        async with _background_tasks(live_index, queue):
             yield
 
     app = FastAPI(
         title="lorif", version="1", description="Which training examples made the model say this?",
         docs_url=None, redoc_url=None, lifespan=lifespan,
     )  # fmt: skip
-    app.add_middleware(Limits, desk=desk, access=access)
-    _add_errors(app)
-    _add_pages(app, newest, access)
-    _add_api(app, newest, desk, access)
+    app.add_middleware(LimitsMiddleware, queue=queue, access=access)
+    _add_error_handlers(app)
+    _add_pages(app, live_index, access)
+    _add_api(app, live_index, queue, access)
     return app
 
 
 @asynccontextmanager
-async def _running(newest: Newest, desk: Desk) -> AsyncIterator[None]:
-    async def keep_newest() -> None:
+async def _background_tasks(live_index: LiveIndex, queue: RequestQueue) -> AsyncIterator[None]:
+    """Answer questions and look for newer generations, for the length of the block."""
+
+    async def refresh_repeatedly() -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            await asyncio.to_thread(newest.refresh)
+            await asyncio.to_thread(live_index.refresh)
 
-    tasks = [asyncio.create_task(desk.work()), asyncio.create_task(keep_newest())]
+    tasks = [asyncio.create_task(queue.work()), asyncio.create_task(refresh_repeatedly())]
     try:
         yield
     finally:
@@ -71,35 +73,35 @@ async def _running(newest: Newest, desk: Desk) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _add_errors(app: FastAPI) -> None:
-    async def not_valid(_: Request, error: Exception) -> Response:
+def _add_error_handlers(app: FastAPI) -> None:
+    async def on_validation_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return invalid(error.errors()).response()
+        return validation_error(error.errors()).response()
 
-    async def not_there(_: Request, error: Exception) -> Response:
+    async def on_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        code, message = _UNANSWERED.get(error.status_code, ("not_understood", str(error.detail)))
-        return RefusedError(error.status_code, code, message, error.headers).response()
+        code, message = _HTTP_ERRORS.get(error.status_code, ("not_understood", str(error.detail)))
+        return ApiError(error.status_code, code, message, error.headers).response()
 
-    async def not_answered(_: Request, error: Exception) -> Response:
-        refusal = refusal_of(error)
-        if refusal is None:
+    async def on_lorif_error(_: Request, error: Exception) -> Response:
+        known = error_of(error)
+        if known is None:
             raise error
-        return refusal.response()
+        return known.response()
 
-    app.add_exception_handler(RequestValidationError, not_valid)
-    app.add_exception_handler(HTTPException, not_there)
-    app.add_exception_handler(RefusedError, not_answered)
-    app.add_exception_handler(LorifError, not_answered)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ApiError, on_lorif_error)
+    app.add_exception_handler(LorifError, on_lorif_error)
 
 
-def _add_pages(app: FastAPI, newest: Newest, access: Access) -> None:
+def _add_pages(app: FastAPI, live_index: LiveIndex, access: Access) -> None:
     @app.get("/", include_in_schema=False)
     async def explorer() -> HTMLResponse:
-        opened = newest.current
+        opened = live_index.current
         generation, nonce = opened.index.generation, secrets.token_urlsafe(16)
         page = Explorer(
-            title=f"LoRIF: {newest.name}",
+            title=f"LoRIF: {live_index.name}",
             generation=generation.generation,
             rows=generation.rows,
             checkpoint=generation.checkpoint,
@@ -118,34 +120,37 @@ def _add_pages(app: FastAPI, newest: Newest, access: Access) -> None:
 
 
 def _page(content: str, nonce: str) -> HTMLResponse:
-    return HTMLResponse(content, headers={"Content-Security-Policy": _POLICY.format(nonce)})
+    return HTMLResponse(content, headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY.format(nonce)})
 
 
-def _add_api(app: FastAPI, newest: Newest, desk: Desk, access: Access) -> None:
-    # the check itself comes before the body is read, in `limits`; this is its documentation
-    needs = [Depends(HTTPBearer(auto_error=False))] if access.token is not None else []
+def _add_api(app: FastAPI, live_index: LiveIndex, queue: RequestQueue, access: Access) -> None:
+    # `LimitsMiddleware` checks the token before it reads the body; this only documents it
+    needs_token = [Depends(HTTPBearer(auto_error=False))] if access.token is not None else []
 
-    @app.get("/health", responses=documented(421))
+    @app.get("/health", responses=error_responses(421))
     async def health() -> Health:
-        """Whether answers are given, and of which generation."""
-        return health_of(newest)
+        """Report whether the server answers, and from which generation."""
+        return health_of(live_index)
 
-    @app.get("/index", dependencies=needs, responses=documented(401, 421))
+    @app.get("/index", dependencies=needs_token, responses=error_responses(401, 421))
     async def index() -> IndexFacts:
-        """The generation that answers, and what is refused beyond."""
-        return index_facts(newest)
+        """Describe the generation that answers, and the limits of a question."""
+        return index_facts(live_index)
 
-    statuses = documented(400, 401, 408, 413, 415, 421, 422, 429, 500, 503)
-    html = {"description": "The answer", "content": {"text/html": {"schema": {"type": "string"}}}}
+    statuses = error_responses(400, 401, 408, 413, 415, 421, 422, 429, 500, 503)
+    html = {"description": "The answer.", "content": {"text/html": {"schema": {"type": "string"}}}}
 
-    @app.post("/answers", dependencies=needs, response_model=Answer, responses={200: html, **statuses})
+    @app.post("/answers", dependencies=needs_token, response_model=Answer, responses={200: html, **statuses})
     async def answers(question: Question, request: Request) -> Response:
-        """Which training examples matter to a query. `Accept: text/html` gives a fragment of a page instead."""
+        """Find the training examples that matter most to a query.
+
+        With `Accept: text/html` the response is a fragment of an HTML page instead of JSON.
+        """
         started = time.perf_counter()
-        answered = await desk.ask(question)
-        headers = {GENERATION: str(answered.generation.generation)}
+        answer = await queue.ask(question)
+        headers = {GENERATION_HEADER: str(answer.generation.generation)}
         if "text/html" in request.headers.get("accept", ""):
-            fragment = await asyncio.to_thread(answered.html)  # of a hundred long texts it takes a while
+            fragment = await asyncio.to_thread(answer.html)  # a hundred long texts take a while
             return HTMLResponse(fragment, headers=headers)
-        content = answered.json(time.perf_counter() - started)
+        content = answer.json(time.perf_counter() - started)
         return Response(content, headers=headers, media_type="application/json")

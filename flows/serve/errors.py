@@ -1,50 +1,50 @@
-"""Errors as the API tells them: `{"error": {"code": ..., "message": ...}}`, the message one sentence."""
+"""Errors of the API: `{"error": {"code": ..., "message": ...}}`, where the message is one sentence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from lorif_core.errors import StoreUnavailableError, UserError
 
-_MEANINGS = {
-    400: "the body is no JSON",
-    401: "the token is missing or wrong",
-    404: "there is no such path",
-    405: "the path has no such method",
-    408: "the body did not arrive in time",
-    413: "the body is too large",
-    415: "the body is not application/json",
-    421: "the Host header is not a name of this machine",
-    422: "the question cannot be answered as it is",
-    429: "too many questions are waiting",
-    500: "the server has failed; its log says why",
-    503: "the server is shutting down, or the store of the index does not answer",
+_DESCRIPTIONS = {
+    400: "The body is not valid JSON.",
+    401: "The token is missing or wrong.",
+    404: "The path does not exist.",
+    405: "The path does not support this method.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not application/json.",
+    421: "The Host header does not name this machine.",
+    422: "The question is not valid, or cannot be answered.",
+    429: "Too many questions are waiting.",
+    500: "The server failed; its log has the cause.",
+    503: "The server is shutting down, or the store of the index does not answer.",
 }
 
 
 class Error(BaseModel):
-    """What is wrong: a stable code, and a sentence for people."""
+    """What went wrong."""
 
-    code: str
-    message: str
+    code: str = Field(description="A stable name of the error, for programs.")
+    message: str = Field(description="One sentence for people that says what is wrong.")
 
 
 class ErrorBody(BaseModel):
-    """Of every answer that is none."""
+    """The body of every response that is not an answer."""
 
-    error: Error
+    error: Error = Field(description="The error that ended the request.")
 
 
-class RefusedError(Exception):
-    """A request that gets no answer.
+class ApiError(Exception):
+    """A request that ends without an answer.
 
     Args:
-        status: of HTTP.
-        code: what programs go by.
+        status: HTTP status.
+        code: stable name of the error, for programs.
         message: one sentence.
-        headers: of the response.
+        headers: extra headers of the response.
     """
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -52,37 +52,37 @@ class RefusedError(Exception):
         self.status, self.code, self.headers = status, code, dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """As it is sent."""
+        """The HTTP response of the error."""
         body = {"error": {"code": self.code, "message": str(self)}}
         return JSONResponse(body, self.status, self.headers)
 
 
-def refusal_of(error: BaseException) -> RefusedError | None:
-    """What a failed answer is told as; None for a failure that only the log may describe."""
-    if isinstance(error, RefusedError):
+def error_of(error: BaseException) -> ApiError | None:
+    """The API error that a client gets for an exception; None if only the log may describe it."""
+    if isinstance(error, ApiError):
         return error
     if isinstance(error, StoreUnavailableError):
-        return RefusedError(503, "store_unavailable", str(error), {"Retry-After": "10"})
+        return ApiError(503, "store_unavailable", str(error), {"Retry-After": "10"})
     if isinstance(error, UserError):
-        return RefusedError(422, "unanswerable", str(error))
+        return ApiError(422, "unanswerable", str(error))
     return None
 
 
-def failed() -> RefusedError:
-    """A failure whose cause is in the log."""
-    return RefusedError(500, "failed", "the server has failed to answer; its log says why")
+def internal_error() -> ApiError:
+    """A failure whose cause is in the log only."""
+    return ApiError(500, "failed", "the server failed to answer; its log has the cause")
 
 
-def invalid(errors: Sequence[Mapping[str, Any]]) -> RefusedError:
-    """What is wrong with a body, of pydantic's list of errors; what was sent is not repeated."""
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's errors about a body; it does not repeat what the client sent."""
     first = errors[0]
     if first["type"] == "json_invalid":
-        return RefusedError(400, "no_json", f"the body is no JSON: {first['ctx']['error']}")
-    place = ".".join(str(step) for step in first["loc"][1:])
-    told = str(first["msg"]).removeprefix("Value error, ")
-    return RefusedError(422, "invalid", f"{place}: {told}" if place else told)
+        return ApiError(400, "no_json", f"the body is not valid JSON: {first['ctx']['error']}")
+    field = ".".join(str(step) for step in first["loc"][1:])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return ApiError(422, "invalid", f"{field}: {message}" if field else message)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Statuses for the OpenAPI document."""
-    return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in statuses}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Error statuses of a route, for the OpenAPI document."""
+    return {status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]} for status in statuses}

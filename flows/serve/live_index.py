@@ -1,7 +1,7 @@
-"""The newest generation, open, with its model and codes in memory; a newer one takes its place as a whole.
+"""The generation that answers questions, with its model and codes in memory; a newer one replaces it as a whole.
 
-Questions in flight finish on the generation that they began with. Where a newer one cannot be opened, the former
-goes on answering, and the reason is told.
+Questions in progress finish on the generation that they began with. If a newer generation cannot be opened, the
+current one continues to answer, and `failure` has the reason.
 """
 
 import logging
@@ -23,8 +23,8 @@ _RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A generation, where its newest checkpoint is, and whether it is searched in two stages."""
+class OpenGeneration:
+    """A generation, the location of its newest checkpoint, and whether it is searched in two stages."""
 
     index: Index
     checkpoint: ModelConfig
@@ -34,32 +34,32 @@ class Opened:
 
     @property
     def search(self) -> SearchKind:
-        """As answers name it."""
+        """The name of the search in answers."""
         return "two-stage" if self.two_stage else "full"
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why the newest generation does not answer: its number, if it is known, and a sentence."""
+class OpenFailure:
+    """Why the newest generation cannot be opened: its number, if known, and one sentence."""
 
     generation: int | None
     message: str
 
 
-class Newest:
-    """The generation that answers.
+class LiveIndex:
+    """Holds the generation that answers, and replaces it when a newer one is published.
 
     Args:
         uri: the index.
         overrides: `storage.*` and `model.*` as on the command line.
-        model: where its checkpoint is now, if elsewhere.
-        memory_gb: GiB for codes and what queries are folded with; half of it for a generation, so that the next
-            one fits in beside it.
-        two_stage: search in two stages, and keep what that begins with instead of codes.
+        model: current location of the checkpoint, if it has moved.
+        memory_gb: GiB for codes and for the data that queries are folded with; a generation gets half of it, so
+            that the next one fits beside it.
+        two_stage: search in two stages, and hold the data of the first stage in memory instead of the codes.
 
     Raises:
-        UserError: there is no index, no generation, or its checkpoint is not there; or it cannot be searched in
-            two stages, or not within the memory.
+        UserError: the index, a generation or its checkpoint does not exist; or two-stage search is not possible
+            for the index or within the memory.
     """
 
     def __init__(
@@ -70,37 +70,39 @@ class Newest:
         self.name = uri.rstrip("/").rpartition("/")[2] or uri
         self.memory_bytes = int(memory_gb * 2**30)
         self.current = self._open(None)
-        self.trouble: Trouble | None = None
+        self.failure: OpenFailure | None = None
         self._retry_at = 0.0
 
     def refresh(self) -> None:
-        """Look for a newer generation and let it take over; blocks while it is opened."""
+        """Replace the current generation if a newer one exists; blocks while the newer one is opened."""
         newest: int | None = None
         try:
             newest = self.current.index.store.latest().generation
             if newest == self.current.index.generation.generation:
-                self.trouble = None
+                self.failure = None
                 return
-            if self.trouble and self.trouble.generation == newest and time.monotonic() < self._retry_at:
+            if self.failure and self.failure.generation == newest and time.monotonic() < self._retry_at:
                 return
             self.current = self._open(self.current)
-            self.trouble = None
-            log.info("generation %d answers", self.current.index.generation.generation)
-        except Exception as error:  # noqa: BLE001 - the former generation goes on
-            told = str(error) if isinstance(error, LorifError) else f"{type(error).__name__}: {one_line(error)}"
-            if self.trouble is None or self.trouble.generation != newest:
-                log.warning("the newest generation cannot be opened, the former answers: %s", told)
-            self.trouble = Trouble(newest, told)
+            self.failure = None
+            log.info("generation %d now answers", self.current.index.generation.generation)
+        except Exception as error:  # noqa: BLE001 - the current generation continues to answer
+            message = str(error) if isinstance(error, LorifError) else f"{type(error).__name__}: {one_line(error)}"
+            if self.failure is None or self.failure.generation != newest:
+                log.warning(
+                    "the newest generation cannot be opened, the current one continues to answer: %s", message
+                )
+            self.failure = OpenFailure(newest, message)
             self._retry_at = time.monotonic() + _RETRY_SECONDS
 
-    def _open(self, former: Opened | None) -> Opened:
+    def _open(self, former: OpenGeneration | None) -> OpenGeneration:
         index, checkpoint = open_for_questions(self._uri, self._overrides, self._model)
         for part in index.parts:
             for earlier in () if former is None else former.index.parts:
-                part.take_over(earlier)
+                part.reuse_encoders(earlier)
         index.encoders(checkpoint)
-        held = 0
+        resident_bytes = 0
         for part in reversed(index.parts):  # the newest rows first
-            held += part.keep_resident(self.memory_bytes // 2 - held, two_stage=self.two_stage)
+            resident_bytes += part.keep_resident(self.memory_bytes // 2 - resident_bytes, two_stage=self.two_stage)
         columns = index.store.rows.descriptive_columns(index.generation.factors_version)
-        return Opened(index, checkpoint, tuple(columns), held, self.two_stage)
+        return OpenGeneration(index, checkpoint, tuple(columns), resident_bytes, self.two_stage)

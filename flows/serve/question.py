@@ -1,10 +1,11 @@
-"""What may be asked, as JSON: the fields of a queries file, and what `lorif query` has options for."""
+"""The body of a question: the fields of a queries file, and the options of `lorif query`."""
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
-from flows.serve.where_guard import LONGEST, check_modest
+from flows.serve.where_guard import MAX_WHERE_CHARACTERS, check_where_cost
 from lorif_core.errors import UserError
 from lorif_core.search.options import Normalisation
 from lorif_core.search.queries import Query, as_query
@@ -14,76 +15,106 @@ TEXT_MAX = 100_000
 TOKENS_MAX = 100_000
 MEMBERS_MAX = 32
 
+_NORMALISE, _NORMALIZE = "normalise", "normalize"
 
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
 Integers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=TOKENS_MAX)]
 
 
-class Single(BaseModel):
-    """One query: a text; or a prompt and its completion, whose loss alone counts; or tokens."""
+class SingleQuery(BaseModel):
+    """One query: a text; or a prompt and its completion, of which only the completion is scored; or tokens."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    text: Text | None = None
-    prompt: Text | None = None
-    completion: Text | None = None
-    tokens: Integers | None = None
-    labels: Integers | None = Field(None, description="with tokens: targets, -100 where not scored")
+    text: Text | None = Field(None, description="A text; every token that the model predicts is scored.")
+    prompt: Text | None = Field(None, description="The text before `completion`; its tokens are not scored.")
+    completion: Text | None = Field(None, description="The text after `prompt`; only its tokens are scored.")
+    tokens: Integers | None = Field(None, description="Token ids, in place of a text.")
+    labels: Integers | None = Field(
+        None, description="Target ids for `tokens`, of the same length; a token with -100 is not scored."
+    )
 
     @model_validator(mode="after")
-    def _is_one_query(self) -> "Single":
+    def _is_one_query(self) -> "SingleQuery":
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("prompt and completion go together")
         if self.labels is not None and self.tokens is None:
             raise ValueError("labels go with tokens")
-        given = [name for name in self.kinds() if getattr(self, name) is not None]
-        if len(given) != 1:
-            told = f"it has {' and '.join(given)}" if given else "it has none of them"
-            raise ValueError(f"give one of {', '.join(self.kinds())}; {told}")
+        present = [name for name in self.kinds() if getattr(self, name) is not None]
+        if len(present) != 1:
+            reason = f"the query has {' and '.join(present)}" if present else "the query has none of them"
+            raise ValueError(f"give exactly one of {', '.join(self.kinds())}; {reason}")
         return self
 
     @classmethod
     def kinds(cls) -> tuple[str, ...]:
-        """Fields of which there is one."""
+        """Fields of which a query has exactly one."""
         return ("text", "prompt", "tokens")
 
 
-Member = Text | Single
+Member = Text | SingleQuery
 
 
-class Question(Single):
-    """A query, or several in one, and what is to be found of it."""
+def _document_alias(schema: JsonDict) -> None:
+    """Add the second spelling to the JSON schema, which lists only the first of several aliases."""
+    properties = schema["properties"]
+    assert isinstance(properties, dict)
+    normalise = properties[_NORMALISE]
+    assert isinstance(normalise, dict)
+    properties[_NORMALIZE] = {
+        **normalise, "title": "Normalize",
+        "description": "Another spelling of `normalise`; give only one of them.",
+    }  # fmt: skip
+
+
+class Question(SingleQuery):
+    """A query, a group of queries or a contrast of two, with the options of the search."""
+
+    model_config = ConfigDict(json_schema_extra=_document_alias)
 
     group: Annotated[list[Member], Field(min_length=1, max_length=MEMBERS_MAX)] | None = Field(
-        None, description="the mean of several queries"
+        None, description="Several queries whose mean is attributed."
     )
     contrast: Annotated[list[Member], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="the first query minus the second"
+        None, description="Two queries; the first minus the second is attributed."
     )
-    top_k: int = Field(10, ge=1, le=TOP_K_MAX, description="proponents and opponents")
-    where: Annotated[str, Field(min_length=1, max_length=LONGEST)] | None = Field(
-        None, description="SQL condition on the columns that /index lists"
+    top_k: int = Field(
+        10, ge=1, le=TOP_K_MAX, description="The number of proponents, and of opponents, in the answer."
     )
-    normalise: Normalisation = "none"
-    explain: bool = Field(False, description="what each token of the query adds to the scores")
-    totals: Annotated[str, Field(max_length=200)] | None = Field(None, description="sums of scores by this column")
+    where: Annotated[str, Field(min_length=1, max_length=MAX_WHERE_CHARACTERS)] | None = Field(
+        None, description="An SQL condition on the columns that /index lists; only rows that meet it are searched."
+    )
+    normalise: Normalisation = Field(
+        "none",
+        validation_alias=AliasChoices(_NORMALISE, _NORMALIZE),
+        description=(
+            "`none` gives plain scores, `cosine` divides them by the roots of the self-influences of query and "
+            "example, and `self` by that of the example only."
+        ),
+    )
+    explain: bool = Field(
+        False, description="If true, the answer shows what each token of the query adds to the scores."
+    )
+    totals: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="A column of the index; the answer sums the scores of all rows by its values."
+    )
 
     @classmethod
     def kinds(cls) -> tuple[str, ...]:
-        """Fields of which there is one."""
+        """Fields of which a question has exactly one."""
         return (*super().kinds(), "group", "contrast")
 
     @property
     def is_long(self) -> bool:
-        """Whether it takes work that it shares with no other question."""
+        """Whether the question needs work that it shares with no other question."""
         return self.explain or self.totals is not None
 
     def query(self) -> Query:
-        """As the library takes it. Raises UserError."""
+        """The query for the library. Raises UserError if it or its options are not valid."""
         if self.explain and self.normalise != "none":
-            raise UserError("explain shows what plain scores consist of; leave normalise away")
+            raise UserError("explain shows the parts of plain scores; leave out normalise")
         if self.where is not None:
-            check_modest(self.where)
-        fields = ("text", "prompt", "completion", "tokens", "labels", "group", "contrast")
-        given: dict[str, Any] = self.model_dump(include=set(fields), exclude_none=True)
-        return as_query({"id": "question", **given}, 0)
+            check_where_cost(self.where)
+        names = {"text", "prompt", "completion", "tokens", "labels", "group", "contrast"}
+        fields: dict[str, Any] = self.model_dump(include=names, exclude_none=True)
+        return as_query({"id": "question", **fields}, 0)

@@ -1,7 +1,7 @@
-"""Where questions wait for the one thread that computes. Those that wait together are asked in one scan.
+"""A queue of questions for the single thread that computes; questions that wait together share one scan.
 
-Answers are computed one scan at a time: torch uses all cores for one, and memory stays bounded. A place is taken
-before a question's body is read, so that what waits is bounded too, bodies included.
+Answers are computed one scan at a time: torch uses all cores for one scan, and memory stays bounded. A question
+reserves its place before its body is read, so the number of waiting questions and bodies is bounded too.
 """
 
 import asyncio
@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-from flows.questions import find
-from flows.serve.answer import Answered
-from flows.serve.errors import RefusedError, failed, refusal_of
-from flows.serve.live_index import Newest, Opened
+from flows.questions import search_queries
+from flows.serve.answer import ComputedAnswer
+from flows.serve.errors import ApiError, error_of, internal_error
+from flows.serve.live_index import LiveIndex, OpenGeneration
 from flows.serve.question import Question
 from lorif_core.errors import UserError
 from lorif_core.search.queries import Query
@@ -25,37 +24,37 @@ from lorif_core.storage.faults import one_line
 
 log = logging.getLogger(__name__)
 
-PLACES = 256
-TOGETHER = 16
-"""Questions of a scan at most: later ones share its bytes, but all wait for the gradients of all."""
+MAX_WAITING = 256
+MAX_PER_SCAN = 16
+"""More questions per scan would share its reads, but every question waits for the gradients of all of them."""
 _MEMORY_GB = 1.0  # as `lorif query`
 _RETRY_AFTER = "5"
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _WaitingQuestion:
     question: Question
     query: Query
-    answered: "asyncio.Future[Answered]" = field(
+    answer: "asyncio.Future[ComputedAnswer]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
     @property
-    def terms(self) -> tuple[str | None, str]:
+    def options(self) -> tuple[str | None, str]:
         return self.question.where, self.question.normalise
 
 
-class Desk:
-    """Takes questions and has them answered by the newest generation.
+class RequestQueue:
+    """Accepts questions and answers them from the current generation.
 
     Args:
-        newest: the index.
+        live_index: holds the current generation.
     """
 
-    def __init__(self, newest: Newest) -> None:
-        self._newest = newest
-        self._places = PLACES
-        self._waiting: deque[_Waiting] = deque()
+    def __init__(self, live_index: LiveIndex) -> None:
+        self._live_index = live_index
+        self._free_places = MAX_WAITING
+        self._waiting: deque[_WaitingQuestion] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "lorif-answers")
         self._closing = False
@@ -63,121 +62,119 @@ class Desk:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place for one question, from before its body is read. Raises RefusedError if there is none."""
+        """Reserve a place for one question before its body is read. Raises ApiError if no place is free."""
         if self._closing:
-            raise _closing()
-        if not self._places:
-            raise RefusedError(
-                429,
-                "busy",
-                f"{PLACES} questions are waiting; ask again in a few seconds",
-                {"Retry-After": _RETRY_AFTER},
-            )
-        self._places -= 1
+            raise _closing_error()
+        if not self._free_places:
+            message = f"{MAX_WAITING} questions are waiting; ask again in a few seconds"
+            raise ApiError(429, "busy", message, {"Retry-After": _RETRY_AFTER})
+        self._free_places -= 1
         try:
             yield
         finally:
-            self._places += 1
+            self._free_places += 1
 
     @property
     def generation(self) -> int:
-        """The one that answers now."""
-        return self._newest.current.index.generation.generation
+        """Number of the generation that answers now."""
+        return self._live_index.current.index.generation.generation
 
-    async def ask(self, question: Question) -> Answered:
-        """The answer, in turn. A caller that is cancelled waits no longer. Raises RefusedError and LorifError."""
-        waiting = _Waiting(question, question.query())
+    async def ask(self, question: Question) -> ComputedAnswer:
+        """Wait for the answer to a question; cancelling the call withdraws it. Raises ApiError and LorifError."""
+        waiting = _WaitingQuestion(question, question.query())
         self._waiting.append(waiting)
         self._arrived.set()
-        return await waiting.answered
+        return await waiting.answer
 
     async def work(self) -> None:
-        """Answer what waits, for ever."""
+        """Answer questions until cancelled."""
         loop = asyncio.get_running_loop()
+
+        def finish(waiting: _WaitingQuestion, result: ComputedAnswer | BaseException) -> None:
+            loop.call_soon_threadsafe(self._finish, waiting, result)
+
         while True:
             await self._arrived.wait()
-            batch = self._next()
+            batch = self._next_batch()
             if not batch:
                 self._arrived.clear()
                 continue
-
-            def told(waiting: _Waiting, result: Answered | BaseException) -> None:
-                loop.call_soon_threadsafe(self._tell, waiting, result)
-
             try:
-                await loop.run_in_executor(self._thread, _answer_batch, self._newest.current, batch, told)
-            except Exception as error:  # noqa: BLE001 - the next ones are answered all the same
+                await loop.run_in_executor(self._thread, _answer_batch, self._live_index.current, batch, finish)
+            except Exception as error:  # noqa: BLE001 - later batches must still be answered
                 for waiting in batch:
-                    self._tell(waiting, _told(error))
+                    self._finish(waiting, _error_for_client(error))
 
     def close(self, seconds: float) -> None:
-        """Take no further questions; what still waits after some seconds is refused."""
+        """Accept no further questions; refuse those that still wait after some seconds."""
         self._closing = True
-        asyncio.get_running_loop().call_later(seconds, self._refuse_rest)
+        asyncio.get_running_loop().call_later(seconds, self._refuse_waiting)
 
-    def _refuse_rest(self) -> None:
+    def _refuse_waiting(self) -> None:
         for waiting in self._waiting:
-            self._tell(waiting, _closing())
+            self._finish(waiting, _closing_error())
         self._waiting.clear()
 
-    def _next(self) -> list[_Waiting]:
-        """The first that waits, and others of its terms, in their order; those who have left are dropped."""
-        alive = [waiting for waiting in self._waiting if not waiting.answered.done()]
-        batch = [waiting for waiting in alive if waiting.terms == alive[0].terms][:TOGETHER]
-        chosen = set(map(id, batch))
-        self._waiting = deque(waiting for waiting in alive if id(waiting) not in chosen)
+    def _next_batch(self) -> list[_WaitingQuestion]:
+        """Take the first question and later ones with the same options; drop questions that were withdrawn."""
+        pending = [waiting for waiting in self._waiting if not waiting.answer.done()]
+        batch = [waiting for waiting in pending if waiting.options == pending[0].options][:MAX_PER_SCAN]
+        in_batch = set(map(id, batch))
+        self._waiting = deque(waiting for waiting in pending if id(waiting) not in in_batch)
         return batch
 
-    def _tell(self, waiting: _Waiting, result: Answered | BaseException) -> None:
-        if waiting.answered.done():
+    def _finish(self, waiting: _WaitingQuestion, result: ComputedAnswer | BaseException) -> None:
+        if waiting.answer.done():
             return
         if isinstance(result, BaseException):
-            waiting.answered.set_exception(result)
+            waiting.answer.set_exception(result)
         else:
             self.answered += 1
-            waiting.answered.set_result(result)
+            waiting.answer.set_result(result)
 
 
-def _closing() -> RefusedError:
-    return RefusedError(503, "closing", "the server is shutting down; ask another one, or later")
+def _closing_error() -> ApiError:
+    return ApiError(503, "closing", "the server is shutting down; ask again later")
 
 
-Tell = Callable[[_Waiting, Any], None]
+_Finish = Callable[[_WaitingQuestion, ComputedAnswer | BaseException], None]
 
 
-def _answer_batch(opened: Opened, batch: Sequence[_Waiting], tell: Tell) -> None:
-    """Runs in the thread; whatever goes wrong is told to those whom it concerns."""
-    size = queries_per_block(opened.index.generation, max(w.question.top_k for w in batch), _MEMORY_GB)
+def _answer_batch(current: OpenGeneration, batch: Sequence[_WaitingQuestion], finish: _Finish) -> None:
+    """Answer a batch, in the computing thread; an error ends the questions that it concerns."""
+    size = queries_per_block(current.index.generation, max(w.question.top_k for w in batch), _MEMORY_GB)
     for start in range(0, len(batch), size):
-        _answer_together(opened, batch[start : start + size], tell)
+        _answer_in_one_scan(current, batch[start : start + size], finish)
 
 
-def _answer_together(opened: Opened, batch: Sequence[_Waiting], tell: Tell) -> None:
+def _answer_in_one_scan(current: OpenGeneration, batch: Sequence[_WaitingQuestion], finish: _Finish) -> None:
     try:
-        terms = opened.index.terms(*batch[0].terms, two_stage=opened.two_stage)
+        options = current.index.options(*batch[0].options, two_stage=current.two_stage)
         top_k = max(waiting.question.top_k for waiting in batch)
         queries = [waiting.query for waiting in batch]
-        found = find(opened.index, opened.checkpoint, queries, top_k, terms, two_stage=opened.two_stage)
-    except Exception as error:  # noqa: BLE001 - it is told, or logged
-        if len(batch) > 1 and isinstance(error, UserError):  # one of them is at fault, the others are not
+        results = search_queries(
+            current.index, current.checkpoint, queries, top_k, options, two_stage=current.two_stage
+        )
+    except Exception as error:  # noqa: BLE001 - sent to the client, or logged
+        if len(batch) > 1 and isinstance(error, UserError):  # one question is at fault; find out which
             for waiting in batch:
-                _answer_together(opened, [waiting], tell)
+                _answer_in_one_scan(current, [waiting], finish)
             return
         for waiting in batch:
-            tell(waiting, _told(error))
+            finish(waiting, _error_for_client(error))
         return
-    # what takes a while for itself alone comes last
-    for waiting, one in sorted(zip(batch, found, strict=True), key=lambda pair: pair[0].question.is_long):
-        if waiting.answered.cancelled():
+    # questions that need extra work of their own come last
+    for waiting, result in sorted(zip(batch, results, strict=True), key=lambda pair: pair[0].question.is_long):
+        if waiting.answer.cancelled():
             continue
         try:
-            tell(waiting, Answered(opened, waiting.question, one, terms))
-        except Exception as error:  # noqa: BLE001 - it is told, or logged
-            tell(waiting, _told(error))
+            finish(waiting, ComputedAnswer(current, waiting.question, result, options))
+        except Exception as error:  # noqa: BLE001 - sent to the client, or logged
+            finish(waiting, _error_for_client(error))
 
 
-def _told(error: Exception) -> RefusedError:
-    refusal = refusal_of(error)
-    if refusal is None:
+def _error_for_client(error: Exception) -> ApiError:
+    known = error_of(error)
+    if known is None:
         log.error("a question failed: %s: %s", type(error).__name__, one_line(error))
-    return refusal or failed()
+    return known or internal_error()

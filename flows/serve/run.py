@@ -1,4 +1,4 @@
-"""Running the server: who may reach it, its socket, and an end that loses no answer."""
+"""Start and stop the server: access, its socket, and a shutdown that loses no answer."""
 
 import errno
 import logging
@@ -12,9 +12,9 @@ import uvicorn
 
 from flows.serve.app import create_app
 from flows.serve.limits import Access, is_loopback
-from flows.serve.live_index import Newest
+from flows.serve.live_index import LiveIndex
 from flows.serve.memory import default_memory_gb
-from flows.serve.request_queue import Desk
+from flows.serve.request_queue import RequestQueue
 from lorif_core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,20 +24,20 @@ _TOKEN_CHARACTERS = 16
 _BACKLOG = 1024
 _CONNECTIONS = 512
 _GRACE_SECONDS = 25
-"""For what waits when the server is told to stop; a kubelet waits for 30."""
+"""Time for waiting questions after a request to stop; a kubelet waits for 30 seconds."""
 _LAST_SECONDS = 5
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's, whose desk closes before its connections do."""
+    """A uvicorn server that closes its queue before its connections."""
 
-    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
+    def __init__(self, config: uvicorn.Config, queue: RequestQueue) -> None:
         super().__init__(config)
-        self._desk = desk
+        self._queue = queue
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what waits, refuse what comes."""
-        self._desk.close(_GRACE_SECONDS - _LAST_SECONDS)
+        """Answer the questions that wait, and refuse new ones."""
+        self._queue.close(_GRACE_SECONDS - _LAST_SECONDS)
         await super().shutdown(sockets)
 
 
@@ -47,24 +47,24 @@ class Serving:
 
     server: Server
     listener: socket.socket
-    newest: Newest
-    desk: Desk
+    live_index: LiveIndex
+    queue: RequestQueue
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """URL of the explorer page."""
         host, port = self.listener.getsockname()[:2]
         return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def listen(self) -> None:
-        """Whoever connects from now on is served as soon as `run` begins; a signal ends that in good order."""
+        """Accept connections, which `run` will serve; from now on a signal leads to an orderly shutdown."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn raises the signal that has ended it once more, for whoever had a handler before: the server
+            # at its end uvicorn raises the signal again for the handler that was installed before: its own, here
             signal.signal(number, self.server.handle_exit)
         self.listener.listen(_BACKLOG)
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then until what waits is answered."""
+        """Serve until SIGTERM or SIGINT, then until the waiting questions are answered."""
         self.server.run(sockets=[self.listener])
 
 
@@ -77,31 +77,31 @@ def prepare(
     memory_gb: float | None,
     two_stage: bool,
 ) -> Serving:
-    """Check who may reach the server, take the port, open the index and load the model.
+    """Check access, bind the port, open the index and load the model.
 
     Raises:
-        UserError: beyond loopback there is no token, the port is taken, or as `Newest`.
+        UserError: the host is not loopback and no token is set, the port is in use, or see `LiveIndex`.
     """
     access = Access(_token(host), is_loopback(host))
     memory = default_memory_gb() if memory_gb is None else memory_gb
-    newest = Newest(uri, overrides, model, memory, two_stage=two_stage)
-    listener = _bound(host, port)
-    desk = Desk(newest)
+    live_index = LiveIndex(uri, overrides, model, memory, two_stage=two_stage)
+    listener = _bind(host, port)
+    queue = RequestQueue(live_index)
     config = uvicorn.Config(
-        create_app(newest, desk, access), log_config=None, log_level="warning", access_log=False,
+        create_app(live_index, queue, access), log_config=None, log_level="warning", access_log=False,
         server_header=False, limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_GRACE_SECONDS, ws="none",
         proxy_headers=False,
     )  # fmt: skip
-    return Serving(Server(config, desk), listener, newest, desk)
+    return Serving(Server(config, queue), listener, live_index, queue)
 
 
 def _token(host: str) -> str | None:
-    """What requests must carry. Raises UserError if there must be one and there is none, or a short one."""
+    """The token that requests must carry. Raises UserError if it is required and missing, or not acceptable."""
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None and not is_loopback(host):
         raise UserError(
             f"--host {host} can be reached from other machines; set {TOKEN_VARIABLE} to a secret of at least "
-            f"{_TOKEN_CHARACTERS} characters, which requests must carry"
+            f"{_TOKEN_CHARACTERS} characters, which requests must carry; see docs/how-to/serve.md"
         )
     if token is not None and (len(token) < _TOKEN_CHARACTERS or not token.isascii() or not token.isprintable()):
         raise UserError(
@@ -111,7 +111,7 @@ def _token(host: str) -> str | None:
     return token
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -120,7 +120,7 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
-                f"port {port} of {host} is taken; give another with --port, or stop what has it"
+                f"port {port} of {host} is in use; choose another with --port, or stop the program that uses it"
             ) from None
         raise UserError(f"the server cannot listen on port {port} of {host}: {error.strerror}") from None
     return listener

@@ -1,19 +1,19 @@
-"""New corpus objects in S3 -> Prefect events `corpus.shard.arrived`: an AWS Lambda handler, standard library only.
+"""AWS Lambda handler: turns new corpus objects in S3 into Prefect events `corpus.shard.arrived`.
 
-It is deployed as this one file. It takes S3's own notifications and EventBridge's `Object Created`, and posts one
-event for each folder that got new files:
+It is deployed as this single file and uses only the standard library. It accepts S3's own notifications and
+EventBridge's `Object Created`, and posts one event for each folder that has new files:
 
     event: corpus.shard.arrived
     resource: {"prefect.resource.id": "lorif.corpus.<bucket>/<prefix>"}
     payload: {"prefix": "s3://<bucket>/<prefix>/"}
 
-A notification that is delivered twice makes events of the same ids, which Prefect takes once. What a corpus would
-not read (other formats, names that begin with `.` or `_`) makes none, so neither does an index in the same bucket.
+A notification that is delivered twice makes events with the same ids, which Prefect stores once. Files that a
+corpus ignores (other formats, names that begin with `.` or `_`) make no event, and neither does an index.
 
 Environment:
-    PREFECT_API_URL: such as https://prefect.example.com/api.
-    PREFECT_API_KEY: for Prefect Cloud.
-    PREFECT_API_AUTH_STRING: `user:password` of a Prefect server of one's own; it comes before the key.
+    PREFECT_API_URL: URL of the API, such as https://prefect.example.com/api.
+    PREFECT_API_KEY: key for Prefect Cloud.
+    PREFECT_API_AUTH_STRING: `user:password` for your own Prefect server; it takes precedence over the key.
 """
 
 import base64
@@ -30,24 +30,24 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 EVENT = "corpus.shard.arrived"
-ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")  # those of lorif_core.corpus.records
+ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")  # as in lorif_core.corpus.records
 
-_DELAYS = (1.0, 2.0, 4.0)  # seconds between the tries of a post
+_DELAYS = (1.0, 2.0, 4.0)  # seconds between attempts to post
 _TIMEOUT = 10.0  # seconds
 _NAMESPACE = uuid.UUID("6f5a0f0e-4f5e-5a57-9d0b-6c6f72696600")
 
 
 class MalformedEventError(ValueError):
-    """What came in is no notification of S3; the message says what is missing."""
+    """The input is not an S3 notification; the message names the missing part."""
 
 
 class BridgeError(RuntimeError):
-    """Prefect did not take the events; the notification is to be delivered again."""
+    """Prefect did not accept the events; the notification must be delivered again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An object that was created: where, when (RFC 3339), and what tells this write from others of its key."""
+    """A new object; `time` is in RFC 3339, and `version` differs between writes of the same key."""
 
     bucket: str
     key: str
@@ -56,21 +56,21 @@ class Arrival:
 
     @property
     def prefix(self) -> str:
-        """The folder, without a slash at its end."""
+        """The folder, without a trailing slash."""
         return self.key.rpartition("/")[0]
 
     @property
     def is_corpus(self) -> bool:
-        """Whether a corpus in this folder would read it."""
+        """Whether a corpus in this folder reads the object."""
         hidden = any(part.startswith((".", "_")) for part in self.key.split("/"))
         return self.key.lower().endswith(ENDINGS) and not hidden
 
 
 def handler(event: Any, context: object) -> dict[str, int]:
-    """Entry point of the Lambda function; how many events were posted.
+    """Entry point of the Lambda function; returns the number of posted events.
 
     Raises:
-        MalformedEventError: the event is not one of S3's.
+        MalformedEventError: the event is not an S3 notification.
         BridgeError: Prefect cannot be reached, or refuses the events.
     """
     events = prefect_events(arrival for arrival in arrivals(event) if arrival.is_corpus)
@@ -80,10 +80,10 @@ def handler(event: Any, context: object) -> dict[str, int]:
 
 
 def arrivals(event: Any) -> Iterator[Arrival]:
-    """The created objects that a notification tells of; none for removals and for S3's test message.
+    """The created objects of a notification; empty for removals and for S3's test message.
 
     Raises:
-        MalformedEventError: it is neither an S3 notification nor EventBridge's.
+        MalformedEventError: the event is neither an S3 nor an EventBridge notification.
     """
     if not isinstance(event, dict):
         raise MalformedEventError(f"an event must be a JSON object, not {type(event).__name__}")
@@ -95,17 +95,19 @@ def arrivals(event: Any) -> Iterator[Arrival]:
         elif "detail-type" in event:
             yield from _of_eventbridge(event)
         else:
-            raise MalformedEventError("it has neither Records, as S3's own, nor detail-type, as EventBridge's")
+            raise MalformedEventError(
+                "the event has neither Records (S3 notification) nor detail-type (EventBridge notification)"
+            )
     except (KeyError, TypeError, AttributeError) as error:
         raise MalformedEventError(
-            f"this is no notification of S3: {type(error).__name__} {error} where Records[].s3 or detail names "
-            f"the bucket, the key and the time"
+            f"the event is not a notification of S3: {type(error).__name__} {error} while reading bucket, key and "
+            f"time from Records[].s3 or detail"
         ) from None
 
 
 def _of_notification(records: list[dict[str, Any]]) -> Iterator[Arrival]:
     for record in records:
-        name = record["eventName"].removeprefix("s3:")  # some S3 servers write it with the prefix
+        name = record["eventName"].removeprefix("s3:")  # some S3 servers add this prefix
         if name.startswith("ObjectCreated:"):
             entity = record["s3"]["object"]
             version = str(entity.get("sequencer") or entity.get("eTag", ""))
@@ -122,7 +124,7 @@ def _of_eventbridge(event: dict[str, Any]) -> Iterator[Arrival]:
 
 
 def prefect_events(created: Iterator[Arrival]) -> list[dict[str, Any]]:
-    """One event for each folder, whose id follows from what arrived there."""
+    """One event for each folder; its id is a hash of the objects that arrived in the folder."""
     folders: dict[tuple[str, str], list[Arrival]] = {}
     for arrival in created:
         folders.setdefault((arrival.bucket, arrival.prefix), []).append(arrival)
@@ -142,10 +144,10 @@ def prefect_events(created: Iterator[Arrival]) -> list[dict[str, Any]]:
 
 
 def post(events: list[dict[str, Any]]) -> None:
-    """Send events to PREFECT_API_URL, again where trying again can help.
+    """Send events to PREFECT_API_URL, and try again after transient errors.
 
     Raises:
-        BridgeError: it is not set, cannot be reached, keeps failing, or refuses.
+        BridgeError: PREFECT_API_URL is not set; or Prefect cannot be reached, keeps failing, or refuses.
     """
     url = os.environ.get("PREFECT_API_URL", "").rstrip("/")
     if not url.startswith(("http://", "https://")):
@@ -156,19 +158,19 @@ def post(events: list[dict[str, Any]]) -> None:
         if problem is None:
             return
         if delay is None or not transient:
-            raise BridgeError(f"{url}/events {problem}; {len(events)} events were not taken")
+            raise BridgeError(f"{url}/events {problem}; {len(events)} events were not accepted")
         time.sleep(delay)
 
 
 def _try_to_send(request: urllib.request.Request) -> tuple[str | None, bool]:
-    """(what went wrong, or None; whether it may go better the next time)."""
+    """Send a request once; returns (the problem, or None; whether the problem is transient)."""
     try:
         with _OPENER.open(request, timeout=_TIMEOUT):
             return None, False
     except urllib.error.HTTPError as error:
         with error:
-            told = error.read(300).decode(errors="replace")
-        return f"answers {error.code}: {' '.join(told.split())}", error.code == 429 or error.code >= 500
+            body = error.read(300).decode(errors="replace")
+        return f"answers {error.code}: {' '.join(body.split())}", error.code == 429 or error.code >= 500
     except (OSError, http.client.HTTPException) as error:
         return f"cannot be reached ({error})", True
 
@@ -183,7 +185,7 @@ def _headers() -> dict[str, str]:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the credentials to another place, and turn the post into a get."""
+    """Follows no redirect, which would send the credentials to another host and turn the POST into a GET."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Examples of similar length batched under a token budget. Shapes: B rows, T tokens of the longest."""
+"""Batches of examples of similar length under a token budget. Shapes: B rows, T tokens of the longest row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _PADDING_ID = 0
 
 
 class TokenRow(Protocol):
-    """What is needed of an example: ids and labels, (T,) each."""
+    """The part of an example that a batch needs: ids and labels, (T,) each."""
 
     @property
     def input_ids(self) -> np.ndarray:
@@ -28,10 +28,10 @@ class Batch:
     """Right-padded rows.
 
     Attributes:
-        indices: of the examples, in the order of the rows.
+        indices: index of each row's example.
         input_ids: (B, T) int64, 0 in the padding.
         labels: (B, T) int64, -100 in the padding.
-        lengths: (B,) int64, tokens of each row without its padding.
+        lengths: (B,) int64, tokens of each row without padding.
     """
 
     indices: list[int]
@@ -41,9 +41,10 @@ class Batch:
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Each index once, in batches whose rows x longest stay within the budget.
+    """Each index once, in batches whose number of rows times longest length is within the budget.
 
-    Longest first, so that a batch that does not fit the memory fails at once and not at the end.
+    The longest sequences come first, so that a batch that exceeds the memory fails at the start and not at the
+    end.
 
     Raises:
         ValueError: a single sequence is longer than the budget.
@@ -75,6 +76,6 @@ def collate(examples: Sequence[TokenRow], indices: Sequence[int]) -> Batch:
 
 def padding_waste(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
     """Share of the batches' positions that are padding, in [0, 1)."""
-    run = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches if batch)
-    used = sum(lengths[i] for batch in batches for i in batch)
-    return 1 - used / run if run else 0.0
+    positions = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches if batch)
+    tokens = sum(lengths[i] for batch in batches for i in batch)
+    return 1 - tokens / positions if positions else 0.0

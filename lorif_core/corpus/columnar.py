@@ -1,4 +1,4 @@
-"""Parquet and Arrow files (IPC files and the streams that Hugging Face datasets writes): columns, counts, rows."""
+"""Readers of parquet and Arrow files (IPC files, and the streams that Hugging Face datasets writes)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ PARQUET_MAGIC = b"PAR1"
 ARROW_FILE_MAGIC = b"ARROW1"
 ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 _ROWS_PER_BATCH = 512
-_READ_BYTES = 2**20  # streams column chunks instead of holding whole ones
+_READ_BYTES = 2**20  # column chunks are streamed instead of read whole
 
 
 def is_parquet(name: str) -> bool:
-    """Whether the name says parquet (otherwise it is an Arrow file)."""
+    """Whether the name is that of a parquet file; the other files here are Arrow files."""
     return name.lower().endswith(".parquet")
 
 
 def column_kinds(file: SourceFile) -> dict[str, str]:
-    """Kind of each column: text, integer, integers (lists of them), or the name of another type."""
+    """Kind of each column: text, integer, integers (lists of integers), or the name of another type."""
     if is_parquet(file.name):
         with _parquet(file) as table:
             schema = table.schema_arrow
@@ -34,7 +34,7 @@ def column_kinds(file: SourceFile) -> dict[str, str]:
 
 
 def group_sizes(file: SourceFile) -> list[int]:
-    """Rows of each row group of a parquet file; an Arrow file is one group, counted by reading it."""
+    """Rows of each row group of a parquet file; an Arrow file is one group and is read to count its rows."""
     if is_parquet(file.name):
         with _parquet(file) as table:
             return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
@@ -45,7 +45,7 @@ def group_sizes(file: SourceFile) -> list[int]:
 def read_records(
     file: SourceFile, columns: Sequence[str], start: int = 0, rows: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number in the file, record with only `columns`) of `rows` rows from row `start`; of all if None."""
+    """(row number in the file, record with only `columns`) of `rows` rows from `start`; None reads to the end."""
     stop = None if rows is None else start + rows
     for position, batch in _batches(file, columns, start, stop):
         first = max(start - position, 0)
@@ -59,11 +59,11 @@ def read_records(
 def _batches(
     file: SourceFile, columns: Sequence[str], start: int, stop: int | None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches that cover the rows, each with the row at which it begins."""
+    """Batches that cover rows [start, stop), each with the number of its first row."""
     if is_parquet(file.name):
         with _parquet(file) as table:
             groups, position = _overlapping_groups(table, start, stop)
-            # the wanted columns only: every other one would be fetched and decoded for nothing
+            # only these columns: the others would be fetched and decoded without use
             for batch in table.iter_batches(_ROWS_PER_BATCH, row_groups=groups, columns=list(columns)):
                 yield position, batch
                 position += batch.num_rows
@@ -76,7 +76,7 @@ def _batches(
 
 
 def _overlapping_groups(table: pq.ParquetFile, start: int, stop: int | None) -> tuple[list[int], int]:
-    """Row groups with rows in [start, stop), and the row at which the first of them begins."""
+    """Row groups with rows in [start, stop), and the number of the first row of the first group."""
     groups: list[int] = []
     first_row = position = 0
     for group in range(table.num_row_groups):
@@ -106,8 +106,8 @@ def _arrow(file: SourceFile) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatc
             stream = pa.ipc.open_stream(raw)
             yield stream.schema, iter(stream)
         else:
-            whole = pa.ipc.open_file(raw)
-            yield whole.schema, (whole.get_batch(index) for index in range(whole.num_record_batches))
+            reader = pa.ipc.open_file(raw)
+            yield reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
 
 
 def _kind(column: pa.DataType) -> str:

@@ -1,6 +1,6 @@
-"""JSON lines, plain or compressed: finding where rows begin, and reading them. A blank line is not a row.
+"""Reader of JSON lines, plain or compressed: finds where rows begin, and reads them. A blank line is not a row.
 
-Only whole blocks of lines are in memory, never a file.
+Memory use is one block of lines, never a whole file.
 """
 
 import json
@@ -24,15 +24,15 @@ _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def is_compressed(name: str) -> bool:
-    """Whether a file of this name can be entered only from its start."""
+    """Whether a file of this name can only be read from its start."""
     return name.lower().endswith(tuple(_CODECS))
 
 
 def index_rows(file: SourceFile, every: int) -> tuple[int, list[int]]:
-    """Number of rows, and the byte (of the decompressed text) at which rows 0, every, 2 every... begin.
+    """The number of rows, and the byte offsets (in the decompressed text) of rows 0, every, 2 every, and so on.
 
     Raises:
-        UserError: a line is too long to be one.
+        UserError: a line is longer than 256 MiB.
         OSError: a compressed file is damaged or cut off.
     """
     rows = 0
@@ -47,13 +47,13 @@ def index_rows(file: SourceFile, every: int) -> tuple[int, list[int]]:
 def read_records(
     file: SourceFile, start: int = 0, rows: int | None = None, offset: int | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number in the file, record) of `rows` rows from row `start`; of all that follow if None.
+    """(row number in the file, record) of `rows` rows from row `start`; None reads to the end.
 
     Args:
         file: plain or compressed.
-        start: first row wanted.
-        rows: how many.
-        offset: byte at which row `start` begins, to skip what is before it.
+        start: first row.
+        rows: number of rows.
+        offset: byte at which row `start` begins, so that reading starts there.
 
     Raises:
         UserError: a line is not a JSON object; file and line are named.
@@ -73,7 +73,7 @@ def read_records(
 
 
 def column_kinds(file: SourceFile) -> dict[str, str] | None:
-    """Kind of value under each key of the first row: text, integer, integers or something else; None if no row."""
+    """Kind of each value of the first row: text, integer, integers or another type; None if there is no row."""
     for _, record in read_records(file, rows=1):
         return {key: _kind(value) for key, value in record.items()}
     return None
@@ -90,7 +90,7 @@ def _kind(value: Any) -> str:
 
 
 def _line_blocks(file: SourceFile, offset: int, block_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Runs of whole lines, each with the byte at which it begins; the last line may lack its end."""
+    """Blocks of whole lines, each with its byte offset; the last line may lack its newline."""
     position, tail = offset, b""
     with _stream(file, block_bytes) as stream:
         if offset:
@@ -101,8 +101,8 @@ def _line_blocks(file: SourceFile, offset: int, block_bytes: int) -> Iterator[tu
                 tail += data
                 if len(tail) > _LONGEST_LINE:
                     raise UserError(
-                        f"{file.uri} has a line of more than {_LONGEST_LINE >> 20} MiB; JSON lines need one "
-                        f"record a line"
+                        f"{file.uri} has a line of more than {_LONGEST_LINE >> 20} MiB; write one JSON record per "
+                        f"line"
                     )
                 continue
             lines = tail + data[:cut]
@@ -117,12 +117,12 @@ def _line_blocks(file: SourceFile, offset: int, block_bytes: int) -> Iterator[tu
 def _stream(file: SourceFile, block_bytes: int) -> Iterator[BinaryIO]:
     codec = next((codec for ending, codec in _CODECS.items() if file.name.lower().endswith(ending)), None)
     with file.open(block_bytes) as raw:
-        # Arrow's decompressor says when a stream is cut off; zstandard's own reader just ends
+        # Arrow's decompressor reports a truncated stream; the reader of the zstandard package ends without error
         yield raw if codec is None else pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
 
 
 def _row_starts(lines: bytes) -> np.ndarray:
-    """Where the lines that are not blank begin, int64."""
+    """Offsets in the block of the lines that are not blank, int64."""
     data = np.frombuffer(lines, dtype=np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends + 1])
@@ -149,7 +149,7 @@ def _parse(file: SourceFile, line: bytes, position: int) -> dict[str, Any]:
 
 
 def _line_number(file: SourceFile, position: int) -> int:
-    """Number from 1 of the line that begins at a byte, counted only when somebody must be told."""
+    """Number, from 1, of the line at a byte offset; counted only when an error message needs it."""
     number = 1
     for begin, lines in _line_blocks(file, 0, _SCAN_BYTES):
         if begin >= position:

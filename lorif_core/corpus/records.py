@@ -1,4 +1,4 @@
-"""Records of a file whatever its format: what the ending promises is checked, damage is told in one sentence."""
+"""Records of a file in any supported format: the content must match the ending, and damage gives a clear error."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import pyarrow as pa
 from lorif_core.corpus import columnar, jsonl
 from lorif_core.errors import DamagedFileError, UserError
 from lorif_core.storage.faults import one_line
-from lorif_core.storage.filesystem import SourceFile, contact
+from lorif_core.storage.filesystem import SourceFile, storage_errors
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")
 
@@ -23,18 +23,18 @@ _MAGIC: dict[str, tuple[bytes, ...]] = {
 
 
 def is_jsonl(file: SourceFile) -> bool:
-    """Whether the file's rows are lines."""
+    """Whether the file is JSON lines, plain or compressed."""
     return file.name.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
 
 
 def column_kinds(file: SourceFile) -> dict[str, str] | None:
-    """Columns and the kind of their values; of JSON lines those of the first row, None if there is none.
+    """Columns and the kinds of their values; for JSON lines those of the first row, None if there is no row.
 
     Raises:
-        UserError: the file is not what its ending says.
-        DamagedFileError: it is cut off, or its bytes cannot be decoded.
+        UserError: the content does not match the ending of the name.
+        DamagedFileError: the file is cut off, or its bytes cannot be decoded.
     """
-    with being_checked(file):
+    with checking_file(file):
         _check_magic(file)
         return jsonl.column_kinds(file) if is_jsonl(file) else columnar.column_kinds(file)
 
@@ -60,25 +60,25 @@ def read_records(
 
 
 @contextmanager
-def being_checked(file: SourceFile) -> Iterator[None]:
-    """Around checks made before any work: whatever is wrong with the file becomes one sentence.
+def checking_file(file: SourceFile) -> Iterator[None]:
+    """Convert every error of the file or its store in the block to an error with a clear message.
 
     Raises:
         DamagedFileError: the file is cut off, or its bytes cannot be decoded.
-        UserError: it is gone, or may not be read.
+        UserError: the file does not exist, or may not be read.
         StoreUnavailableError: the store keeps failing.
     """
-    with contact(file.uri), damage_told(file):
+    with storage_errors(file.uri), damaged_file_errors(file):
         yield
 
 
 @contextmanager
-def damage_told(file: SourceFile) -> Iterator[None]:
-    """Turn a decoder's errors into one sentence, a DamagedFileError; those of the network pass unchanged."""
+def damaged_file_errors(file: SourceFile) -> Iterator[None]:
+    """Convert errors of decoders to DamagedFileError; errors of the network pass unchanged."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        # errors of the operating system and of object stores have a number, those of decoders have none
+        # errors of the operating system and of object stores have an errno, those of decoders have none
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DamagedFileError(f"{file.uri} is damaged or cut off ({one_line(error)}); restore it") from error
@@ -95,6 +95,6 @@ def _check_magic(file: SourceFile) -> None:
     if any(magic.startswith(head) for magic in _MAGIC[ending]):
         raise DamagedFileError(f"{file.uri} is cut off after {file.size} bytes; restore it")
     if not head.startswith(_MAGIC[ending]):
-        raise UserError(f"{file.uri} is not a {ending} file, whatever its name says; rename or remove it")
+        raise UserError(f"{file.uri} is not a {ending} file although its name says so; rename or remove it")
     if ending == ".parquet" and foot != columnar.PARQUET_MAGIC:
         raise DamagedFileError(f"{file.uri} is cut off: a parquet file ends with its footer; restore it")

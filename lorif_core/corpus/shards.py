@@ -1,4 +1,4 @@
-"""The corpus: its files cut into shards, and the rows of a shard. A changed file is noticed, never misread."""
+"""Lists the shards of a corpus and reads their rows; a file that changed after the listing is detected."""
 
 import difflib
 import logging
@@ -12,15 +12,15 @@ import numpy as np
 
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus import columnar, jsonl
-from lorif_core.corpus.records import ENDINGS, being_checked, column_kinds, is_jsonl, read_records
+from lorif_core.corpus.records import ENDINGS, checking_file, column_kinds, is_jsonl, read_records
 from lorif_core.errors import CorpusChangedError, DamagedFileError, UserError
 from lorif_core.spec import FileTag, ShardRef
-from lorif_core.storage.filesystem import SourceFile, contact, find_files, source_file
+from lorif_core.storage.filesystem import SourceFile, find_files, source_file, storage_errors
 
 log = logging.getLogger(__name__)
 
 SHARD_ROWS = 512
-_LISTING_THREADS = 8  # listing waits for the store, not for this machine
+_LISTING_THREADS = 8  # listing is limited by the store, not by the CPU
 
 _ALLOWED_KINDS = {"text": ("text",), "tokens": ("integers",), "id": ("text", "integer")}
 _EXPECTED = {"text": "strings", "tokens": "lists of integers", "id": "strings or integers"}
@@ -28,9 +28,13 @@ _EXPECTED = {"text": "strings", "tokens": "lists of integers", "id": "strings or
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A corpus as it was listed: shards, and (file, cause) of files that are damaged and so have none.
+    """A listed corpus.
 
-    `files` are all there are, `id_hashes` (int64, sorted) those of the ids in the files that were read.
+    Attributes:
+        shards: of the files that were read.
+        damaged: (file, cause) of damaged files, which have no shards.
+        files: all files of the corpus.
+        id_hashes: hashes of the ids in the files that were read, int64, sorted.
     """
 
     shards: tuple[ShardRef, ...]
@@ -41,7 +45,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class _ListedFile:
-    """Shards of one file and the hashes of its ids (int64, empty without `corpus.id`), or why it has none."""
+    """Shards of one file and the hashes of its ids (int64, empty without `corpus.id`), or its damage."""
 
     shards: tuple[ShardRef, ...] = ()
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -49,12 +53,12 @@ class _ListedFile:
 
 
 def needed_columns(corpus: CorpusConfig) -> list[str]:
-    """Columns to read: tokens (and labels), else prompt and completion, else text; and the id."""
+    """Columns to read: tokens and labels, else prompt and completion, else text; in each case also the id."""
     return list(dict.fromkeys(column for column, _ in _columns_with_roles(corpus)))
 
 
 def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
-    """Refuse a corpus that cannot be right, by a look at its first whole file only: `list_shards` reads them all.
+    """Check the columns of the first undamaged file only, as a quick test; `list_shards` checks all files.
 
     Raises:
         UserError: as `list_shards`.
@@ -72,24 +76,21 @@ def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
 def list_shards(
     corpus: CorpusConfig, storage: StorageConfig, known: Set[FileTag] = frozenset(), within: str = ""
 ) -> Listing:
-    """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; parquet row groups are never crossed.
+    """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; no shard crosses a parquet row group.
 
-    Streams: parquet counts come from metadata, lines are counted block by block. With `corpus.id`, all ids are
-    read and held as 64-bit hashes.
-
-    A damaged file is set aside: the others can be indexed without it.
+    Parquet counts come from metadata; lines are counted block by block. With `corpus.id`, all ids are read and
+    kept as 64-bit hashes. A damaged file is listed as such, and the other files can be indexed without it.
 
     Args:
-        corpus: where it is, and which columns make an example.
-        storage: how to reach it.
-        known: files whose shards the caller knows; they are not read, and have no shards in the listing.
-        within: files whose names begin otherwise are not read either.
+        corpus: location, and the columns that make an example.
+        storage: how to access it.
+        known: files whose shards the caller knows; they are not read and get no shards in the listing.
+        within: only files whose names begin with this are read.
 
     Raises:
-        UserError: one sentence for the first file that is missing, of no supported format or not what its ending
-            says, or that lacks a column (the nearest is named); for an empty corpus, and for ids that are null or
-            not unique.
-        DamagedFileError: no file is whole.
+        UserError: a file does not exist, has no supported format, does not match its ending or lacks a column (the
+            message names the nearest one); the corpus is empty; an id is null or not unique.
+        DamagedFileError: all files are damaged.
     """
     files = find_files(corpus.uri, storage, ENDINGS)
     unread = [file for file in files if file.name.startswith(within) and _tag(file) not in known]
@@ -100,28 +101,30 @@ def list_shards(
     if not shards and len(unread) == len(files):
         if damages:
             raise damages[0]
-        raise UserError(f"the corpus {corpus.uri} has no rows in its {len(files)} files; name one that has")
-    hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(found.hashes for found in listed)]))
+        raise UserError(
+            f"the corpus {corpus.uri} has no rows in its {len(files)} files; set corpus.uri to one with rows"
+        )
+    hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(file.hashes for file in listed)]))
     if corpus.id is not None:
-        whole = [file for file, found in zip(unread, listed, strict=True) if found.damage is None]
-        _check_unique(corpus.id, whole, hashes)
+        undamaged = [source for source, file in zip(unread, listed, strict=True) if file.damage is None]
+        _check_unique(corpus.id, undamaged, hashes)
     log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(unread))
     for damage in damages:
         log.warning("%s", damage)
     damaged = tuple(
-        (file.name, str(found.damage)) for file, found in zip(unread, listed, strict=True) if found.damage
+        (source.name, str(file.damage)) for source, file in zip(unread, listed, strict=True) if file.damage
     )
     return Listing(shards, damaged, tuple(map(_tag, files)), hashes)
 
 
 def find_id(
-    corpus: CorpusConfig, storage: StorageConfig, names: Set[str], wanted: Set[str]
+    corpus: CorpusConfig, storage: StorageConfig, names: Set[str], ids: Set[str]
 ) -> tuple[str, str] | None:
-    """(id, place) of the first of some ids in the files of these names; None if they have none of them."""
+    """(id, location) of the first of the ids that occurs in files with these names; None if none occurs."""
     for file in find_files(corpus.uri, storage, ENDINGS):
         if file.name in names and corpus.id is not None:
             for row, text in _ids(file, corpus.id):
-                if text in wanted:
+                if text in ids:
                     return text, f"row {row} of {file.uri}"
     return None
 
@@ -132,26 +135,26 @@ def read_rows(
     """(row number in the file, dict with exactly `columns`) of the shard's rows, in order, streaming.
 
     Raises:
-        CorpusChangedError: the file is not the one that was listed, or changed while it was read.
+        CorpusChangedError: the file changed after it was listed, or while it was read.
         DamagedFileError: the file is cut off, or its bytes cannot be decoded.
         UserError: a line is not a JSON object or lacks a column.
     """
-    file = _unchanged(shard, storage)
+    file = _require_unchanged(shard, storage)
     try:
-        with being_checked(file):
+        with checking_file(file):
             yield from read_records(file, columns, shard.start, shard.rows, shard.offset)
     except Exception:
-        _unchanged(shard, storage)  # what looks like damage may be a file that was replaced under the reader
+        _require_unchanged(shard, storage)  # apparent damage may come from a file replaced during the read
         raise
-    _unchanged(shard, storage)
+    _require_unchanged(shard, storage)
 
 
-def _unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
-    with contact(shard.uri):
+def _require_unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
+    with storage_errors(shard.uri):
         try:
             file = source_file(shard.uri, shard.name, storage)
         except FileNotFoundError:
-            raise CorpusChangedError(f"{shard.uri} was in the corpus when it was listed and is gone") from None
+            raise CorpusChangedError(f"{shard.uri} was removed after it was listed; run the build again") from None
     if (file.etag, file.size) != (shard.etag, shard.size):
         raise CorpusChangedError(
             f"{shard.uri} changed after it was listed: its tag was {shard.etag} ({shard.size} bytes), now it is "
@@ -161,13 +164,13 @@ def _unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
 
 
 def _list_file(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
-    """Check one file, cut it, and hash its ids."""
+    """Check one file, cut it into shards, and hash its ids."""
     try:
         kinds = column_kinds(file)
         if kinds is None:
             return _ListedFile()
         _check_columns(file, kinds, corpus)
-        with being_checked(file):
+        with checking_file(file):
             shards = tuple(_cut_lines(file) if is_jsonl(file) else _cut_groups(file))
             if corpus.id is None:
                 return _ListedFile(shards)
@@ -222,37 +225,37 @@ def _check_columns(file: SourceFile, kinds: dict[str, str], corpus: CorpusConfig
             raise UserError(f"{file.uri} has no column {column!r}; it has {', '.join(kinds) or 'none'}{hint}")
         if kinds[column] not in _ALLOWED_KINDS[role]:
             raise UserError(
-                f"the column {column!r} of {file.uri} must hold {_EXPECTED[role]}, it holds {kinds[column]}"
+                f"the column {column!r} of {file.uri} must contain {_EXPECTED[role]}, but contains {kinds[column]}"
             )
 
 
 def _ids(file: SourceFile, column: str) -> Iterator[tuple[int, str]]:
-    """(row, id as text). Raises UserError for a null id, or one that is neither string nor integer."""
+    """(row, id as text). Raises UserError for an id that is not a string or an integer."""
     for row, record in read_records(file, [column]):
         value = record[column]
         if isinstance(value, bool) or not isinstance(value, str | int):
-            found = "null" if value is None else repr(value)
+            shown = "null" if value is None else repr(value)
             raise UserError(
-                f"the id in row {row} of {file.uri} (column {column!r}) is {found}; give every row a string or an "
+                f"the id in row {row} of {file.uri} (column {column!r}) is {shown}; give every row a string or an "
                 f"integer, or leave corpus.id out"
             )
         yield row, str(value)
 
 
-def _check_unique(column: str, files: Sequence[SourceFile], ordered: np.ndarray) -> None:
-    """Raise UserError naming the first id that occurs twice; ids are read again only if sorted hashes collide."""
-    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    if not suspects:
+def _check_unique(column: str, files: Sequence[SourceFile], sorted_hashes: np.ndarray) -> None:
+    """Raise UserError for the first id that occurs twice; ids are read again only if hashes are equal."""
+    repeated = set(sorted_hashes[1:][sorted_hashes[1:] == sorted_hashes[:-1]].tolist())
+    if not repeated:
         return
-    seen: dict[str, str] = {}
+    locations: dict[str, str] = {}
     for file in files:
         for row, text in _ids(file, column):
-            if hash(text) not in suspects:
+            if hash(text) not in repeated:
                 continue
-            where = f"row {row} of {file.uri}"
-            if text in seen:
+            location = f"row {row} of {file.uri}"
+            if text in locations:
                 raise UserError(
-                    f"the id {text!r} (column {column!r}) is in {seen[text]} and again in {where}; make ids "
-                    f"unique or leave corpus.id out"
+                    f"the id {text!r} (column {column!r}) is in {locations[text]} and again in {location}; make "
+                    f"ids unique or leave corpus.id out"
                 )
-            seen[text] = where
+            locations[text] = location

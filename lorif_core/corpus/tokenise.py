@@ -1,6 +1,6 @@
-"""Records -> examples: token ids and labels, truncated or cut into blocks.
+"""Converts records to examples: token ids and labels, truncated or cut into blocks.
 
-Labels are aligned with the ids and the model shifts them: position t is predicted from the tokens before it, so
+Labels are aligned with the ids, and the loss shifts them: position t is predicted from the tokens before it, so
 position 0 is never scored.
 """
 
@@ -26,8 +26,8 @@ class Example:
         row: row number in the file.
         input_ids: (T,) int32.
         labels: (T,) int32, -100 where not scored.
-        text: for people to read; None if it is not stored.
-        content_hash: 32 hex digits that name ids and labels.
+        text: the text for display; None if it is not stored.
+        content_hash: 32 hex digits that identify ids and labels.
     """
 
     example_id: str
@@ -45,7 +45,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """A tokenised record before it is cut: ids and labels (T,) int32, the first `prompt` tokens are the prompt."""
+    """A tokenised record before it is cut.
+
+    Attributes:
+        ids: (T,) int32.
+        labels: (T,) int32, -100 where not scored.
+        prompt: number of leading tokens that are the prompt.
+        text: the text for display, if known.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
@@ -53,11 +60,11 @@ class TokenSequence:
     text: str | None
 
     def truncated(self, max_length: int) -> "TokenSequence":
-        """Cut to `max_length`: the oldest prompt tokens first (not the last one), then the completion's end."""
+        """Cut to `max_length`: first the start of the prompt, except its last token, then the completion's end."""
         completion = len(self.ids) - self.prompt
-        kept_prompt = min(self.prompt, max(1, max_length - completion))
-        kept = slice(self.prompt - kept_prompt, self.prompt - kept_prompt + max_length)
-        return TokenSequence(self.ids[kept], self.labels[kept], kept_prompt, self.text)
+        prompt = min(self.prompt, max(1, max_length - completion))
+        window = slice(self.prompt - prompt, self.prompt - prompt + max_length)
+        return TokenSequence(self.ids[window], self.labels[window], prompt, self.text)
 
 
 def make_examples(
@@ -68,18 +75,18 @@ def make_examples(
     corpus: CorpusConfig,
     vocab_size: int,
 ) -> list[Example]:
-    """The examples of a record: one, or with `corpus.chunk` one for each block.
+    """The examples of a record: one example, or with `corpus.chunk` one per block.
 
     Args:
         row: row number in the file.
         record: the columns of `needed_columns(corpus)`.
         name: the file's name in the corpus.
-        tokenizer: may be None where the corpus has tokens.
-        corpus: which columns make an example, and its length.
-        vocab_size: token ids must be below it.
+        tokenizer: may be None if the corpus has a column of tokens.
+        corpus: the columns that make an example, and its maximum length.
+        vocab_size: token ids must be smaller.
 
     Raises:
-        UserError: a value is not what its column must hold, or a token id is out of range; file and row are named.
+        UserError: a value has the wrong type, or a token id is out of range; the message names file and row.
     """
     where = f"row {row} of {name}"
     example_id = _example_id(record, corpus, f"{name}#{row}", where)
@@ -91,10 +98,8 @@ def make_examples(
     else:
         sequence = encode_text(record[corpus.text or "text"], tokenizer, vocab_size, where)
     if not corpus.chunk:
-        short = sequence.truncated(corpus.max_length)
-        return [
-            make_example(example_id, row, short.ids, short.labels, sequence.text if corpus.store_text else None)
-        ]
+        cut = sequence.truncated(corpus.max_length)
+        return [make_example(example_id, row, cut.ids, cut.labels, sequence.text if corpus.store_text else None)]
     blocks = chunk_bounds(len(sequence.ids), corpus.max_length)
     return [
         make_example(
@@ -119,7 +124,7 @@ def make_example(example_id: str, row: int, ids: np.ndarray, labels: np.ndarray,
 def encode_text(
     text: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
 ) -> TokenSequence:
-    """Every token scored, with the tokenizer's own special tokens; an empty text has no tokens at all."""
+    """All tokens are scored, with the tokenizer's special tokens; an empty text gives no tokens."""
     ids = _tokenise(text, tokenizer, vocab_size, where, special=True) if text != "" else np.zeros(0, np.int32)
     return TokenSequence(ids, ids, 0, text)
 
@@ -127,17 +132,18 @@ def encode_text(
 def encode_pair(
     prompt: Any, completion: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
 ) -> TokenSequence:
-    """Prompt and completion tokenised apart, the completion without special tokens; only it is scored."""
-    before = _tokenise(prompt, tokenizer, vocab_size, f"the prompt of {where}", special=True)
-    after = _tokenise(completion, tokenizer, vocab_size, f"the completion of {where}", special=False)
-    labels = np.concatenate([np.full_like(before, MASKED), after])
-    return TokenSequence(np.concatenate([before, after]), labels, len(before), prompt + completion)
+    """Prompt and completion are tokenised separately, the completion without special tokens; only it is scored."""
+    prompt_ids = _tokenise(prompt, tokenizer, vocab_size, f"the prompt of {where}", special=True)
+    completion_ids = _tokenise(completion, tokenizer, vocab_size, f"the completion of {where}", special=False)
+    ids = np.concatenate([prompt_ids, completion_ids])
+    labels = np.concatenate([np.full_like(prompt_ids, MASKED), completion_ids])
+    return TokenSequence(ids, labels, len(prompt_ids), prompt + completion)
 
 
 def encode_tokens(
     tokens: Any, labels: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
 ) -> TokenSequence:
-    """Tokens as they are given; without labels all are scored. The text is decoded where a tokenizer is there."""
+    """Given tokens; without labels all are scored. The text is decoded if there is a tokenizer."""
     ids = integers(tokens, f"the tokens of {where}")
     _check_range(ids, vocab_size, f"the tokens of {where}")
     targets = ids if labels is None else integers(labels, f"the labels of {where}")
@@ -151,8 +157,8 @@ def encode_tokens(
 def chunk_bounds(total: int, max_length: int) -> list[tuple[int, int]]:
     """Consecutive blocks [start, stop) that cover `total` tokens, each at most `max_length` long.
 
-    A last block of one token would have nothing to predict, so the one before gives it a token; with blocks of
-    two that would only move the problem, and the single token stays.
+    A last block of one token has nothing to predict, so it gets a token of the block before it. With blocks of two
+    this would only move the problem, so the single token stays.
     """
     starts = list(range(0, total, max_length)) or [0]
     if total % max_length == 1 and len(starts) > 1 and max_length > 2:
@@ -164,7 +170,7 @@ def _example_id(record: Mapping[str, Any], corpus: CorpusConfig, default: str, w
     if corpus.id is None:
         return default
     if record[corpus.id] is None:
-        raise UserError(f"{where} has a null id (column {corpus.id!r}); give every row one")
+        raise UserError(f"{where} has a null id (column {corpus.id!r}); give every row an id")
     return str(record[corpus.id])
 
 
@@ -172,35 +178,35 @@ def _tokenise(
     text: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str, *, special: bool
 ) -> np.ndarray:
     if tokenizer is None:
-        raise UserError(f"the model has no tokenizer for {where}; save one beside it or give tokens")
+        raise UserError(f"the model has no tokenizer for {where}; save one in its folder or provide tokens")
     if not isinstance(text, str):
-        raise UserError(f"{where} must be a string, it is {'null' if text is None else type(text).__name__}")
+        raise UserError(f"{where} must be a string, but is {'null' if text is None else type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where} holds half of a surrogate pair, which is not text; mend or drop it") from None
+        raise UserError(f"{where} has half of a surrogate pair, which is not text; correct or remove it") from None
     ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     array = np.asarray(ids, dtype=np.int64)
     _check_range(array, vocab_size, f"the tokenizer's ids for {where}")
     return array.astype(np.int32)
 
 
-def integers(values: Any, what: str) -> np.ndarray:
-    """(T,) int64 of a list of plain integers; raises UserError for anything else, booleans included."""
+def integers(values: Any, name: str) -> np.ndarray:
+    """(T,) int64 of a list of integers. Raises UserError for anything else, also for booleans."""
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if not isinstance(values, list | tuple) or not all(type(value) is int for value in values):
-        raise UserError(f"{what} must be a list of integers")
+        raise UserError(f"{name} must be a list of integers")
     try:
         return np.asarray(values, dtype=np.int64)
     except OverflowError:
-        raise UserError(f"{what} hold an integer of more than 64 bits") from None
+        raise UserError(f"{name} contain an integer of more than 64 bits") from None
 
 
-def _check_range(ids: np.ndarray, vocab_size: int, what: str, also: str = "") -> None:
+def _check_range(ids: np.ndarray, vocab_size: int, name: str, also: str = "") -> None:
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if len(outside):
-        raise UserError(f"{what} hold {outside[0]}; the model takes 0 to {vocab_size - 1}{also}")
+        raise UserError(f"{name} contain {outside[0]}; the model accepts 0 to {vocab_size - 1}{also}")
 
 
 def _block_text(

@@ -1,11 +1,12 @@
-"""A newer metric for codes in an older one: covariances that grow with the data, and how far they have drifted.
+"""The metric of newer covariances for codes in an older whitening, and the drift between the two.
 
-Codes are whitened with the covariances that an index was calibrated on, A_w and S_w, and stay as they are. The
-metric of newer ones, A and S, reaches them from the query's side alone (DESIGN section 3): of a whitened query Q,
+Codes are whitened with the covariances A_w and S_w of the calibration and are never rewritten. The metric of newer
+covariances A and S is applied to the query alone (DESIGN section 3). For a whitened query Q,
 
     W = (A_w^1/2 A^-1 A_w^1/2) Q (S_w^1/2 S^-1 S_w^1/2)
 
-scores whitened codes as A^-1/2 and S^-1/2 on both would score raw gradients. All with the eps of the whitening.
+gives the scores that whitening queries and rows by A^-1/2 and S^-1/2 would give. All roots use the eps of the
+whitening.
 
 Shapes: Q queries, D = d1 d2 of a layer.
 """
@@ -22,7 +23,7 @@ from lorif_core.spec import LayerSpec
 
 @dataclass(frozen=True, slots=True)
 class LayerMetric:
-    """What a layer's whitened queries are multiplied by: (d1, d1) from the left and (d2, d2) from the right."""
+    """Factors of a layer's whitened queries: (d1, d1) from the left and (d2, d2) from the right, float64."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -35,10 +36,11 @@ class LayerMetric:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far covariances are from those that the codes were whitened with.
+    """Distance of covariances from those that the codes were whitened with.
 
-    Of one side of a layer: the mean over the eigen-directions of A_w^-1/2 A A_w^-1/2 of |log eigenvalue|; 0.1 says
-    that a typical direction has a tenth more or less energy. `mean` is that over all sides, `worst` the largest.
+    The distance of one side of a layer is the mean of |log eigenvalue| over the eigenvalues of
+    A_w^-1/2 A A_w^-1/2: 0.1 means that a typical direction has a tenth more or less energy. `mean` is the mean
+    distance over all sides, `worst` the largest distance, which is in `layer`.
     """
 
     mean: float
@@ -47,15 +49,15 @@ class Drift:
 
 
 def layer_metric(frozen: Covariances, newer: Covariances, layer: int) -> LayerMetric:
-    """The metric of the newer covariances, for codes in the frozen one."""
-    left, right = (_between(frozen.mean(layer, side), newer.mean(layer, side)) for side in SIDES)
+    """The metric of the newer covariances, for codes whitened with the frozen ones."""
+    left, right = (_relative_metric(frozen.mean(layer, side), newer.mean(layer, side)) for side in SIDES)
     return LayerMetric(left, right)
 
 
 def metric_folds(
     frozen: Covariances | None, newer: Covariances | None, layers: Sequence[LayerSpec]
 ) -> Iterator[LayerCurvature | LayerMetric]:
-    """What queries are folded with without a curvature: a metric of newer covariances, or the identity."""
+    """Per layer the fold of queries without a curvature: the metric of newer covariances, or the identity."""
     if frozen is None or newer is None:
         yield from (identity_curvature(layer.dim) for layer in layers)
     else:
@@ -63,16 +65,16 @@ def metric_folds(
 
 
 def translation(newer: Covariances, older: Covariances, layer: int) -> LayerMetric:
-    """For codes in an older whitening: folded queries in the whitening of `newer`, as they meet those codes.
+    """The factors that bring folded queries W from the whitening of `newer` into that of `older` codes.
 
-    <W, A_n^-1/2 G S_n^-1/2> = <A_o^1/2 A_n^-1/2 W S_n^-1/2 S_o^1/2, A_o^-1/2 G S_o^-1/2> for any gradient G.
+    For any gradient G: <W, A_n^-1/2 G S_n^-1/2> = <A_o^1/2 A_n^-1/2 W S_n^-1/2 S_o^1/2, A_o^-1/2 G S_o^-1/2>.
     """
     left, right = (root(older.mean(layer, side)) @ inverse_root(newer.mean(layer, side)) for side in SIDES)
     return LayerMetric(left, right.T)
 
 
 def drift(frozen: Covariances, newer: Covariances, names: Sequence[str]) -> Drift:
-    """The drift of all layers, by their names."""
+    """The drift over all layers; `names` are the names of the layers."""
     by_side: list[tuple[float, str]] = []
     for number, name in enumerate(names):
         metric = layer_metric(frozen, newer, number)
@@ -82,15 +84,15 @@ def drift(frozen: Covariances, newer: Covariances, names: Sequence[str]) -> Drif
     return Drift(sum(distance for distance, _ in by_side) / len(by_side), worst, layer)
 
 
-def grown(base: Covariances, base_tokens: int, sample: Covariances, tokens: int) -> Covariances:
-    """Covariances of a corpus that has grown: `base_tokens` tokens like the base's, `tokens` like the sample's."""
+def mix_covariances(base: Covariances, base_tokens: int, sample: Covariances, tokens: int) -> Covariances:
+    """Covariances of a corpus of `base_tokens` tokens as in `base` and `tokens` tokens as in `sample`."""
     mixed = Covariances(tokens=base_tokens + tokens, examples=base.examples + sample.examples)
     for layer, side in base.sums:
         mixed.sums[layer, side] = base.mean(layer, side) * base_tokens + sample.mean(layer, side) * tokens
     return mixed
 
 
-def _between(frozen: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
+def _relative_metric(frozen: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
     """C_w^1/2 C^-1 C_w^1/2, float64, symmetric and positive definite."""
-    half = inverse_root(newer) @ root(frozen)
-    return half.T @ half
+    factor = inverse_root(newer) @ root(frozen)
+    return factor.T @ factor

@@ -1,6 +1,4 @@
-"""Sums over all rows that a fit asks for: products C Q and grams Q^T C Q.
-
-Only one block of one layer is decoded at a time.
+"""Sums over all rows for the curvature fit: products C Q and grams Q^T C Q.
 
 Shapes: D = d1 d2 of a layer, k columns of a basis, B rows of a block, S scales of a row.
 """
@@ -20,7 +18,7 @@ ScanKind = Literal["product", "gram"]
 class ScanRequest:
     """One pass over all rows: per layer number a basis Q (D, k), or None for the identity.
 
-    `product` asks for C Q (D, k); `gram` for Q^T C Q (k, k) in float64.
+    `product` requests C Q (D, k), float32; `gram` requests Q^T C Q (k, k), float64.
     """
 
     kind: ScanKind
@@ -29,7 +27,7 @@ class ScanRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """Sums over rows: per layer the matrix asked for and the trace of C; and the number of rows."""
+    """Sums over rows: per layer the requested matrix and the trace of C; and the number of rows."""
 
     matrices: dict[int, torch.Tensor]
     traces: dict[int, float]
@@ -51,23 +49,23 @@ Scan = Callable[[ScanRequest], ScanResult]
 def scan_blocks(
     blocks: Iterable[tuple[torch.Tensor, torch.Tensor]], layout: CodeLayout, request: ScanRequest
 ) -> ScanResult:
-    """The sums of `request` over blocks of codes as they are stored and float32 scales (B, S).
+    """The sums of `request` over blocks of stored codes and float32 scales (B, S).
 
-    Only one block of one layer is decoded at a time; products accumulate in float32, grams in float64.
+    One block of one layer is decoded at a time. Products accumulate in float32, grams in float64.
     """
     sums: dict[int, torch.Tensor] = {}
     traces = dict.fromkeys(request.bases, 0.0)
     rows = 0
     widest = max((layout.slots[layer].layer.dim for layer in request.bases), default=0)
     block_rows = decode_rows(widest)
-    scratch = torch.empty(block_rows * widest)  # reused: fresh pages would cost more than the product
+    scratch = torch.empty(block_rows * widest)  # reused, because new memory pages would cost more than the product
     for block_codes, block_scales in blocks:
         rows += len(block_codes)
         for codes, scales in zip(block_codes.split(block_rows), block_scales.split(block_rows), strict=True):
             for layer, basis in request.bases.items():
                 dim = layout.slots[layer].layer.dim
-                room = scratch[: len(codes) * dim].view(len(codes), dim)
-                G_BD = layout.decode(codes, scales, layer, out=room)
+                buffer = scratch[: len(codes) * dim].view(len(codes), dim)
+                G_BD = layout.decode(codes, scales, layer, out=buffer)
                 traces[layer] += float(G_BD.square().sum(dtype=torch.float64))
                 _accumulate(sums, layer, G_BD, basis, request.kind)
     return ScanResult(sums, traces, rows)

@@ -1,4 +1,4 @@
-"""The spectrum of a layer as a small drawing: singular values over their index, on a logarithmic scale."""
+"""The spectrum of a layer as a small SVG drawing: singular values over their index, on a logarithmic scale."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from lorif_core import formatting
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 292, 8, 112
 PLOT = {"width": 300, "height": 130, "left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM}
-"""Bounds of the drawing, and of the curve in it."""
+"""Size of the drawing and bounds of its curve, in SVG units."""
 _POINTS = 120
 _DECADES = 6  # singular values further below the largest are numerical zeros
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSection:
-    """A tracked layer: shapes, retained singular values (none without curvature), damping lambda.
+    """A tracked layer: shapes, retained singular values (empty without a curvature) and damping lambda.
 
     `energy` is the share of the total gradient energy in the retained space.
     """
@@ -32,7 +32,7 @@ class LayerSection:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A line of the scale and what is written beside it."""
+    """A line of the vertical scale and its label."""
 
     y: float
     label: str
@@ -40,7 +40,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A layer's spectrum in the coordinates of its drawing."""
+    """A layer's spectrum in the coordinates of the drawing."""
 
     points: str
     ticks: tuple[Tick, ...]
@@ -48,9 +48,9 @@ class Plot:
 
 
 def spectrum_plot(layer: LayerSection) -> Plot | None:
-    """log10 of the singular values over their index, and sqrt(lambda), which is comparable with them.
+    """Curve of log10 of the singular values over their index, and the height of sqrt(lambda) on the same scale.
 
-    None where there is nothing to draw. The vertical range is whole decades.
+    The vertical range is whole decades. None if no singular value is positive.
     """
     top = max(layer.sigma, default=0.0)
     if top <= 0:
@@ -70,11 +70,11 @@ def spectrum_plot(layer: LayerSection) -> Plot | None:
 
 
 def _polyline(heights: Sequence[float]) -> str:
-    """SVG points from left to right, thinned to what the drawing can show."""
+    """SVG points from left to right, at most `_POINTS` of them."""
     last = len(heights) - 1
-    if last == 0:  # a single value is drawn as a level line
+    if last == 0:  # a single value is drawn as a horizontal line
         return f"{_LEFT},{heights[0]} {_RIGHT},{heights[0]}"
-    drawn = min(last, _POINTS - 1)
-    indices = (round(i * last / drawn) for i in range(drawn + 1))
+    steps = min(last, _POINTS - 1)
+    indices = (round(i * last / steps) for i in range(steps + 1))
     width = _RIGHT - _LEFT
     return " ".join(f"{_LEFT + width * i / last:.1f},{heights[i]}" for i in indices)

@@ -1,5 +1,4 @@
-"""How good attribution is: LDS, recall of planted sources, tail-patch, and the models that are trained for
-them.
+"""Measures of attribution quality: LDS, recall of planted sources and tail-patch, with the training they need.
 
-In: an EVALUATION file. Out: figures with intervals. Open `config.py` first, then `ground_truth.py`.
+In: an EVALUATION file. Out: values with confidence intervals. Open `config.py` first, then `ground_truth.py`.
 """

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means over queries; all methods see the same resamples, so differences are paired."""
+"""Bootstrap intervals of means over queries. All methods share the resamples, so differences are paired."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _QUANTILES = (0.025, 0.975)
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value and its bootstrap interval of 95 %."""
+    """A value and its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -24,7 +24,7 @@ class Interval:
 
 
 def interval(value: float, samples: np.ndarray) -> Interval:
-    """The middle 95 % of the samples (R,)."""
+    """The value with the central 95 % of the samples (R,)."""
     low, high = np.quantile(samples, _QUANTILES)
     return Interval(value, float(low), float(high))
 
@@ -32,15 +32,15 @@ def interval(value: float, samples: np.ndarray) -> Interval:
 def mean_intervals(
     methods: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]] = ()
 ) -> tuple[dict[str, Interval], dict[tuple[str, str], Interval]]:
-    """The mean of each method over queries, and of paired differences (first minus second).
+    """Means over queries of each method, and of the paired differences (first minus second).
 
     Args:
-        methods: by name a value (Q,) for each query; the same queries, in the same order, for all methods.
-        pairs: names to take the difference of.
+        methods: per-query values (Q,) by method name; all methods have the same queries in the same order.
+        pairs: names of the methods to compare.
     """
     queries = len(next(iter(methods.values())))
-    drawn = counter_generator(0, f"queries/{queries}").integers(0, queries, (RESAMPLES, queries))
-    means = {name: values[drawn].mean(axis=1) for name, values in methods.items()}
+    rows_RQ = counter_generator(0, f"queries/{queries}").integers(0, queries, (RESAMPLES, queries))
+    means = {name: values[rows_RQ].mean(axis=1) for name, values in methods.items()}
     singles = {name: interval(float(values.mean()), means[name]) for name, values in methods.items()}
     paired = {(a, b): interval(float((methods[a] - methods[b]).mean()), means[a] - means[b]) for a, b in pairs}
     return singles, paired

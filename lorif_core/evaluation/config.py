@@ -1,4 +1,4 @@
-"""EVALUATION: the YAML file of `lorif evaluate`: a corpus, a training recipe, and the methods to compare."""
+"""The keys of EVALUATION, the YAML file of `lorif evaluate`. The docstring of a key is its description."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -15,51 +15,60 @@ from lorif_core.evaluation.training_recipe import Recipe
 
 BM25 = "BM25"
 RANDOM = "random"
-"""Examples drawn at random: what tail-patch compares with."""
+"""Name of the baseline of tail-patch: examples drawn at random."""
 
 
 class TrainingConfig(Section):
-    """How a model is trained from the checkpoint on a subset of the corpus (`recipe.py`)."""
+    """How a model is trained from the checkpoint on the corpus or a subset of it (`training_recipe.py`)."""
 
     epochs: PositiveInt = 3
+    """Number of passes over the examples."""
     batch: PositiveInt = 16
+    """Number of examples of a training step."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Peak learning rate of AdamW, after the warm-up. Lower it if training diverges."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    """Weight decay of AdamW."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training steps in which the learning rate rises linearly; afterwards it falls linearly to 0."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass; `bfloat16` uses autocast, and the weights stay in float32."""
 
     def recipe(self) -> Recipe:
-        """The same for the trainer."""
+        """These settings in the form that the trainer takes."""
         return Recipe(**self.model_dump())
 
 
 class SubsetsConfig(Section):
-    """Random subsets of the corpus, and how often a model is trained on each."""
+    """Random subsets of the corpus, and the number of models trained on each, for `lorif evaluate lds`."""
 
     count: Annotated[int, Field(ge=3)] = 40
+    """Number of random subsets, at least 3. More subsets give narrower intervals, and each costs a training."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the corpus in each subset, between 0 and 1."""
     seeds: PositiveInt = 1
+    """Number of models trained on each subset, with different seeds; more of them reduce the noise of training."""
 
 
 class RecallConfig(Section):
-    """What is planted in the corpus for each query (`planting.py`), and how deep a ranking is searched for it."""
+    """The sources planted in the corpus for each query (`planting.py`), and the ranks up to which they count."""
 
     edits: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.3, 0.6)
-    """Shares of a query's tokens that are edited in its near-duplicates; 0 plants exact copies.
-
-    On testbeds of 64 tokens every method finds nearly all up to 0.3; methods differ above it.
-    """
+    """Shares of a query's tokens that are dropped, swapped or replaced in its near-duplicates; 0 plants exact
+    copies. On examples of 64 tokens, methods differ only above 0.3."""
     per_query: PositiveInt = 1
-    """Near-duplicates of each query and share."""
+    """Number of near-duplicates of each query and share."""
     pairs: Uri | None = None
-    """A file of queries, each with its own `source` to plant, such as a paraphrase."""
+    """Queries file whose rows also have a `source` to plant, such as a paraphrase; `null` plants only edits."""
     cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 10, 100)
+    """Values of k: recall is the share of sources among the first k results."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the edits."""
 
     @model_validator(mode="after")
     def _something_is_planted_once(self) -> "RecallConfig":
         if not self.edits and self.pairs is None:
-            raise ValueError("there is nothing to plant; give edits or pairs")
+            raise ValueError("there is nothing to plant; set edits or pairs")
         for name, values in (("edits", self.edits), ("cutoffs", self.cutoffs)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} has a value twice")
@@ -67,58 +76,67 @@ class RecallConfig(Section):
 
 
 class TailPatchConfig(Section):
-    """One step of training on the proponents of each query (`tailpatch.py`)."""
+    """One training step on the proponents of each query (`tail_patch.py`)."""
 
     top_k: PositiveInt = 10
+    """Number of proponents of a query in the training step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser of the step: `sgd` steps along the gradient, which favours methods near the plain dot product, and
+    `adamw` steps along its sign."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Learning rate of the step; with `adamw` use about 1e-5."""
 
     def step(self) -> PatchStep:
-        """The same for the patcher."""
+        """These settings in the form that `Patcher` takes."""
         return PatchStep(self.optimizer, self.learning_rate)
 
 
 class EvaluationConfig(Section):
-    """The whole EVALUATION file.
-
-    `config` is CONFIG without `index`; its `model` is the checkpoint that training starts from. `methods` are
-    names with the keys of CONFIG that make them, `compare` pairs of names whose difference is reported.
-    """
+    """The whole EVALUATION file."""
 
     config: dict[str, Any]
+    """CONFIG without `index`, shared by all methods; its `model` is the checkpoint from which training starts."""
     queries: Uri
+    """Queries file, local or `s3://`: jsonl or parquet with `text`, `prompt` and `completion`, or `tokens`."""
     training: TrainingConfig = TrainingConfig()
+    """How a model is trained from the checkpoint."""
     subsets: SubsetsConfig = SubsetsConfig()
+    """Random subsets of the corpus, and the number of models trained on each."""
     methods: dict[str, dict[str, Any]]
+    """The methods to compare: a name for each, with the keys of CONFIG in which it differs from `config`."""
     compare: tuple[tuple[str, str], ...] = ()
+    """Pairs of methods whose difference is reported; `BM25` and, for tail-patch, `random` may also be named."""
     bm25: bool = True
+    """Add the baseline BM25, which ranks by shared words. Set it to `false` if the model has no tokenizer."""
     recall: RecallConfig = RecallConfig()
+    """Settings of `lorif evaluate recall`."""
     tail_patch: TailPatchConfig = TailPatchConfig()
+    """Settings of `lorif evaluate tail-patch`."""
 
     def base(self) -> Config:
-        """CONFIG of the checkpoint that training starts from; its index is never made."""
+        """CONFIG of the checkpoint that training starts from; its index is never built."""
         return parse_config({**self.config, "index": "unused"}, "config")
 
     def method(self, name: str, index: str, model: str) -> Config:
-        """CONFIG of a method. Raises UserError naming it for keys that are wrong."""
+        """CONFIG of a method. Raises UserError with the method's name if its keys are not valid."""
         raw: dict[str, Any] = {**self.config, "index": index}
         keys = self.methods[name]
         for section, values in keys.items():
-            own = raw.get(section)
-            raw[section] = {**own, **values} if isinstance(own, dict) and isinstance(values, dict) else values
+            base = raw.get(section)
+            raw[section] = {**base, **values} if isinstance(base, dict) and isinstance(values, dict) else values
         raw["model"] = {**raw.get("model", {}), "path": model}
         return parse_config(raw, f"methods.{name}")
 
     def compared(self, names: Collection[str]) -> list[tuple[str, str]]:
-        """The pairs to compare among methods that were measured: not every measure has all baselines."""
+        """Those pairs of `compare` whose methods are both in `names`, as not every measure has all baselines."""
         return [pair for pair in self.compare if set(pair) <= set(names)]
 
 
 def load_evaluation(path: str | Path, overrides: list[str] | None = None) -> EvaluationConfig:
-    """Read EVALUATION and check every method's keys.
+    """Read EVALUATION and check the keys of every method.
 
     Raises:
-        UserError: one sentence for the first thing that is wrong.
+        UserError: one sentence for the first error.
     """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -127,7 +145,7 @@ def load_evaluation(path: str | Path, overrides: list[str] | None = None) -> Eva
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the evaluation file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"the evaluation file {path} must hold keys such as config, queries and methods")
+        raise UserError(f"the evaluation file {path} must contain keys such as config, queries and methods")
     for override in overrides or []:
         apply_override(raw, override)
     try:
@@ -140,16 +158,16 @@ def load_evaluation(path: str | Path, overrides: list[str] | None = None) -> Eva
 
 def _check(evaluation: EvaluationConfig, path: str) -> None:
     if not evaluation.methods:
-        raise UserError(f"{path} names no methods; give at least one")
+        raise UserError(f"{path} names no methods; name at least one")
     evaluation.base()
     for name in evaluation.methods:
-        if "/" in name or name.startswith(".") or name in ("", BM25, RANDOM):  # names become names of folders
+        if "/" in name or name.startswith(".") or name in ("", BM25, RANDOM):  # names are used as folder names
             raise UserError(
-                f"{path}: {name!r} cannot be the name of a method; choose another, without a slash or a first dot"
+                f"{path}: {name!r} cannot be the name of a method; choose a name without a slash or leading dot"
             )
         evaluation.method(name, "unused", "unused")
     known = {*evaluation.methods, RANDOM, *([BM25] if evaluation.bm25 else [])}
     for pair in evaluation.compare:
         for name in pair:
             if name not in known:
-                raise UserError(f"{path}: compare names {name!r}, which is none of {', '.join(sorted(known))}")
+                raise UserError(f"{path}: compare names {name!r}, which is not one of {', '.join(sorted(known))}")

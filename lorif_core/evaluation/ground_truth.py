@@ -1,7 +1,7 @@
-"""Ground truth of an evaluation: what training on subsets of the corpus does to the losses of queries. Resumable.
+"""Ground truth of an evaluation: losses of the queries after training on subsets of the corpus. Resumable.
 
-Every training run is a small object of its own in the output folder, so a run that is killed costs what was in
-flight. The objects of another recipe, corpus or checkpoint are refused, never mixed in.
+Every training run writes its losses as one object into the output folder, so a killed evaluation loses only the
+unfinished runs. Objects of another recipe, corpus or checkpoint raise an error; results are never mixed.
 """
 
 import copy
@@ -16,10 +16,10 @@ import numpy as np
 from lorif_core.config import Config, StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.evaluation.config import EvaluationConfig
-from lorif_core.evaluation.inputs import digest, load_material
+from lorif_core.evaluation.inputs import digest, load_inputs
 from lorif_core.evaluation.lds import Truth, rank_correlation
 from lorif_core.evaluation.training_recipe import Recipe, subset, token_summed_losses, train
-from lorif_core.storage.filesystem import contact, open_filesystem
+from lorif_core.storage.filesystem import open_filesystem, storage_errors
 from lorif_core.storage.objects import Objects
 
 _FOLDER = "truth"
@@ -27,31 +27,31 @@ _HEAD = f"{_FOLDER}/truth.json"
 
 
 class Trainer:
-    """Trains the checkpoint on subsets of the corpus and takes the queries' losses; loads everything once.
+    """Trains the checkpoint on subsets of the corpus and measures the queries' losses; loads the inputs once.
 
     Args:
-        evaluation: what to train and on what.
+        evaluation: the EVALUATION file.
 
     Raises:
-        UserError: checkpoint, corpus or queries are not what they should be.
+        UserError: checkpoint, corpus or queries cannot be used.
     """
 
     def __init__(self, evaluation: EvaluationConfig) -> None:
         self._recipe: Recipe = evaluation.training.recipe()
         self._subsets = evaluation.subsets
-        material = load_material(evaluation)
-        self._base, self._tokenizer = material.loaded.model, material.loaded.tokenizer
-        self.examples, self.queries = material.examples, material.queries
+        inputs = load_inputs(evaluation)
+        self._base, self._tokenizer = inputs.loaded.model, inputs.loaded.tokenizer
+        self.examples, self.queries = inputs.examples, inputs.queries
 
     def losses(self, number: int, seed: int) -> list[float]:
-        """Token-summed losses of the queries after training on one subset, in an order drawn from a seed."""
-        chosen = subset(len(self.examples), self._subsets.share, number)
-        model = self.trained(chosen.tolist(), seed)
+        """Token-summed losses of the queries after training on one subset; the seed determines the order."""
+        indices = subset(len(self.examples), self._subsets.share, number)
+        model = self.train_copy(indices.tolist(), seed)
         return token_summed_losses(model, self.queries).tolist()
 
-    def save_whole(self, folder: str, storage: StorageConfig) -> list[float]:
-        """Train on the whole corpus and save the checkpoint that is attributed; losses of the queries."""
-        model = self.trained(range(len(self.examples)), 0)
+    def save_full_model(self, folder: str, storage: StorageConfig) -> list[float]:
+        """Train on the full corpus, save the checkpoint to attribute, and return the losses of the queries."""
+        model = self.train_copy(range(len(self.examples)), 0)
         self.save(model, folder, storage)
         return token_summed_losses(model, self.queries).tolist()
 
@@ -62,13 +62,13 @@ class Trainer:
             if self._tokenizer is not None:
                 self._tokenizer.save_pretrained(name)
             fs, path = open_filesystem(folder, storage)
-            with contact(folder, "write"):
+            with storage_errors(folder, "write"):
                 fs.makedirs(path, exist_ok=True)
                 for file in sorted(Path(name).iterdir()):
                     fs.put_file(str(file), f"{path}/{file.name}")
 
     def identity(self, checkpoint: str) -> dict[str, Any]:
-        """What the ground truth is of: equal for equal checkpoint, examples, queries, recipe and share."""
+        """Everything that the ground truth depends on: checkpoint, examples, queries, recipe and share."""
         return {
             "checkpoint": checkpoint,
             "examples": digest(self.examples),
@@ -77,23 +77,23 @@ class Trainer:
             "share": self._subsets.share,
         }
 
-    def trained(self, chosen: Sequence[int], seed: int) -> Any:
-        """A copy of the checkpoint, trained on examples by their positions, in an order drawn from the seed."""
+    def train_copy(self, indices: Sequence[int], seed: int) -> Any:
+        """Train a copy of the checkpoint on the examples at these indices; the seed determines the order."""
         model = copy.deepcopy(self._base)
-        self.train(model, chosen, seed)
+        self.train(model, indices, seed)
         return model
 
-    def train(self, model: Any, chosen: Sequence[int], seed: int) -> None:
+    def train(self, model: Any, indices: Sequence[int], seed: int) -> None:
         """Train a model further, in place."""
-        train(model, [self.examples[i] for i in chosen], self._recipe, seed)
+        train(model, [self.examples[i] for i in indices], self._recipe, seed)
 
 
 class TruthFolder:
-    """The ground truth that is kept in the output folder of an evaluation.
+    """The ground truth in the output folder of an evaluation.
 
     Args:
         out: local folder or object-store URI.
-        storage: where it is.
+        storage: storage settings of `out`.
     """
 
     def __init__(self, out: str, storage: StorageConfig) -> None:
@@ -101,23 +101,23 @@ class TruthFolder:
 
     @property
     def model(self) -> str:
-        """The checkpoint that is attributed: trained on the whole corpus."""
+        """Folder of the checkpoint to attribute, which is trained on the full corpus."""
         return f"{self._out.rstrip('/')}/model"
 
     def begin(self, identity: dict[str, Any], ids: Sequence[str]) -> None:
-        """Note what the truth is of and the examples' ids. Raises UserError if another one is there."""
-        found = self._objects.get(_HEAD)
-        if found is None:
+        """Record the identity and the examples' ids. Raises UserError if the folder has another ground truth."""
+        head = self._objects.get(_HEAD)
+        if head is None:
             self._objects.put(_HEAD, {"identity": identity, "ids": list(ids)})
         else:
-            refuse_other(found["identity"], identity, f"{self._out} holds the ground truth")
+            check_identity(head["identity"], identity, f"{self._out} contains the ground truth")
 
-    def done(self) -> set[str]:
-        """Names of the training runs that are kept."""
+    def finished_runs(self) -> set[str]:
+        """Names of the training runs whose losses are stored."""
         return {Path(entry.name).stem for entry in self._objects.names(_FOLDER)}
 
-    def keep(self, run: str, losses: Sequence[float]) -> None:
-        """Keep the losses of one run."""
+    def save_losses(self, run: str, losses: Sequence[float]) -> None:
+        """Store the losses of one run."""
         self._objects.put(f"{_FOLDER}/{run}.json", {"losses": list(losses)})
 
     def ids(self) -> list[str]:
@@ -127,7 +127,7 @@ class TruthFolder:
         return head["ids"]
 
     def read(self, evaluation: EvaluationConfig) -> tuple[list[str], Truth]:
-        """Ids of the examples (N) and the truth of all runs that the evaluation asks for."""
+        """Ids of the examples (N), and the ground truth from all runs of the evaluation."""
         subsets, ids = evaluation.subsets, self.ids()
         members = np.zeros((subsets.count, len(ids)), dtype=bool)
         for number in range(subsets.count):
@@ -142,37 +142,44 @@ class TruthFolder:
         return ids, Truth(members, losses.mean(axis=0), subsets.seeds, agreement)
 
     def _losses(self, run: str) -> list[float]:
-        found = self._objects.get(f"{_FOLDER}/{run}.json")
-        assert found is not None
-        return found["losses"]
+        stored = self._objects.get(f"{_FOLDER}/{run}.json")
+        assert stored is not None
+        return stored["losses"]
 
 
-WHOLE = "whole"
+FULL_RUN = "whole"
+"""Name of the training run on the full corpus."""
 
 
 def run_name(number: int, seed: int) -> str:
-    """Name of a training run."""
+    """Name of the training run of one subset and seed."""
     return f"{number:05d}-{seed}"
 
 
-def runs(evaluation: EvaluationConfig) -> list[str]:
-    """All runs, seed after seed; the whole corpus first."""
+def run_names(evaluation: EvaluationConfig) -> list[str]:
+    """Names of all runs: the full corpus first, then all subsets of each seed."""
     subsets = evaluation.subsets
     numbered = [run_name(number, seed) for seed in range(subsets.seeds) for number in range(subsets.count)]
-    return [WHOLE, *numbered]
+    return [FULL_RUN, *numbered]
 
 
 def run_once(trainer: Trainer, folder: TruthFolder, run: str, config: Config) -> None:
-    """Train one run and keep its losses."""
-    if run == WHOLE:
-        folder.keep(run, trainer.save_whole(folder.model, config.storage))
+    """Train one run and store its losses."""
+    if run == FULL_RUN:
+        folder.save_losses(run, trainer.save_full_model(folder.model, config.storage))
     else:
         number, seed = run.split("-")
-        folder.keep(run, trainer.losses(int(number), int(seed)))
+        folder.save_losses(run, trainer.losses(int(number), int(seed)))
 
 
-def refuse_other(found: dict[str, Any], wanted: dict[str, Any], holds: str) -> None:
-    """Raise UserError naming the keys in which an identity that is there differs from the one that is wanted."""
-    differing = [key for key, value in wanted.items() if found.get(key) != value]
+def check_identity(stored: dict[str, Any], expected: dict[str, Any], contents: str) -> None:
+    """Raise UserError naming the keys in which the stored identity differs from the expected one.
+
+    Args:
+        stored: the identity in the folder.
+        expected: the identity of this evaluation.
+        contents: subject and verb of the message, such as `out contains the ground truth`.
+    """
+    differing = [key for key, value in expected.items() if stored.get(key) != value]
     if differing:
-        raise UserError(f"{holds} of another {' and '.join(differing)}; name another folder")
+        raise UserError(f"{contents} of another {' and '.join(differing)}; name another folder")

@@ -1,7 +1,8 @@
 """LDS, the linear datamodelling score (TRAK, arXiv 2303.14186, section 2), with bootstrap intervals.
 
-Per query the Spearman correlation over subsets of two numbers: the sum of the scores of the subset's examples, and
-minus the query's loss under a model that was trained on the subset. Mean over queries.
+The LDS of a query is a Spearman correlation over subsets. It compares the sum of the scores of a subset's examples
+with minus the query's loss under a model that was trained on the subset. The LDS of a method is the mean over
+queries.
 
 Shapes: M subsets, Q queries, N examples.
 """
@@ -18,13 +19,13 @@ from lorif_core.gradients.projection import counter_generator
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What training on subsets did.
+    """Ground truth: losses of the queries after training on subsets.
 
     Attributes:
         members: (M, N) bool, the examples of each subset.
         losses: (M, Q) float64, token-summed losses of the queries, mean over training seeds.
         seeds: training runs per subset.
-        agreement: mean over queries of the Spearman correlation between two seeds; None if there is one only.
+        agreement: mean over queries of the Spearman correlation between the first two seeds; None for one seed.
     """
 
     members: np.ndarray
@@ -34,7 +35,7 @@ class Truth:
 
 
 def predictions(scores_QN: np.ndarray, truth: Truth) -> np.ndarray:
-    """(M, Q): summed scores of each subset's examples, in float64."""
+    """(M, Q) float64 sums of the scores of each subset's examples."""
     return truth.members.astype(np.float64) @ scores_QN.T.astype(np.float64)
 
 
@@ -55,26 +56,26 @@ def bootstrap(
 ) -> tuple[dict[str, Interval], dict[tuple[str, str], Interval]]:
     """Mean LDS of each method, and paired differences (first minus second), over resampled subsets and queries.
 
-    All methods see the same resamples, so that their differences are paired. A subset that is drawn twice ties
-    with itself, which costs a resample a little of its correlation: values come from the data as they are, and
-    intervals are shifted by the resamples' mean shift.
+    All methods share the resamples, so their differences are paired. A subset that is drawn twice ties with
+    itself, which lowers the correlation of a resample slightly. Values therefore come from the original data, and
+    intervals are shifted so that the mean of the resamples equals the value.
 
     Args:
-        methods: scores (Q, N) by name.
+        methods: scores (Q, N) by method name.
         truth: the ground truth.
-        pairs: names to take the difference of.
+        pairs: names of the methods to compare.
     """
-    summed = {name: predictions(scores, truth) for name, scores in methods.items()}
-    values = {name: float(rank_correlation(p, -truth.losses).mean()) for name, p in summed.items()}
+    predicted = {name: predictions(scores, truth) for name, scores in methods.items()}
+    values = {name: float(rank_correlation(p, -truth.losses).mean()) for name, p in predicted.items()}
     subsets, queries = truth.losses.shape
     draw = counter_generator(0, f"bootstrap/{subsets}x{queries}")
-    drawn: dict[str, list[float]] = {name: [] for name in methods}
+    resampled: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(RESAMPLES):
         rows, columns = draw.integers(0, subsets, subsets), draw.integers(0, queries, queries)
         losses = -truth.losses[np.ix_(rows, columns)]
-        for name, predicted in summed.items():
-            drawn[name].append(float(rank_correlation(predicted[np.ix_(rows, columns)], losses).mean()))
-    samples = {name: np.array(found) for name, found in drawn.items()}
+        for name, p in predicted.items():
+            resampled[name].append(float(rank_correlation(p[np.ix_(rows, columns)], losses).mean()))
+    samples = {name: np.array(values_R) for name, values_R in resampled.items()}
     singles = {name: _unbiased(values[name], samples[name]) for name in methods}
     paired = {(a, b): _unbiased(values[a] - values[b], samples[a] - samples[b]) for a, b in pairs}
     return singles, paired

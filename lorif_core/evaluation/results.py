@@ -1,4 +1,4 @@
-"""What an evaluation has measured, as tables: rows of methods with their costs, differences, CSV and JSON.
+"""Results of an evaluation as tables: one row per method with its costs, differences, CSV and JSON.
 
 Shapes: Q queries, N examples.
 """
@@ -14,22 +14,22 @@ import numpy as np
 
 from lorif_core.config import StorageConfig
 from lorif_core.evaluation.bootstrap import Interval, mean_intervals
-from lorif_core.storage.filesystem import contact, open_filesystem
+from lorif_core.storage.filesystem import open_filesystem, storage_errors
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A method's scores and what they cost.
+class MethodResults:
+    """A method's scores and their costs.
 
     Attributes:
-        name: of the method.
+        name: name of the method.
         scores: (Q, N) float32.
-        bytes_per_example: on storage; None for a method without an index.
-        timings: seconds of the build's stages.
-        query_seconds: encoding, folding and scanning for all queries.
-        searches: what searches of its index find, as `search_recall.search_recall` tells it, where that was asked.
+        bytes_per_example: bytes of the index per example; None for a method without an index.
+        timings: seconds by stage of the build.
+        query_seconds: seconds to encode, fold and scan for all queries.
+        searches: recall of the index's searches (`search_recall.search_recall`); empty if not measured.
     """
 
     name: str
@@ -41,43 +41,44 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One quantity of all methods: the columns that name it, and per method a value (Q,) for each query."""
+class MetricValues:
+    """One metric of all methods: columns that name the metric, and per-query values (Q,) by method name."""
 
     labels: Mapping[str, str]
     values: Mapping[str, np.ndarray]
 
 
 def tabulate(
-    measured: Sequence[Measured], figures: Sequence[Figure], pairs: Sequence[tuple[str, str]]
+    results: Sequence[MethodResults], metrics: Sequence[MetricValues], pairs: Sequence[tuple[str, str]]
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of every method and figure, means over queries with intervals; rows of the pairs' differences."""
-    rows: dict[str, list[Row]] = {found.name: [] for found in measured}
-    compared = []
-    for figure in figures:
-        intervals, differences = mean_intervals(figure.values, pairs)
-        for found in measured:
-            mean = intervals[found.name]
-            rows[found.name].append(
-                {"method": found.name, **figure.labels, "value": _short(mean.value), "low": _short(mean.low),
-                 "high": _short(mean.high), "queries": len(figure.values[found.name]), **costs(found)}
+    """Rows by method and metric with means over queries and intervals, and rows of the paired differences."""
+    rows: dict[str, list[Row]] = {method.name: [] for method in results}
+    difference_rows = []
+    for metric in metrics:
+        intervals, differences = mean_intervals(metric.values, pairs)
+        for method in results:
+            mean = intervals[method.name]
+            rows[method.name].append(
+                {"method": method.name, **metric.labels, "value": _short(mean.value), "low": _short(mean.low),
+                 "high": _short(mean.high), "queries": len(metric.values[method.name]), **cost_columns(method)}
             )  # fmt: skip
-        compared += [{**figure.labels, **difference_row(*found)} for found in differences.items()]
-    return [row for of_method in rows.values() for row in of_method], compared
+        difference_rows += [{**metric.labels, **difference_row(*item)} for item in differences.items()]
+    return [row for method_rows in rows.values() for row in method_rows], difference_rows
 
 
-def costs(found: Measured) -> Row:
-    """What a method costs, as columns."""
+def cost_columns(method: MethodResults) -> Row:
+    """Columns with the costs of a method."""
+    size = method.bytes_per_example
     return {
-        "bytes_per_example": None if found.bytes_per_example is None else round(found.bytes_per_example, 1),
-        "index_seconds": round(found.timings.get("index", 0.0), 1),
-        "fit_seconds": round(found.timings.get("calibrate", 0.0) + found.timings.get("curvature", 0.0), 1),
-        "query_seconds": round(found.query_seconds, 1),
+        "bytes_per_example": None if size is None else round(size, 1),
+        "index_seconds": round(method.timings.get("index", 0.0), 1),
+        "fit_seconds": round(method.timings.get("calibrate", 0.0) + method.timings.get("curvature", 0.0), 1),
+        "query_seconds": round(method.query_seconds, 1),
     }
 
 
 def difference_row(pair: tuple[str, str], difference: Interval) -> Row:
-    """First minus second."""
+    """Row of a paired difference, first minus second."""
     return {
         "first": pair[0], "second": pair[1], "difference": difference.value, "low": difference.low,
         "high": difference.high,
@@ -85,7 +86,7 @@ def difference_row(pair: tuple[str, str], difference: Interval) -> Row:
 
 
 def csv_file(rows: Sequence[Row]) -> bytes:
-    """Rows of equal columns."""
+    """Encode rows with equal columns as CSV."""
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -94,14 +95,14 @@ def csv_file(rows: Sequence[Row]) -> bytes:
 
 
 def json_file(summary: Mapping[str, Any]) -> bytes:
-    """For people too."""
+    """Encode a summary as indented JSON."""
     return (json.dumps(summary, indent=2) + "\n").encode()
 
 
 def write_files(out: str, storage: StorageConfig, files: Mapping[str, bytes]) -> None:
-    """Write into the output folder; what an earlier run has left is replaced."""
+    """Write files into the output folder; existing ones are replaced."""
     fs, path = open_filesystem(out, storage)
-    with contact(out, "write"):
+    with storage_errors(out, "write"):
         for name, content in files.items():
             fs.pipe_file(f"{path}/{name}", content)
 

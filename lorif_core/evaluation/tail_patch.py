@@ -1,9 +1,9 @@
-"""Tail-patch (Chang et al., arXiv 2410.17413): what one more step of training, on proponents, does to a query.
+"""Tail-patch (Chang et al., arXiv 2410.17413): the effect of one training step on proponents on their query.
 
-The checkpoint that is attributed takes a single optimiser step on the mean loss per scored token of the k
-proponents together; the measure is by how much the query's log-probability rises. Larger is better. The optimiser
-is fresh: AdamW's step is about the learning rate times the gradient's sign, SGD's is the gradient itself, which to
-first order no ranking can beat but the plain dot product of all gradients.
+The attributed checkpoint takes one optimiser step on the mean loss per scored token of the k proponents together.
+The measure is the increase of the query's log-probability; larger is better. The optimiser has no state yet: a
+step of AdamW is about the learning rate times the sign of the gradient, a step of SGD is the learning rate times
+the gradient. With SGD the plain dot product of full gradients is the best ranking, to first order.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ _TOKENS_PER_BATCH = 4096
 
 @dataclass(frozen=True, slots=True)
 class PatchStep:
-    """The step: without weight decay, which would move the query whatever the proponents are."""
+    """The training step. It has no weight decay, which would change the query's loss for any proponents."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 1e-3
 
 
 class Patcher:
-    """Takes steps from one checkpoint, each from its own weights: they are put back, bit for bit, after every one.
+    """Takes single steps from one checkpoint; its weights are restored bit for bit after each step.
 
     Args:
-        model: a transformers model in float32 on the CPU, in evaluation mode, so without dropout.
+        model: a transformers model in float32 on the CPU, in evaluation mode (no dropout).
         step: the step to take.
     """
 
@@ -43,7 +43,7 @@ class Patcher:
         self._weights = [parameter.detach().clone() for parameter in self._parameters]
 
     def gain(self, proponents: Sequence[Example], query: Example) -> float:
-        """Rise of the query's token-summed log-probability, in nats, through a step on the proponents.
+        """Increase of the query's token-summed log-probability in nats after one step on the proponents.
 
         Raises:
             LorifError: the query's loss is not finite after the step.
@@ -78,5 +78,5 @@ class Patcher:
 
 
 def top_columns(scores_QN: np.ndarray, k: int) -> np.ndarray:
-    """(Q, k) columns of the highest scores of each row, best first; equal ones in the order of the columns."""
+    """(Q, k) columns of the highest scores of each row, highest first; ties in the order of the columns."""
     return np.argsort(-scores_QN, axis=1, kind="stable")[:, :k]

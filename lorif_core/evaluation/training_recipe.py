@@ -1,6 +1,6 @@
-"""A training recipe: how a checkpoint becomes another one on some examples, the same way every time.
+"""Reproducible training of a checkpoint on given examples.
 
-The ground truth of an evaluation trains a model again and again, on subsets. Shapes: B rows, T tokens.
+The ground truth of an evaluation trains a model on many subsets. Shapes: B rows, T tokens.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ class Recipe:
 
 
 def subset(examples: int, share: float, number: int) -> np.ndarray:
-    """Sorted indices (int64) of a random subset: a function of its number and the sizes alone."""
+    """Sorted indices (int64) of a random subset. They depend only on its number, its share and the corpus size."""
     order = counter_generator(0, f"subset/{number}/{examples}").permutation(examples)
     return np.sort(order[: round(share * examples)])
 
 
 def train(model: Any, examples: Sequence[Example], recipe: Recipe, seed: int) -> None:
-    """Train a transformers model in place, in an order drawn from the seed.
+    """Train a transformers model in place; the seed determines the order of the examples.
 
     Raises:
         LorifError: the loss is not finite.
@@ -70,7 +70,7 @@ def train(model: Any, examples: Sequence[Example], recipe: Recipe, seed: int) ->
 
 @torch.no_grad()
 def token_summed_losses(model: Any, examples: Sequence[Example]) -> np.ndarray:
-    """(N,) float64 token-summed losses, in float32 arithmetic."""
+    """(N,) float64 token-summed losses, computed in float32."""
     losses = np.zeros(len(examples))
     lengths = [len(example.input_ids) for example in examples]
     for indices in token_budget_batches(lengths, max(_LOSS_TOKENS_PER_BATCH, *lengths)):
@@ -87,7 +87,7 @@ def _rate(progress: float, warmup: float) -> float:
 def batch_loss(
     model: Any, examples: Sequence[Example], indices: list[int], dtype: str
 ) -> tuple[torch.Tensor, int]:
-    """Losses (B,) and the number of scored tokens."""
+    """Token-summed losses (B,) and the number of scored tokens."""
     batch = collate(examples, indices)
     ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):

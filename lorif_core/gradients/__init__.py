@@ -1,6 +1,6 @@
-"""From a token batch to the codes of its examples' gradients.
+"""Gradients: from a token batch to the codes of its examples' projected gradients.
 
-In: a model and a batch. Out: per example and layer a projected gradient (queries), or its code (training
-examples). The way is `capture.py` (hooks) -> `projection.py` and `whitening.py` -> `codes.py`; `extract.py`
-joins them. Open that first.
+Input: a model and a batch. Output: per example and layer a projected gradient (queries) or its code (training
+examples). Data flow: `capture.py` (hooks) -> `projection.py` and `whitening.py` -> `codes.py`. Open `extract.py`
+first; it connects them.
 """

@@ -1,13 +1,13 @@
-"""Codes: what is stored of one example's projected gradients, and back.
+"""Codes: the stored form of an example's projected gradients, its layout in a row, and its decoding.
 
 A projected gradient is G = A^T E with A = X P_in (T x d1) and E = D P_out (T x d2). `rank` stores
-sum_k s_k u_k v_k^T ~ G by block power iteration (LoRIF section 3.2); `cut` begins there and ends with u_k and v_k
-of +-1; `dense` stores s G. What is stored are levels: of unit RMS in a float dtype, else whole numbers
-(`quantise`); every term has a scale s_k.
+sum_k s_k u_k v_k^T ~ G from block power iteration (LoRIF section 3.2). `cut` starts from these factors and
+optimises u_k and v_k over +-1. `dense` stores s G. The stored numbers are levels, of unit RMS in a float dtype and
+integers otherwise (`quantise`), and one scale s_k per term.
 
-Scales of the least squares make <G, decoded> = |decoded|^2: an example whose gradient is far from low rank would
-score too little. Where the dot product is the influence itself (whitened projections), factors are scaled to be
-unbiased, <G, decoded> = |G|^2, as RaBitQ does for vectors (arXiv 2405.12497).
+Least-squares scales give <G, decoded> = |decoded|^2, so that an example whose gradient is far from low rank would
+score too low. Where the dot product is the influence itself (whitened projections), scales are multiplied by a
+factor that makes them unbiased, <G, decoded> = |G|^2, as RaBitQ does for vectors (arXiv 2405.12497).
 
 Shapes: B batch, T tokens, c rank, W levels of a row over all layers, S scales of a row over all layers.
 """
@@ -18,17 +18,17 @@ from dataclasses import dataclass
 import torch
 
 from lorif_core.gradients.low_rank import cut_factors, low_rank_factors
-from lorif_core.gradients.quantisation import PER_BYTE, TINY, is_float, packed_bytes, quantise, unpack
+from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, TINY, is_float, packed_bytes, quantise, unpack
 from lorif_core.spec import CodeSpec, LayerSpec
 
-_LEAST_KEPT = 1e-3
+_MIN_CAPTURED = 1e-3  # bounds the unbiasing factor by its inverse
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSlot:
-    """Where one layer's levels lie in a row: U (or G) at [start, middle), V at [middle, stop); and its scales.
+    """Position of one layer in a row: levels of U (or G) in [start, middle) and of V in [middle, stop); scales.
 
-    `packed` is where they lie in bytes, if levels are packed several to a byte.
+    `packed` is the range of bytes of the layer's levels in a packed row.
     """
 
     layer: LayerSpec
@@ -42,9 +42,9 @@ class LayerSlot:
 class CodeLayout:
     """The row layout of the codes of all layers, concatenated in layer order.
 
-    A slot of `rank` or `cut` holds the c columns of U (d1 each), then those of V (d2 each), and c scales; a
-    `dense` one holds G (d1 x d2, row-major) and one scale. Levels of less than a byte are packed, every slot from
-    a byte of its own.
+    A slot of `rank` or `cut` contains the c columns of U (d1 each), then those of V (d2 each), and c scales. A
+    slot of `dense` contains G (d1 x d2, row-major) and one scale. Levels smaller than a byte are packed, and every
+    slot starts at a byte boundary.
     """
 
     def __init__(self, layers: Sequence[LayerSpec], code: CodeSpec) -> None:
@@ -61,19 +61,19 @@ class CodeLayout:
             start, byte = stop, byte + size
         self.width = start
         self.scales = len(layers) * self.terms
-        self.stored_width = byte if code.dtype in PER_BYTE else start
+        self.stored_width = byte if code.dtype in LEVELS_PER_BYTE else start
 
     @property
     def bytes_per_example(self) -> int:
-        """Arithmetic size of one row: levels as they are stored, and scales.
+        """Bytes of one row: stored levels and scales.
 
-        Float codes have float32 scales, the others float16 ones and one float32 for the row.
+        Float codes have float32 scales; the others have float16 scales and one float32 per row.
         """
         item = {"float32": 4, "float16": 2}.get(self.code.dtype, 1)
         return item * self.stored_width + (4 * self.scales if is_float(self.code.dtype) else 2 * self.scales + 4)
 
     def dense_bytes_per_example(self) -> int:
-        """The same row with G itself in float16, as LoGRA stores it."""
+        """Bytes of one row that stores G itself in float16, as LoGRA does."""
         dense = CodeSpec(kind="dense", dtype="float16")
         return CodeLayout([slot.layer for slot in self.slots], dense).bytes_per_example
 
@@ -85,7 +85,7 @@ class CodeLayout:
         return levels if levels.dtype in (torch.float32, torch.float64) else levels.float()
 
     def factors(self, codes: torch.Tensor, slot: LayerSlot) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, d1, c) and (B, d2, c) of a slot that is not dense, without the scales."""
+        """Factors (B, d1, c) and (B, d2, c) of a slot that is not dense, without the scales."""
         levels, left = self.levels(codes, slot), slot.middle - slot.start
         rows, rank = len(levels), self.code.rank
         u, v = levels[:, :left].view(rows, rank, -1), levels[:, left:].view(rows, rank, -1)
@@ -94,19 +94,21 @@ class CodeLayout:
     def decode(
         self, codes: torch.Tensor, scales_BS: torch.Tensor, index: int, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(B, d1 d2): the stored gradients of layer number `index`, scales included."""
+        """(B, d1 d2): the stored gradients of layer number `index`, scales included; written to `out` if given."""
         slot = self.slots[index]
         scales = scales_BS[:, slot.scales]
         if self.code.kind == "dense":
             return torch.mul(self.levels(codes, slot), scales, out=out)
         u, v = self.factors(codes, slot)
         shaped = None if out is None else out.view(len(u), slot.layer.d1, slot.layer.d2)
-        multiply = torch.mul if self.code.rank == 1 else torch.bmm  # an outer product needs no GEMM
+        multiply = (
+            torch.mul if self.code.rank == 1 else torch.bmm
+        )  # rank 1 is an outer product, which needs no GEMM
         return multiply(u * scales[:, None, :], v.transpose(1, 2), out=shaped).view(len(u), slot.layer.dim)
 
 
 def decode_rows(dim: int) -> int:
-    """Rows to decode at once: at most 512, and at most 64 MiB of float32, so that a block stays near the cache."""
+    """Rows to decode at once: from 8 to 512, and up to 64 MiB of float32, so that a block stays near the cache."""
     return max(8, min(512, 2**24 // dim))
 
 
@@ -121,18 +123,18 @@ class LayerCode:
 def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased: bool = False) -> LayerCode:
     """Codes of G = A^T E for a batch of examples of one layer shape.
 
-    Args:
-        A_BTd: (B, T, d1) projected activations; rows of masked tokens may hold anything where E is zero.
-        E_BTd: (B, T, d2) projected output gradients.
-        code: kind, rank, and the dtype whose levels are taken; packing is the caller's.
-        unbiased: scale factors so that <G, decoded> = |G|^2.
+    A zero gradient gets scale zero; a gradient that is not finite gets scale NaN.
 
-    A zero gradient gives a zero scale; one that is not finite, a NaN scale.
+    Args:
+        A_BTd: (B, T, d1) projected activations; arbitrary at masked tokens, where E is zero.
+        E_BTd: (B, T, d2) projected output gradients.
+        code: kind, rank, and the dtype of the levels; the caller packs them.
+        unbiased: multiply the scales so that <G, decoded> = |G|^2.
     """
-    A, a_scale = _unit_largest(A_BTd)
-    E, e_scale = _unit_largest(E_BTd)
+    A, a_scale = _scale_to_unit_max(A_BTd)
+    E, e_scale = _scale_to_unit_max(E_BTd)
     finite = torch.isfinite(a_scale * e_scale)
-    if not finite.all():  # one NaN would fail the eigensolver for the whole batch; the scale tells it instead
+    if not finite.all():  # one NaN would fail the eigensolver for the whole batch, so only the scale becomes NaN
         A, E = (torch.where(finite, x, 0.0) for x in (A, E))
     magnitude = torch.where(finite, a_scale * e_scale, torch.nan)[:, :, 0]
     if code.kind == "dense":
@@ -147,25 +149,26 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased
         v, v_scale = quantise(V, code.dtype)
         scales = u_scale * v_scale
     if unbiased:
-        scales = scales * _unbiasing(A, E, u, v, scales)
+        scales = scales * _unbiasing_factor(A, E, u, v, scales)
     columns = [factor.transpose(1, 2).flatten(1) for factor in (u, v)]
     return LayerCode(torch.cat(columns, dim=1), scales * magnitude)
 
 
-def _unbiasing(
+def _unbiasing_factor(
     A: torch.Tensor, E: torch.Tensor, u: torch.Tensor, v: torch.Tensor, scales: torch.Tensor
 ) -> torch.Tensor:
     """(B, 1): |G|^2 / <G, sum_k s_k u_k v_k^T>, at most 1,000; 1 for a zero gradient."""
-    kept = (((A @ u) * (E @ v)).sum(dim=1) * scales).sum(dim=1, keepdim=True)
+    captured = (((A @ u) * (E @ v)).sum(dim=1) * scales).sum(dim=1, keepdim=True)
     tokens, small, large = A.shape[1], *sorted((A.shape[2], E.shape[2]))
     if tokens * (small + large) < small * large:  # |A^T E|^2 = <A A^T, E E^T>
-        whole = ((A @ A.transpose(1, 2)) * (E @ E.transpose(1, 2))).sum(dim=(1, 2))[:, None]
+        energy = ((A @ A.transpose(1, 2)) * (E @ E.transpose(1, 2))).sum(dim=(1, 2))[:, None]
     else:
-        whole = (A.transpose(1, 2) @ E).square().sum(dim=(1, 2))[:, None]
-    return torch.where(kept > 0, whole / torch.maximum(kept, _LEAST_KEPT * whole).clamp_min(TINY), 1.0)
+        energy = (A.transpose(1, 2) @ E).square().sum(dim=(1, 2))[:, None]
+    bounded = torch.maximum(captured, _MIN_CAPTURED * energy).clamp_min(TINY)
+    return torch.where(captured > 0, energy / bounded, 1.0)
 
 
-def _unit_largest(x_BTd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Examples scaled so that the largest entry is 1, and (B, 1, 1) what it was."""
+def _scale_to_unit_max(x_BTd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Examples divided by their largest absolute entry, and that entry (B, 1, 1)."""
     largest = x_BTd.abs().amax(dim=(1, 2), keepdim=True)
     return x_BTd / largest.clamp_min(TINY), largest

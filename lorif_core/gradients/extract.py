@@ -1,4 +1,4 @@
-"""Token batch -> codes: one backward pass of the model, seen through projections, kept as codes.
+"""Token batch -> codes: one backward pass of the model, whose projected gradients are encoded.
 
 Shapes: B batch, T tokens, W levels and S scales of a row, D = d1 d2.
 """
@@ -13,7 +13,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.capture import CodeSink, GradientCapture
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.projection import ProjectionSet
-from lorif_core.gradients.quantisation import PER_BYTE, pack
+from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
 from lorif_core.gradients.whitening import Covariances, CovarianceSink, KroneckerWhitening
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
@@ -22,18 +22,18 @@ NON_FINITE_LOSS = "the loss is not finite"
 NON_FINITE_GRADIENT = "the gradient is not finite"
 ZERO_GRADIENT = "the gradient is zero"
 
-STORED: dict[str, type[np.generic]] = {
+STORED_DTYPES: dict[str, type[np.generic]] = {
     "float32": np.float32, "float16": np.float16, "int8": np.int8, "int4": np.uint8, "sign": np.uint8,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractedBatch:
-    """What one batch gave, on the CPU.
+    """Losses and codes of one batch, on the CPU.
 
     Attributes:
         losses: (B,) float32 token-summed losses.
-        codes: (B, W) in the dtype of storage, or (B, bytes) uint8 if levels are packed.
+        codes: (B, W) in the stored dtype, or (B, bytes) uint8 if levels are packed.
         scales: (B, S) float32.
         faults: per example the reason why its row must not be stored, or None.
     """
@@ -45,14 +45,16 @@ class ExtractedBatch:
 
 
 class Extractor:
-    """Turns batches into codes with one model; holds the projections, so make one and keep it.
+    """Turns batches into codes with one model.
+
+    It creates all projection matrices, which is slow, so reuse one instance.
 
     Args:
         loaded: the model.
-        layers: tracked layers by spec; their modules are found by name.
+        layers: tracked layers; their modules are looked up by name.
         projection: kind, factor, seed.
-        code: what to keep of each gradient.
-        covariances: of `whitened` projections.
+        code: the code of each gradient.
+        covariances: covariances for `whitened` projections.
 
     Raises:
         UserError: the model lacks one of the layers.
@@ -75,15 +77,15 @@ class Extractor:
         self._capture = GradientCapture(layers, modules, projections, self._sink.take)
 
     def extract(self, batch: Batch) -> ExtractedBatch:
-        """Codes of a batch, in storage dtype, with the reasons for rows that must be left out."""
+        """Codes of a batch in the stored dtype, and why rows must not be stored."""
         losses, codes, scales = self._run(batch)
         faults = _faults(losses, scales)
         return ExtractedBatch(
-            losses.float().cpu().numpy(), self._stored(codes), scales.float().cpu().numpy(), faults
+            losses.float().cpu().numpy(), self._to_stored(codes), scales.float().cpu().numpy(), faults
         )
 
     def gradients(self, batch: Batch) -> tuple[np.ndarray, list[torch.Tensor]]:
-        """Losses (B,), and per layer the decoded gradients (B, D) in full precision, on the CPU."""
+        """Losses (B,), and per layer the gradients (B, D) decoded before the conversion to the stored dtype."""
         losses, codes, scales = self._run(batch)
         decoded = [self.layout.decode(codes, scales, layer).cpu() for layer in range(len(self.layout.slots))]
         return losses.float().cpu().numpy(), decoded
@@ -94,20 +96,21 @@ class Extractor:
         losses = run_captured(self._loaded, self._capture, batch)
         return losses, *self._sink.codes()
 
-    def _stored(self, codes: torch.Tensor) -> np.ndarray:
+    def _to_stored(self, codes: torch.Tensor) -> np.ndarray:
+        """Codes (B, W) in the stored dtype, or (B, bytes) packed."""
         dtype, slots = self.layout.code.dtype, self.layout.slots
-        if dtype in PER_BYTE:
+        if dtype in LEVELS_PER_BYTE:
             codes = torch.cat([pack(codes[:, slot.start : slot.stop], dtype) for slot in slots], dim=1)
-        return codes.cpu().numpy().astype(STORED[dtype])
+        return codes.cpu().numpy().astype(STORED_DTYPES[dtype])
 
 
 class Calibrator:
-    """Adds up the covariances of randomly projected activations and gradients over batches.
+    """Sums the covariances of randomly projected activations and gradients over batches.
 
     Args:
         loaded: the model.
-        layers: tracked layers by spec.
-        projection: factor and seed of the projections that will be whitened.
+        layers: tracked layers.
+        projection: factor and seed of the projections to whiten.
     """
 
     def __init__(self, loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec) -> None:
@@ -118,7 +121,7 @@ class Calibrator:
         self._capture = GradientCapture(layers, modules, projections, self._sink.take)
 
     def add(self, batch: Batch) -> None:
-        """One forward and backward of a batch."""
+        """Add a batch: one forward and backward pass."""
         self._sink.start(batch.lengths, batch.input_ids.shape[1])
         run_captured(self._loaded, self._capture, batch)
 
@@ -129,11 +132,15 @@ class Calibrator:
 
 
 def tracked_modules(loaded: LoadedModel, layers: tuple[LayerSpec, ...]) -> list[torch.nn.Module]:
-    """The modules of the layers. Raises UserError if the model lacks one of them."""
+    """The modules of the layers.
+
+    Raises:
+        UserError: the model lacks one of them.
+    """
     try:
         return [loaded.model.get_submodule(layer.name) for layer in layers]
     except AttributeError as error:
-        raise UserError(f"the model has not the layers of the index: {error}") from None
+        raise UserError(f"the model lacks a layer of the index: {error}") from None
 
 
 def placements(modules: list[torch.nn.Module]) -> list[tuple[torch.device, torch.dtype]]:
@@ -142,7 +149,7 @@ def placements(modules: list[torch.nn.Module]) -> list[tuple[torch.device, torch
 
 
 def run_captured(loaded: LoadedModel, capture: GradientCapture, batch: Batch) -> torch.Tensor:
-    """One forward and backward under a capture; (B,) token-summed losses."""
+    """One forward and backward pass under a capture; returns (B,) token-summed losses."""
     ids = torch.from_numpy(batch.input_ids).to(loaded.device)
     labels = torch.from_numpy(batch.labels).to(loaded.device)
     with capture:
@@ -153,6 +160,7 @@ def run_captured(loaded: LoadedModel, capture: GradientCapture, batch: Batch) ->
 
 
 def _faults(losses: torch.Tensor, scales: torch.Tensor) -> list[str | None]:
+    """Per example the reason why its row must not be stored, or None."""
     finite_loss = torch.isfinite(losses).tolist()
     finite_scales = torch.isfinite(scales).all(dim=1).tolist()
     nonzero = (scales != 0).any(dim=1).tolist()

@@ -1,4 +1,4 @@
-"""Low-rank factors of G = A^T E without forming G where that is cheaper, and the best factors of +-1.
+"""Low-rank factors of G = A^T E, without forming G where that is cheaper, and best-fitting factors of +-1.
 
 Shapes: B batch, T tokens, m and n the smaller and the larger side, c rank, p = c + 1 columns of the block.
 """
@@ -11,29 +11,29 @@ import torch
 from lorif_core.gradients.projection import counter_generator
 from lorif_core.gradients.quantisation import TINY, signs
 
-# A matrix-vector product moves a matrix for every multiply-add; a product of matrices reuses it.
+# A matrix-vector product reads each matrix entry for one multiply-add; a matrix-matrix product reuses it.
 _MATVEC_PENALTY = 32
 _CUT_SWEEPS = 3
 _CUT_RIDGE = 1e-5
 
 
 def power_rounds(rank: int) -> int:
-    """8 rounds for rank 1, 16 above (DESIGN, section 2)."""
+    """Rounds of power iteration: 8 for rank 1, 16 for higher ranks (DESIGN, section 2)."""
     return 8 if rank == 1 else 16
 
 
 def low_rank_factors(A: torch.Tensor, E: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors (B, d1, c), (B, d2, c) of G = A^T E; the smaller side's are orthonormal."""
+    """Factors (B, d1, c), (B, d2, c) of G = A^T E; the columns of the smaller side's factor are orthonormal."""
     if A.shape[2] <= E.shape[2]:
-        return _from_smaller(A, E, rank)
-    V, U = _from_smaller(E, A, rank)
+        return _smaller_side_first(A, E, rank)
+    V, U = _smaller_side_first(E, A, rank)
     return U, V
 
 
-def _from_smaller(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, m, c), (B, n, c) of S^T L, m <= n: Q and G^T Q, Q from power iteration on G G^T.
+def _smaller_side_first(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors Q (B, m, c) and G^T Q (B, n, c) of G = S^T L, m <= n, with Q from power iteration on G G^T.
 
-    The largest entries of S and L are 1, so the squaring in G G^T neither under- nor overflows.
+    The largest entries of S and L are 1, so the squares in G G^T neither underflow nor overflow.
     """
     St, Lt = S.transpose(1, 2), L.transpose(1, 2)
     start = _start_basis(S.shape[2], rank).to(S).expand(len(S), -1, -1)
@@ -53,54 +53,58 @@ def cut_factors(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Signs U (B, d1, c) and V (B, d2, c), and scales (B, c) >= 0, with sum_k s_k u_k v_k^T ~ G = A^T E.
 
-    It begins with the signs of the low-rank factors; then each side in turn takes, column by column, the best
-    signs for the other side and the scales, which are those of the least squares.
+    The signs of the low-rank factors are the start. Then the two sides alternate: each column of a side is set to
+    the best signs given the other columns, the other side and the scales, and the scales are refitted by least
+    squares.
     """
     G = A_BTd.transpose(1, 2) @ E_BTd
     U, V = (signs(factor) for factor in low_rank_factors(A_BTd, E_BTd, rank))
-    seen = G @ V
-    scales = _joint_scales(seen, U, V)
+    product = G @ V
+    scales = _joint_scales(product, U, V)
     for _ in range(_CUT_SWEEPS):
-        U = _best_signs(seen, U, V, scales)
-        seen = G.transpose(1, 2) @ U
-        scales = _joint_scales(seen, V, U)
-        V = _best_signs(seen, V, U, scales)
-        seen = G @ V
-        scales = _joint_scales(seen, U, V)
+        U = _best_signs(product, U, V, scales)
+        product = G.transpose(1, 2) @ U
+        scales = _joint_scales(product, V, U)
+        V = _best_signs(product, V, U, scales)
+        product = G @ V
+        scales = _joint_scales(product, U, V)
     return U, V * signs(scales)[:, None], scales.abs()
 
 
 def _best_signs(
-    seen_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor, scales_Bc: torch.Tensor
+    product_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor, scales_Bc: torch.Tensor
 ) -> torch.Tensor:
-    """x with each column in turn the signs that leave the least of G; `seen` is G times the other side."""
+    """x after each column in turn was set to the signs with the smallest residual of G.
+
+    `product` is G (or G^T) times the other side.
+    """
     x = x_Bnc.clone()
     overlap_Bcc = scales_Bc[:, :, None] * (other_Bmc.transpose(1, 2) @ other_Bmc)
     for k in range(x.shape[2]):
-        rest = (
-            seen_Bnc[:, :, k]
+        residual = (
+            product_Bnc[:, :, k]
             - (x @ overlap_Bcc[:, :, k : k + 1])[:, :, 0]
             + x[:, :, k] * overlap_Bcc[:, k, k : k + 1]
         )
-        x[:, :, k] = signs(rest * signs(scales_Bc[:, k : k + 1]))
+        x[:, :, k] = signs(residual * signs(scales_Bc[:, k : k + 1]))
     return x
 
 
-def _joint_scales(seen_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor) -> torch.Tensor:
-    """(B, c) scales of the least squares over all terms; `seen` is G times the other side."""
-    products = (x_Bnc.transpose(1, 2) @ x_Bnc) * (other_Bmc.transpose(1, 2) @ other_Bmc)
+def _joint_scales(product_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor) -> torch.Tensor:
+    """(B, c) least-squares scales of all terms jointly; `product` is G (or G^T) times the other side."""
+    gram_Bcc = (x_Bnc.transpose(1, 2) @ x_Bnc) * (other_Bmc.transpose(1, 2) @ other_Bmc)
     size = x_Bnc.shape[1] * other_Bmc.shape[1]
-    ridge = _CUT_RIDGE * size * torch.eye(products.shape[2]).to(products)  # terms may be equal
-    return torch.linalg.solve(products + ridge, (x_Bnc * seen_Bnc).sum(dim=1))
+    ridge = _CUT_RIDGE * size * torch.eye(gram_Bcc.shape[2]).to(gram_Bcc)  # equal terms make the Gram singular
+    return torch.linalg.solve(gram_Bcc + ridge, (x_Bnc * product_Bnc).sum(dim=1))
 
 
 def _leading_basis(
     apply: Callable[[torch.Tensor], torch.Tensor], start_Bmp: torch.Tensor, rank: int
 ) -> torch.Tensor:
-    """An orthonormal basis (B, m, c) of the leading eigenvectors; all zero where the operator is.
+    """An orthonormal basis (B, m, c) of the leading eigenvectors; zero for a zero operator.
 
-    The block is one column wider than the rank: a single start that happens to be nearly orthogonal to the
-    leading vector would converge slowly and magnify rounding. Rayleigh-Ritz takes the best c of the block.
+    The block is one column wider than the rank: a single start vector that is nearly orthogonal to the leading
+    eigenvector would converge slowly and amplify rounding errors. Rayleigh-Ritz selects the best c of the block.
     """
     block = start_Bmp
     for _ in range(power_rounds(rank)):
@@ -108,8 +112,10 @@ def _leading_basis(
     ritz = block.transpose(1, 2) @ apply(block)
     if rank > 1 or ritz.shape[2] == 1:
         _, vectors = torch.linalg.eigh(ritz)
-        leading = vectors[:, :, -rank:].flip(2)  # eigh ascends; the smallest is the spare
-        # eigenvectors come with either sign; codes must not depend on which
+        leading = vectors[:, :, -rank:].flip(
+            2
+        )  # eigenvalues of eigh ascend; the smallest belongs to the extra column
+        # eigh returns eigenvectors with an arbitrary sign; codes must not depend on it
         largest = leading.gather(1, leading.abs().argmax(dim=1, keepdim=True))
         return block @ (leading * torch.where(largest < 0, -1.0, 1.0).to(leading))
     # the leading eigenvector of a symmetric 2 x 2 matrix, in closed form
@@ -118,15 +124,15 @@ def _leading_basis(
 
 
 def _orthonormal(x_Bmp: torch.Tensor) -> torch.Tensor:
-    """An orthonormal basis of the columns: Gram-Schmidt for two, which a batched QR is slow at."""
+    """An orthonormal basis of the columns: Gram-Schmidt for two columns, because a batched QR is slow there."""
     if x_Bmp.shape[2] != 2:
         return torch.linalg.qr(x_Bmp).Q
     first, second = _unit_columns(x_Bmp[:, :, :1]), x_Bmp[:, :, 1:]
-    rest = second - first * (first * second).sum(dim=1, keepdim=True)
-    # what is left of a column that lies in the first is rounding, not a direction
+    residual = second - first * (first * second).sum(dim=1, keepdim=True)
+    # the residual of a column parallel to the first is rounding error, not a direction
     noise = 100 * torch.finfo(x_Bmp.dtype).eps * second.norm(dim=1, keepdim=True)
-    rest = torch.where(rest.norm(dim=1, keepdim=True) > noise, _unit_columns(rest), 0.0)
-    return torch.cat([first, rest], dim=2)
+    residual = torch.where(residual.norm(dim=1, keepdim=True) > noise, _unit_columns(residual), 0.0)
+    return torch.cat([first, residual], dim=2)
 
 
 def _unit_columns(x_Bmp: torch.Tensor) -> torch.Tensor:
@@ -135,15 +141,15 @@ def _unit_columns(x_Bmp: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _start_basis(size: int, rank: int) -> torch.Tensor:
-    """A fixed random start: codes must not depend on what else is in the batch, nor on the worker."""
+    """A fixed random start: codes must not depend on the other examples of the batch or on the worker."""
     width = min(size, rank + 1)
     normal = counter_generator(0, f"start/{size}x{rank}").standard_normal((size, width))
     return torch.linalg.qr(torch.from_numpy(normal)).Q
 
 
 def _is_implicit_cheaper(tokens: int, small: int, large: int, rank: int) -> bool:
-    """Whether iterating on S and L beats forming G and G G^T, in multiply-adds."""
+    """Whether iterating on S and L takes fewer weighted multiply-adds than forming G and G G^T."""
     rounds = power_rounds(rank)
-    formed = tokens * small * large + small * small * large + rounds * (rank + 1) * small * small
+    explicit = tokens * small * large + small * small * large + rounds * (rank + 1) * small * small
     implicit = rounds * (rank + 1) * 2 * tokens * (small + large)
-    return implicit * _MATVEC_PENALTY < formed
+    return implicit * _MATVEC_PENALTY < explicit

@@ -1,10 +1,11 @@
-"""Whitening of projected gradients: the K-FAC metric in the projected space; a dot product is an influence.
+"""Whitening of projected gradients, so that their dot product is an influence in the K-FAC metric.
 
-For a layer A = E[x x^T] and S = E[d d^T] over tokens, seen through the random projections: A_p = P_in^T A P_in and
-S_p = P_out^T S P_out. P_in <- P_in (A_p + eps I)^-1/2 and P_out <- P_out (S_p + eps I)^-1/2 with eps
-relative to the mean eigenvalue (DESIGN section 3, RESEARCH). The sums are additive: those of new data are added.
+A layer has the covariances A = E[x x^T] and S = E[d d^T] over tokens. Under the random projections they are
+A_p = P_in^T A P_in and S_p = P_out^T S P_out. Whitening replaces P_in by P_in (A_p + eps I)^-1/2 and P_out by
+P_out (S_p + eps I)^-1/2, with eps relative to the mean eigenvalue (DESIGN section 3, RESEARCH). Covariances are
+stored as sums, so that the sums of new data can be added.
 
-Shapes: B batch, T tokens, d the size of a side.
+Shapes: B batch, T tokens, N tokens of all examples, d the size of a side.
 """
 
 import hashlib
@@ -17,20 +18,20 @@ import torch
 from lorif_core.gradients.projection import SideName
 from lorif_core.spec import LayerSpec
 
-EPSILON = 0.01  # of the mean eigenvalue; flat between .003 and .03 (RESEARCH, recommendation 1)
+EPSILON = 0.01  # times the mean eigenvalue; quality is flat between .003 and .03 (RESEARCH, recommendation 1)
 SIDES: tuple[SideName, SideName] = ("in", "out")
 
 
 @dataclass(slots=True)
 class Covariances:
-    """Sums over tokens of x x^T (d1, d1) and d d^T (d2, d2) by (layer, side), float64, on the CPU."""
+    """Sums over tokens of x x^T (d1, d1) and d d^T (d2, d2) by (layer, side), float64 on the CPU."""
 
     sums: dict[tuple[int, SideName], torch.Tensor] = field(default_factory=dict)
     tokens: int = 0
     examples: int = 0
 
     def add(self, other: "Covariances") -> None:
-        """Take in the sums of other tokens."""
+        """Add the sums over other tokens."""
         for key, matrix in other.sums.items():
             if key in self.sums:
                 self.sums[key] += matrix
@@ -40,15 +41,15 @@ class Covariances:
         self.examples += other.examples
 
     def digest(self) -> str:
-        """16 hex digits that name these numbers."""
-        whole = hashlib.sha256(f"{self.tokens}/{self.examples}".encode())
+        """16 hex digits that identify these sums."""
+        sha256 = hashlib.sha256(f"{self.tokens}/{self.examples}".encode())
         for (layer, side), matrix in sorted(self.sums.items()):
-            whole.update(f"/{layer}/{side}/".encode())
-            whole.update(matrix.numpy().tobytes())
-        return whole.hexdigest()[:16]
+            sha256.update(f"/{layer}/{side}/".encode())
+            sha256.update(matrix.numpy().tobytes())
+        return sha256.hexdigest()[:16]
 
     def mean(self, layer: int, side: SideName) -> torch.Tensor:
-        """Covariance per token (d, d) of one side."""
+        """Mean over tokens (d, d) of one side."""
         return self.sums[layer, side] / max(self.tokens, 1)
 
 
@@ -58,7 +59,7 @@ def covariance_bytes(layers: Sequence[LayerSpec]) -> int:
 
 
 class CovarianceSink:
-    """Takes pairs of a calibration pass and adds them up, without the padding.
+    """Sums the covariances of the captured pairs (A, E) of a calibration pass, without padding tokens.
 
     Args:
         sizes: (d1, d2) of every layer.
@@ -75,22 +76,23 @@ class CovarianceSink:
         self._mask = torch.empty(0)
 
     def start(self, lengths: np.ndarray, tokens: int) -> None:
-        """Prepare for a batch of examples of `lengths` tokens, padded to `tokens`."""
+        """Prepare for a batch of examples with `lengths` tokens, padded to `tokens`."""
         self._mask = torch.arange(tokens)[None] < torch.from_numpy(lengths)[:, None]
         self.covariances.tokens += int(lengths.sum())
         self.covariances.examples += len(lengths)
 
     def take(self, index: int, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> None:
-        """A pair of one layer, as `GradientCapture` hands it over."""
+        """Add a pair (A, E) of one layer from `GradientCapture`."""
         mask = self._mask.repeat(1, A_BTd.shape[1] // self._mask.shape[1]).to(A_BTd.device)
         for side, x in zip(SIDES, (A_BTd, E_BTd), strict=True):
             self.covariances.sums[index, side] += second_moment(x[mask])
 
 
 def second_moment(x_Nd: torch.Tensor) -> torch.Tensor:
-    """x^T x in float64 on the CPU, without tokens that are not finite: a build leaves their examples out too.
+    """x^T x in float64 on the CPU, without tokens that are not finite; a build skips their examples too.
 
-    Multiplied in float32 at most, the largest entry scaled to 1: squares of tiny gradients would underflow.
+    The product is in float32 at most. The largest entry is scaled to 1 before it, because squares of tiny
+    gradients would underflow.
     """
     finite = x_Nd[torch.isfinite(x_Nd).all(dim=1)]
     largest = float(finite.abs().amax()) if finite.numel() else 0.0
@@ -107,15 +109,15 @@ class KroneckerWhitening:
         self._covariances = covariances
 
     def matrix(self, layer: int, side: SideName) -> tuple[str, torch.Tensor]:
-        """(C + eps I)^-1/2 of one side, (d, d) float64, and a name for it."""
+        """A digest of a side's covariance C, and (C + eps I)^-1/2, (d, d) float64."""
         covariance = self._covariances.mean(layer, side)
         return hashlib.sha256(covariance.numpy().tobytes()).hexdigest()[:16], inverse_root(covariance)
 
 
 def inverse_root(covariance: torch.Tensor, epsilon: float = EPSILON) -> torch.Tensor:
-    """(C + eps mean(eigenvalues of C) I)^-1/2 of a positive semi-definite C, float64; the identity for zero.
+    """(C + eps mean(eigenvalues of C) I)^-1/2 of a positive semi-definite C, float64; the identity for C = 0.
 
-    Whatever the rank or the magnitude of C: it is scaled to a mean eigenvalue of 1 first.
+    C may have any rank and magnitude: it is scaled to a mean eigenvalue of 1 first.
     """
     return _power(covariance, epsilon, -0.5)
 

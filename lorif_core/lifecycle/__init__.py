@@ -1,5 +1,5 @@
-"""How an index changes: what a build or an update has to do, takedown, drift, publishing, garbage collection.
+"""How an index changes: the plans of builds and updates, takedown, drift, publishing and garbage collection.
 
-In: CONFIG, the corpus as it is, and the newest generation. Out: a plan, and in the end the next generation.
-Open `plan.py` first.
+Input: CONFIG, the current corpus and the newest generation. Output: a plan, and finally the next generation.
+Start with `plan.py`.
 """

@@ -1,4 +1,4 @@
-"""Calibration: a sample of the corpus, drawn across all shards, and the covariances of its projected gradients."""
+"""Calibration: measure the covariances of projected gradients on a sample that is drawn across all shards."""
 
 import logging
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from lorif_core.errors import ShardInputError
 from lorif_core.gradients.extract import Calibrator
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.lifecycle.index_shard import model_config, read_examples
-from lorif_core.lifecycle.removal import removals_of
+from lorif_core.lifecycle.removal import read_removals
 from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.store import Store
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SampledShard:
-    """How many examples to take from the start of a shard."""
+    """A shard, and the number of examples to take from its start."""
 
     shard: ShardRef
     examples: int
 
 
 def calibration_sample(shards: Sequence[ShardRef], examples: int) -> list[SampledShard]:
-    """`examples` examples over all shards, of each its share of the rows; a function of the corpus."""
+    """Draw `examples` examples from all shards, in proportion to their rows. Deterministic for a given corpus."""
     total = sum(shard.rows for shard in shards)
     sample, before = [], 0
     for shard in shards:
         after = before + shard.rows
-        # the numbers k with k total / examples in [before, after): none is lost to rounding
+        # counts the integers k with k total / examples in [before, after), so rounding loses no example
         count = -(-after * examples // total) - -(-before * examples // total)
         if count:
             sample.append(SampledShard(shard, min(count, shard.rows)))
@@ -42,24 +42,24 @@ def calibration_sample(shards: Sequence[ShardRef], examples: int) -> list[Sample
     return sample
 
 
-def sampled_examples(sample: Sequence[SampledShard], config: Config, loaded: LoadedModel) -> list[Example]:
-    """What was sampled; a shard that cannot be read is left out here, and named by what indexes it."""
+def read_sample(sample: Sequence[SampledShard], config: Config, loaded: LoadedModel) -> list[Example]:
+    """Read the sampled examples. A shard that cannot be read is skipped here; the indexing step reports it."""
     examples: list[Example] = []
-    for part in sample:
+    for item in sample:
         try:
-            examples += islice(read_examples(part.shard, config, loaded), part.examples)
+            examples += islice(read_examples(item.shard, config, loaded), item.examples)
         except ShardInputError as error:
-            log.warning("left out of the sample: %s", error)
+            log.warning("the sample skips a shard: %s", error)
     return examples
 
 
 class ShardCalibrator:
-    """Runs samples of shards with one loaded model.
+    """Measures covariances on samples of shards with one loaded model.
 
     Args:
-        config: the build's configuration.
-        spec: the spec of its rows, without their whitening.
-        device: where the model goes; None picks CUDA where there is one.
+        config: configuration of the build.
+        spec: spec of its rows, without the whitening.
+        device: device of the model; None selects CUDA if it is available.
     """
 
     def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
@@ -68,12 +68,12 @@ class ShardCalibrator:
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
 
     def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
-        """Sums over some sampled shards."""
+        """The covariances of a sample, without removed examples and examples that have no scored token."""
         calibrator = Calibrator(self._loaded, self._spec.layers, replace(self._spec.projection, kind="random"))
-        removals = removals_of(Store(self._config.index, self._config.storage), self._spec)
+        removals = read_removals(Store(self._config.index, self._config.storage), self._spec)
         scored = [
             example
-            for example in sampled_examples(sample, self._config, self._loaded)
+            for example in read_sample(sample, self._config, self._loaded)
             if example.scored and not removals.has(example.example_id, example.content_hash)
         ]
         lengths = [len(example.input_ids) for example in scored]

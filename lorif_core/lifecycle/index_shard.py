@@ -1,4 +1,4 @@
-"""Corpus shard -> uncommitted fragments and a receipt: the unit of work of a build. Idempotent."""
+"""Index one corpus shard into uncommitted fragments and a receipt: the unit of work of a build. Idempotent."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.shards import needed_columns, read_rows
 from lorif_core.corpus.tokenise import Example, make_examples
-from lorif_core.gradients.extract import STORED, Extractor
-from lorif_core.lifecycle.removal import REMOVED, removals_of
+from lorif_core.gradients.extract import STORED_DTYPES, Extractor
+from lorif_core.lifecycle.removal import REMOVED, read_removals
 from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.blocks import block_rows
@@ -25,15 +25,15 @@ NO_SCORED_TOKEN = "no token is scored"
 
 
 class ShardIndexer:
-    """Indexes shards with one loaded model, several at once: one computes while others read and write.
+    """Indexes shards with one loaded model, several at a time: one computes while others read and write.
 
     Args:
-        config: the build's configuration.
-        spec: the spec of its rows.
-        device: where the model goes; None picks CUDA where there is one.
+        config: configuration of the build.
+        spec: spec of its rows.
+        device: device of the model; None selects CUDA if it is available.
 
     Raises:
-        UserError: the checkpoint or its tokenizer is not the one of the spec.
+        UserError: the checkpoint or its tokenizer differs from that of the spec.
     """
 
     def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
@@ -46,34 +46,34 @@ class ShardIndexer:
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, covariances)
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
         self._receipts = Receipts(config.index, config.storage)
-        self._removals = removals_of(self._store, spec)
-        # one thread, always the same, uses the model: threads of computing that take turns fight over the cores
+        self._removals = read_removals(self._store, spec)
+        # only this thread uses the model: several threads that compute would compete for the cores
         self._compute = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     @property
     def loaded(self) -> LoadedModel:
-        """The model, for whoever else needs it on this worker."""
+        """The model, which others on this worker can share."""
         return self._loaded
 
     def index(self, shard: ShardRef) -> Receipt:
-        """Read, tokenise, run and write one shard, in parts that fit into the config's memory; then its receipt.
+        """Index one shard, in parts that fit into the configured memory, and write its receipt.
 
         Raises:
-            CorpusChangedError: the file is not the one that was listed.
+            CorpusChangedError: the file has changed since it was listed.
             DamagedFileError: the file is cut off, or its bytes cannot be decoded.
-            UserError: a record is not what the configuration says, or the store refuses.
-            StoreUnavailableError: the store keeps failing.
+            UserError: a record does not match the configuration, or the storage refuses access.
+            StoreUnavailableError: the storage fails repeatedly.
         """
         started = time.perf_counter()
-        total = _Total()
-        fragments = self._store.rows.write(self._parts(shard, total), shard, self._spec)
+        counts = _ShardCounts()
+        fragments = self._store.rows.write(self._parts(shard, counts), shard, self._spec)
         receipt = Receipt(
             shard.key,
             tuple(fragments),
-            total.rows,
-            total.tokens,
-            total.padded,
-            tuple(total.skipped),
+            counts.rows,
+            counts.tokens,
+            counts.padded,
+            tuple(counts.skipped),
             time.perf_counter() - started,
         )
         self._receipts.write(receipt, self._spec.hash)
@@ -83,41 +83,49 @@ class ShardIndexer:
         """The shard's examples, in the order of the file."""
         return read_examples(shard, self._config, self._loaded)
 
-    def _parts(self, shard: ShardRef, total: "_Total") -> Iterator[ShardRows]:
+    def _parts(self, shard: ShardRef, counts: "_ShardCounts") -> Iterator[ShardRows]:
         examples = self.read(shard)
         while part := list(islice(examples, self._rows_at_once)):
             rows, skipped, padded = self._compute.submit(self.encode, part).result()
-            total.rows += len(rows.examples)
-            total.tokens += sum(len(example.input_ids) for example in rows.examples)
-            total.padded += padded
-            total.skipped += skipped
+            counts.rows += len(rows.examples)
+            counts.tokens += sum(len(example.input_ids) for example in rows.examples)
+            counts.padded += padded
+            counts.skipped += skipped
             yield rows
 
     def encode(self, examples: Sequence[Example]) -> tuple[ShardRows, list[tuple[str, str]], int]:
-        """Storable rows in the order given, (id, reason) of examples left out, and tokens run with padding."""
-        reasons = {i: NO_SCORED_TOKEN for i, example in enumerate(examples) if example.scored == 0}
-        removed = (i for i, one in enumerate(examples) if self._removals.has(one.example_id, one.content_hash))
-        reasons.update(dict.fromkeys(removed, REMOVED))
+        """Encode examples.
+
+        Returns:
+            Rows to store in the order of `examples`, (id, reason) of skipped examples, and the number of tokens
+            that were run, including padding.
+        """
+        reasons: dict[int, str] = {}
+        for i, example in enumerate(examples):
+            if self._removals.has(example.example_id, example.content_hash):
+                reasons[i] = REMOVED
+            elif example.scored == 0:
+                reasons[i] = NO_SCORED_TOKEN
         scored = [i for i in range(len(examples)) if i not in reasons]
         layout = self._extractor.layout
         losses = np.zeros(len(examples), np.float32)
-        codes = np.zeros((len(examples), layout.stored_width), STORED[layout.code.dtype])
+        codes = np.zeros((len(examples), layout.stored_width), STORED_DTYPES[layout.code.dtype])
         scales = np.zeros((len(examples), layout.scales), np.float32)
         padded = 0
         lengths = [len(examples[i].input_ids) for i in scored]
-        for chosen in self._batches(lengths):
-            indices = [scored[j] for j in chosen]
+        for positions in self._batches(lengths):
+            indices = [scored[position] for position in positions]
             batch = collate(examples, indices)
             padded += batch.input_ids.size
             result = self._extractor.extract(batch)
             losses[indices], codes[indices], scales[indices] = result.losses, result.codes, result.scales
             reasons.update({i: fault for i, fault in zip(indices, result.faults, strict=True) if fault})
-        kept = [i for i in range(len(examples)) if i not in reasons]
-        rows = ShardRows([examples[i] for i in kept], losses[kept], codes[kept], scales[kept])
+        stored = [i for i in range(len(examples)) if i not in reasons]
+        rows = ShardRows([examples[i] for i in stored], losses[stored], codes[stored], scales[stored])
         return rows, [(examples[i].example_id, reason) for i, reason in sorted(reasons.items())], padded
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Token-budget batches, of short examples no more than their codes' memory allows."""
+        """Token-budget batches of at most `_rows_at_once` examples, which bounds the memory of their codes."""
         for batch in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
             for start in range(0, len(batch), self._rows_at_once):
                 yield batch[start : start + self._rows_at_once]
@@ -130,8 +138,8 @@ def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Itera
 
 
 @dataclass(slots=True)
-class _Total:
-    """Counts of a shard that grow part by part."""
+class _ShardCounts:
+    """Counts of a shard, summed over its parts."""
 
     rows: int = 0
     tokens: int = 0
@@ -140,5 +148,5 @@ class _Total:
 
 
 def model_config(config: Config, spec: IndexSpec) -> ModelConfig:
-    """The model section with its dtype settled, so that every worker loads the same numbers."""
+    """The model section with the dtype of the spec, so that every worker loads the same weights."""
     return config.model.model_copy(update={"dtype": spec.model_dtype})

@@ -1,7 +1,7 @@
-"""The difference between a corpus and what a generation holds of it: new, changed, moved and vanished files.
+"""The difference between a corpus and a generation: new, changed, moved and vanished files.
 
-The generation's side is its inventory: keys of shards name file, ETag, size and range. A file that it holds as it
-is in the corpus now is not even read.
+The generation is represented by its inventory, whose shard keys consist of file, ETag, size and range. A file that
+is unchanged since the generation is not read.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -15,21 +15,21 @@ from lorif_core.tables.inventory import Inventory, ShardKey
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What becomes of the rows of a generation, and what is indexed beside those that stay.
+    """What an update changes in a generation.
 
     Attributes:
-        shards: of the corpus, to be indexed.
-        kept: shards that stay as they are.
-        new: names of files that the generation has nothing of.
+        shards: shards of the corpus to index.
+        retained: shards that stay as they are.
+        new: names of files of which the generation has no rows.
         changed: files whose rows are replaced.
-        moved: files that are there under another name, with the same ETag and size; their rows are replaced too.
+        moved: files that have another name now, with the same ETag and size; their rows are replaced, too.
         vanished: files that are no longer in the corpus.
-        dropped_rows: rows that leave, of changed and moved files, and of vanished ones if they are to go.
-        refreshed_rows: rows of older specs that the shards replace.
+        dropped_rows: rows that are removed: those of changed and moved files, and on request of vanished files.
+        refreshed_rows: rows of older specs that `shards` replace.
     """
 
     shards: tuple[ShardRef, ...]
-    kept: frozenset[ShardKey]
+    retained: frozenset[ShardKey]
     new: tuple[str, ...]
     changed: tuple[str, ...]
     moved: tuple[str, ...]
@@ -38,26 +38,26 @@ class Changes:
     refreshed_rows: int = 0
 
     @property
-    def are_none(self) -> bool:
-        """Whether the corpus is as the generation has it."""
+    def is_empty(self) -> bool:
+        """Whether nothing has to be indexed or removed."""
         return not self.shards and not self.dropped_rows and not self.refreshed_rows
 
 
 def known_files(inventory: Inventory, quarantined: Iterable[str]) -> set[FileTag]:
-    """Files that a generation holds without a gap from their first row on; none that had a part in quarantine.
+    """Files that a generation has without a gap from their first row on, and without a quarantined shard.
 
-    A shard without a storable row is held by no generation. At the end of a file it is not missed: the same file
-    would give the same again.
+    A shard without a storable row is in no inventory. At the end of a file this does not matter: reading the file
+    again would give the same rows.
     """
     ranges: dict[FileTag, set[tuple[int, int]]] = {}
     for _, shard in inventory.keys:
         file, start, stop = parse_shard_key(shard)
         ranges.setdefault(file, set()).add((start, stop))
-    without = [*quarantined]
+    places = [*quarantined]
     return {
         file
-        for file, found in ranges.items()
-        if _is_gapless(sorted(found)) and not any(_names(place, file) for place in without)
+        for file, file_ranges in ranges.items()
+        if _is_gapless(sorted(file_ranges)) and not any(_is_in_file(place, file) for place in places)
     }
 
 
@@ -65,42 +65,41 @@ def _is_gapless(ranges: Sequence[tuple[int, int]]) -> bool:
     return ranges[0][0] == 0 and all(first[1] == second[0] for first, second in pairwise(ranges))
 
 
-def _names(place: str, file: FileTag) -> bool:
-    """Whether what was quarantined is a file of this name, or a shard of it."""
+def _is_in_file(place: str, file: FileTag) -> bool:
+    """Whether a quarantined place is this file, or a shard of it."""
     return place == file.name or place.startswith(f"{file.name}[")
 
 
 def compare(
     inventory: Inventory, listing: Listing, remove_vanished: bool, refreshed: Set[str] = frozenset()
 ) -> Changes:
-    """What has to be done to a generation so that it is one of the corpus as it was listed.
+    """The changes that make a generation equal to the listed corpus.
 
     Args:
-        inventory: of the generation.
-        listing: of the corpus, made with `known_files` of that inventory.
-        remove_vanished: rows of files that left the corpus go; otherwise they stay.
-        refreshed: specs whose rows are computed anew where the corpus still has them; the listing must then have
-            the shards of their files.
+        inventory: inventory of the generation.
+        listing: listing of the corpus, made with `known_files` of this inventory.
+        remove_vanished: whether to remove rows of files that left the corpus.
+        refreshed: specs whose rows are recomputed if the corpus still has them; the listing must then contain the
+            shards of their files.
     """
-    present = {file.name: file for file in listing.files}
+    current_files = {file.name: file for file in listing.files}
     damaged = {name for name, _ in listing.damaged}
     listed = {shard.key for shard in listing.shards}
-    held = {shard for _, shard in inventory.keys}
-    as_wanted = {shard for spec, shard in inventory.keys if spec not in refreshed}
-    held_names = {parse_shard_key(shard)[0].name for shard in held}
-    arrived = {(file.etag, file.size) for file in listing.files if file.name not in held_names | damaged}
+    up_to_date = {shard for spec, shard in inventory.keys if spec not in refreshed}
+    indexed_names = {parse_shard_key(shard)[0].name for _, shard in inventory.keys}
+    arrived = {(file.etag, file.size) for file in listing.files if file.name not in indexed_names | damaged}
     reread = {shard.file for shard in listing.shards}
-    kept, dropped_rows, refreshed_rows = set[ShardKey](), 0, 0
+    retained, dropped_rows, refreshed_rows = set[ShardKey](), 0, 0
     changed, moved, vanished = set[str](), set[str](), set[str]()
-    for holding in inventory.holdings:
-        file, _, _ = parse_shard_key(holding.shard)
-        if holding.shard in listed and holding.spec in refreshed:
-            refreshed_rows += holding.rows
+    for entry in inventory.entries:
+        file, _, _ = parse_shard_key(entry.shard)
+        if entry.shard in listed and entry.spec in refreshed:
+            refreshed_rows += entry.rows
             continue
-        if file.name in damaged or holding.shard in listed:
+        if file.name in damaged or entry.shard in listed:
             stays = True
-        elif file.name in present:
-            stays = present[file.name] == file and file not in reread
+        elif file.name in current_files:
+            stays = current_files[file.name] == file and file not in reread
             changed |= set() if stays else {file.name}
         elif (file.etag, file.size) in arrived:
             stays = False
@@ -109,13 +108,13 @@ def compare(
             stays = not remove_vanished
             vanished.add(file.name)
         if stays:
-            kept.add(holding.key)
+            retained.add(entry.key)
         else:
-            dropped_rows += holding.rows
+            dropped_rows += entry.rows
     return Changes(
-        shards=tuple(shard for shard in listing.shards if shard.key not in as_wanted),
-        kept=frozenset(kept),
-        new=tuple(sorted(present.keys() - held_names)),
+        shards=tuple(shard for shard in listing.shards if shard.key not in up_to_date),
+        retained=frozenset(retained),
+        new=tuple(sorted(current_files.keys() - indexed_names)),
         changed=tuple(sorted(changed)),
         moved=tuple(sorted(moved)),
         vanished=tuple(sorted(vanished)),

@@ -1,4 +1,4 @@
-"""What a build will do, worked out and checked before anything is written."""
+"""The plan of a build, made and checked before anything is written."""
 
 import sys
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class BuildPlan:
     """A checked build: the spec of its rows, the shards to index, the curvature to fit.
 
     Attributes:
-        spec: of the rows that are indexed.
-        shards: of the corpus, to be in the table.
+        spec: spec of the rows to index.
+        shards: shards of the corpus that the table must have.
         coverage: parameters that the layers cover.
-        curvature: settings of a fit.
-        damaged: (file, cause) of the corpus's files that cannot be read.
-        kept: shards that stay in the table though they are not among `shards`; all others leave.
-        base_version: version of the factors that has them.
-        calibration_seconds: that it took to settle the whitening.
+        curvature: settings of the fit.
+        damaged: (file, cause) of the files of the corpus that cannot be read.
+        retained: further shards that stay in the table; all others are removed.
+        base_version: version of `factors` that has the retained shards.
+        calibration_seconds: seconds that the calibration of the whitening took.
     """
 
     spec: IndexSpec
@@ -38,28 +38,28 @@ class BuildPlan:
     coverage: Coverage
     curvature: CurvatureSpec
     damaged: tuple[tuple[str, str], ...] = ()
-    kept: frozenset[ShardKey] = frozenset()
+    retained: frozenset[ShardKey] = frozenset()
     base_version: int | None = None
     calibration_seconds: float = 0.0
 
     @property
     def rows(self) -> int:
-        """Records in the shards; with `chunk` a record may become several examples."""
+        """Number of records in the shards; with `chunk` a record may become several examples."""
         return sum(shard.rows for shard in self.shards)
 
     @property
-    def wanted(self) -> set[ShardKey]:
-        """Shards that are to be in the table, by spec."""
-        return {(self.spec.hash, shard.key) for shard in self.shards} | self.kept
+    def expected(self) -> set[ShardKey]:
+        """Keys of all shards that the table must have in the end, with their specs."""
+        return {(self.spec.hash, shard.key) for shard in self.shards} | self.retained
 
     @property
     def layout(self) -> CodeLayout:
-        """Row layout of the codes."""
+        """Layout of the codes in a row."""
         return CodeLayout(self.spec.layers, self.spec.code)
 
 
 def preflight(config: Config) -> None:
-    """The checks that cost no pass over the corpus: model, layers, ranks, index, the corpus's first file.
+    """Check everything that does not need a pass over the corpus: model, layers, ranks, index, and its first file.
 
     Raises:
         UserError: as `make_plan`.
@@ -67,28 +67,28 @@ def preflight(config: Config) -> None:
     skeleton = load_skeleton(config.model, config.storage)
     check_settings(config, skeleton, tracked_layers(config, skeleton))
     store = Store(config.index, config.storage)
-    if store.rows.spec() is not None:  # else the checkpoint need not be hashed yet
+    if store.rows.spec() is not None:  # `make_spec` hashes the checkpoint, which a new index does not need yet
         store.check_spec(make_spec(config, skeleton))
     check_first_file(config.corpus, config.storage)
 
 
 def make_plan(config: Config) -> BuildPlan:
-    """Check everything that can be checked without weights or writes.
+    """Plan a build, and check everything that can be checked without weights or writes.
 
     Raises:
-        UserError: one sentence for the first thing that is wrong with model, layers, ranks, index or corpus.
+        UserError: the first problem with the model, layers, ranks, index or corpus, in one sentence.
     """
     skeleton = load_skeleton(config.model, config.storage)
     check_settings(config, skeleton, tracked_layers(config, skeleton))
-    return plan_of(config, skeleton, list_shards(config.corpus, config.storage))
+    return plan_from_listing(config, skeleton, list_shards(config.corpus, config.storage))
 
 
-def plan_of(config: Config, skeleton: Skeleton, listing: Listing) -> BuildPlan:
-    """The plan for a model and a corpus that were looked at. Raises UserError as `make_plan`."""
+def plan_from_listing(config: Config, skeleton: Skeleton, listing: Listing) -> BuildPlan:
+    """The plan for a loaded skeleton and a listed corpus. Raises UserError as `make_plan`."""
     spec = make_spec(config, skeleton)
     Store(config.index, config.storage).check_spec(spec)
     layers = select_layers(skeleton.model, config.model.layers)
-    # with `chunk` a record becomes several examples, so what it allows is known only once they are indexed
+    # with `chunk` a record becomes several examples, whose number is known only when they are indexed
     known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
     check_curvature(config, spec.layers, known_rows)
     covered = coverage(skeleton.model, layers)
@@ -96,7 +96,7 @@ def plan_of(config: Config, skeleton: Skeleton, listing: Listing) -> BuildPlan:
 
 
 def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
-    """The spec of rows at the config's checkpoint, with the whitening that the index has of it, if it has one.
+    """The spec of rows at the config's checkpoint, with the whitening that the index stores for it, if any.
 
     Raises:
         UserError: a layer regex, rank or length does not fit the model.
@@ -125,47 +125,49 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         ),
         store_text=corpus.store_text,
     )
-    return Store(config.index, config.storage).calibrated(spec)
+    return Store(config.index, config.storage).with_stored_whitening(spec)
 
 
 def _projection_spec(config: Config) -> ProjectionSpec:
-    wanted = config.projection
-    examples = None if wanted.kind == "random" else wanted.calibration_examples
-    return ProjectionSpec(wanted.kind, wanted.factor, wanted.seed, examples)
+    section = config.projection
+    examples = None if section.kind == "random" else section.calibration_examples
+    return ProjectionSpec(section.kind, section.factor, section.seed, examples)
 
 
 def tracked_layers(config: Config, skeleton: Skeleton, factor: int | None = None) -> tuple[LayerSpec, ...]:
-    """The layers that the config selects, with their shapes as projected by its factor or another one."""
+    """The layers that the config selects, with their shapes projected by `factor` or else the config's factor."""
     return layer_specs(select_layers(skeleton.model, config.model.layers), factor or config.projection.factor)
 
 
 def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
-    """Refuse a code rank, a whitening, a length or a corpus that does not fit the model or the memory."""
+    """Raise UserError for a code rank, a whitening, a length or a corpus that does not fit model or memory."""
     _check_code_rank(config, layers)
     _check_whitening(config, skeleton, layers)
     _check_length(config, skeleton)
     if config.corpus.tokens is None and skeleton.tokenizer is None:
         raise UserError(
-            f"the model {config.model.path} has no tokenizer; save one beside it or name a corpus.tokens column"
+            f"the model {config.model.path} has no tokenizer; save one beside it, or set corpus.tokens to the "
+            f"column of token ids"
         )
 
 
 def curvature_spec(config: Config) -> CurvatureSpec:
-    """The curvature section as the mathematics takes it."""
+    """The curvature section as settings of a fit."""
     return CurvatureSpec(**config.curvature.model_dump(), seed=config.projection.seed)
 
 
 def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) -> None:
-    """Refuse a rank that was asked for and cannot be had (the default is cut to what there is), and a fit that
-    does not fit into memory.
+    """Raise UserError for a requested rank that is too large for the data, or a fit too large for the memory.
+
+    A rank that is not set explicitly is reduced to what the data allows.
     """
     layer_groups([layer.dim for layer in layers], rows, curvature_spec(config), config.compute.memory_gb)
-    asked = config.curvature.kind == "woodbury" and "rank" in config.curvature.model_fields_set
+    is_requested = config.curvature.kind == "woodbury" and "rank" in config.curvature.model_fields_set
     widest = max(layer.dim for layer in layers)
-    if asked and config.curvature.rank > min(rows, widest):
+    if is_requested and config.curvature.rank > min(rows, widest):
         raise UserError(
-            f"curvature.rank = {config.curvature.rank} is above what the data allows: {rows} examples and at most "
-            f"{widest} gradient dimensions a layer give at most {min(rows, widest)}"
+            f"curvature.rank = {config.curvature.rank} is too large: {rows} examples and at most {widest} "
+            f"gradient dimensions per layer allow at most {min(rows, widest)}"
         )
 
 
@@ -176,22 +178,22 @@ def _check_code_rank(config: Config, layers: tuple[LayerSpec, ...]) -> None:
         if config.code.rank > min(layer.d1, layer.d2):
             raise UserError(
                 f"code.rank = {config.code.rank} is above min(d1, d2) = {min(layer.d1, layer.d2)} of layer "
-                f"{layer.name} ({layer.d1} x {layer.d2}); lower it, lower projection.factor, or leave the layer "
-                f"out with model.layers"
+                f"{layer.name} ({layer.d1} x {layer.d2}); lower it, lower projection.factor, or exclude the layer "
+                f"with model.layers"
             )
 
 
 def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
-    """A worker holds the covariances of all layers, in float64."""
+    """Raise UserError if the float64 covariances of all layers do not fit into the memory of a worker."""
     projection, budget = config.projection, config.compute.memory_gb
-    need = covariance_bytes(layers) / 2**30
-    if projection.kind == "random" or need <= budget:
+    needed_gib = covariance_bytes(layers) / 2**30
+    if projection.kind == "random" or needed_gib <= budget:
         return
     factor, widest = projection.factor, max(max(layer.in_features, layer.out_features) for layer in layers)
     while factor < widest and covariance_bytes(tracked_layers(config, skeleton, factor)) / 2**30 > budget:
         factor *= 2
     raise UserError(
-        f"whitening the projections of factor {projection.factor} needs {need:.1f} GiB of a worker, above "
+        f"whitening projections of factor {projection.factor} needs {needed_gib:.1f} GiB per worker, above "
         f"compute.memory_gb = {budget:g}; raise it, or set projection.factor to {factor}"
     )
 

@@ -1,4 +1,4 @@
-"""A part of a corpus: the files under a prefix, as events tell of them; all others as a generation has them."""
+"""Updates of a part of a corpus: the files under a prefix, which an event names; all others count as unchanged."""
 
 import os
 import posixpath
@@ -12,17 +12,17 @@ from lorif_core.storage.filesystem import glob_root
 from lorif_core.tables.inventory import Inventory
 
 
-def names_under(corpus: str, prefix: str | None) -> str:
-    """What the names of the files under a prefix begin with; empty for the whole corpus, which None stands for.
+def relative_prefix(corpus: str, prefix: str | None) -> str:
+    """The prefix relative to the corpus, with which the names of its files begin; "" for the whole corpus.
 
-    As on S3, a prefix is the beginning of a name: of a folder if it ends in a slash, else of all that begin so.
+    As on S3, a prefix is the beginning of a name. If it ends in a slash, it selects the files of a folder.
 
     Args:
-        corpus: its URI.
-        prefix: an s3:// URI or a local path; one that holds the corpus stands for all of it.
+        corpus: URI of the corpus.
+        prefix: an s3:// URI or a local path; None or a parent of the corpus selects the whole corpus.
 
     Raises:
-        UserError: it is empty, or leads nowhere in the corpus.
+        UserError: the prefix is empty, or outside the corpus.
     """
     if prefix is None:
         return ""
@@ -31,39 +31,39 @@ def names_under(corpus: str, prefix: str | None) -> str:
             "the prefix is empty: the payload of an event corpus.shard.arrived must have one, such as "
             "s3://bucket/corpus/2026-11-25/; to compare the whole corpus, leave the parameter prefix out"
         )
-    root, asked = _place(glob_root(corpus)).rstrip("/") + "/", _place(prefix)
-    if root.startswith(asked):
+    root, requested = _absolute(glob_root(corpus)).rstrip("/") + "/", _absolute(prefix)
+    if root.startswith(requested):
         return ""
-    if not asked.startswith(root):
+    if not requested.startswith(root):
         raise UserError(f"the prefix {prefix} is not in the corpus {corpus}; name a folder or file of it")
-    return asked.removeprefix(root)
+    return requested.removeprefix(root)
 
 
-def unchanged_outside(listing: Listing, inventory: Inventory, within: str) -> Listing:
-    """The listing of a corpus that has not changed but under a prefix since a generation was made.
+def restrict_to_prefix(listing: Listing, inventory: Inventory, name_prefix: str) -> Listing:
+    """The listing with all files outside a prefix as they are in a generation.
 
-    A file that has moved into the prefix is gone from where it was.
+    A file that has moved from outside into the prefix is no longer at its old place.
 
     Args:
-        listing: made with this `within`.
-        inventory: of the generation.
-        within: what the names of the files begin with that are looked at.
+        listing: listing of the corpus, made with the same prefix.
+        inventory: inventory of the generation.
+        name_prefix: beginning of the names of the files to compare.
     """
-    held = {parse_shard_key(shard)[0] for _, shard in inventory.keys}
-    held_names, listed_names = {file.name for file in held}, {file.name for file in listing.files}
-    inside = {file for file in listing.files if file.name.startswith(within)}
-    arrived = {(file.etag, file.size) for file in inside if file.name not in held_names}
+    indexed = {parse_shard_key(shard)[0] for _, shard in inventory.keys}
+    indexed_names, listed_names = {file.name for file in indexed}, {file.name for file in listing.files}
+    inside = {file for file in listing.files if file.name.startswith(name_prefix)}
+    arrived = {(file.etag, file.size) for file in inside if file.name not in indexed_names}
     outside = {
         file
-        for file in held
-        if not file.name.startswith(within)
+        for file in indexed
+        if not file.name.startswith(name_prefix)
         and (file.name in listed_names or (file.etag, file.size) not in arrived)
     }
     return replace(listing, files=tuple(sorted(inside | outside)))
 
 
-def _place(uri: str) -> str:
-    """A URI or absolute path, with the slash at its end if it had one."""
+def _absolute(uri: str) -> str:
+    """The URI, or the absolute path if it is local; a slash at the end is preserved."""
     scheme, separator, path = check_uri(uri).partition("://")
     if separator and scheme != "file":
         return uri

@@ -1,4 +1,4 @@
-"""The end of whatever changes an index: the generation that says what its tables hold now."""
+"""Publishing: the last step of every change of an index is a generation that names the versions of its tables."""
 
 import json
 import logging
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorif_core.errors import UserError
-from lorif_core.lifecycle.removal import honour, removals_of, trusted_by
+from lorif_core.lifecycle.removal import apply_removals, clean_fragments, read_removals
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation, Part, generation_of, now
-from lorif_core.tables.inventory import Inventory, parts_holding
+from lorif_core.tables.inventory import Inventory, recount_parts
 from lorif_core.tables.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,13 +29,13 @@ def publish_next(
     changes: Mapping[str, Any],
     removals: int,
 ) -> Generation:
-    """Publish what an inventory of the newest version of the factors says.
+    """Publish the newest version of `factors`, given its inventory, as the next generation.
 
-    Where readers would see what they see already, nothing is published and the newest generation stands.
+    If readers would see no difference to the newest generation, nothing is published and that one is returned.
     """
     previous = store.generations()
     generation = generation_of(
-        parts_holding(parts, inventory),
+        recount_parts(parts, inventory),
         generation=previous[-1].generation + 1 if previous else 1,
         created_at=now(),
         factors_version=inventory.version,
@@ -47,44 +47,44 @@ def publish_next(
         changes_json=json.dumps(changes),
         removals=removals,
     )
-    if previous and generation.shows_what(previous[-1]):
+    if previous and generation.shows_same_as(previous[-1]):
         return previous[-1]
     lease.confirm()
     return store.publish(generation)
 
 
 def rollback(store: Store, lease: Lease, number: int) -> Generation:
-    """Publish an earlier generation again under the next number: its rows, but those removed since, and its fits.
+    """Publish an earlier generation again under the next number, without the rows removed in the meantime.
 
-    The newest version of the tables begins anew from it, so that what comes next goes on from what is published.
+    The newest version of the tables is reset to it, too, so that the next change starts from the published rows.
 
     Raises:
-        UserError: there is no such generation, or not any more.
+        UserError: the generation has never existed, or it was collected.
     """
-    wanted, newest = find_generation(store, number), store.latest()
-    if wanted.generation == newest.generation:
-        log.info("generation %d is the newest; it stands", number)
+    target, newest = find_generation(store, number), store.latest()
+    if target.generation == newest.generation:
+        log.info("generation %d is the newest already; nothing to do", number)
         return newest
     lease.confirm()
-    store.rows.rewind(wanted.factors_version)
-    removals = removals_of(store, wanted.index_spec)
-    inventory, again = honour(store, removals, trusted_by(store, wanted, removals))
+    store.rows.rewind(target.factors_version)
+    removals = read_removals(store, target.index_spec)
+    inventory, removed_again = apply_removals(store, removals, clean_fragments(store, target, removals))
     return publish_next(
-        store, lease, wanted.parts, inventory, curvature_version=wanted.curvature_version,
-        coverage_json=wanted.coverage_json, skipped=json.loads(wanted.skipped_json),
-        quarantined_json=wanted.quarantined_json, timings={},
-        changes={"command": "rollback", "to": number, "removed_again": again}, removals=removals.count,
+        store, lease, target.parts, inventory, curvature_version=target.curvature_version,
+        coverage_json=target.coverage_json, skipped=json.loads(target.skipped_json),
+        quarantined_json=target.quarantined_json, timings={},
+        changes={"command": "rollback", "to": number, "removed_again": removed_again}, removals=removals.count,
     )  # fmt: skip
 
 
 def find_generation(store: Store, number: int) -> Generation:
-    """A generation by its number. Raises UserError if there is none, or none any more."""
+    """A generation by its number. Raises UserError if it has never existed, or was collected."""
     generations = store.generations()
     newest = store.latest().generation
     for generation in generations:
         if generation.generation == number:
             return generation
     if 0 < number < newest:
-        left = ", ".join(str(generation.generation) for generation in generations)
-        raise UserError(f"generation {number} of {store.uri} was collected; there are {left}")
+        available = ", ".join(str(generation.generation) for generation in generations)
+        raise UserError(f"generation {number} of {store.uri} was collected; available generations: {available}")
     raise UserError(f"the index {store.uri} has never had a generation {number}; its newest is {newest}")

@@ -1,9 +1,9 @@
-"""Takedown: which examples go, remembering them, and taking their rows out wherever they turn up again.
+"""Takedown: select examples, record them, and remove their rows wherever they reappear.
 
-The table `removed` names them for good: indexing leaves them out, and what comes into the newest version by
-another way (a receipt of an earlier run, an earlier generation) loses their rows before it is published. An
-example is known by its id where the corpus has ids; without them an id is a place in a file, and it is known by
-its content.
+The table `removed` records the examples permanently. Indexing skips them. Rows that enter the newest version in
+another way (by a receipt of an earlier run, or from an earlier generation) are removed before it is published. An
+example is identified by its id if the corpus has ids. Otherwise its id is only a position in a file, so it is
+identified by its content.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from lorif_core.errors import UserError
 from lorif_core.spec import IndexSpec
-from lorif_core.tables.filters import condition_told
+from lorif_core.tables.filters import where_errors
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
@@ -27,25 +27,28 @@ _COLUMNS = ["example_id", "content_hash"]
 
 @dataclass(frozen=True, slots=True)
 class Removals:
-    """Examples that were removed: ids, or content hashes where the corpus has no ids; and how many entries."""
+    """Removed examples: their ids, or their content hashes if the corpus has no ids.
+
+    `count` is the number of entries of the table `removed`.
+    """
 
     ids: frozenset[str] = frozenset()
     hashes: frozenset[str] = frozenset()
     count: int = 0
 
     def has(self, example_id: str, content_hash: str) -> bool:
-        """Whether an example is one of them."""
+        """Whether an example was removed."""
         return example_id in self.ids or content_hash in self.hashes
 
     def mask(self, batch: pa.RecordBatch) -> pa.Array:
-        """Which rows of a batch are of one of them."""
+        """One boolean per row of a batch: whether its example was removed."""
         by_id = pc.is_in(batch.column("example_id"), pa.array(sorted(self.ids), pa.string()))
         by_hash = pc.is_in(batch.column("content_hash"), pa.array(sorted(self.hashes), pa.string()))
         return pc.or_(by_id, by_hash)
 
 
-def removals_of(store: Store, spec: IndexSpec) -> Removals:
-    """What was removed from an index whose rows have a spec; nothing where there is no index."""
+def read_removals(store: Store, spec: IndexSpec) -> Removals:
+    """The removals of an index with rows of a spec; empty if the index does not exist."""
     entries = store.rows.removed()
     if spec.tokenisation.id is not None:
         return Removals(ids=frozenset(entries.column("example_id").to_pylist()), count=entries.num_rows)
@@ -53,79 +56,77 @@ def removals_of(store: Store, spec: IndexSpec) -> Removals:
 
 
 def read_ids(path: str) -> list[str]:
-    """Ids of a file, one a line. Raises UserError if there are none."""
+    """Read the ids in a file, one per line. Raises UserError if it cannot be read or has none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"the ids file {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise UserError(f"the ids file {path} is not UTF-8 text; write one id a line") from None
+        raise UserError(f"the ids file {path} is not UTF-8 text; write one id per line") from None
     ids = [line for line in lines if line]
     if not ids:
-        raise UserError(f"the ids file {path} is empty; write one id a line")
+        raise UserError(f"the ids file {path} is empty; write one id per line")
     return ids
 
 
 def rows_with_ids(store: Store, version: int, ids: Iterable[str]) -> pa.Table:
-    """`example_id` and `content_hash` of the rows with some ids in a version of the factors."""
-    wanted = pa.array(sorted(set(ids)), pa.string())
-    found = store.rows.metadata(version, _COLUMNS)
-    return _table(batch.filter(pc.is_in(batch.column("example_id"), wanted)) for batch in found)
+    """`example_id` and `content_hash` of the rows with these ids in a version of `factors`."""
+    requested = pa.array(sorted(set(ids)), pa.string())
+    batches = store.rows.metadata(version, _COLUMNS)
+    return _table(batch.filter(pc.is_in(batch.column("example_id"), requested)) for batch in batches)
 
 
 def rows_where(store: Store, version: int, condition: str) -> pa.Table:
-    """`example_id` and `content_hash` of the rows that meet a condition on the columns, in SQL.
+    """`example_id` and `content_hash` of the rows that meet an SQL condition in a version of `factors`.
 
     Raises:
-        UserError: it is no condition.
+        UserError: the condition is not valid.
     """
-    with condition_told(condition):
+    with where_errors(condition):
         return _table(store.rows.metadata(version, _COLUMNS, condition=condition))
 
 
 def same_content(store: Store, version: int, rows: pa.Table) -> pa.Table:
-    """Some rows, and all others of the same content."""
-    wanted = rows.column("content_hash").combine_chunks()
-    found = store.rows.metadata(version, _COLUMNS)
-    return _table(batch.filter(pc.is_in(batch.column("content_hash"), wanted)) for batch in found)
+    """All rows with the same content as one of `rows`, including these."""
+    hashes = rows.column("content_hash").combine_chunks()
+    batches = store.rows.metadata(version, _COLUMNS)
+    return _table(batch.filter(pc.is_in(batch.column("content_hash"), hashes)) for batch in batches)
 
 
 def _table(batches: Iterable[pa.RecordBatch]) -> pa.Table:
-    chosen = (batch.select(_COLUMNS) for batch in batches)
-    return pa.Table.from_batches(
-        chosen, pa.schema([pa.field(name, pa.string(), nullable=False) for name in _COLUMNS])
-    )
+    schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _COLUMNS])
+    return pa.Table.from_batches((batch.select(_COLUMNS) for batch in batches), schema)
 
 
-def trusted_by(store: Store, generation: Generation, removals: Removals) -> Inventory | None:
-    """The fragments of a generation, if it was published without what was removed."""
+def clean_fragments(store: Store, generation: Generation, removals: Removals) -> Inventory | None:
+    """The inventory of a generation, if all current removals were applied to it; None otherwise."""
     return store.rows.inventory(generation.factors_version) if generation.removals == removals.count else None
 
 
-def honour(store: Store, removals: Removals, trusted: Inventory | None = None) -> tuple[Inventory, int]:
-    """Take the rows of removed examples out of the newest version of the factors, fragments written anew.
+def apply_removals(store: Store, removals: Removals, clean: Inventory | None = None) -> tuple[Inventory, int]:
+    """Remove the rows of removed examples from the newest version of `factors` by rewriting their fragments.
 
     Args:
         store: the index; the caller holds its lease.
-        removals: what was removed.
-        trusted: fragments that are known to hold none of them.
+        removals: the removed examples.
+        clean: fragments that are known to contain none of them.
 
     Returns:
-        The inventory of the newest version, and how many rows left it.
+        The inventory of the newest version, and the number of rows that were removed.
     """
-    inventory = store.rows.inventory(known=trusted)
-    looked_at = inventory if trusted is None else inventory.beyond(trusted)
-    if not removals.count or not looked_at.fragments:
+    inventory = store.rows.inventory(known=clean)
+    unchecked = inventory if clean is None else inventory.difference(clean)
+    if not removals.count or not unchecked.fragments:
         return inventory, 0
     columns = [*_COLUMNS, "shard"]
-    touched: set[int] = set()
-    gone: list[tuple[str, str]] = []
-    for batch in store.rows.metadata(inventory.version, columns, looked_at.fragments):
-        found = batch.filter(removals.mask(batch))
-        touched.update(found.column("fragment").to_pylist())
-        gone += zip(found.column("shard").to_pylist(), found.column("example_id").to_pylist(), strict=True)
-    if not touched:
+    affected: set[int] = set()
+    rows: list[tuple[str, str]] = []
+    for batch in store.rows.metadata(inventory.version, columns, unchecked.fragments):
+        matching = batch.filter(removals.mask(batch))
+        affected.update(matching.column("fragment").to_pylist())
+        rows += zip(matching.column("shard").to_pylist(), matching.column("example_id").to_pylist(), strict=True)
+    if not affected:
         return inventory, 0
-    store.rows.note_skipped([(shard, example_id, REMOVED) for shard, example_id in gone])
-    store.rows.rewrite(sorted(touched), removals.mask)
-    return store.rows.inventory(known=inventory), len(gone)
+    store.rows.note_skipped([(shard, example_id, REMOVED) for shard, example_id in rows])
+    store.rows.rewrite(sorted(affected), removals.mask)
+    return store.rows.inventory(known=inventory), len(rows)

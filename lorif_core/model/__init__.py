@@ -1,5 +1,4 @@
-"""The model: a checkpoint, loaded; the layers that are tracked in it; and its token-summed loss.
+"""Checkpoints: how they are located and loaded, which layers are tracked, and the token-summed loss.
 
-In: `ModelConfig`. Out: a `LoadedModel` that knows its fingerprint, and `LayerSpec`s. Open `loading.py`
-first.
+Input: `ModelConfig`. Output: a `LoadedModel`, its fingerprint, and `LayerSpec`s. Open `loading.py` first.
 """

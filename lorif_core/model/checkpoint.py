@@ -1,6 +1,7 @@
-"""Where a checkpoint is: a folder of this machine, an object store, or the hub; what is in it; its fingerprint.
+"""Checkpoints in a local folder, in an object store or on the hub: their files and their fingerprint.
 
-Nothing of it is run or unpickled here. From an object store it is fetched once per node, small files first.
+This module runs and unpickles nothing from a checkpoint. It fetches a checkpoint from an object store once per
+node, config and tokenizer files first.
 """
 
 import hashlib
@@ -18,22 +19,23 @@ from lorif_core.storage.faults import one_line
 from lorif_core.storage.filesystem import SourceFile, list_folder
 from lorif_core.storage.node_cache import NodeFolder, file_digests
 
-_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_CODE = ("*.py",)
-_SAFE = ("*.safetensors",)
-_PICKLED = ("*.bin", "*.pt", "*.pth")
-_CONFIGS = ("config.json", "adapter_config.json")
+_CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_CODE_PATTERNS = ("*.py",)
+_SAFETENSORS_PATTERNS = ("*.safetensors",)
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth")
+_CONFIG_NAMES = ("config.json", "adapter_config.json")
+_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that was looked at and may be loaded.
+    """A checkpoint whose files were checked, so that it may be loaded.
 
     Attributes:
-        config: the model section, with what the user wrote.
-        storage: how to reach it, and the base of an adapter.
-        names: its files; empty for a hub id, which transformers itself resolves.
-        remote: those files in an object store, by name.
+        config: the `model` section as the user wrote it.
+        storage: how to reach the checkpoint and, for an adapter, its base model.
+        names: names of its files; empty for a hub id, which transformers resolves.
+        remote: the same files in an object store, by name; empty for a local folder.
     """
 
     config: ModelConfig
@@ -46,102 +48,107 @@ class Checkpoint:
         """Whether the path is a hub id."""
         return not self.names
 
-    def settings(self) -> str:
-        """What transformers opens for the config and the tokenizer: a folder of this machine, or a hub id.
+    def path_without_weights(self) -> str:
+        """The local folder or hub id from which transformers loads config and tokenizer.
 
         Raises:
-            UserError: the cache of this node cannot hold it.
+            UserError: the files do not fit into the cache of this node.
             StoreUnavailableError: the store keeps failing.
         """
-        patterns = (*_SETTINGS, *(_CODE if self.config.trust_remote_code else ()))
-        return self._here(_matching(self.names, patterns))
+        patterns = (*_CONFIG_PATTERNS, *(_CODE_PATTERNS if self.config.trust_remote_code else ()))
+        return self._fetch(_matching(self.names, patterns))
 
-    def whole(self) -> str:
-        """As `settings`, with the weights."""
-        self.settings()  # first, for whoever waits for no more than these
-        return self._here(self._weights())
+    def path_with_weights(self) -> str:
+        """The same local folder or hub id, after the weights were fetched too."""
+        self.path_without_weights()  # first, because another process may need only these files
+        return self._fetch(self._weights())
 
     def base(self) -> "Checkpoint | None":
-        """The model that an adapter adapts; None for a whole model."""
-        if "adapter_config.json" not in self.names:
+        """The base model of an adapter; None for a full model."""
+        if _ADAPTER_CONFIG not in self.names:
             return None
-        path = Path(self.settings()) / "adapter_config.json"
+        path = Path(self.path_without_weights()) / _ADAPTER_CONFIG
         try:
-            named = json.loads(path.read_text())["base_model_name_or_path"]
+            base_path = json.loads(path.read_text())["base_model_name_or_path"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"the adapter {self.config.path} names no base model in its adapter_config.json "
-                f"({one_line(error)})"
+                f"the {_ADAPTER_CONFIG} of the adapter {self.config.path} does not name a base model "
+                f"({one_line(error)}); set base_model_name_or_path in it"
             ) from None
-        return locate(self.config.model_copy(update={"path": str(named), "revision": None}), self.storage)
+        return locate(self.config.model_copy(update={"path": str(base_path), "revision": None}), self.storage)
 
     def fingerprint(self) -> str:
-        """Identity: a hash of config and weights (an adapter's base too), wherever they lie; the hub's commit."""
+        """Identity of the checkpoint.
+
+        For files: a hash of config and weights, of an adapter's base too, independent of their location. For a
+        hub id: the id and its commit.
+        """
         config = self.config
         if self.on_hub:
-            settings = AutoConfig.from_pretrained(config.path, revision=config.revision)
-            return f"{config.path}@{getattr(settings, '_commit_hash', None) or config.revision or 'main'}"
+            hub_config = AutoConfig.from_pretrained(config.path, revision=config.revision)
+            return f"{config.path}@{getattr(hub_config, '_commit_hash', None) or config.revision or 'main'}"
         base = self.base()
-        names = [name for name in _CONFIGS if name in self.names] + sorted(self._weights())
+        names = [name for name in _CONFIG_NAMES if name in self.names] + sorted(self._weights())
         if self.remote:
-            self.whole()
-            digests = self._node().digests(names)
+            self.path_with_weights()
+            digests = self._node_folder().digests(names)
         else:
             digests = file_digests([Path(config.path).expanduser() / name for name in names])
-        whole = hashlib.sha256((base.fingerprint() if base else "").encode())
+        combined = hashlib.sha256((base.fingerprint() if base else "").encode())
         for name in names:
-            whole.update(f"{name}:{digests[name]}\n".encode())
-        return f"sha256:{whole.hexdigest()[:32]}"
+            combined.update(f"{name}:{digests[name]}\n".encode())
+        return f"sha256:{combined.hexdigest()[:32]}"
 
     def _weights(self) -> set[str]:
-        return _matching(self.names, _SAFE) or _matching(self.names, _PICKLED)
+        return _matching(self.names, _SAFETENSORS_PATTERNS) or _matching(self.names, _PICKLE_PATTERNS)
 
-    def _here(self, names: Collection[str]) -> str:
+    def _fetch(self, names: Collection[str]) -> str:
+        """The path to load from, after the named files were fetched if they are remote."""
         if not self.remote:
             return self.config.path
-        node = self._node()
-        node.fetch([self.remote[name] for name in sorted(names)])
-        return str(node.path)
+        folder = self._node_folder()
+        folder.fetch([self.remote[name] for name in sorted(names)])
+        return str(folder.path)
 
-    def _node(self) -> NodeFolder:
+    def _node_folder(self) -> NodeFolder:
         return NodeFolder(self.config.path, list(self.remote.values()), self.storage)
 
 
 def locate(config: ModelConfig, storage: StorageConfig) -> Checkpoint:
-    """Find a checkpoint and refuse one that cannot be loaded, before anything is imported, fetched or written.
+    """Locate a checkpoint and reject one that cannot be loaded, before anything is imported, fetched or written.
 
     Raises:
-        UserError: it is missing, holds no model, or its weights would have to be unpickled.
+        UserError: it does not exist, contains no model, or has only pickled weights without `allow_pickle`.
         StoreUnavailableError: the store keeps failing.
     """
     path = config.path
     if path.startswith("s3://"):
         files = {file.name: file for file in list_folder(path, storage)}
         if not files:
-            raise UserError(f"the model folder {path} does not exist, or holds no files")
-        found = Checkpoint(config, storage, frozenset(files), files)
+            raise UserError(f"the model folder {path} does not exist or is empty")
+        checkpoint = Checkpoint(config, storage, frozenset(files), files)
     elif Path(path).expanduser().exists():
         names = frozenset(file.name for file in Path(path).expanduser().iterdir())
-        found = Checkpoint(config, storage, names or frozenset([""]))
+        checkpoint = Checkpoint(config, storage, names or frozenset([""]))  # no names would mean a hub id
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"the model folder {path} does not exist")
     else:
         return Checkpoint(config, storage)
-    _check_contents(found)
-    return found
+    _check_contents(checkpoint)
+    return checkpoint
 
 
 def _check_contents(checkpoint: Checkpoint) -> None:
     path, names = checkpoint.config.path, checkpoint.names
-    if not names.intersection(_CONFIGS):
+    if not names.intersection(_CONFIG_NAMES):
         raise UserError(f"the model folder {path} has no config.json")
-    pickled = _matching(names, _PICKLED)
-    if _matching(names, _SAFE) or (checkpoint.config.allow_pickle and pickled):
+    pickled = _matching(names, _PICKLE_PATTERNS)
+    if _matching(names, _SAFETENSORS_PATTERNS) or (checkpoint.config.allow_pickle and pickled):
         return
     if pickled:
         raise UserError(
-            f"the model folder {path} has only pickled weights, which can run code when loaded; convert them to "
-            f"safetensors, or set model.allow_pickle=true if you trust whoever made them"
+            f"the model folder {path} has only pickled weights, which can run code when they are loaded; convert "
+            f"them to safetensors, or set model.allow_pickle=true if you trust their author"
         )
     raise UserError(f"the model folder {path} has no weights (*.safetensors)")
 

@@ -1,4 +1,4 @@
-"""The layers that are tracked: found in a model, chosen by a regex, and what share of the parameters they are."""
+"""The tracked layers of a model: selection by a regex, shapes, and their share of the parameters."""
 
 import re
 
@@ -20,10 +20,10 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def select_layers(model: torch.nn.Module, pattern: str | None) -> dict[str, torch.nn.Module]:
-    """Linear layers whose name the regex finds; all of them for None.
+    """Linear layers whose name contains a match of the regex; all of them for None.
 
     Raises:
-        UserError: the regex is malformed or matches nothing (the layers are listed).
+        UserError: the regex is malformed, or matches no layer (the message lists the layers).
     """
     layers = linear_layers(model)
     if pattern is None:
@@ -32,15 +32,15 @@ def select_layers(model: torch.nn.Module, pattern: str | None) -> dict[str, torc
         matcher = re.compile(pattern)
     except re.error as error:
         raise UserError(f"model.layers = {pattern!r} is not a regular expression: {error}") from None
-    chosen = {name: module for name, module in layers.items() if matcher.search(name)}
-    if not chosen:
+    selected = {name: module for name, module in layers.items() if matcher.search(name)}
+    if not selected:
         listed = ", ".join(list(layers)[:40]) + (f" and {len(layers) - 40} more" if len(layers) > 40 else "")
-        raise UserError(f"model.layers = {pattern!r} matches none of the linear layers: {listed}")
-    return chosen
+        raise UserError(f"model.layers = {pattern!r} matches none of the linear layers, which are {listed}")
+    return selected
 
 
 def layer_specs(layers: dict[str, torch.nn.Module], factor: int) -> tuple[LayerSpec, ...]:
-    """Shapes of the layers and of their projected gradients; Conv1D keeps its weight transposed."""
+    """Shapes of the layers and of their projected gradients; Conv1D stores its weight transposed."""
     specs = []
     for name, module in layers.items():
         rows, cols = module.weight.shape
@@ -50,7 +50,7 @@ def layer_specs(layers: dict[str, torch.nn.Module], factor: int) -> tuple[LayerS
 
 
 def coverage(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> Coverage:
-    """Share of the parameters whose gradients are tracked; the rest grouped by what it is."""
+    """Number of parameters whose gradients are tracked, and the untracked ones by group."""
     weights = {id(module.weight) for module in layers.values()}
     groups: dict[str, int] = {}
     tracked = total = 0
@@ -65,6 +65,7 @@ def coverage(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> Cove
 
 
 def _group(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> str:
+    """The group under which an untracked parameter is reported."""
     owner = model.get_submodule(name.rpartition(".")[0])
     if isinstance(owner, torch.nn.Embedding):
         return "embeddings"

@@ -1,4 +1,4 @@
-"""The model: loading it safely from its checkpoint, and one backward pass."""
+"""Safe loading of a model from its checkpoint, and its backward pass."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ class LoadedModel:
 
     @property
     def vocab_size(self) -> int:
-        """Number of rows of the input embedding: token ids must be below it."""
+        """Number of rows of the input embedding; token ids must be smaller."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """Device that token ids must be on."""
         return self.model.get_input_embeddings().weight.device
 
     @property
@@ -44,12 +44,12 @@ class LoadedModel:
         return self.model.get_input_embeddings().weight.dtype
 
     def backward(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        """One forward and activation-only backward of the token-summed loss; hooks see the gradients.
+        """One forward and one activation-only backward pass of the token-summed loss; hooks receive the gradients.
 
         Args:
             ids_BT: (B, T) int64, right-padded. No attention mask is needed: attention is causal, so no real
-                token sees the padding, and the padding has no loss.
-            labels_BT: (B, T) int64, -100 where not scored.
+                token attends to the padding, and the padding has no loss.
+            labels_BT: (B, T) int64, -100 for tokens without a loss.
 
         Returns:
             (B,) losses, float32.
@@ -62,16 +62,16 @@ class LoadedModel:
                 return losses.detach()
             hidden = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
-            place = head.weight.device  # with a device_map, not always where the last layer is
-            loss = head_loss(hidden.detach().to(place), head.weight.detach(), head.bias, labels_BT.to(place))
+            device = head.weight.device  # under a device_map it may differ from the device of the last layer
+            loss = head_loss(hidden.detach().to(device), head.weight.detach(), head.bias, labels_BT.to(device))
             if hidden.requires_grad:
                 hidden.backward(loss.hidden_grad.to(hidden.device))
             return loss.losses.to(ids_BT.device)
 
 
 def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Freeze a transformers causal language model and find out whether its head is a plain linear layer."""
-    if hasattr(model, "get_base_model"):  # peft's wrapper; the adapters live inside the base model
+    """Freeze a transformers causal language model and detect whether its head is a plain linear layer."""
+    if hasattr(model, "get_base_model"):  # a peft wrapper; the adapters are modules of the base model
         model = model.get_base_model()
     model.eval().requires_grad_(False)
     _fuse_gelu(model)
@@ -79,34 +79,35 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
 
 
 def load_model(config: ModelConfig, storage: StorageConfig, device: str | None = None) -> LoadedModel:
-    """Load a checkpoint from a local folder, an object store or the hub; safetensors only, unless `allow_pickle`.
+    """Load a checkpoint from a local folder, an object store or the hub; only safetensors unless `allow_pickle`.
 
     Args:
         config: the `model` section.
         storage: how to reach an object store.
-        device: where to put it when `device_map` is null; None picks CUDA where there is one.
+        device: device of the model when `device_map` is null; None selects CUDA if it is available.
 
     Raises:
-        UserError: the folder is missing or holds no model, or its weights would have to be unpickled.
+        UserError: the folder does not exist, contains no model, or has only pickled weights without
+            `allow_pickle`; or `device_map` leaves weights without a device.
         StoreUnavailableError: the store keeps failing.
     """
     checkpoint = locate(config, storage)
     base = checkpoint.base()
     with _loading(config):
         model = AutoModelForCausalLM.from_pretrained(
-            (base or checkpoint).whole(),
+            (base or checkpoint).path_with_weights(),
             dtype=config.dtype,
             use_safetensors=None if config.allow_pickle else True,
             device_map=config.device_map,
-            **_common(base or checkpoint),
+            **_loading_options(base or checkpoint),
         )
         if base is not None:
-            model.load_adapter(checkpoint.whole())
+            model.load_adapter(checkpoint.path_with_weights())
         tokenizer = _load_tokenizer(checkpoint)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise UserError(
-            f"model.device_map = {config.device_map!r} leaves weights of {config.path} off the devices; "
-            f"use more of them, or another device_map"
+            f"model.device_map = {config.device_map!r} leaves some weights of {config.path} without a device; "
+            f"use more devices or another device_map"
         )
     if config.device_map is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -115,7 +116,7 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A checkpoint without its weights (meta device): enough to name layers, shapes and limits."""
+    """A model on the meta device, without weights: it provides layer names, shapes and limits."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
@@ -124,99 +125,100 @@ class Skeleton:
 
 
 def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
-    """Build the modules of a checkpoint on the meta device, adapters included; no weights are fetched.
+    """Build the modules of a checkpoint on the meta device, adapters included, without fetching weights.
 
     Raises:
-        UserError: the folder is missing or holds no model.
+        UserError: the folder does not exist or contains no model.
         StoreUnavailableError: the store keeps failing.
     """
     checkpoint = locate(config, storage)
     base = checkpoint.base()
     with _loading(config):
-        settings = AutoConfig.from_pretrained((base or checkpoint).settings(), **_common(base or checkpoint))
+        full_model = base or checkpoint
+        model_config = AutoConfig.from_pretrained(
+            full_model.path_without_weights(), **_loading_options(full_model)
+        )
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+            model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
             if base is not None:
-                model.add_adapter(_adapter_settings(checkpoint.settings()))
+                model.add_adapter(_adapter_config(checkpoint.path_without_weights()))
         tokenizer = _load_tokenizer(checkpoint)
-    dtype = str(settings.dtype or torch.float32).removeprefix("torch.")
-    return Skeleton(model, tokenizer, dtype, max_positions(settings))
+    dtype = str(model_config.dtype or torch.float32).removeprefix("torch.")
+    return Skeleton(model, tokenizer, dtype, max_positions(model_config))
 
 
-def _adapter_settings(path: str) -> Any:
+def _adapter_config(path: str) -> Any:
     from peft import PeftConfig
 
     return PeftConfig.from_pretrained(path)
 
 
-def _common(checkpoint: Checkpoint) -> dict[str, Any]:
+def _loading_options(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
 
 
 @contextmanager
 def _loading(config: ModelConfig) -> Iterator[None]:
-    """Errors of transformers as one sentence."""
+    """Turn errors of transformers into a `UserError` of one sentence."""
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
 
 
-def max_positions(settings: Any) -> int | None:
-    """Longest sequence the position embedding allows, where the model's config states one."""
-    return getattr(settings.get_text_config(), "max_position_embeddings", None)
+def max_positions(model_config: Any) -> int | None:
+    """Longest sequence that the position embedding allows; None if the model's config does not state it."""
+    return getattr(model_config.get_text_config(), "max_position_embeddings", None)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Identity of what a tokenizer does: its full state if it is a fast one, else its vocabulary."""
+    """Identity of a tokenizer: a hash of its full state if it is a fast one, else of its vocabulary."""
     if tokenizer is None:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         state = str(sorted(tokenizer.get_vocab().items()))
     else:
-        described = json.loads(backend.to_str())
-        # a call sets these two; they are not the tokenizer's identity
-        state = json.dumps(
-            {k: v for k, v in described.items() if k not in ("truncation", "padding")}, sort_keys=True
-        )
+        fields = json.loads(backend.to_str())
+        # each call of the tokenizer sets these two, so they are not part of its identity
+        state = json.dumps({k: v for k, v in fields.items() if k not in ("truncation", "padding")}, sort_keys=True)
     return "sha256:" + hashlib.sha256(state.encode()).hexdigest()[:32]
 
 
 def check_same_weights(config: ModelConfig, storage: StorageConfig, spec: IndexSpec) -> None:
-    """Refuse weights that are not those of a spec: a folder may have been written to meanwhile.
+    """Reject weights that differ from those of a spec: a folder may have changed since the index was built.
 
     Raises:
-        UserError: naming both fingerprints.
+        UserError: the fingerprints differ; the message has both.
     """
-    _require_same("model", config, locate(config, storage).fingerprint(), spec.checkpoint)
+    _check_fingerprint("model", config, locate(config, storage).fingerprint(), spec.checkpoint)
 
 
 def check_same_checkpoint(
     config: ModelConfig, storage: StorageConfig, loaded: LoadedModel, spec: IndexSpec
 ) -> None:
-    """As `check_same_weights`, and the loaded tokenizer too."""
+    """Like `check_same_weights`, and reject another tokenizer too."""
     check_same_weights(config, storage, spec)
-    _require_same("tokenizer", config, tokenizer_fingerprint(loaded.tokenizer), spec.tokenisation.tokenizer)
+    _check_fingerprint("tokenizer", config, tokenizer_fingerprint(loaded.tokenizer), spec.tokenisation.tokenizer)
 
 
-def _require_same(what: str, config: ModelConfig, found: str, expected: str) -> None:
-    if found != expected:
+def _check_fingerprint(component: str, config: ModelConfig, actual: str, expected: str) -> None:
+    if actual != expected:
         raise UserError(
-            f"the {what} at {config.path} has the fingerprint {found}, but the index was built with {expected}; "
-            f"name the right checkpoint"
+            f"the {component} at {config.path} has the fingerprint {actual}, but the index was built with "
+            f"{expected}; give the path of the checkpoint that the index was built with"
         )
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
     if not checkpoint.on_hub and not any(name.startswith(("tokenizer", "vocab")) for name in checkpoint.names):
         return None
-    return AutoTokenizer.from_pretrained(checkpoint.settings(), **_common(checkpoint))
+    return AutoTokenizer.from_pretrained(checkpoint.path_without_weights(), **_loading_options(checkpoint))
 
 
 def _fuse_gelu(model: torch.nn.Module) -> None:
-    """GPT-2's tanh GELU is written out in a dozen kernels; torch has the same function as one."""
+    """Replace GPT-2's tanh GELU, which runs a dozen kernels, by torch's single kernel for the same function."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation | FastGELUActivation):
@@ -224,9 +226,9 @@ def _fuse_gelu(model: torch.nn.Module) -> None:
 
 
 def _has_linear_head(model: Any) -> bool:
-    """Whether logits = head(last_hidden_state), tried on a few tokens: some models scale or cap them.
+    """Whether logits = head(last_hidden_state), tested on a few tokens: some models scale or cap their logits.
 
-    A cap hardly shows in small logits, so a model that has one is believed.
+    A cap hardly changes small logits, so the test would miss it; it is read from the model's config instead.
     """
     head = model.get_output_embeddings()
     caps = getattr(model.config.get_text_config(), "final_logit_softcapping", None)

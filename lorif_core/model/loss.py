@@ -1,7 +1,7 @@
-"""The token-summed loss and its gradient at the last hidden state, without autograd and without all logits.
+"""The token-summed loss and its gradient at the last hidden state, without autograd and in chunks of logits.
 
-Shapes: B batch, T tokens, H hidden, V vocabulary. Labels are aligned with the input ids, -100 masked; token t
-is predicted from the hidden state at t-1.
+Shapes: B batch, T tokens, H hidden, V vocabulary. Labels are aligned with the input ids and -100 where a token
+has no loss; token t is predicted from the hidden state at t-1.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import torch
 
 from lorif_core.spec import MASKED
 
-_LOGITS_PER_CHUNK = 32 * 2**20  # bounds the logits in memory, whatever B, T and V are
+_LOGITS_PER_CHUNK = 32 * 2**20  # bounds the logits in memory for any B, T and V
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLoss:
-    """Token-summed losses (B,) float32, and the gradient of their sum (B, T, H) in the hidden's dtype."""
+    """Token-summed losses (B,) float32 or float64, and the gradient of their sum (B, T, H) in the hidden dtype."""
 
     losses: torch.Tensor
     hidden_grad: torch.Tensor
@@ -26,8 +26,8 @@ def head_loss(
 ) -> HeadLoss:
     """Cross-entropy of a linear output head, summed over each example's scored tokens.
 
-    The gradient is (softmax(logits) - onehot) @ weight, computed only where a token is scored, in chunks of
-    rows, so that peak memory does not grow with B x T x V.
+    The gradient is (softmax(logits) - onehot) @ weight. It is computed only at scored tokens and in chunks of
+    tokens, so that peak memory does not grow with B x T x V.
     """
     batch, positions = torch.nonzero(labels_BT[:, 1:] != MASKED, as_tuple=True)
     wide = torch.float64 if hidden_BTH.dtype == torch.float64 else torch.float32
@@ -46,7 +46,7 @@ def head_loss(
 
 
 def token_losses(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """(B,) token-summed cross-entropy through autograd, for heads that are not a plain linear layer."""
+    """(B,) token-summed cross-entropy with autograd, for heads that are not a plain linear layer."""
     wide = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
     losses = torch.nn.functional.cross_entropy(
         wide[:, :-1].transpose(1, 2), labels_BT[:, 1:], ignore_index=MASKED, reduction="none"

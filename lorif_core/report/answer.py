@@ -1,4 +1,4 @@
-"""An answered query as a page shows it, made of what a search has found."""
+"""Builds the section that a page shows for one answered query from the results of a search."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from lorif_core.search.explanation import Explanation
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import Scored, TopK
 
-_OWN_COLUMNS = frozenset(
+_BUILT_IN_COLUMNS = frozenset(
     ("example_id", "shard", "uri", "row", "tokens", "loss", "content_hash", "checkpoint", "spec", "text")
 )
-_LONGEST_VALUE = 120
+_MAX_VALUE_CHARS = 120
 
 
 def answer_section(
@@ -26,18 +26,19 @@ def answer_section(
     explanation: Explanation | None = None,
     totals: Sequence[SourceTotal] | None = None,
 ) -> QuerySection:
-    """The section of one query.
+    """Build the section of one query.
 
     Args:
-        query: what was asked.
+        query: the query.
         loss: its token-summed loss.
-        top: both ends of the ranking, as many as are to be shown.
-        details: descriptive columns of the rows, by example id (`Store.details`).
-        explanation: what the tokens add to these scores, or why that isn't told, if it was asked.
+        top: the hits to show, of both ends of the ranking.
+        details: descriptive columns of the rows, by example id (`Store.rows.details`).
+        explanation: contributions of the tokens to these scores, or the reason why there are none; None if no
+            explanation was requested.
         totals: by file, over all rows (`source_totals`).
     """
-    prompt, completion = query.shown
-    overlap = Overlap(_texts(query))
+    prompt, completion = query.display_text
+    overlap = Overlap(_own_texts(query))
     return QuerySection(
         query_id=query.query_id,
         prompt=prompt,
@@ -52,7 +53,7 @@ def answer_section(
 
 
 def source_totals(table: pa.Table) -> tuple[SourceTotal, ...]:
-    """Totals of one query, of the table that `Index.totals` gives by `uri`."""
+    """Convert the table that `Index.totals` returns for one query, grouped by `uri`."""
     rows = table.select(["uri", "rows", "positive", "negative"]).to_pylist()
     return tuple(SourceTotal(**row) for row in rows)
 
@@ -90,14 +91,17 @@ def _hits(
     return tuple(hits)
 
 
-def _texts(query: Query) -> Iterator[str]:
-    """What the query says, without what we say of it."""
+def _own_texts(query: Query) -> Iterator[str]:
+    """Texts of the query itself; a query given as tokens has none."""
     for _, member in query.members:
         if member.tokens is None:
-            yield "".join(part for part in member.shown if part is not None)
+            yield "".join(part for part in member.display_text if part is not None)
 
 
 def _columns(row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Columns of the index beside its own, as text; null ones are left out."""
-    further = [(name, str(value)) for name, value in row.items() if name not in _OWN_COLUMNS and value is not None]
-    return tuple((name, value[:_LONGEST_VALUE]) for name, value in further)
+    """Columns that users added to the index, as text; null values are left out."""
+    return tuple(
+        (name, str(value)[:_MAX_VALUE_CHARS])
+        for name, value in row.items()
+        if name not in _BUILT_IN_COLUMNS and value is not None
+    )

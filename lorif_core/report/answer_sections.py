@@ -1,4 +1,4 @@
-"""What a page shows of one answered query: the query, its highest and lowest scoring examples, and why."""
+"""Data of one answered query on a page: the query, its highest and lowest scoring examples, and the reasons."""
 
 import re
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ _HUB = re.compile(r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an example lies: a file or object, and the row in it, from 0."""
+    """Location of an example: a file or object, and the row in it, counted from 0."""
 
     uri: str
     row: int
 
     @property
     def link(self) -> str | None:
-        """An address that a browser may open: http, https, or a hub dataset's file; None for any other scheme."""
+        """Address that a browser may open: http, https, or a file of a hub dataset; None for other schemes."""
         if self.uri.startswith(("http://", "https://")):
             return self.uri
         hub = _HUB.fullmatch(self.uri)
@@ -26,9 +26,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class TokenShare:
-    """A token of the query as text, and what it adds to the scores of the proponents that are shown.
+    """A token of the query as text, and its contribution to the summed scores of the proponents shown.
 
-    The texts of all tokens, one after another, are the query's text; one that is no whole character is empty.
+    The concatenated texts of all tokens are the query's text. A token that does not complete a character has an
+    empty text.
     """
 
     text: str
@@ -40,11 +41,11 @@ class Hit:
     """A training example among a query's proponents or opponents.
 
     Attributes:
-        rank: from 1.
-        text: None where the index doesn't store texts.
-        overlap: (start, end) of what the text shares with the query, in its characters; ascending, disjoint.
-        tokens: what each of the query's tokens adds to this example's score; None if not explained.
-        columns: further columns of its row, (name, value).
+        rank: counted from 1.
+        text: None where the index does not store texts.
+        overlap: (start, end) in characters of the words that the text shares with the query; ascending, disjoint.
+        tokens: contribution of each query token to this example's score; None if not explained.
+        columns: extra columns of its row, (name, value).
     """
 
     rank: int
@@ -59,7 +60,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SourceTotal:
-    """Sums of scores over all rows of a file that were asked: above zero and below, and how many rows."""
+    """Sums of the positive and of the negative scores over the searched rows of a file, and their number."""
 
     uri: str
     rows: int
@@ -79,8 +80,8 @@ class QuerySection:
     Attributes:
         loss: summed over its scored tokens, in nats.
         tokens: None if the query is not explained.
-        unexplained: why it isn't, though it was to be.
-        totals: over all rows, by file, from the largest; None if they were not added up.
+        unexplained: why a requested explanation is missing; None otherwise.
+        totals: over all rows, by file, largest first; None if they were not computed.
     """
 
     query_id: str
@@ -95,5 +96,5 @@ class QuerySection:
 
     @property
     def hits(self) -> tuple[Hit, ...]:
-        """Both sides."""
+        """Proponents, then opponents."""
         return self.proponents + self.opponents

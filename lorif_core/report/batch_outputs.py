@@ -1,4 +1,4 @@
-"""Answers of a batch attribution: scores.parquet, report.html and summary.json in one folder."""
+"""Writes the answers of a batch attribution: scores.parquet, report.html and summary.json in one folder."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +17,11 @@ from lorif_core.report.answer import answer_section
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.block_answers import Attribution
 from lorif_core.report.changes import Change
-from lorif_core.report.page import JudgeRow, Report, Storage, render
-from lorif_core.search.options import PLAIN, Terms
+from lorif_core.report.page import Report, SelfCheckRow, Storage, render
+from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions
 from lorif_core.search.top_k import TopK
 from lorif_core.spec import Coverage
-from lorif_core.storage.filesystem import contact, open_filesystem, written_whole
+from lorif_core.storage.filesystem import atomic_write, open_filesystem, storage_errors
 from lorif_core.tables.example_details import Details
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
@@ -42,19 +42,19 @@ SCORES_SCHEMA = pa.schema(
 SUMMARY = "summary.json"
 QUERIES_IN_REPORT = 100
 HITS_IN_REPORT = 50
-"""Of each side: a page of many megabytes is of no use to anybody."""
-_HITS_PER_LOOKUP = 200_000  # a pass over all ids of the index finds the rows of so many
-_HITS_PER_WRITE = 10_000  # whose texts are in memory together
+"""On each side. More would make a page of many megabytes."""
+_HITS_PER_LOOKUP = 200_000  # hits whose rows are located in one pass over all ids of the index
+_HITS_PER_WRITE = 10_000  # hits whose texts are in memory at the same time
 
 
 def check_out_folder(out: str, storage: StorageConfig) -> None:
-    """Refuse an output folder that is a file or holds anything: nothing of the user's is overwritten."""
+    """Raise UserError if the output folder is a file or is not empty, so that no file is overwritten."""
     fs, path = open_filesystem(out, storage)
-    with contact(out):
+    with storage_errors(out):
         if fs.isfile(path):
-            raise UserError(f"--out {out} is a file; name a folder that is empty or not there yet")
+            raise UserError(f"--out {out} is a file; name a new or empty folder")
         if fs.isdir(path) and fs.ls(path):
-            raise UserError(f"--out {out} is not empty; name a folder that is empty or not there yet")
+            raise UserError(f"--out {out} is not empty; name a new or empty folder")
 
 
 def write_answers(
@@ -64,31 +64,32 @@ def write_answers(
     answers: Iterable[Attribution],
     title: str,
     timings: Sequence[tuple[str, float]] = (),
-    judge: Sequence[JudgeRow] = (),
+    self_checks: Sequence[SelfCheckRow] = (),
     change: Change | None = None,
-    terms: Terms = PLAIN,
+    options: SearchOptions = DEFAULT_OPTIONS,
 ) -> dict[str, Any]:
-    """Write the three files into `out`, the summary last, and return it. Answers are taken as they come.
+    """Write the three files into `out`, the summary last, and return the summary.
 
-    What is held at a time is bounded: answers of `_HITS_PER_LOOKUP` examples, and the texts of `_HITS_PER_WRITE`.
+    Memory is bounded: at most the answers of `_HITS_PER_LOOKUP` hits and the texts of `_HITS_PER_WRITE` hits are
+    held at a time, unless one query alone has more.
 
     Args:
-        out: folder, made if it is not there, or an s3:// URI in the store of the index.
+        out: folder, created if it does not exist, or an s3:// URI in the store of the index.
         store: the index, for the texts and sources of the examples.
-        generation: the generation that was scored.
+        generation: the generation that was searched.
         answers: one per query, in order.
         title: heading of the report.
-        timings: further (stage, seconds) after those of the build.
-        judge: self-checks to show.
-        change: from a former generation, to the same queries.
-        terms: what was asked for beside the queries.
+        timings: (stage, seconds) to show after those of the build.
+        self_checks: self-checks to show.
+        change: changes since a former generation, for the same queries.
+        options: options of the search.
     """
     fs, path = open_filesystem(out, store.storage)
-    with contact(out, "write"):
+    with storage_errors(out, "write"):
         fs.makedirs(path, exist_ok=True)
-        with written_whole(f"{out.rstrip('/')}/scores.parquet", store.storage) as file:
+        with atomic_write(f"{out.rstrip('/')}/scores.parquet", store.storage) as file:
             written = _write_scores(file, store, generation, answers)
-    report = _report(store, generation, written, title, timings, judge, change)
+    report = _report(store, generation, written, title, timings, self_checks, change)
     summary = {
         "queries": written.queries,
         "scores": written.scores,
@@ -96,44 +97,45 @@ def write_answers(
         "rows": generation.rows,
         "checkpoint": generation.checkpoint,
         "spec": generation.spec,
-        "where": terms.where,
-        "normalise": terms.normalise,
+        "where": options.where,
+        "normalise": options.normalise,
         "bytes_per_example": report.storage.bytes_per_example,
         "dense_bytes_per_example": report.storage.dense_bytes_per_example,
         "covered_parameters": report.coverage.share,
         "skipped": [list(item) for item in report.skipped],
         "timings": dict(report.timings),
         "self_check": [
-            {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance} for row in judge
+            {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance}
+            for row in self_checks
         ],
         **({} if change is None else {"change": change.to_dict()}),
     }
     files = {"report.html": render(report), SUMMARY: json.dumps(summary, indent=2) + "\n"}
-    with contact(out, "write"):
+    with storage_errors(out, "write"):
         for name, content in files.items():
-            with written_whole(f"{out.rstrip('/')}/{name}", store.storage) as file:
+            with atomic_write(f"{out.rstrip('/')}/{name}", store.storage) as file:
                 file.write(content.encode())
     return summary
 
 
 @dataclass(slots=True)
 class _Written:
-    """What has gone into scores.parquet, and the queries that the report shows."""
+    """Counts of the rows in scores.parquet, and the queries that the report shows."""
 
     queries: int = 0
     scores: int = 0
     sections: list[QuerySection] = field(default_factory=list)
-    cut: bool = False
+    are_hits_omitted: bool = False
 
     @property
     def omitted(self) -> str | None:
-        """What the page leaves out, as a sentence."""
-        told = []
+        """A sentence about the results that the page leaves out; None if it shows all."""
+        limits = []
         if self.queries > len(self.sections):
-            told.append(f"the first {len(self.sections):,} of {self.queries:,} queries")
-        if self.cut:
-            told.append(f"the first {HITS_IN_REPORT} examples of each side")
-        return f"This page shows {' and '.join(told)}; scores.parquet has all." if told else None
+            limits.append(f"the first {len(self.sections):,} of {self.queries:,} queries")
+        if self.are_hits_omitted:
+            limits.append(f"the first {HITS_IN_REPORT} examples of each side")
+        return f"This page shows {' and '.join(limits)}; scores.parquet has all." if limits else None
 
 
 def _write_scores(
@@ -141,31 +143,33 @@ def _write_scores(
 ) -> _Written:
     written = _Written()
     with pq.ParquetWriter(file, SCORES_SCHEMA) as writer:
-        for many in _in_groups(answers, _HITS_PER_LOOKUP):
-            details = Details(store, generation.factors_version, (name for answer in many for name in answer.ids))
-            for some in _in_groups(many, _HITS_PER_WRITE):
-                found = details.of([name for answer in some for name in answer.ids])
-                rows = [row for answer in some for row in _score_rows(answer, found)]
+        for lookup_group in _in_groups(answers, _HITS_PER_LOOKUP):
+            details = Details(
+                store, generation.factors_version, (name for answer in lookup_group for name in answer.example_ids)
+            )
+            for group in _in_groups(lookup_group, _HITS_PER_WRITE):
+                rows_by_id = details.lookup([name for answer in group for name in answer.example_ids])
+                rows = [row for answer in group for row in _score_rows(answer, rows_by_id)]
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
-                written.queries += len(some)
+                written.queries += len(group)
                 written.scores += len(rows)
-                for answer in some[: QUERIES_IN_REPORT - len(written.sections)]:
-                    written.sections.append(_section(answer, found))
-                    written.cut |= answer.top.k > HITS_IN_REPORT
+                for answer in group[: QUERIES_IN_REPORT - len(written.sections)]:
+                    written.sections.append(_section(answer, rows_by_id))
+                    written.are_hits_omitted |= answer.top.k > HITS_IN_REPORT
     return written
 
 
-def _in_groups(answers: Iterable[Attribution], hits: int) -> Iterator[list[Attribution]]:
-    """Answers in groups of at least one, and of no more than so many hits."""
+def _in_groups(answers: Iterable[Attribution], max_hits: int) -> Iterator[list[Attribution]]:
+    """Split answers into groups of at most `max_hits` hits, or of one answer that has more."""
     group: list[Attribution] = []
-    held = 0
+    hits = 0
     for answer in answers:
-        more = len(answer.ids)
-        if group and held + more > hits:
+        answer_hits = len(answer.example_ids)
+        if group and hits + answer_hits > max_hits:
             yield group
-            group, held = [], 0
+            group, hits = [], 0
         group.append(answer)
-        held += more
+        hits += answer_hits
     if group:
         yield group
 
@@ -193,7 +197,7 @@ def _report(
     written: _Written,
     title: str,
     timings: Sequence[tuple[str, float]],
-    judge: Sequence[JudgeRow],
+    self_checks: Sequence[SelfCheckRow],
     change: Change | None,
 ) -> Report:
     code_bytes = store.rows.code_bytes(generation.factors_version)
@@ -219,8 +223,8 @@ def _report(
         ),
         timings=(*json.loads(generation.timings_json).items(), *timings),
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
-        judge=tuple(judge),
-        relative=len(generation.leaders) > 1,
+        self_checks=tuple(self_checks),
+        relative=len(generation.own_checkpoint_parts) > 1,
         omitted=written.omitted,
         change=change,
     )
@@ -233,16 +237,16 @@ def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySe
 
 
 def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:
-    """Shapes, retained spectrum, damping and energy of every layer of a generation's newest part."""
+    """Shapes, retained spectrum, damping and retained energy of each layer of a generation's newest part."""
     part = generation.newest
     layers = part.index_spec.layers
-    fitted: dict[int, list[dict[str, Any]]] = {}
+    components: dict[int, list[dict[str, Any]]] = {}
     if part.curvature_kind != "none":
-        components = groupby(store.curvatures.spectra(generation, part), key=lambda row: row["layer_index"])
-        fitted = {index: list(rows) for index, rows in components}
+        by_layer = groupby(store.curvatures.spectra(generation, part), key=lambda row: row["layer_index"])
+        components = {index: list(rows) for index, rows in by_layer}
     sections = []
     for index, layer in enumerate(layers):
-        rows = fitted.get(index, [])
+        rows = components.get(index, [])
         trace = rows[0]["trace"] if rows else 0.0
         sections.append(
             LayerSection(

@@ -1,8 +1,9 @@
-"""A batch attribution on its way: what was asked of which generation, and the blocks of queries that are answered.
+"""State of a resumable batch attribution: its queries and generation, and the answered blocks of queries.
 
-Both lie in the folder `_lorif` of the output until its three files are whole. Each finished block is a parquet
-file, written whole and named by all that its answers follow from, so that one of another question, generation or
-division into blocks is never taken for it. The generation is chosen once, by the run that begins.
+The state is in the folder `_lorif` of the output until the three output files are complete. Each answered block is
+a parquet file that is written atomically. Its name is a digest of everything that its answers depend on, so a
+block of other queries, of another generation or of another division into blocks is never used. The first run
+chooses the generation; a resumed run uses the same one.
 """
 
 import hashlib
@@ -19,42 +20,45 @@ from lorif_core.errors import LorifError, UserError
 from lorif_core.report.batch_outputs import SUMMARY, check_out_folder
 from lorif_core.report.block_answers import Attribution, from_parquet, to_parquet
 from lorif_core.search.explanation import QUERIES_EXPLAINED
-from lorif_core.search.options import PLAIN, Terms, make_terms
+from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions, make_options
 from lorif_core.search.queries import Query
 from lorif_core.search.query_blocks import queries_per_block
-from lorif_core.storage.filesystem import contact, open_filesystem
-from lorif_core.storage.lease import Lease, hold
+from lorif_core.storage.filesystem import open_filesystem, storage_errors
+from lorif_core.storage.lease import Lease, hold_lease
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 
 _FORMAT = 2
 _RECORD = "attribution.json"
-_PARTS = "answered"
+_BLOCKS = "answered"
 
 
 @dataclass(frozen=True, slots=True)
 class QueryBlock:
-    """Queries that are asked in one pass over the index, and the name of the object with their answers.
+    """Queries that are answered in one pass over the index.
 
-    The first `explained` of them are also explained.
+    Attributes:
+        queries: the queries of the block.
+        object_name: name of the object that stores their answers.
+        explained: how many of its first queries are also explained.
     """
 
     queries: Sequence[Query]
-    part: str
+    object_name: str
     explained: int
 
 
-class Unfinished:
-    """One attribution: the blocks of its queries, and what of them is answered.
+class BatchRun:
+    """A batch attribution: its blocks of queries, and the stored answers of those that are done.
 
     Args:
-        config: where the index is and how much memory there is; no other key changes an answer.
-        queries: all of them.
-        k: of each end of the ranking.
+        config: location of the index and memory limit; other keys do not change the answers.
+        queries: all queries.
+        k: number of examples of each end of the ranking.
         out: folder or URI of the output.
-        generation: the one that is asked.
-        terms: which rows, and their normalisation.
+        generation: the generation to search.
+        options: which rows are searched, and the normalisation of scores.
         explained: how many of the first queries are also explained.
     """
 
@@ -65,10 +69,10 @@ class Unfinished:
         k: int,
         out: str,
         generation: Generation,
-        terms: Terms = PLAIN,
+        options: SearchOptions = DEFAULT_OPTIONS,
         explained: int = QUERIES_EXPLAINED,
     ) -> None:
-        self.queries, self.k, self.out, self.generation, self.terms = queries, k, out, generation, terms
+        self.queries, self.k, self.out, self.generation, self.options = queries, k, out, generation, options
         self._explained = explained
         self._index, self._storage = config.index, config.storage
         self._objects = Objects(out, config.storage)
@@ -78,141 +82,147 @@ class Unfinished:
     def blocks(self) -> list[QueryBlock]:
         """All blocks, in the order of the queries."""
         size = queries_per_block(self.generation, self.k, self._memory_gb)
-        identity = identity_of(self.generation)
+        identity = generation_digest(self.generation)
         blocks = []
         for first in range(0, len(self.queries), size):
-            some = self.queries[first : first + size]
-            explained = max(0, min(len(some), self._explained - first))
-            name = _digest(identity, self.k, asdict(self.terms), _plain(some), explained)
-            blocks.append(QueryBlock(some, f"{_PARTS}/{name}.parquet", explained))
+            queries = self.queries[first : first + size]
+            explained = max(0, min(len(queries), self._explained - first))
+            name = _digest(identity, self.k, asdict(self.options), _as_dicts(queries), explained)
+            blocks.append(QueryBlock(queries, f"{_BLOCKS}/{name}.parquet", explained))
         return blocks
 
     def begin(self) -> None:
-        """Record what is asked, unless it is recorded: from now on the output is this attribution's.
+        """Claim the output folder for this attribution by writing its record, unless the record exists.
 
         Raises:
-            UserError: another one has begun there meanwhile.
+            UserError: another attribution has claimed the folder in the meantime.
         """
-        found, own = self._objects.get(_RECORD), self._record()
-        if found is None:
+        stored, own = self._objects.get(_RECORD), self._record()
+        if stored is None:
             is_own = self._objects.create(_RECORD, own)
         else:
-            is_own = all(found.get(key) == own[key] for key in ("format", "question", "identity"))
+            is_own = all(stored.get(key) == own[key] for key in ("format", "question", "identity"))
         if not is_own:
-            raise UserError(f"another attribution has just begun in --out {self.out}; name another folder")
+            raise UserError(f"another attribution has just started in --out {self.out}; name another folder")
 
     def _record(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
-            "question": question_of(self.queries, self.k, self.terms.where, self.terms.normalise),
+            "question": question_digest(self.queries, self.k, self.options.where, self.options.normalise),
             "index": self._index,
             "generation": self.generation.generation,
-            "identity": identity_of(self.generation),
+            "identity": generation_digest(self.generation),
             "begun_by": uuid.uuid4().hex,
         }
 
-    def missing(self) -> list[QueryBlock]:
-        """The blocks that are not answered yet; none once the summary is there, which is written last."""
+    def unanswered_blocks(self) -> list[QueryBlock]:
+        """The blocks without stored answers; none if the summary exists, because it is written last."""
         if self.summary() is not None:
             return []
-        there = {entry.name for entry in self._objects.names(_PARTS)}
-        return [block for block in self.blocks if block.part not in there]
+        stored = {entry.name for entry in self._objects.names(_BLOCKS)}
+        return [block for block in self.blocks if block.object_name not in stored]
 
-    def keep(self, block: QueryBlock, answers: Sequence[Attribution]) -> None:
-        """Keep the answers of a block, which are in the order of its queries."""
-        self._objects.put_bytes(block.part, to_parquet(answers))
+    def save_answers(self, block: QueryBlock, answers: Sequence[Attribution]) -> None:
+        """Store the answers of a block, in the order of its queries."""
+        self._objects.put_bytes(block.object_name, to_parquet(answers))
 
     def answers(self) -> Iterator[Attribution]:
-        """Answers of all queries in order, one block in memory at a time.
+        """Read the answers of all queries in order, one block at a time.
 
         Raises:
-            LorifError: a block is not there, or damaged.
+            LorifError: the answers of a block are missing or damaged.
         """
         for block in self.blocks:
-            answers = from_parquet(self._objects.get_bytes(block.part), block.queries, self.k)
+            answers = from_parquet(self._objects.get_bytes(block.object_name), block.queries, self.k)
             if answers is None:
-                self._objects.remove([block.part])
+                self._objects.remove([block.object_name])
                 raise LorifError(
-                    f"{block.part} in {self.out}/_lorif is gone or damaged; run again, to answer it anew"
+                    f"{block.object_name} in {self.out}/_lorif is missing or damaged; run the command again to "
+                    f"recompute it"
                 )
             yield from answers
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary, if all of the output is written: then only `finish` is left to do."""
+        """The summary if the output is complete, so that only `clean_up` remains; else None."""
         fs, path = open_filesystem(self.out, self._storage)
-        with contact(self.out):
+        with storage_errors(self.out):
             try:
                 return json.loads(fs.cat_file(f"{path.rstrip('/')}/{SUMMARY}"))
             except FileNotFoundError:
                 return None
 
-    def leave(self) -> None:
-        """Free the folder again unless something is answered: the question was wrong, and will be another."""
-        if len(self.missing()) == len(self.blocks):
-            self.finish()
+    def release_if_unanswered(self) -> None:
+        """Free the folder if no block is answered, so that a corrected command can use it."""
+        if len(self.unanswered_blocks()) == len(self.blocks):
+            self.clean_up()
 
-    def held(self) -> AbstractContextManager[Lease]:
-        """Keep out another run of the same attribution: around all that is between `begin` and `finish`."""
-        return hold(self.out, self._storage, "attribution")
+    def lease(self) -> AbstractContextManager[Lease]:
+        """Lock out other runs of the same attribution. Hold it for all work between `begin` and `clean_up`."""
+        return hold_lease(self.out, self._storage, "attribution")
 
-    def finish(self) -> None:
-        """Remove what was kept for going on, the record last; not while it is held."""
+    def clean_up(self) -> None:
+        """Remove the stored state, the record last. The lease must not be held."""
         self._objects.remove_all(last=_RECORD)
 
 
-def open_unfinished(
+def open_batch_run(
     config: Config,
     queries: Sequence[Query],
     k: int,
     out: str,
-    begun: dict[str, Any] | None,
+    record: dict[str, Any] | None,
     latest: Generation,
     where: str | None = None,
     normalise: str = "none",
-) -> Unfinished:
-    """The attribution that an output folder is for: one that was begun with the same question, or a new one.
+) -> BatchRun:
+    """Resume the attribution of an output folder, or create a new one.
 
     Args:
-        config: of the index.
-        queries: what is asked.
-        k: of each end of the ranking.
+        config: CONFIG of the index.
+        queries: all queries.
+        k: number of examples of each end of the ranking.
         out: folder or URI of the output.
-        begun: what `begun_in` has found there.
-        latest: the generation that a new one asks.
-        where: as in `Terms`.
-        normalise: as in `Terms`.
+        record: result of `read_batch_record`.
+        latest: the generation that a new attribution searches.
+        where: as in `SearchOptions`.
+        normalise: as in `SearchOptions`.
 
     Raises:
-        UserError: another question was begun there, the generation that it asks is gone, or as `make_terms`.
+        UserError: the folder belongs to an attribution with other arguments, its generation no longer exists, or
+            as `make_options`.
     """
     store = Store(config.index, config.storage)
-    generation = latest if begun is None else _pinned(store, begun, question_of(queries, k, where, normalise), out)
-    terms = make_terms(store, generation.factors_version, where, normalise)
-    explained = QUERIES_EXPLAINED if terms.normalise == "none" else 0  # contributions are parts of plain scores
-    return Unfinished(config, queries, k, out, generation, terms, explained)
+    generation = latest
+    if record is not None:
+        generation = _recorded_generation(store, record, question_digest(queries, k, where, normalise), out)
+    options = make_options(store, generation.factors_version, where, normalise)
+    explained = (
+        QUERIES_EXPLAINED if options.normalise == "none" else 0
+    )  # contributions add up to plain scores only
+    return BatchRun(config, queries, k, out, generation, options, explained)
 
 
-def _pinned(store: Store, begun: dict[str, Any], question: str, out: str) -> Generation:
-    if (begun.get("format"), begun.get("question")) != (_FORMAT, question):
+def _recorded_generation(store: Store, record: dict[str, Any], question: str, out: str) -> Generation:
+    if (record.get("format"), record.get("question")) != (_FORMAT, question):
         raise UserError(
-            f"--out {out} is not empty: an attribution of other queries, or with another --top-k, --where or "
-            f"--normalise, was begun there; go on with that one, or name a folder that is empty or not there yet"
+            f"--out {out} is not empty: it has an unfinished attribution of other queries, or with another "
+            f"--top-k, --where or --normalise; repeat that command to finish it, or name a new or empty folder"
         )
     for generation in store.generations():
-        if identity_of(generation) == begun["identity"]:
+        if generation_digest(generation) == record["identity"]:
             return generation
     raise UserError(
-        f"the attribution in --out {out} was begun on generation {begun['generation']} of {begun['index']}, which "
-        f"{store.uri} does not have (any more): answers of two generations are never mixed; name another folder "
-        f"to ask the newest one"
+        f"the attribution in --out {out} uses generation {record['generation']} of {record['index']}, which "
+        f"is not in {store.uri} (any longer); answers of two generations are never mixed, so name another folder "
+        f"to search the newest generation"
     )
 
 
-def begun_in(out: str, config: Config) -> dict[str, Any] | None:
-    """The record of the attribution that was begun in a folder; None if the folder is free.
+def read_batch_record(out: str, config: Config) -> dict[str, Any] | None:
+    """Read the record of the unfinished attribution in a folder; None if the folder is empty or does not exist.
 
     Raises:
-        UserError: it is a file, or holds anything else.
+        UserError: `out` is a file, or the folder contains other files.
     """
     record = Objects(out, config.storage).get(_RECORD)
     if record is None:
@@ -220,19 +230,19 @@ def begun_in(out: str, config: Config) -> dict[str, Any] | None:
     return record
 
 
-def question_of(queries: Sequence[Query], k: int, where: str | None, normalise: str) -> str:
-    """32 hex digits that name what is asked."""
-    return _digest(_plain(queries), k, where, normalise)
+def question_digest(queries: Sequence[Query], k: int, where: str | None, normalise: str) -> str:
+    """32 hex digits that identify the queries and search options."""
+    return _digest(_as_dicts(queries), k, where, normalise)
 
 
-def identity_of(generation: Generation) -> str:
-    """32 hex digits that name a generation by its content: numbers begin again in an index that was made anew."""
+def generation_digest(generation: Generation) -> str:
+    """32 hex digits that identify a generation by its content; its number alone repeats in a recreated index."""
     return _digest({name: str(value) for name, value in asdict(generation).items()})
 
 
-def _plain(queries: Sequence[Query]) -> list[Any]:
+def _as_dicts(queries: Sequence[Query]) -> list[Any]:
     return [asdict(query) for query in queries]
 
 
-def _digest(*what: Any) -> str:
-    return hashlib.sha256(json.dumps([_FORMAT, *what], sort_keys=True).encode()).hexdigest()[:32]
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps([_FORMAT, *values], sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Answers of a block of queries as a parquet file: what a batch attribution keeps until all of it is answered."""
+"""Answers of one block of queries as a parquet file. A batch attribution stores them until all blocks are done."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +13,10 @@ from lorif_core.search.queries import Query
 from lorif_core.search.top_k import Scored, TopK
 
 _HITS = pa.list_(pa.struct([("score", pa.float32()), ("example_id", pa.string())]))
-_ADDED = pa.list_(pa.struct([("example_id", pa.string()), ("contributions", pa.list_(pa.float32()))]))
-_EXPLANATION = pa.struct([("tokens", pa.list_(pa.string())), ("by_example", _ADDED), ("reason", pa.string())])
+_CONTRIBUTIONS = pa.list_(pa.struct([("example_id", pa.string()), ("contributions", pa.list_(pa.float32()))]))
+_EXPLANATION = pa.struct(
+    [("tokens", pa.list_(pa.string())), ("by_example", _CONTRIBUTIONS), ("reason", pa.string())]
+)
 _SCHEMA = pa.schema(
     [
         ("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS),
@@ -25,7 +27,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Of one query: its token-summed loss under the model, both ends of the ranking, and why, if it was asked."""
+    """Answer to one query: its token-summed loss, both ends of the ranking, and the explanation if requested."""
 
     query: Query
     loss: float
@@ -33,20 +35,20 @@ class Attribution:
     explanation: Explanation | None = None
 
     @property
-    def ids(self) -> list[str]:
-        """Ids of the examples of both ends."""
+    def example_ids(self) -> list[str]:
+        """Ids of the proponents, then of the opponents."""
         return [hit.example_id for hit in (*self.top.proponents, *self.top.opponents)]
 
 
 def to_parquet(answers: Sequence[Attribution]) -> bytes:
-    """The content of the file."""
+    """Encode the answers of a block as the content of a parquet file."""
     rows = [
         {
             "query_id": answer.query.query_id,
             "loss": answer.loss,
             "proponents": [asdict(hit) for hit in answer.top.proponents],
             "opponents": [asdict(hit) for hit in answer.top.opponents],
-            "explanation": None if answer.explanation is None else _plain(answer.explanation),
+            "explanation": None if answer.explanation is None else _explanation_row(answer.explanation),
         }
         for answer in answers
     ]
@@ -56,7 +58,7 @@ def to_parquet(answers: Sequence[Attribution]) -> bytes:
 
 
 def from_parquet(content: bytes | None, queries: Sequence[Query], k: int) -> list[Attribution] | None:
-    """The answers to these queries; None if the file is gone, damaged, or of other queries."""
+    """Decode the answers to these queries; None if the file is missing, damaged, or of other queries."""
     try:
         rows = pq.read_table(pa.BufferReader(content or b"")).to_pylist()
     except pa.ArrowException:
@@ -71,15 +73,16 @@ def _answer(query: Query, row: dict[str, Any], k: int) -> Attribution:
     return Attribution(query, row["loss"], TopK(k, *ends), _explanation(row["explanation"]))
 
 
-def _plain(explanation: Explanation) -> dict[str, Any]:
-    added = [
-        {"example_id": name, "contributions": added_T.tolist()} for name, added_T in explanation.by_example.items()
+def _explanation_row(explanation: Explanation) -> dict[str, Any]:
+    by_example = [
+        {"example_id": example_id, "contributions": contributions_T.tolist()}
+        for example_id, contributions_T in explanation.by_example.items()
     ]
-    return {"tokens": list(explanation.tokens), "by_example": added, "reason": explanation.reason}
+    return {"tokens": list(explanation.tokens), "by_example": by_example, "reason": explanation.reason}
 
 
-def _explanation(kept: dict[str, Any] | None) -> Explanation | None:
-    if kept is None:
+def _explanation(row: dict[str, Any] | None) -> Explanation | None:
+    if row is None:
         return None
-    added = {row["example_id"]: np.array(row["contributions"], np.float32) for row in kept["by_example"]}
-    return Explanation(tuple(kept["tokens"]), added, kept["reason"])
+    by_example = {hit["example_id"]: np.array(hit["contributions"], np.float32) for hit in row["by_example"]}
+    return Explanation(tuple(row["tokens"]), by_example, row["reason"])

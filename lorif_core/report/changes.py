@@ -1,4 +1,4 @@
-"""What a newer generation of an index changed: its rows, its answers, and what it cost. Nothing but data."""
+"""Data on the changes from one generation of an index to a later one: rows, answers and costs."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class PartDrift:
-    """How far the rows of an older checkpoint have moved, and what becomes of them.
+    """Drift of the rows of an older checkpoint, and the decision about them.
 
     `cosine` and `score_correlation` are means over `sampled` of `rows` rows; see `lifecycle.drift`.
-    The measurement took `seconds`.
+    `seconds` is the duration of the measurement.
     """
 
     checkpoint: str
@@ -24,7 +24,7 @@ class PartDrift:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Seconds that a stage of the update took, and that it would take in a rebuild, by an estimate."""
+    """Seconds of a stage: measured in the update, and estimated for a rebuild."""
 
     stage: str
     update: float
@@ -32,57 +32,57 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """A proponent, and its rank in the former generation; None where that did not have the example."""
+class RankedProponent:
+    """A proponent and its rank in the former generation; None if that generation did not have the example."""
 
     example_id: str
-    former: int | None
+    former_rank: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class QueryChange:
-    """A query's strongest proponents now, in order, and its losses under both checkpoints."""
+    """A query's strongest proponents in the later generation, in order, and its loss under both checkpoints."""
 
     query_id: str
     loss_before: float
     loss_after: float
-    proponents: tuple[Standing, ...]
+    proponents: tuple[RankedProponent, ...]
 
     @property
     def new(self) -> int:
-        """Proponents that the former generation did not have."""
-        return sum(standing.former is None for standing in self.proponents)
+        """Number of proponents that the former generation did not have."""
+        return sum(proponent.former_rank is None for proponent in self.proponents)
 
     @property
     def stayed(self) -> int:
-        """Proponents that were among as many strongest ones."""
-        most = len(self.proponents)
-        return sum(standing.former is not None and standing.former <= most for standing in self.proponents)
+        """Number of proponents that the former generation ranked among its first k, k being their number."""
+        ranks = (proponent.former_rank for proponent in self.proponents)
+        return sum(rank is not None and rank <= len(self.proponents) for rank in ranks)
 
     @property
     def risen(self) -> int:
-        """Proponents that were there, but not among as many strongest ones."""
+        """Number of proponents that the former generation had, but ranked lower than its first k."""
         return len(self.proponents) - self.new - self.stayed
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an update made of a generation.
+    """Changes that an update made.
 
     Attributes:
-        former: number of the generation before.
-        rows_before: its rows.
-        rows_after: rows of the newer one.
+        former_generation: number of the generation before the update.
+        rows_before: rows before the update.
+        rows_after: rows after the update.
         rows_added: rows of new data.
-        rows_refreshed: rows that were computed anew at the new checkpoint.
-        bytes_before: measured bytes of all codes.
-        bytes_after: those of the newer one.
-        older_rows: what became of rows of older checkpoints.
-        costs: by stage, whose sums are the whole of update and rebuild.
+        rows_refreshed: rows recomputed at the new checkpoint.
+        bytes_before: measured bytes of all codes before the update.
+        bytes_after: measured bytes of all codes after the update.
+        older_rows: drift of the rows of older checkpoints.
+        costs: by stage; they add up to the total costs of update and rebuild.
         queries: one per query, in order.
     """
 
-    former: int
+    former_generation: int
     rows_before: int
     rows_after: int
     rows_added: int
@@ -95,38 +95,42 @@ class Change:
 
     @property
     def update_seconds(self) -> float:
-        """Seconds of the update, all of it."""
+        """Total seconds of the update."""
         return sum(cost.update for cost in self.costs)
 
     @property
     def rebuild_seconds(self) -> float:
-        """Seconds of a rebuild, by an estimate."""
+        """Estimated total seconds of a rebuild."""
         return sum(cost.rebuild for cost in self.costs)
 
     @property
     def new(self) -> int:
-        """Strongest proponents of all queries that are new data."""
+        """Number of strongest proponents that are new data, over all queries."""
         return sum(query.new for query in self.queries)
 
     @property
     def risen(self) -> int:
-        """Strongest proponents of all queries that were there, but not among the strongest."""
+        """Number of strongest proponents that rose from lower ranks, over all queries."""
         return sum(query.risen for query in self.queries)
 
     @property
     def stayed(self) -> int:
-        """Strongest proponents of all queries that were among the strongest."""
+        """Number of strongest proponents that were among the strongest before, over all queries."""
         return sum(query.stayed for query in self.queries)
 
     def former_ranks(self, query_id: str) -> dict[str, int | None]:
-        """Of a query's strongest proponents, by example id."""
-        standings = (query.proponents for query in self.queries if query.query_id == query_id)
-        return {standing.example_id: standing.former for found in standings for standing in found}
+        """Former ranks of a query's strongest proponents, by example id."""
+        return {
+            proponent.example_id: proponent.former_rank
+            for query in self.queries
+            if query.query_id == query_id
+            for proponent in query.proponents
+        }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Values that JSON can encode."""
         return {
-            "former_generation": self.former,
+            "former_generation": self.former_generation,
             "rows": {
                 "before": self.rows_before, "after": self.rows_after, "added": self.rows_added,
                 "refreshed": self.rows_refreshed,
@@ -138,28 +142,28 @@ class Change:
                 **{cost.stage: cost.rebuild for cost in self.costs}, "all": self.rebuild_seconds,
             },
             "proponents": {"new_data": self.new, "risen": self.risen, "stayed": self.stayed},
-            "queries": [_told(query) for query in self.queries],
+            "queries": [_query_dict(query) for query in self.queries],
         }  # fmt: skip
 
 
-def _told(query: QueryChange) -> dict[str, Any]:
+def _query_dict(query: QueryChange) -> dict[str, Any]:
     return {
         "query_id": query.query_id,
         "loss_before": query.loss_before,
         "loss_after": query.loss_after,
         "proponents": [
-            {"example_id": standing.example_id, "rank": rank, "former_rank": standing.former}
-            for rank, standing in enumerate(query.proponents, start=1)
+            {"example_id": proponent.example_id, "rank": rank, "former_rank": proponent.former_rank}
+            for rank, proponent in enumerate(query.proponents, start=1)
         ],
     }
 
 
-def standings(former: Sequence[str], now: Sequence[str]) -> tuple[Standing, ...]:
-    """Proponents of now with their former ranks.
+def with_former_ranks(former: Sequence[str], current: Sequence[str]) -> tuple[RankedProponent, ...]:
+    """Add the former ranks to the current proponents.
 
     Args:
-        former: ids of all examples that there were, strongest first.
-        now: ids of the strongest ones now.
+        former: ids of all examples of the former generation, strongest first.
+        current: ids of the strongest proponents of the current one.
     """
     ranks = {example_id: rank for rank, example_id in enumerate(former, start=1)}
-    return tuple(Standing(example_id, ranks.get(example_id)) for example_id in now)
+    return tuple(RankedProponent(example_id, ranks.get(example_id)) for example_id in current)

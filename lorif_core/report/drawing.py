@@ -1,4 +1,4 @@
-"""How a page draws an answered query: shades of its tokens, and which files its examples come from."""
+"""Display data of an answered query: shades of its tokens, and the files that its examples come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from functools import cached_property
 from lorif_core.report.answer_sections import Hit, QuerySection, Source, SourceTotal
 
 _SHADES = 4
-_STRONGEST = 3
-_LEAST_SHARE = 0.05  # of a token that is named
-_SOURCES = 20
+_MAX_NAMED = 3
+_MIN_NAMED_SHARE = 0.05
+_MAX_SOURCES = 20
 _SPACES = str.maketrans({" ": "\N{OPEN BOX}", "\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"})
 
 
 @dataclass(frozen=True, slots=True)
 class Shade:
-    """A part of the query's text, after a space; `level` from -4 to 4 says what it adds, None: it isn't scored."""
+    """A part of the query's text. `level` is its contribution from -4 to 4; None if it is not scored."""
 
     space: str
     text: str
@@ -23,8 +23,8 @@ class Shade:
 
 
 @dataclass(frozen=True, slots=True)
-class NamedToken:
-    """A token that adds much: its text, and its share of the sum of all contributions' sizes, signed."""
+class TokenContribution:
+    """A token's text, and its contribution divided by the sum of the absolute contributions of all tokens."""
 
     text: str
     share: float
@@ -32,17 +32,17 @@ class NamedToken:
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A file: how many of its examples are shown, the sum of their scores, and that of all its rows."""
+    """A file: its examples shown on each side, the sum of their scores, and the totals of all its rows."""
 
     source: Source
     proponents: int
     opponents: int
-    shown: float
+    shown_sum: float
     total: SourceTotal | None
 
 
 class QueryTokens:
-    """The tokens of an explained query in pieces: each a whole number of characters, those without a score joined.
+    """The tokens of an explained query, joined into pieces of complete characters; adjacent unscored pieces merge.
 
     Args:
         query: a section with `tokens`.
@@ -52,19 +52,20 @@ class QueryTokens:
         self._tokens = query.tokens or ()
         scored = [token.contribution != 0 for token in self._tokens]
         for hit in query.hits:
-            scored = [one or (hit.tokens is not None and hit.tokens[i] != 0) for i, one in enumerate(scored)]
-        self._pieces = list(_pieces([token.text for token in self._tokens], scored))
-        self._cut = _cut(query, "".join(token.text for token in self._tokens))
+            if hit.tokens is not None:
+                scored = [flag or value != 0 for flag, value in zip(scored, hit.tokens, strict=True)]
+        self._pieces = _pieces([token.text for token in self._tokens], scored)
+        self._before, self._after = _truncated(query, "".join(token.text for token in self._tokens))
 
     @property
     def unscored(self) -> list[Shade]:
-        """What comes before the first token that is scored: the prompt, or the first token of a text."""
-        cut = [_shade(self._cut[0], None)] if self._cut[0] else []
-        return cut + self._shades[: self._first_scored]
+        """The text before the first scored token: the prompt, or the first token of a text."""
+        before = [_shade(self._before, None)] if self._before else []
+        return before + self._shades[: self._first_scored]
 
     @property
     def scored(self) -> list[Shade]:
-        """The rest of the text, with what each piece adds to the scores of the proponents shown."""
+        """The rest of the text, with the contribution of each piece to the scores of the proponents shown."""
         return self._shades[self._first_scored :]
 
     @cached_property
@@ -75,22 +76,22 @@ class QueryTokens:
     def _shades(self) -> list[Shade]:
         levels = iter(self._levels([token.contribution for token in self._tokens]))
         pieces = [(self._text(piece), next(levels) if is_scored else None) for piece, is_scored in self._pieces]
-        return [_shade(text, level) for text, level in [*pieces, (self._cut[1], None)] if text]
+        return [_shade(text, level) for text, level in [*pieces, (self._after, None)] if text]
 
     def _text(self, piece: Sequence[int]) -> str:
         return "".join(self._tokens[i].text for i in piece)
 
     @property
-    def strongest(self) -> list[NamedToken]:
-        """The pieces that add or take away most."""
+    def strongest(self) -> list[TokenContribution]:
+        """The pieces with the largest contributions to the proponents shown, by absolute value."""
         return self._strongest([token.contribution for token in self._tokens])
 
     def levels_of(self, hit: Hit) -> str:
-        """A digit for each piece that is scored, 4 + its level; empty for an example that isn't explained."""
+        """One digit per scored piece, 4 + its level; empty for an example that is not explained."""
         return "" if hit.tokens is None else "".join(str(_SHADES + level) for level in self._levels(hit.tokens))
 
-    def strongest_of(self, hit: Hit) -> list[NamedToken]:
-        """The pieces that add or take away most of one example's score."""
+    def strongest_of(self, hit: Hit) -> list[TokenContribution]:
+        """The pieces with the largest contributions to one example's score, by absolute value."""
         return [] if hit.tokens is None else self._strongest(hit.tokens)
 
     def _sums(self, contributions: Sequence[float]) -> list[float]:
@@ -101,16 +102,16 @@ class QueryTokens:
         largest = max(map(abs, sums), default=0.0)
         return [round(_SHADES * value / largest) if largest else 0 for value in sums]
 
-    def _strongest(self, contributions: Sequence[float]) -> list[NamedToken]:
+    def _strongest(self, contributions: Sequence[float]) -> list[TokenContribution]:
         sums = self._sums(contributions)
-        whole = sum(map(abs, sums))
+        total = sum(map(abs, sums))
         texts = [self._text(piece) for piece, is_scored in self._pieces if is_scored]
         named = [
-            NamedToken(text.strip() or text.translate(_SPACES), value / whole)
+            TokenContribution(text.strip() or text.translate(_SPACES), value / total)
             for text, value in zip(texts, sums, strict=True)
-            if whole and abs(value) >= _LEAST_SHARE * whole
+            if total and abs(value) >= _MIN_NAMED_SHARE * total
         ]
-        return sorted(named, key=lambda token: -abs(token.share))[:_STRONGEST]
+        return sorted(named, key=lambda token: -abs(token.share))[:_MAX_NAMED]
 
 
 def _shade(text: str, level: int | None) -> Shade:
@@ -119,12 +120,12 @@ def _shade(text: str, level: int | None) -> Shade:
 
 
 def _pieces(texts: Sequence[str], scored: Sequence[bool]) -> list[tuple[list[int], bool]]:
-    """Numbers of tokens that are drawn together, and whether any is scored."""
+    """Indices of the tokens of each piece, and whether any of them is scored."""
     pieces: list[tuple[list[int], bool]] = []
     open_piece: list[int] = []
-    for number, text in enumerate(texts):
-        open_piece.append(number)
-        if not text and number + 1 < len(texts):
+    for index, text in enumerate(texts):
+        open_piece.append(index)
+        if not text and index + 1 < len(texts):
             continue
         is_scored = any(scored[i] for i in open_piece)
         if pieces and not is_scored and not pieces[-1][1]:
@@ -135,17 +136,19 @@ def _pieces(texts: Sequence[str], scored: Sequence[bool]) -> list[tuple[list[int
     return pieces
 
 
-def _cut(query: QuerySection, told: str) -> tuple[str, str]:
-    """What the query has before its first token and after its last, where it was too long for the model."""
-    before, found, after = (query.prompt + (query.completion or "")).partition(told) if told else ("", "", "")
-    return (before, after) if found else ("", "")
+def _truncated(query: QuerySection, tokens_text: str) -> tuple[str, str]:
+    """The query's text before its first token and after its last, if it was truncated to the model's length."""
+    if not tokens_text:
+        return "", ""
+    before, match, after = (query.prompt + (query.completion or "")).partition(tokens_text)
+    return (before, after) if match else ("", "")
 
 
 def source_rows(query: QuerySection) -> list[SourceRow]:
-    """The files of the examples shown, from the largest sum of scores, at most 20 of them."""
+    """The files of the examples shown, largest sum of scores first; at most 20."""
     totals = {total.uri: total for total in query.totals or ()}
     scores: dict[str, dict[str, float]] = {uri: {} for uri in totals}
-    for hit in query.hits:  # in a small index an example may be on both sides
+    for hit in query.hits:  # in a small index an example can be on both sides
         scores.setdefault(hit.source.uri, {})[hit.example_id] = hit.score
     rows = [
         SourceRow(
@@ -157,4 +160,4 @@ def source_rows(query: QuerySection) -> list[SourceRow]:
         )
         for uri in scores
     ]
-    return sorted(rows, key=lambda row: -(row.shown if row.total is None else row.total.total))[:_SOURCES]
+    return sorted(rows, key=lambda row: -(row.shown_sum if row.total is None else row.total.total))[:_MAX_SOURCES]

@@ -1,7 +1,7 @@
-"""What an example's text shares with a query: the same words in the same order, in time linear in both.
+"""Finds the words that an example's text shares with a query, in time linear in both lengths.
 
-Two neighbouring words are shared if they are neighbours in the query too, one word alone if it is there at all.
-Of these, words that most English texts have don't count, nor does one of a few letters alone. Case is ignored.
+Two adjacent words are shared if they are also adjacent in the query. A single word is shared if it occurs in the
+query. A pair of stop words does not count, nor does a single stop word or a single short word. Case is ignored.
 """
 
 import re
@@ -9,21 +9,21 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u0e00-\u0e7f\u3040-\u9fff]+")
-"""Of scripts without spaces (Thai, kana, Han) every character is one."""
-_LETTERS_ALONE = 4
-_FILLERS = """
-    a about an and are as at be been but by can could did do does for from had has have he her his how i if in into
-    is it its may no not of on or our she should so some such than that the their them then there these they this
-    to was we were what when where which who will with would you your
+"""In scripts without spaces (Thai, kana, Han) every character is a word."""
+_MIN_SINGLE_WORD_LETTERS = 4
+_STOP_WORD_LIST = """
+    a about an and are as at be been but by can could did do does for from had has have he her his how i if in
+    into is it its may no not of on or our she should so some such than that the their them then there these
+    they this to was we were what when where which who will with would you your
 """
-_FILLER = frozenset(_FILLERS.split())
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 
 
 class Overlap:
-    """The words of a query.
+    """Finds the words that texts share with one query.
 
     Args:
-        texts: what it consists of; words are neighbours within one of them only.
+        texts: the texts of the query. Words of different texts are not adjacent.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -31,22 +31,24 @@ class Overlap:
         self._pairs: set[tuple[str, str]] = set()
         for text in texts:
             words = [word for word, _, _ in words_of(text)]
-            self._words.update(word for word in words if len(word) >= _LETTERS_ALONE and word not in _FILLER)
+            self._words.update(
+                word for word in words if len(word) >= _MIN_SINGLE_WORD_LETTERS and word not in _STOP_WORDS
+            )
             self._pairs.update(pairwise(words))
 
     def spans(self, text: str) -> tuple[tuple[int, int], ...]:
-        """(start, end) of what a text shares with the query, ascending and disjoint, in characters."""
+        """(start, end) in characters of the words that a text shares with the query, ascending and disjoint."""
         words = list(words_of(text))
-        together = [(one[0], two[0]) in self._pairs for one, two in pairwise(words)]
-        shared = [word in self._words for word, _, _ in words]
-        for place, (one, two) in enumerate(pairwise(words)):
-            if together[place] and not (one[0] in _FILLER and two[0] in _FILLER):
-                shared[place] = shared[place + 1] = True
+        is_query_pair = [(left[0], right[0]) in self._pairs for left, right in pairwise(words)]
+        is_shared = [word in self._words for word, _, _ in words]
+        for i, (left, right) in enumerate(pairwise(words)):
+            if is_query_pair[i] and not (left[0] in _STOP_WORDS and right[0] in _STOP_WORDS):
+                is_shared[i] = is_shared[i + 1] = True
         spans: list[tuple[int, int]] = []
-        for place, (_, start, end) in enumerate(words):
-            if not shared[place]:
+        for i, (_, start, end) in enumerate(words):
+            if not is_shared[i]:
                 continue
-            if place and shared[place - 1] and together[place - 1]:
+            if i and is_shared[i - 1] and is_query_pair[i - 1]:
                 spans[-1] = (spans[-1][0], end)
             else:
                 spans.append((start, end))
@@ -54,5 +56,5 @@ class Overlap:
 
 
 def words_of(text: str) -> Iterable[tuple[str, int, int]]:
-    """Words without their case, and where they start and end."""
-    return ((found[0].casefold(), found.start(), found.end()) for found in _WORD.finditer(text))
+    """Words of a text in casefolded form, each with its start and end."""
+    return ((match[0].casefold(), match.start(), match.end()) for match in _WORD.finditer(text))

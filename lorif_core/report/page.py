@@ -1,4 +1,4 @@
-"""The HTML report: one self-contained page showing which training examples moved each query, and at what cost."""
+"""The HTML report: one self-contained page with the most influential examples of each query and the costs."""
 
 import math
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from lorif_core.curvature.spectrum import LayerSection
 from lorif_core.errors import LorifError
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.changes import Change
-from lorif_core.report.templating import asset, page, source_hash
+from lorif_core.report.templating import asset, csp_hash, render_template
 from lorif_core.spec import Coverage
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Measured bytes of the index, and what uncompressed projected gradients in float16 (LoGRA) would take."""
+    """Measured size of the index, and the size of uncompressed projected gradients in float16 (LoGRA)."""
 
     bytes_per_example: float
     dense_bytes_per_example: float
@@ -22,13 +22,13 @@ class Storage:
 
     @property
     def dense_ratio(self) -> float | None:
-        """How many times larger dense storage would be; None for an index without bytes."""
+        """Size of dense storage over that of the index; None for an empty index."""
         return self.dense_bytes_per_example / self.bytes_per_example if self.bytes_per_example else None
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeRow:
-    """One self-check. The three results are shares between 0 and 1; None where a method doesn't apply."""
+class SelfCheckRow:
+    """One self-check. The three results are shares between 0 and 1; None where a method does not apply."""
 
     question: str
     ours: float
@@ -39,11 +39,15 @@ class JudgeRow:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that the page shows.
+    """Everything that the page shows.
 
-    `timings` are (stage, seconds), `skipped` (example id, reason). `relative`: scores are shares of the query's
-    influence on itself, as of a generation with several checkpoints. `change`: from a former generation; its
-    queries are the report's, in their order. `omitted`: what is left out, as a sentence.
+    Attributes:
+        timings: (stage, seconds).
+        skipped: (example id, reason).
+        relative: scores are divided by the query's influence on itself; True for a generation with several
+            checkpoints.
+        change: what changed since the previous generation, for the same queries in the same order.
+        omitted: a sentence about results that the page leaves out.
     """
 
     title: str
@@ -58,7 +62,7 @@ class Report:
     storage: Storage
     timings: tuple[tuple[str, float], ...]
     skipped: tuple[tuple[str, str], ...]
-    judge: tuple[JudgeRow, ...] = ()
+    self_checks: tuple[SelfCheckRow, ...] = ()
     relative: bool = False
     change: Change | None = None
     omitted: str | None = None
@@ -66,13 +70,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Explorer:
-    """What the live page says of the index that it asks.
+    """Facts about the served index that the live page shows.
 
     Attributes:
         columns: names of the columns that a filter may use.
-        top_k_max: the largest number of results that may be asked for.
+        top_k_max: the largest number of results that a request may ask for.
         needs_token: requests must carry the server's token.
-        two_stage: searches may miss rows, and know plain scores only.
+        two_stage: searches may miss rows and cannot normalise scores.
     """
 
     title: str
@@ -87,45 +91,45 @@ class Explorer:
 
 
 def render(report: Report) -> str:
-    """The report as one HTML document that loads nothing from anywhere; all text in it is escaped.
+    """Render the report as one HTML document. It loads nothing from elsewhere, and all text in it is escaped.
 
     Raises:
-        LorifError: a score or a loss isn't finite; such numbers must never get this far.
+        LorifError: a score or a loss is not finite.
     """
     for query in report.queries:
         _check_finite(query)
     style, script = asset("style.css"), asset("answers.js")
     policy = (
-        f"default-src 'none'; style-src {source_hash(style)}; script-src {source_hash(script)}; base-uri 'none'; "
+        f"default-src 'none'; style-src {csp_hash(style)}; script-src {csp_hash(script)}; base-uri 'none'; "
         f"form-action 'none'"
     )
-    return page(
+    return render_template(
         "report.html.j2", report=report, title=report.title, style=style, script=script, policy=policy, nonce=None
     )
 
 
 def render_answer(section: QuerySection, relative: bool) -> str:
-    """One answered query as an HTML fragment for the explorer's page: the same that a report has of it.
+    """Render one answered query as an HTML fragment for the explorer's page, as it appears in a report.
 
     Args:
         section: the answered query.
-        relative: scores are shares of the query's influence on itself, as in `Report`.
+        relative: scores are divided by the query's influence on itself, as in `Report`.
 
     Raises:
-        LorifError: a score or the loss isn't finite.
+        LorifError: a score or the loss is not finite.
     """
     _check_finite(section)
-    return page("fragment.html.j2", query=section, relative=relative)
+    return render_template("fragment.html.j2", query=section, relative=relative)
 
 
 def render_explorer(explorer: Explorer, nonce: str) -> str:
-    """The explorer's page; its style and its script carry the nonce of the server's policy.
+    """Render the explorer's page. Its style sheet and script carry the nonce of the server's content policy.
 
-    It posts `text`, or `prompt` and `completion`, with `top_k`, `where` (a string or null), `normalise`, `explain`
-    (a boolean) and `totals` ("uri" or null).
+    The page posts `text`, or `prompt` and `completion`, with `top_k`, `where` (a string or null), `normalise`,
+    `explain` (a boolean) and `totals` ("uri" or null).
     """
     script = asset("answers.js") + asset("explorer.js")
-    return page(
+    return render_template(
         "explorer.html.j2", explorer=explorer, title=explorer.title, style=asset("style.css"), script=script,
         nonce=nonce,
     )  # fmt: skip
@@ -138,6 +142,6 @@ def _check_finite(query: QuerySection) -> None:
         if not math.isfinite(hit.score):
             raise LorifError(f"query {query.query_id!r}: the score of {hit.example_id!r} is {hit.score}")
     if not math.isfinite(query.loss):
-        raise LorifError(f"query {query.query_id!r}: its loss is {query.loss}")
+        raise LorifError(f"query {query.query_id!r}: the loss is {query.loss}")
     if not all(map(math.isfinite, contributions)):
-        raise LorifError(f"query {query.query_id!r}: what its tokens add to the scores isn't finite")
+        raise LorifError(f"query {query.query_id!r}: a token's contribution to a score is not finite")

@@ -1,4 +1,4 @@
-"""Pages of the templates: how they are filled in, and what style and script they carry within themselves."""
+"""Renders the templates, and inlines style sheets and scripts into the pages."""
 
 import base64
 import hashlib
@@ -18,19 +18,19 @@ from lorif_core.report.excerpt import excerpt, pieces
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(name: str, **values: Any) -> str:
-    """A template, filled in; all text in the values is escaped."""
+def render_template(name: str, **values: Any) -> str:
+    """Fill in a template; all text in the values is escaped."""
     return _template(name).render(**values)
 
 
 @cache
 def asset(name: str) -> Markup:
-    """A style sheet or script of ours, as it is written into pages."""
+    """Content of one of our style sheets or scripts, for inlining."""
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
-def source_hash(content: str) -> str:
-    """What a content security policy calls a style sheet or script that is written into a page."""
+def csp_hash(content: str) -> str:
+    """Source expression that allows an inline style sheet or script in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
@@ -40,7 +40,7 @@ def _template(name: str) -> Template:
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_printable,
+        finalize=_replace_unprintable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -55,18 +55,18 @@ def _template(name: str) -> Template:
     )
     environment.globals.update(
         excerpt=excerpt,
-        largest=_largest_score,
+        largest_score=_largest_score,
         pieces=pieces,
-        plot=PLOT,
-        plot_of=spectrum_plot,
+        plot_size=PLOT,
+        spectrum_plot=spectrum_plot,
         source_rows=source_rows,
-        tokens_of=lambda query: None if query.tokens is None else QueryTokens(query),
+        query_tokens=lambda query: None if query.tokens is None else QueryTokens(query),
     )
     return environment.get_template(name)
 
 
-def _printable(value: Any) -> Any:
-    """Control characters and lone surrogates aren't allowed in HTML; line breaks and tabs are."""
+def _replace_unprintable(value: Any) -> Any:
+    """Replace control characters and lone surrogates, which HTML forbids; line breaks and tabs stay."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "".join(c if c in "\n\t" or c.isprintable() or c.isspace() else "\ufffd" for c in value)

@@ -1,4 +1,4 @@
-"""Why a query's examples stand where they stand: its tokens' contributions to the scores that a page shows."""
+"""Explain the ranking of a query's examples: the contributions of its tokens to the scores that a page shows."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,17 @@ from lorif_core.search.top_k import TopK
 from lorif_core.spec import MASKED
 
 HITS_EXPLAINED = 10
-"""Of each side."""
+"""Examples of each side that are explained."""
 QUERIES_EXPLAINED = 20
-"""Of a batch: its first, as far as a report shows them."""
-_MOST_TOKENS = 2**15  # that the model reads for one query: all of its tokens once for each that is scored
+"""Queries of a batch that are explained: the first ones, which a report shows."""
+_MAX_TOKENS = 2**15  # tokens the model reads for one query: all of its tokens, once per scored token
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A query's T tokens as text, and by example id what each adds to that example's score, (T,) float32.
+    """A query's T tokens as text, and by example id their contributions to the example's score, (T,) float32.
 
-    Where there is none, `reason` says why, and the others are empty.
+    If the query cannot be explained, `reason` says why and the other fields are empty.
     """
 
     tokens: tuple[str, ...]
@@ -31,31 +31,31 @@ class Explanation:
 
 
 def explain(index: GenerationReader, query: Query, top: TopK, model: ModelInput = None) -> Explanation:
-    """Explain the first `HITS_EXPLAINED` examples of each side; takes a backward pass per scored token.
+    """Explain the first `HITS_EXPLAINED` examples of each side; needs a backward pass per scored token.
 
     Args:
-        index: the generation that was asked.
-        query: what was asked.
-        top: what was found.
+        index: the generation that was searched.
+        query: the query.
+        top: its top-k.
         model: as in `Index.scores`.
     """
-    reason = _reason_against(index, query, model)
+    reason = _reason_not_to_explain(index, query, model)
     if reason is not None:
         return Explanation((), {}, reason)
     hits = [*top.proponents[:HITS_EXPLAINED], *top.opponents[:HITS_EXPLAINED]]
     ids = list(dict.fromkeys(hit.example_id for hit in hits))
-    tokens, found_TR = token_scores(index, query, ids, model)
-    return Explanation(tuple(tokens), {name: found_TR[:, place] for place, name in enumerate(ids)})
+    tokens, scores_TR = token_scores(index, query, ids, model)
+    return Explanation(tuple(tokens), {example_id: scores_TR[:, row] for row, example_id in enumerate(ids)})
 
 
-def _reason_against(index: GenerationReader, query: Query, model: ModelInput) -> str | None:
-    """Why a query isn't explained: its scores are no sums over tokens, or it would take too long."""
+def _reason_not_to_explain(index: GenerationReader, query: Query, model: ModelInput) -> str | None:
+    """Why a query is not explained: its scores are not sums over tokens, or it would take too long; else None."""
     if query.group is not None or query.contrast is not None:
         return "it consists of several queries"
     if any(part.part.factored_query for part in index.parts):
-        return "this index factors queries, so that scores are no sums over tokens"
+        return "this index factors queries, so scores are not sums over tokens"
     example = index.encoder(model).example(query)
     length, scored = len(example.input_ids), int((example.labels[1:] != MASKED).sum())
-    if length * scored > _MOST_TOKENS:
+    if length * scored > _MAX_TOKENS:
         return f"it is too long, with {scored:,} scored tokens of {length:,}"
     return None

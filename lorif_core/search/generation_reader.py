@@ -1,26 +1,26 @@
-"""The parts of one generation, read together: options checked, queries encoded at every checkpoint, and folded.
+"""Read all parts of one generation: check options, encode queries at every checkpoint, fold and score them.
 
-Needs neither Ray nor Prefect. Shapes: Q queries, N rows, L layers.
+This module needs neither Ray nor Prefect. Shapes: Q queries, N rows, L layers.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from lorif_core.search.options import PLAIN, Terms, make_terms
+from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions, make_options
 from lorif_core.search.part_reader import MEMORY_GB, PartReader
-from lorif_core.search.queries import QueryInput, parsed_queries
+from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput, QueryEncoder, QueryGradients
 from lorif_core.search.scoring import FoldedQueries
 from lorif_core.search.top_k import TopK
-from lorif_core.search.top_rows import Sought
+from lorif_core.search.top_rows import PreparedQueries
 from lorif_core.search.two_stage import check_two_stage
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 
 
 class GenerationReader:
-    """One generation of an index, as all of its parts at once; every call sees the whole of it.
+    """One generation of an index; every call reads all of its parts.
 
     Args:
         store: the tables.
@@ -33,86 +33,102 @@ class GenerationReader:
         self.parts = [PartReader(store, self.generation, part) for part in self.generation.parts]
 
     @property
-    def leaders(self) -> list[PartReader]:
-        """The parts that are asked at their own checkpoint, newest last."""
+    def own_checkpoint_parts(self) -> list[PartReader]:
+        """The parts that are scored at their own checkpoint, newest last."""
         return [part for part in self.parts if part.part.follows is None]
 
     @property
     def resident_rows(self) -> int:
-        """Rows whose codes are in memory."""
+        """Number of rows whose codes are in memory."""
         return sum(part.part.rows for part in self.parts if part.is_resident)
 
-    def terms(self, where: str | None = None, normalise: str = "none", *, two_stage: bool = False) -> Terms:
-        """Terms, checked against the rows of the generation.
+    def options(
+        self, where: str | None = None, normalise: str = "none", *, two_stage: bool = False
+    ) -> SearchOptions:
+        """Search options that are checked against the rows of the generation.
 
-        Raises UserError as `make_terms` and, for a two-stage search, `check_two_stage`.
+        Raises:
+            UserError: as in `make_options` and, for a two-stage search, `check_two_stage`.
         """
-        terms = make_terms(self.store, self.generation.factors_version, where, normalise)
+        options = make_options(self.store, self.generation.factors_version, where, normalise)
         for part in self.parts if two_stage else ():
-            check_two_stage(part.layout, terms)
-        return terms
+            check_two_stage(part.layout, options)
+        return options
 
     def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> list[QueryGradients]:
-        """Gradients of the queries under every checkpoint that is asked."""
-        parsed = parsed_queries(queries)
+        """Gradients of the queries at every checkpoint that rows are scored at, newest last."""
+        parsed = parse_queries(queries)
         return [encoder.gradients(parsed) for encoder in self.encoders(model)]
 
     def encoders(self, model: ModelInput = None) -> list[QueryEncoder]:
-        """The encoders of all checkpoints that are asked, newest last."""
-        return [*(part.encoder() for part in self.leaders[:-1]), self.encoder(model)]
+        """The encoders of all checkpoints that rows are scored at, newest last."""
+        return [*(part.encoder() for part in self.own_checkpoint_parts[:-1]), self.encoder(model)]
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
         """The encoder for the newest checkpoint."""
         return self.parts[-1].encoder(model)
 
-    def fold(self, gradients: Sequence[QueryGradients], terms: Terms = PLAIN) -> list[FoldedQueries]:
+    def fold(
+        self, gradients: Sequence[QueryGradients], options: SearchOptions = DEFAULT_OPTIONS
+    ) -> list[FoldedQueries]:
         """The queries folded for every part."""
-        return self.for_parts(
-            [part.fold(found, terms) for part, found in zip(self.leaders, gradients, strict=True)]
-        )
+        pairs = zip(self.own_checkpoint_parts, gradients, strict=True)
+        return self.for_all_parts([part.fold(of_part, options) for part, of_part in pairs])
 
-    def for_parts(self, folded: Sequence[FoldedQueries]) -> list[FoldedQueries]:
-        """What is folded for the rows of every checkpoint that is asked, for those that follow them too."""
-        led = {part.part.spec: (part, found) for part, found in zip(self.leaders, folded, strict=True)}
-        spread = []
+    def for_all_parts(self, folded: Sequence[FoldedQueries]) -> list[FoldedQueries]:
+        """Extend queries folded for the parts at their own checkpoint to the parts that follow those."""
+        by_spec = {
+            part.part.spec: (part, queries)
+            for part, queries in zip(self.own_checkpoint_parts, folded, strict=True)
+        }
+        for_parts = []
         for part in self.parts:
-            leader, queries = led[part.part.follows or part.part.spec]
-            spread.append(queries if part is leader else part.translated(queries, leader.spec))
-        return spread
+            followed, queries = by_spec[part.part.follows or part.part.spec]
+            for_parts.append(queries if part is followed else part.translate(queries, followed.spec))
+        return for_parts
 
-    def sought(self, folded: Sequence[FoldedQueries], memory_gb: float = MEMORY_GB) -> list[Sought]:
-        """Folded queries made ready for a search of every part."""
-        return [part.sought(queries, memory_gb) for part, queries in zip(self.parts, folded, strict=True)]
+    def prepare(self, folded: Sequence[FoldedQueries], memory_gb: float = MEMORY_GB) -> list[PreparedQueries]:
+        """Folded queries prepared for a top-k search of every part."""
+        return [part.prepare(queries, memory_gb) for part, queries in zip(self.parts, folded, strict=True)]
 
     def top_k_folded(
-        self, folded: Sequence[FoldedQueries], k: int, terms: Terms = PLAIN, *, two_stage: bool = False
+        self,
+        folded: Sequence[FoldedQueries],
+        k: int,
+        options: SearchOptions = DEFAULT_OPTIONS,
+        *,
+        two_stage: bool = False,
     ) -> list[TopK]:
         """Top-k of folded queries over all parts."""
         if not two_stage:
-            return self.top_k_sought(self.sought(folded), k, terms)
+            return self.top_k_prepared(self.prepare(folded), k, options)
         pairs = zip(self.parts, folded, strict=True)
-        return _merged([part.two_stage().top_k(asked, k, terms.where, MEMORY_GB) for part, asked in pairs])
+        return _merged([part.two_stage().top_k(queries, k, options.where, MEMORY_GB) for part, queries in pairs])
 
-    def top_k_sought(self, queries: Sequence[Sought], k: int, terms: Terms = PLAIN) -> list[TopK]:
-        """Top-k of queries that `sought` made ready, or that are to be scored exactly with all rows."""
+    def top_k_prepared(
+        self, queries: Sequence[PreparedQueries], k: int, options: SearchOptions = DEFAULT_OPTIONS
+    ) -> list[TopK]:
+        """Top-k over all parts; queries without a prefilter are scored exactly against all rows."""
         pairs = zip(self.parts, queries, strict=True)
-        return _merged([part.top_k(asked, k, terms=terms) for part, asked in pairs])
+        return _merged([part.top_k(prepared, k, options=options) for part, prepared in pairs])
 
-    def scores_folded(self, folded: Sequence[FoldedQueries], terms: Terms = PLAIN) -> tuple[list[str], np.ndarray]:
-        """`scores` of folded queries."""
+    def scores_folded(
+        self, folded: Sequence[FoldedQueries], options: SearchOptions = DEFAULT_OPTIONS
+    ) -> tuple[list[str], np.ndarray]:
+        """Ids of all rows, and scores (Q, N) float32 of folded queries."""
         ids: list[str] = []
-        found = []
-        for part, asked in zip(self.parts, folded, strict=True):
-            for block, scores_QB in part.scored(asked, terms=terms):
+        blocks = []
+        for part, queries in zip(self.parts, folded, strict=True):
+            for block, scores_QB in part.scored_blocks(queries, options=options):
                 ids.extend(block.example_ids)
-                found.append(scores_QB)
-        return ids, np.concatenate(found, axis=1)
+                blocks.append(scores_QB)
+        return ids, np.concatenate(blocks, axis=1)
 
 
-def _merged(found: Sequence[list[TopK]]) -> list[TopK]:
-    """What several parts have kept of every query."""
-    best = found[0]
-    for others in found[1:]:
-        for kept, other in zip(best, others, strict=True):
-            kept.merge(other)
+def _merged(by_part: Sequence[list[TopK]]) -> list[TopK]:
+    """The top-k of every query over all parts; merges into that of the first part."""
+    best = by_part[0]
+    for others in by_part[1:]:
+        for top, other in zip(best, others, strict=True):
+            top.merge(other)
     return best

@@ -1,4 +1,4 @@
-"""Both ends of the rankings of many queries at once, while blocks of scores stream by.
+"""Streaming top-k of both ends for many queries at once.
 
 Shapes: Q queries, B rows of a block.
 """
@@ -11,14 +11,15 @@ from lorif_core.search.top_k import TopK
 
 
 class Heaps:
-    """The k highest and the k lowest of every query; memory is O(Q k) and one block, however many rows stream by.
+    """The k highest and the k lowest scores of every query; memory is O(Q k) plus one block.
 
-    Rows that cannot enter are told by one comparison of the whole block with the k-th scores so far. Ties with
-    those pass, as the example id decides among them: so the order of blocks decides nothing.
+    One comparison of the whole block with the k-th scores so far excludes rows that cannot enter. Rows that tie
+    with the k-th score pass, because the example id decides between them: the result does not depend on the order
+    of blocks.
 
     Args:
         queries: Q.
-        k: of each end.
+        k: rows of each end.
     """
 
     def __init__(self, queries: int, k: int) -> None:
@@ -27,12 +28,12 @@ class Heaps:
         self._ceiling_Q1 = np.full((queries, 1), np.inf, np.float32)
 
     def update(self, scores_QB: np.ndarray, ids: Sequence[str]) -> None:
-        """Take in a block: float32 scores with the ids of its rows."""
+        """Add a block: float32 scores and the ids of its rows."""
         may_enter = scores_QB >= self._floor_Q1
         may_enter |= scores_QB <= self._ceiling_Q1
         for query in np.flatnonzero(may_enter.any(axis=1)).tolist():
-            rows, kept = np.flatnonzero(may_enter[query]), self.top[query]
-            kept.update(scores_QB[query, rows], [ids[row] for row in rows.tolist()])
-            if len(kept.proponents) == kept.k:
-                self._floor_Q1[query] = kept.proponents[-1].score
-                self._ceiling_Q1[query] = kept.opponents[-1].score
+            rows, top = np.flatnonzero(may_enter[query]), self.top[query]
+            top.update(scores_QB[query, rows], [ids[row] for row in rows.tolist()])
+            if len(top.proponents) == top.k:
+                self._floor_Q1[query] = top.proponents[-1].score
+                self._ceiling_Q1[query] = top.opponents[-1].score

@@ -1,7 +1,7 @@
-"""An index opened for questions: scores, strongest rows, sums, selections, and what a score consists of.
+"""An index opened for queries: scores, strongest rows, sums, selections, and contributions to a score.
 
-`Index` composes the files beside it; `open_index` is where notebooks and commands begin. Needs neither Ray nor
-Prefect. Shapes: Q queries, N rows, T tokens, L layers.
+`Index` composes the other modules of this folder; notebooks and commands start with `open_index`. It needs neither
+Ray nor Prefect. Shapes: Q queries, N rows, T tokens, L layers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ from lorif_core.tables.store import Store
 
 
 class Index(GenerationReader):
-    """An index opened for reading; every call sees one whole generation.
+    """An index opened for reading; every call reads the same complete generation.
 
-    Scores are loss per step. In a generation with parts at several checkpoints they are that, divided by the
+    A score is a change of loss per step. In a generation with parts at several checkpoints it is divided by the
     query's influence on itself at the checkpoint of the row.
     """
 
@@ -41,20 +41,20 @@ class Index(GenerationReader):
         where: str | None = None,
         normalise: Normalisation = "none",
     ) -> tuple[list[str], np.ndarray]:
-        """Ids of all rows, and scores (Q, N) float32; larger = proponent.
+        """Ids of all rows, and scores (Q, N) float32; the largest scores belong to proponents.
 
         Args:
             queries: strings, dicts with the fields of a queries file, or `Query` objects.
-            model: a checkpoint folder or a loaded model, if the newest checkpoint is no longer where the index was
-                built from.
+            model: a checkpoint folder or a loaded model; needed if the newest checkpoint has moved since the index
+                was built.
             where: SQL condition on the descriptive columns of `factors`; only rows that meet it are scored.
-            normalise: see `Terms`.
+            normalise: `none` s(q, x); `cosine` s(q, x) / sqrt(s(q, q) s(x, x)); `self` s(q, x) / sqrt(s(x, x)).
 
         Raises:
-            UserError: the model is not the index's checkpoint, a query has nothing to score, or no row is meant.
+            UserError: the model is not the index's checkpoint, a query has no token to score, or no row matches.
         """
-        terms = self.terms(where, normalise)
-        return self.scores_folded(self.fold(self.encode(queries, model), terms), terms)
+        options = self.options(where, normalise)
+        return self.scores_folded(self.fold(self.encode(queries, model), options), options)
 
     def top_k(
         self,
@@ -66,16 +66,21 @@ class Index(GenerationReader):
         normalise: Normalisation = "none",
         two_stage: bool = False,
     ) -> list[TopK]:
-        """Per query the k strongest proponents and opponents. Memory does not grow with the index.
+        """The k strongest proponents and opponents of every query.
 
-        Unless normalised: then a float per row is kept. Arguments are those of `scores`, and
+        Memory does not grow with the index, except that normalised scores need a float per row.
 
         Args:
-            two_stage: look among few candidates (`search.two_stage`), which may miss some of the k; the first such
-                search reads all codes and keeps a sixteenth of their bytes in memory.
+            queries: as in `scores`.
+            k: rows of each end.
+            model: as in `scores`.
+            where: as in `scores`.
+            normalise: as in `scores`.
+            two_stage: score only a few candidates exactly (`search.two_stage`), which may miss some of the k. The
+                first such search reads all codes and retains a sixteenth of their bytes in memory.
         """
-        terms = self.terms(where, normalise, two_stage=two_stage)
-        return self.top_k_folded(self.fold(self.encode(queries, model), terms), k, terms, two_stage=two_stage)
+        options = self.options(where, normalise, two_stage=two_stage)
+        return self.top_k_folded(self.fold(self.encode(queries, model), options), k, options, two_stage=two_stage)
 
     def totals(
         self,
@@ -86,8 +91,22 @@ class Index(GenerationReader):
         where: str | None = None,
         normalise: Normalisation = "none",
     ) -> pa.Table:
-        """Sums of scores by a column of `factors`; see `totals.totals`."""
-        return totals.totals(self, queries, by, model, self.terms(where, normalise))
+        """Sums of scores over the rows that share a value, ordered by query, then from the largest total.
+
+        The columns are `query_id`; the value, under the name of its column; `rows`; `total` = `positive` +
+        `negative`, the sums of the scores above and below zero; `proponents` and `opponents`, their numbers.
+
+        Args:
+            queries: as in `scores`.
+            by: a descriptive column of `factors`.
+            model: as in `scores`.
+            where: as in `scores`.
+            normalise: as in `scores`.
+
+        Raises:
+            UserError: the column does not exist, or it has too many values for so many queries.
+        """
+        return totals.totals(self, queries, by, model, self.options(where, normalise))
 
     def select(
         self,
@@ -99,20 +118,44 @@ class Index(GenerationReader):
         where: str | None = None,
         normalise: Normalisation = "none",
     ) -> Iterator[pa.RecordBatch]:
-        """The part of the corpus with the highest or lowest mean scores; see `selection.select`."""
-        terms = self.terms(where, normalise)
-        return selection.select(self, queries, fraction, model, terms, bottom=bottom)
+        """The fraction of the corpus with the highest or lowest mean scores, in the order of the index.
+
+        The columns are `example_id`, `shard`, `uri`, `row` and `score`, the mean of the queries' scores.
+
+        Args:
+            queries: the targets, as in `scores`; None selects rows by their self-influence instead.
+            fraction: fraction of the matching rows, above 0 and at most 1; at least one row is selected.
+            model: as in `scores`.
+            bottom: select the lowest scores instead of the highest.
+            where: as in `scores`.
+            normalise: as in `scores`.
+
+        Raises:
+            UserError: the fraction is out of range, or as in `scores`.
+        """
+        options = self.options(where, normalise)
+        return selection.select(self, queries, fraction, model, options, bottom=bottom)
 
     def self_influence(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Ids and s(x, x) of the rows, float32, block by block; compare them within a checkpoint only."""
-        self.terms(where)
+        """Ids and s(x, x) float32 of the rows, block by block; comparable within one checkpoint only."""
+        self.options(where)
         for part in self.parts:
             yield from selection.with_ids(part, part.self_influence(where=where), where)
 
     def token_scores(
         self, query: QueryInput, example_ids: Sequence[str], model: ModelInput = None
     ) -> tuple[list[str], np.ndarray]:
-        """The query's tokens, and what each adds to the scores of some rows (T, rows)."""
+        """The query's tokens, and the contribution of each to the scores of some rows, (T, rows) float32.
+
+        Args:
+            query: one query that is neither a group nor a contrast.
+            example_ids: ids of the rows, in the order of the result.
+            model: as in `scores`.
+
+        Raises:
+            UserError: the query is a group or a contrast, the index factors queries (`query.factored`), or a row
+                does not exist.
+        """
         return contributions.token_scores(self, query, example_ids, model)
 
     def layer_scores(
@@ -122,15 +165,30 @@ class Index(GenerationReader):
         groups: str | None = None,
         model: ModelInput = None,
     ) -> tuple[list[str], np.ndarray]:
-        """Names of layers or groups of layers, and what each adds to the scores of some rows (L, rows)."""
+        """Names of layers or layer groups, and the contribution of each to the scores of some rows, (L, rows).
+
+        Args:
+            query: a query of any kind.
+            example_ids: ids of the rows, in the order of the result.
+            groups: a regular expression that is searched in the layer names. Its first group, or else the whole
+                match, names the layer's group; `other` without a match. None: every layer is its own group.
+            model: as in `scores`.
+
+        Raises:
+            UserError: `groups` is not a valid regular expression, or a row does not exist.
+        """
         return contributions.layer_scores(self, query, example_ids, groups, model)
 
 
 def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:
     """Open the newest generation of an index at a local folder or an object-store URI.
 
+    Args:
+        uri: the folder or URI.
+        storage: the section `storage` of the config, as an object or as a dict of its keys.
+
     Raises:
-        UserError: there is no index, or it has no published generation.
+        UserError: there is no index at the URI, or it has no published generation.
     """
     section = storage if isinstance(storage, StorageConfig) else parse_storage(dict(storage or {}))
     return Index(Store(uri, section))

@@ -1,4 +1,4 @@
-"""The rows of a part of a generation as a reader sees them: their codes, and what queries are folded with.
+"""Read one part of a generation: its codes, and the operators that fold queries for its rows.
 
 Shapes: Q queries, B rows of a block.
 """
@@ -13,7 +13,7 @@ from lorif_core.config import ModelConfig
 from lorif_core.curvature.metric import LayerMetric, metric_folds, translation
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.model.loading import LoadedModel
-from lorif_core.search.options import PLAIN, Terms, inverse_root
+from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions, inverse_root
 from lorif_core.search.query_encoder import (
     ModelInput,
     QueryEncoder,
@@ -21,7 +21,14 @@ from lorif_core.search.query_encoder import (
     load_matching,
     model_config_of,
 )
-from lorif_core.search.resident import ROW_ADDRESS, Fold, Resident, ResidentCodes, blocks_within, layers_within
+from lorif_core.search.resident import (
+    ROW_ADDRESS,
+    LayerFold,
+    Resident,
+    ResidentCodes,
+    blocks_within,
+    layers_within,
+)
 from lorif_core.search.scoring import (
     FoldedQueries,
     fold_queries,
@@ -32,40 +39,40 @@ from lorif_core.search.scoring import (
 )
 from lorif_core.search.self_influence import LayerForm, layer_form, self_influences
 from lorif_core.search.top_k import TopK
-from lorif_core.search.top_rows import Search, Sought, is_worth_a_look, sought
-from lorif_core.search.two_stage import Place, TwoStage, read_two_stage
+from lorif_core.search.top_rows import PreparedQueries, Search, is_prefilter_worthwhile, prepare_queries
+from lorif_core.search.two_stage import StoredRows, TwoStage, read_two_stage
 from lorif_core.spec import IndexSpec
 from lorif_core.tables.blocks import Block, scan_rows
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.store import Store
 
-MEMORY_GB = 1.0  # of a notebook or `lorif query`; builds and batches have compute.memory_gb
+MEMORY_GB = 1.0  # for notebooks and `lorif query`; builds and batches have compute.memory_gb
 
-_CONDITIONS_KEPT = 8  # whose self-influences are kept
+_MAX_CACHED_CONDITIONS = 8  # conditions whose self-influences are cached
 
 
 class PartReader:
-    """The rows of one part of a generation, asked with the part's own checkpoint, whitening and curvature.
+    """The rows of one part of a generation, read with the part's own checkpoint, whitening and curvature.
 
     Args:
         store: the tables.
         generation: the generation to read.
-        part: the part of it.
+        part: the part of the generation.
     """
 
     def __init__(self, store: Store, generation: Generation, part: Part) -> None:
         self._store, self._generation, self.part = store, generation, part
         self.spec = part.index_spec
         self.layout = CodeLayout(self.spec.layers, self.spec.code)
-        self._is_alone = len(generation.leaders) == 1
+        self._has_one_checkpoint = len(generation.own_checkpoint_parts) == 1
         self._encoders: dict[ModelConfig, QueryEncoder] = {}
-        self._own: dict[tuple[tuple[int, ...] | None, str | None], np.ndarray] = {}
+        self._self_influence: dict[tuple[tuple[int, ...] | None, str | None], np.ndarray] = {}
         self._resident = Resident()
         self._two_stage: TwoStage | None = None
 
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
-        """The encoder for the part's checkpoint, kept between calls so that the model loads once."""
+        """The encoder for the part's checkpoint, cached so that the model loads once."""
         if isinstance(model, LoadedModel):
             return self._new_encoder(model)
         config = model if isinstance(model, ModelConfig) else model_config_of(self.part, model)
@@ -77,41 +84,41 @@ class PartReader:
         covariances = self._store.covariances.read(self.spec.projection.whitening)
         return QueryEncoder(loaded, self.spec, covariances, factored=self.part.factored_query)
 
-    def fold(self, gradients: QueryGradients, terms: Terms = PLAIN) -> FoldedQueries:
-        """W_l = H_l^-1 Q_l of the part's curvature, or Q_l in its newer metric; a layer in memory at a time.
+    def fold(self, gradients: QueryGradients, options: SearchOptions = DEFAULT_OPTIONS) -> FoldedQueries:
+        """W_l = H_l^-1 Q_l with the part's curvature, or Q_l in its newer metric; one layer in memory at a time.
 
-        Normalised, and beside other parts, relative to the query's influence on itself.
+        If scores are normalised, or there are several checkpoints, W_l is divided by a power of s(q, q).
         """
-        power = terms.query_power(self._is_alone)
-        folded = self.plain_fold(gradients)
+        power = options.query_power(self._has_one_checkpoint)
+        folded = self.fold_unscaled(gradients)
         return relative_to_own(folded, gradients.layers, power) if power else folded
 
-    def plain_fold(self, gradients: QueryGradients) -> FoldedQueries:
-        """W_l alone."""
+    def fold_unscaled(self, gradients: QueryGradients) -> FoldedQueries:
+        """W_l without any division by s(q, q)."""
         return fold_queries(gradients.layers, self._folds())
 
-    def scale(self, gradients: QueryGradients, terms: Terms = PLAIN) -> torch.Tensor:
-        """(Q,) float64, what `fold` multiplies W_l of each query by."""
-        power = terms.query_power(self._is_alone)
+    def scale(self, gradients: QueryGradients, options: SearchOptions = DEFAULT_OPTIONS) -> torch.Tensor:
+        """(Q,) float64: the factor that `fold` multiplies W_l of each query by."""
+        power = options.query_power(self._has_one_checkpoint)
         if not power:
             return torch.ones(len(gradients.losses), dtype=torch.float64)
-        return own_scale(own_influence(self.plain_fold(gradients), gradients.layers), power)
+        return own_scale(own_influence(self.fold_unscaled(gradients), gradients.layers), power)
 
-    def translated(self, folded: FoldedQueries, leader: IndexSpec) -> FoldedQueries:
-        """Queries that are folded for rows of another spec, for the part's own rows, which follow those."""
-        layers = self._translations(leader)
+    def translate(self, folded: FoldedQueries, followed: IndexSpec) -> FoldedQueries:
+        """Translate queries folded in the whitening of the spec that this part follows into the part's own."""
+        layers = self._translations(followed)
         return folded if layers is None else fold_queries(folded.weights, layers)
 
-    def _translations(self, leader: IndexSpec) -> Iterator[LayerMetric] | None:
+    def _translations(self, followed: IndexSpec) -> Iterator[LayerMetric] | None:
         if self._resident.translations is not None:
             return iter(self._resident.translations)
-        newer = self._store.covariances.read(leader.projection.whitening)
+        newer = self._store.covariances.read(followed.projection.whitening)
         older = self._store.covariances.read(self.spec.projection.whitening)
-        if newer is None or older is None or leader.projection == self.spec.projection:
+        if newer is None or older is None or followed.projection == self.spec.projection:
             return None
         return (translation(newer, older, number) for number in range(len(self.spec.layers)))
 
-    def _folds(self) -> Iterator[Fold]:
+    def _folds(self) -> Iterator[LayerFold]:
         if self._resident.folds is not None:
             return iter(self._resident.folds)
         if self.part.curvature_kind != "none":
@@ -121,9 +128,12 @@ class PartReader:
         return metric_folds(frozen, newer, self.spec.layers)
 
     def keep_resident(self, limit: int, *, two_stage: bool = False) -> int:
-        """Keep codes, and what queries are folded with, in memory from now on, as far as they fit; their bytes.
+        """Load codes and fold operators into memory, each if it fits within the limit; return the bytes used.
 
-        In place of codes `two_stage` keeps what such a search begins with. Raises UserError if that does not fit.
+        With `two_stage` the sketch of a two-stage search is loaded instead of codes.
+
+        Raises:
+            UserError: that sketch does not fit.
         """
         self._resident, codes, size = Resident(), None, 0
         if two_stage:
@@ -131,23 +141,24 @@ class PartReader:
         elif self.part.rows * self.layout.bytes_per_example <= limit:
             blocks, size = blocks_within(self.blocks(extra=(ROW_ADDRESS,)), limit)
             if blocks is not None:
-                version, fragments = self._generation.factors_version, self._own_fragments()
+                version, fragments = self._generation.factors_version, self._part_fragments()
                 codes = ResidentCodes(self._tables, version, fragments, blocks)
         if self.part.follows is None:
-            folds, more = layers_within(self._folds(), limit - size)
-            self._resident = Resident(codes, folds, None, size + more)
+            folds, fold_bytes = layers_within(self._folds(), limit - size)
+            self._resident = Resident(codes, folds, None, size + fold_bytes)
         else:
-            translations, more = layers_within(self._translations(self._leader().spec) or iter(()), limit - size)
-            self._resident = Resident(codes, None, translations or None, size + more)
-        return size + more
+            layers = self._translations(self._followed_part().spec) or iter(())
+            translations, fold_bytes = layers_within(layers, limit - size)
+            self._resident = Resident(codes, None, translations or None, size + fold_bytes)
+        return size + fold_bytes
 
     def two_stage(self, limit: int | None = None) -> TwoStage:
-        """What such a search begins with: read once, and kept. Raises UserError as `read_two_stage`."""
+        """The two-stage search of the part, read once and cached. Raises UserError as `read_two_stage`."""
         if self._two_stage is None:
-            version, fragments = self._generation.factors_version, self._own_fragments()
-            place = Place(self.layout, self._tables, version, fragments)
+            version, fragments = self._generation.factors_version, self._part_fragments()
+            stored = StoredRows(self.layout, self._tables, version, fragments)
             blocks = self.blocks(extra=(ROW_ADDRESS,))
-            self._two_stage = read_two_stage(place, self.part.rows, blocks, limit)
+            self._two_stage = read_two_stage(stored, self.part.rows, blocks, limit)
         return self._two_stage
 
     @property
@@ -159,14 +170,14 @@ class PartReader:
         """Whether the codes are in memory."""
         return self._resident.codes is not None
 
-    def take_over(self, former: "PartReader") -> None:
-        """Use the encoders, and so the loaded models, of a reader of the same rows' spec."""
-        if (former.spec, former.part.factored_query) == (self.spec, self.part.factored_query):
-            self._encoders.update(former._encoders)
+    def reuse_encoders(self, earlier: "PartReader") -> None:
+        """Reuse the encoders, and so the loaded models, of an earlier reader of the same spec."""
+        if (earlier.spec, earlier.part.factored_query) == (self.spec, self.part.factored_query):
+            self._encoders.update(earlier._encoders)
 
     def fragments(self) -> list[int]:
-        """Fragments of the table that hold the part's rows: the units in which workers share a scan."""
-        return self.part.chosen(self._store.rows.fragment_ids(self._generation.factors_version))
+        """Fragments of the table that have the part's rows; workers divide a scan by fragments."""
+        return self.part.select_fragments(self._store.rows.fragment_ids(self._generation.factors_version))
 
     def blocks(
         self,
@@ -175,97 +186,100 @@ class PartReader:
         where: str | None = None,
         extra: Sequence[str] = (),
     ) -> Iterator[Block]:
-        """Stream the part's codes, or some fragments of them, in one order; `extra` columns with them."""
+        """Stream the codes of the part, or of some fragments, in a fixed order, with `extra` columns."""
         if fragments is None and self._resident.codes is not None:
             return self._resident.codes.blocks(where, extra)
         if fragments is None:
-            fragments = self._own_fragments()
+            fragments = self._part_fragments()
         rows = scan_rows(self.layout, memory_gb)
         return self._store.rows.scan(self._generation.factors_version, rows, fragments, where, extra)
 
-    def described(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+    def metadata(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         """Descriptive columns of the rows, in the order of `blocks`."""
-        return self._store.rows.metadata(self._generation.factors_version, columns, self._own_fragments(), where)
+        return self._store.rows.metadata(self._generation.factors_version, columns, self._part_fragments(), where)
 
-    def _own_fragments(self) -> list[int] | None:
-        """None where all are."""
+    def _part_fragments(self) -> list[int] | None:
+        """Fragments of the part; None if it has all of the table."""
         return None if self.part.fragments is None else self.fragments()
 
     def self_influence(
         self, fragments: Sequence[int] | None = None, memory_gb: float = MEMORY_GB, where: str | None = None
     ) -> np.ndarray:
-        """s(x, x) of rows in the order of `blocks`, float32 (rows,); kept between calls, a float per row."""
+        """s(x, x) of rows in the order of `blocks`, float32 (rows,); cached, at a float per row."""
         key = (None if fragments is None else tuple(fragments), where)
-        if key not in self._own:
-            self._forget_conditions()
-            self._own[key] = self_influences(
+        if key not in self._self_influence:
+            self._evict_oldest_conditions()
+            self._self_influence[key] = self_influences(
                 lambda: ((block.codes, block.scales) for block in self.blocks(fragments, memory_gb, where)),
                 self.layout,
                 self._forms(),
                 memory_gb,
             )
-        return self._own[key]
+        return self._self_influence[key]
 
-    def _forget_conditions(self) -> None:
-        """Of all conditions that were ever asked for only some are kept, the newest."""
-        oldest = list(dict.fromkeys(where for _, where in self._own))[: -_CONDITIONS_KEPT + 1 or None]
-        self._own = {key: own for key, own in self._own.items() if key[1] not in oldest}
+    def _evict_oldest_conditions(self) -> None:
+        """Bound the cache of self-influences, since a server receives ever new conditions."""
+        conditions = list(dict.fromkeys(where for _, where in self._self_influence))
+        evicted = conditions[: -_MAX_CACHED_CONDITIONS + 1 or None]
+        self._self_influence = {key: own for key, own in self._self_influence.items() if key[1] not in evicted}
 
     def _forms(self) -> Iterator[LayerForm]:
         if self.part.follows is None:
-            return (layer_form(folds) for folds in self._folds())
-        leader = self._leader()
-        translations = self._translations(leader.spec)
+            return (layer_form(fold) for fold in self._folds())
+        followed = self._followed_part()
+        translations = self._translations(followed.spec)
         if translations is None:
-            return (layer_form(folds) for folds in leader._folds())
-        return (layer_form(folds, back) for folds, back in zip(leader._folds(), translations, strict=True))
+            return (layer_form(fold) for fold in followed._folds())
+        pairs = zip(followed._folds(), translations, strict=True)
+        return (layer_form(fold, translation_back) for fold, translation_back in pairs)
 
-    def _leader(self) -> "PartReader":
-        (followed,) = (part for part in self._generation.leaders if part.spec == self.part.follows)
+    def _followed_part(self) -> "PartReader":
+        parts = self._generation.own_checkpoint_parts
+        (followed,) = (part for part in parts if part.spec == self.part.follows)
         return PartReader(self._store, self._generation, followed)
 
-    def scored(
+    def scored_blocks(
         self,
         folded: FoldedQueries,
         fragments: Sequence[int] | None = None,
         memory_gb: float = MEMORY_GB,
-        terms: Terms = PLAIN,
+        options: SearchOptions = DEFAULT_OPTIONS,
         extra: Sequence[str] = (),
     ) -> Iterator[tuple[Block, np.ndarray]]:
         """Blocks of the part's rows with their float32 scores (Q, B)."""
-        for block, times_B in self._weighted(fragments, memory_gb, terms, extra):
+        for block, multiplier_B in self._blocks_with_multipliers(fragments, memory_gb, options, extra):
             scores_QB = score_rows(block.codes, block.scales, self.layout, folded).numpy()
-            yield block, scores_QB if times_B is None else scores_QB * times_B
+            yield block, scores_QB if multiplier_B is None else scores_QB * multiplier_B
 
-    def _weighted(
-        self, fragments: Sequence[int] | None, memory_gb: float, terms: Terms, extra: Sequence[str] = ()
+    def _blocks_with_multipliers(
+        self, fragments: Sequence[int] | None, memory_gb: float, options: SearchOptions, extra: Sequence[str] = ()
     ) -> Iterator[tuple[Block, np.ndarray | None]]:
-        """Blocks of the part's rows, and what their scores are multiplied by, float32 (B,); None for nothing."""
+        """Blocks of the part's rows, and the multipliers of their scores, float32 (B,); None for no multiplier."""
         own, start = None, 0
-        if terms.normalise != "none":
-            own = self.self_influence(fragments, memory_gb, terms.where)
-        for block in self.blocks(fragments, memory_gb, terms.where, extra):
+        if options.normalise != "none":
+            own = self.self_influence(fragments, memory_gb, options.where)
+        for block in self.blocks(fragments, memory_gb, options.where, extra):
             stop = start + len(block.example_ids)
             yield block, None if own is None else inverse_root(own[start:stop])
             start = stop
 
-    def sought(self, folded: FoldedQueries, memory_gb: float = MEMORY_GB) -> Sought:
-        """Folded queries made ready to look for their strongest rows, here or in several places alike."""
-        if not is_worth_a_look(self.layout, self.part.rows, folded.count):
-            return Sought(folded)
+    def prepare(self, folded: FoldedQueries, memory_gb: float = MEMORY_GB) -> PreparedQueries:
+        """Prepare folded queries for a top-k search, so that all workers use the same prefilter and margins."""
+        if not is_prefilter_worthwhile(self.layout, self.part.rows, folded.count):
+            return PreparedQueries(folded)
         blocks = self.blocks(memory_gb=memory_gb)
-        return sought(self.layout, folded, ((block.codes, block.scales) for block in blocks))
+        return prepare_queries(self.layout, folded, ((block.codes, block.scales) for block in blocks))
 
     def top_k(
         self,
-        queries: Sought,
+        queries: PreparedQueries,
         k: int,
         fragments: Sequence[int] | None = None,
         memory_gb: float = MEMORY_GB,
-        terms: Terms = PLAIN,
+        options: SearchOptions = DEFAULT_OPTIONS,
     ) -> list[TopK]:
-        """Top-k of queries over the whole part or some fragments of it (`search.Search`)."""
+        """Top-k of queries over the whole part or some of its fragments (`top_rows.Search`)."""
         search = Search(self.layout, queries, k)
-        for block, times_B in self._weighted(fragments, memory_gb, terms):
-            search.update(block.codes, block.scales, block.example_ids, times_B)
+        for block, multiplier_B in self._blocks_with_multipliers(fragments, memory_gb, options):
+            search.update(block.codes, block.scales, block.example_ids, multiplier_B)
         return search.best

@@ -1,4 +1,4 @@
-"""Queries: from a file or from Python, and as an example whose gradient can be taken."""
+"""Queries: read from a file or from Python values, and turned into examples for the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import StorageConfig
 from lorif_core.corpus import columnar, jsonl
-from lorif_core.corpus.records import being_checked, column_kinds, is_jsonl
+from lorif_core.corpus.records import checking_file, column_kinds, is_jsonl
 from lorif_core.corpus.tokenise import (
     Example,
     TokenSequence,
@@ -29,10 +29,10 @@ _NEEDED = "text, or prompt and completion, or tokens"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to attribute: tokens, or a prompt and its completion, or a text, or several of these.
+    """What to attribute: tokens, a prompt and its completion, a text, or several of these.
 
-    Fields that do not apply are None. The loss of a `group` is the mean of its members' losses, that of a
-    `contrast` (A, B) is A's less B's; gradients and scores are too. Members are neither groups nor contrasts.
+    Unused fields are None. The loss of a `group` is the mean of its members' losses; the loss of a `contrast`
+    (A, B) is A's loss minus B's. The same holds for gradients and scores. Members cannot be groups or contrasts.
     """
 
     query_id: str
@@ -46,7 +46,7 @@ class Query:
 
     @property
     def members(self) -> "list[tuple[float, Query]]":
-        """The single queries that it consists of, each with its weight in the loss."""
+        """Its single queries, each with its weight in the loss."""
         if self.group is not None:
             return [(1 / len(self.group), member) for member in self.group]
         if self.contrast is not None:
@@ -54,12 +54,12 @@ class Query:
         return [(1.0, self)]
 
     @property
-    def shown(self) -> tuple[str, str | None]:
-        """What people read of it: the text or prompt, and the completion if there is one."""
+    def display_text(self) -> tuple[str, str | None]:
+        """What a page shows of it: the text or prompt, and the completion or None."""
         if self.group is not None:
-            return f"mean of {len(self.group)}: " + " | ".join(_one_text(member) for member in self.group), None
+            return f"mean of {len(self.group)}: " + " | ".join(_joined_text(member) for member in self.group), None
         if self.contrast is not None:
-            return " minus ".join(_one_text(side) for side in self.contrast), None
+            return " minus ".join(_joined_text(side) for side in self.contrast), None
         prompt = self.prompt if self.prompt is not None else self.text
         return (prompt if prompt is not None else f"{len(self.tokens or ())} tokens"), self.completion
 
@@ -71,12 +71,12 @@ QueryInput = str | Mapping[str, Any] | Query
 def read_queries(path: str, storage: StorageConfig) -> list[Query]:
     """Queries of a .jsonl(.gz, .zst) or .parquet file with `text`, or `prompt` and `completion`, or `tokens`.
 
-    `tokens` may have `labels`, all may have an `id`; without one the id is the position in the file, from 0. In
-    place of these a row may have `group`, a list of queries, or `contrast`, a list of two.
+    `tokens` may come with `labels`. Every row may have an `id`; the default is its position in the file, from 0.
+    Instead of these a row may have `group`, a list of queries, or `contrast`, a list of two queries.
 
     Raises:
         UserError: the file is missing, damaged, empty or of another format, a row has none of these columns (the
-            ones it has are listed), a value has the wrong type, or an id occurs twice.
+            message lists its columns), a value has the wrong type, or an id occurs twice.
     """
     records = _records(path, storage, "queries", (*_FIELDS, *_COMPOUND))
     queries = [_parse(record, position, f"query {position} of {path}") for position, record in enumerate(records)]
@@ -85,52 +85,56 @@ def read_queries(path: str, storage: StorageConfig) -> list[Query]:
 
 
 def read_pairs(path: str, storage: StorageConfig) -> list[tuple[Query, Query]]:
-    """Queries, each with a source that says the same: rows of a queries file that also have `source`.
+    """Queries, each with a source that states the same fact: rows of a queries file with a `source`.
 
-    `source` is a text, or an object with the fields of a query.
+    `source` is a text or an object with the fields of a query.
 
     Raises:
-        UserError: as `read_queries`, or a row has no source.
+        UserError: as in `read_queries`, or a row has no source.
     """
     pairs = []
     for position, record in enumerate(_records(path, storage, "pairs", (*_FIELDS, "source"))):
-        where = f"pair {position} of {path}"
-        query, source = _parse(record, position, where), record.get("source")
+        subject = f"pair {position} of {path}"
+        query, source = _parse(record, position, subject), record.get("source")
         if isinstance(source, str):
             pairs.append((query, Query(query.query_id, text=source)))
         elif isinstance(source, Mapping):
-            pairs.append((query, _parse(source, position, f"the source of {where}")))
+            pairs.append((query, _parse(source, position, f"the source of {subject}")))
         else:
-            raise UserError(f"{where} has no source; give a text, or an object that has {_NEEDED}")
+            raise UserError(f"{subject} has no source; give a text, or an object that has {_NEEDED}")
     _check_unique([query for query, _ in pairs], path)
     return pairs
 
 
 def as_query(value: str | Mapping[str, Any], position: int) -> Query:
-    """A query of the Python API: a string is its text, a dict has the fields of a queries file.
+    """Parse a query of the Python API: a string is its text, a dict has the fields of a queries file.
 
     Raises:
-        UserError: it is neither, lacks what a query needs, or a value has the wrong type.
+        UserError: the value is neither, lacks the fields of a query, or a field has the wrong type.
     """
     return _as_query(value, position, f"query {position}")
 
 
-def parsed_queries(queries: Sequence[QueryInput]) -> list[Query]:
-    """Queries of the Python API. Raises UserError if there is none, or as `as_query`."""
+def parse_queries(queries: Sequence[QueryInput]) -> list[Query]:
+    """Parse queries of the Python API.
+
+    Raises:
+        UserError: there are no queries, or as in `as_query`.
+    """
     parsed = [
         query if isinstance(query, Query) else as_query(query, position) for position, query in enumerate(queries)
     ]
     if not parsed:
-        raise UserError("there is no query")
+        raise UserError("there are no queries; give at least one")
     return parsed
 
 
-def _as_query(value: Any, position: int, where: str, *, single: bool = False) -> Query:
+def _as_query(value: Any, position: int, subject: str, *, single: bool = False) -> Query:
     if isinstance(value, str):
         return Query(str(position), text=value)
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} is a {type(value).__name__}; give a string or a dict with {_NEEDED}")
-    return _parse(value, position, where, single=single)
+        raise UserError(f"{subject} is a {type(value).__name__}; give a string or a dict with {_NEEDED}")
+    return _parse(value, position, subject, single=single)
 
 
 def query_example(
@@ -139,29 +143,31 @@ def query_example(
     """The query's tokens and labels, truncated as training examples are.
 
     Raises:
-        UserError: it is a group or a contrast, nothing in it is scored, or a token is out of range; the query is
-            named.
+        UserError: the query is a group or a contrast, has no scored token, or a token is out of range. The message
+            names the query.
     """
-    where = f"query {query.query_id!r}"
+    subject = f"query {query.query_id!r}"
     if query.group is not None or query.contrast is not None:
-        raise UserError(f"{where} consists of several queries; here it must be one, with {_NEEDED}")
-    sequence = _encode(query, tokenizer, vocab_size, where)
+        raise UserError(f"{subject} consists of several queries; here it must be a single query, with {_NEEDED}")
+    sequence = _encode(query, tokenizer, vocab_size, subject)
     short = sequence.truncated(max_length)
     example = make_example(query.query_id, 0, short.ids, short.labels, sequence.text)
     if example.scored == 0:
         raise UserError(
-            f"{where} has no token to score ({len(example.input_ids)} tokens in all); at least one token must "
-            f"follow another and not be masked"
+            f"{subject} has no token to score ({len(example.input_ids)} tokens in all); at least one unmasked "
+            f"token must follow another token"
         )
     return example
 
 
-def _encode(query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str) -> TokenSequence:
+def _encode(
+    query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, subject: str
+) -> TokenSequence:
     if query.tokens is not None:
-        return encode_tokens(query.tokens, query.labels, tokenizer, vocab_size, where)
+        return encode_tokens(query.tokens, query.labels, tokenizer, vocab_size, subject)
     if query.prompt is not None and query.completion is not None:
-        return encode_pair(query.prompt, query.completion, tokenizer, vocab_size, where)
-    return encode_text(query.text, tokenizer, vocab_size, where)
+        return encode_pair(query.prompt, query.completion, tokenizer, vocab_size, subject)
+    return encode_text(query.text, tokenizer, vocab_size, subject)
 
 
 def _check_unique(queries: Sequence[Query], path: str) -> None:
@@ -169,72 +175,76 @@ def _check_unique(queries: Sequence[Query], path: str) -> None:
     for position, query in enumerate(queries):
         if query.query_id in seen:
             raise UserError(
-                f"the id {query.query_id!r} is that of query {seen[query.query_id]} and of query {position} of "
-                f"{path}; make ids unique"
+                f"query {seen[query.query_id]} and query {position} of {path} have the same id "
+                f"{query.query_id!r}; make ids unique"
             )
         seen[query.query_id] = position
 
 
-def _records(path: str, storage: StorageConfig, what: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """All rows; queries are few. Other columns than the fields are not read where the format allows it."""
+def _records(path: str, storage: StorageConfig, content: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows, in memory since queries are few; only the columns of the fields where the format allows it."""
     files = find_files(path, storage, _ENDINGS)
     if len(files) > 1:
-        raise UserError(f"{path} has {len(files)} {what} files; name one of them")
-    records = _rows(files[0], what, fields)
+        raise UserError(f"{path} has {len(files)} {content} files; name one of them")
+    records = _rows(files[0], content, fields)
     if not records:
-        raise UserError(f"the {what} file {path} is empty; give at least one query")
+        raise UserError(f"the {content} file {path} is empty; give at least one query")
     return records
 
 
-def _rows(file: SourceFile, what: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(file: SourceFile, content: str, fields: Sequence[str]) -> list[dict[str, Any]]:
     kinds = column_kinds(file) or {}
-    with being_checked(file):
+    with checking_file(file):
         if is_jsonl(file):
             return [record for _, record in jsonl.read_records(file)]
         known = [field for field in fields if field in kinds]
         if not known:
             raise UserError(
-                f"the {what} file {file.uri} has {', '.join(kinds) or 'no columns'}; it needs {_NEEDED}"
+                f"the {content} file {file.uri} has {', '.join(kinds) or 'no columns'}; it needs {_NEEDED}"
             )
         return [record for _, record in columnar.read_records(file, known)]
 
 
-def _parse(record: Mapping[str, Any], position: int, where: str, *, single: bool = False) -> Query:
-    """By precedence tokens, prompt and completion, text; null is the same as absent. A group stands alone."""
+def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bool = False) -> Query:
+    """Parse by precedence: a group or contrast, tokens, prompt and completion, text; null counts as absent."""
     given = {field: record[field] for field in (*_FIELDS, *_COMPOUND) if record.get(field) is not None}
     query_id = given.get("id", position)
     if isinstance(query_id, bool) or not isinstance(query_id, str | int):
-        raise UserError(f"the id of {where} must be a string or an integer, it is {query_id!r}")
+        raise UserError(f"the id of {subject} must be a string or an integer, it is {query_id!r}")
     compound = next((field for field in _COMPOUND if field in given), None)
     if compound is not None:
-        return _compound(given, compound, str(query_id), where, single)
+        return _parse_compound(given, compound, str(query_id), subject, single)
     if "tokens" in given:
-        labels = _integers(given["labels"], f"the labels of {where}") if "labels" in given else None
-        return Query(str(query_id), tokens=_integers(given["tokens"], f"the tokens of {where}"), labels=labels)
+        labels = _integers(given["labels"], f"the labels of {subject}") if "labels" in given else None
+        return Query(str(query_id), tokens=_integers(given["tokens"], f"the tokens of {subject}"), labels=labels)
     fields = ["prompt", "completion"] if "prompt" in given and "completion" in given else ["text"]
     if not all(field in given for field in fields):
         listed = ", ".join(str(key) for key, value in record.items() if value is not None) or "nothing"
-        raise UserError(f"{where} has {listed}; it needs {_NEEDED}")
+        raise UserError(f"{subject} has {listed}; it needs {_NEEDED}")
     for field in fields:
         if not isinstance(given[field], str):
-            raise UserError(f"the {field} of {where} must be a string, it is {given[field]!r}")
+            raise UserError(f"the {field} of {subject} must be a string, it is {given[field]!r}")
     return Query(str(query_id), **{field: given[field] for field in fields})
 
 
-def _compound(given: Mapping[str, Any], field: str, query_id: str, where: str, single: bool) -> Query:
-    """A group or a contrast; its members are strings or objects with the fields of a single query."""
-    beside = [name for name in given if name not in ("id", field)]
-    if beside:
-        raise UserError(f"{where} has {field} and {', '.join(beside)}; give one of them")
+def _parse_compound(given: Mapping[str, Any], field: str, query_id: str, subject: str, single: bool) -> Query:
+    """Parse a group or a contrast; members are strings or objects with the fields of a single query."""
+    others = [name for name in given if name not in ("id", field)]
+    if others:
+        raise UserError(f"{subject} has {field} and {', '.join(others)}; give one of them")
     if single:
-        raise UserError(f"{where} is a {field} within a query of several; give single queries there")
+        raise UserError(
+            f"{subject} is a {field} within a query of several queries; its members must be single queries"
+        )
     values = given[field]
     if not isinstance(values, list | tuple) or not values:
-        raise UserError(f"the {field} of {where} must be a list of queries, it is {values!r}")
+        raise UserError(f"the {field} of {subject} must be a list of queries, it is {values!r}")
     if field == "contrast" and len(values) != 2:
-        raise UserError(f"the contrast of {where} has {len(values)} queries; give two, the first minus the second")
+        raise UserError(
+            f"the contrast of {subject} has {len(values)} queries; give two, the first minus the second"
+        )
     members = [
-        _as_query(value, number, f"member {number} of the {field} of {where}", single=True)
+        _as_query(value, number, f"member {number} of the {field} of {subject}", single=True)
         for number, value in enumerate(values)
     ]
     named = [replace(member, query_id=f"{query_id}/{number}") for number, member in enumerate(members)]
@@ -243,9 +253,9 @@ def _compound(given: Mapping[str, Any], field: str, query_id: str, where: str, s
     return Query(query_id, group=tuple(named))
 
 
-def _one_text(query: Query) -> str:
-    return "".join(part for part in query.shown if part is not None)
+def _joined_text(query: Query) -> str:
+    return "".join(part for part in query.display_text if part is not None)
 
 
-def _integers(values: Any, what: str) -> tuple[int, ...]:
-    return tuple(integers(values, what).tolist())
+def _integers(values: Any, subject: str) -> tuple[int, ...]:
+    return tuple(integers(values, subject).tolist())

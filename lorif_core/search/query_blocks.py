@@ -1,27 +1,27 @@
-"""How many queries are asked in one pass over the index, so that a worker stays within its memory.
+"""The number of queries that one pass over the index scores, so that a worker stays within its memory.
 
-What a pass needs beyond the stored codes of a few blocks of rows does not depend on the number of rows:
+Beyond the codes of a few blocks of rows, the memory of a pass does not depend on the number of rows. Per query:
 
-    folded queries   4 B x sum of d1 d2 over layers and parts, and      a quarter of the memory
-                     what a quick look keeps of them
-    scores           16 B x rows of a scanned block                     an eighth
-    top k            400 B x 2 k, as kept and as it is merged           an eighth
+    folded query   4 B x sum of d1 d2 over layers and parts,     a quarter of the memory
+                   plus its copy for the prefilter
+    scores         16 B x rows of a scanned block                an eighth
+    top k          400 B x 2 k, stored and during a merge        an eighth
 
-each times the queries of the block; the codes take another eighth (`blocks.scan_rows`), and while queries are
-encoded their gradients take as much as they do folded.
+The codes take another eighth (`blocks.scan_rows`). While queries are encoded, their gradients take as much memory
+as the folded queries do later.
 """
 
 from lorif_core.gradients.codes import CodeLayout
-from lorif_core.search.prefilter import quick_bytes
+from lorif_core.search.prefilter import prefilter_bytes
 from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.generation import Generation
 
-_BYTES_PER_SCORE = 16  # the score, two temporaries of a contraction, what the heaps compare
-_BYTES_PER_HIT = 400  # a score and an id as Python objects, of what is kept and of what is merged into it
+_BYTES_PER_SCORE = 16  # the score, two temporaries of a contraction, the comparison in the heaps
+_BYTES_PER_HIT = 400  # a score and an id as Python objects, in the top k and in the one that is merged into it
 
 
 def queries_per_block(generation: Generation, k: int, memory_gb: float) -> int:
-    """Queries of a block: at least one, however little memory there is."""
+    """Queries of a block; at least one, even if that exceeds the memory."""
     memory = memory_gb * 2**30
     specs = [part.index_spec for part in generation.parts]
     layouts = [CodeLayout(spec.layers, spec.code) for spec in specs]
@@ -37,4 +37,4 @@ def queries_per_block(generation: Generation, k: int, memory_gb: float) -> int:
 
 
 def _bytes_of_query(layout: CodeLayout) -> int:
-    return 4 * sum(slot.layer.dim for slot in layout.slots) + quick_bytes(layout)
+    return 4 * sum(slot.layer.dim for slot in layout.slots) + prefilter_bytes(layout)

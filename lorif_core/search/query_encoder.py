@@ -1,4 +1,4 @@
-"""Queries to gradients: the checkpoint of an index loads once, and queries come out in the metric of its spec.
+"""Encode queries as gradients: the checkpoint of an index loads once; gradients are in the metric of its spec.
 
 Shapes: Q queries, D = d1 d2 of a layer.
 """
@@ -36,18 +36,18 @@ class QueryGradients:
     layers: list[torch.Tensor]
 
     def rows(self, chosen: slice) -> "QueryGradients":
-        """Some of the queries."""
+        """A subset of the queries."""
         return QueryGradients(self.losses[chosen], [layer[chosen] for layer in self.layers])
 
 
 class QueryEncoder:
-    """Turns queries into full-precision projected gradients in the metric of one spec; dense, unless `factored`.
+    """Turns queries into full-precision projected gradients in the metric of one spec; dense unless `factored`.
 
     Args:
         loaded: the model that the index was built with.
         spec: spec of the index.
-        covariances: of a whitened projection.
-        factored: keep only the rank of the stored codes of a query too, as the paper does.
+        covariances: covariances of a whitened projection.
+        factored: reduce query gradients to the rank of the stored codes, as the paper does.
     """
 
     def __init__(
@@ -69,44 +69,48 @@ class QueryEncoder:
         return self._loaded.tokenizer
 
     def example(self, query: Query) -> Example:
-        """The query's tokens and labels. Raises UserError if nothing in it is scored."""
+        """The query's tokens and labels. Raises UserError if no token is scored."""
         return query_example(
             query, self._loaded.tokenizer, self._loaded.vocab_size, self._spec.tokenisation.max_length
         )
 
     def gradients(self, queries: Sequence[Query]) -> QueryGradients:
-        """Losses and gradients, in the order of the queries; those of several are weighted sums over members."""
+        """Losses and gradients in the order of the queries; a query's members enter as a weighted sum.
+
+        Raises:
+            UserError: the loss or gradient of a query is not finite, or a query has no scored token.
+        """
         members = [(row, *member) for row, query in enumerate(queries) for member in query.members]
-        found = self.of_examples(
+        gradients = self.example_gradients(
             [self.example(query) for _, _, query in members],
             [row for row, _, _ in members],
             [weight for _, weight, _ in members],
         )
-        losses, layers = found.losses, found.layers
+        losses, layers = gradients.losses, gradients.layers
         for row, query in enumerate(queries):
             if not (np.isfinite(losses[row]) and all(torch.isfinite(layer[row]).all() for layer in layers)):
                 raise UserError(f"the loss or gradient of query {query.query_id!r} is not finite under this model")
-        return found
+        return gradients
 
-    def of_examples(
+    def example_gradients(
         self, examples: Sequence[Example], rows: Sequence[int], weights: Sequence[float]
     ) -> QueryGradients:
-        """Weighted sums of losses and gradients, of each example into its row; rows are numbered from 0."""
+        """Weighted sums of losses and gradients: every example is added to its row; rows are numbered from 0."""
         lengths = [len(example.input_ids) for example in examples]
         losses = np.zeros(max(rows) + 1, dtype=np.float32)
         layers = [torch.zeros(len(losses), layer.dim) for layer in self._spec.layers]
         for indices in token_budget_batches(lengths, max(_QUERY_TOKENS_PER_BATCH, max(lengths))):
             batch_losses, gradients = self._extractor.gradients(collate(examples, indices))
-            into, times = (np.array([of[i] for i in indices]) for of in (rows, weights))
-            np.add.at(losses, into, (batch_losses * times).astype(np.float32))
+            into, factors = (np.array([values[i] for i in indices]) for values in (rows, weights))
+            np.add.at(losses, into, (batch_losses * factors).astype(np.float32))
             for layer, gradient in zip(layers, gradients, strict=True):
-                weighted = gradient * torch.from_numpy(times).to(gradient)[:, None]
+                weighted = gradient * torch.from_numpy(factors).to(gradient)[:, None]
                 layer.index_add_(0, torch.from_numpy(into), weighted.float())
         return QueryGradients(losses, layers)
 
 
 def model_config_of(part: Part, path: str | None = None) -> ModelConfig:
-    """Where a part's checkpoint was, or that `path` holds it now."""
+    """The location of a part's checkpoint: `path` if given, else the recorded one."""
     moved = path is not None and Path(path).exists()
     return ModelConfig(path=path or part.model_path, revision=None if moved else part.model_revision)
 
@@ -115,7 +119,7 @@ def load_matching(spec: IndexSpec, config: ModelConfig, storage: StorageConfig) 
     """Load the checkpoint of a spec, in the dtype of the spec.
 
     Raises:
-        UserError: the checkpoint or tokenizer there is another one.
+        UserError: the checkpoint or tokenizer at that path is not that of the spec.
     """
     loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}), storage)
     check_same_checkpoint(config, storage, loaded, spec)

@@ -1,6 +1,6 @@
 """Scores of stored rows against folded queries: s = sum_l < H_l^-1 Q_l, decode(code_l) >.
 
-Shapes: Q queries, B rows, W levels and S scales of a row, c rank, D = d1 d2.
+Shapes: Q queries, B rows, W levels and S scales of a row, c rank, D = d1 d2 of a layer.
 """
 
 import warnings
@@ -14,31 +14,30 @@ import torch
 from lorif_core.gradients.codes import CodeLayout, decode_rows
 from lorif_core.spec import LayerSpec
 
-# From here on decoding G once is cheaper than one contraction a query (SPEED.md, section B).
-_DECODE_FROM_QUERIES = 32
+_DECODE_FROM_QUERIES = 32  # from here on decoding G once is cheaper than a contraction per query (SPEED.md B)
 
 
 @dataclass(frozen=True, slots=True)
 class FoldedQueries:
-    """W_l = H_l^-1 Q_l: per layer (Q, d1 d2) float32."""
+    """W_l = H_l^-1 Q_l of each layer, (Q, d1 d2) float32."""
 
     weights: tuple[torch.Tensor, ...]
 
     @property
     def count(self) -> int:
-        """Q."""
+        """The number of queries, Q."""
         return len(self.weights[0])
 
-    def only(self, query: int) -> "FoldedQueries":
-        """One of them, not copied."""
-        return self.some(query, query + 1)
+    def single(self, query: int) -> "FoldedQueries":
+        """A single query, not copied."""
+        return self.subset(query, query + 1)
 
-    def some(self, start: int, stop: int) -> "FoldedQueries":
-        """Those from `start` up to `stop`, not copied."""
+    def subset(self, start: int, stop: int) -> "FoldedQueries":
+        """Queries [start, stop), not copied."""
         return FoldedQueries(tuple(weight_QD[start:stop] for weight_QD in self.weights))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As numpy arrays: readers of Ray's object store get those without a copy, and tensors with one."""
+        """As numpy arrays: Ray's object store hands out arrays without a copy, but copies tensors."""
         return _folded_of, ([weight_QD.numpy(force=True) for weight_QD in self.weights],)
 
 
@@ -47,34 +46,34 @@ def _folded_of(arrays: Sequence[np.ndarray]) -> FoldedQueries:
 
 
 def shared_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor on an array that others may read too, and nobody may write."""
+    """A tensor that shares the memory of a read-only array; do not write to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def queries_at_once(layers: Iterable[LayerSpec], memory_gb: float) -> int:
-    """Queries whose dense float32 gradients take at most so much memory together; at least one."""
+    """The number of queries whose dense float32 gradients fit into the memory together; at least one."""
     return max(1, int(memory_gb * 2**30 / (4 * sum(layer.dim for layer in layers))))
 
 
-class Folds(Protocol):
-    """The curvature or the metric of one layer."""
+class FoldOperator(Protocol):
+    """The curvature or metric of one layer."""
 
     def fold(self, queries_QD: torch.Tensor) -> torch.Tensor:
-        """What it makes of query gradients, float32 (Q, D)."""
+        """Fold query gradients, float32 (Q, D)."""
 
 
-def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[Folds]) -> FoldedQueries:
-    """Fold the inverse curvature into dense query gradients, per layer (Q, d1 d2)."""
+def fold_queries(gradients: Sequence[torch.Tensor], curvature: Iterable[FoldOperator]) -> FoldedQueries:
+    """Fold the inverse curvature into dense query gradients, (Q, d1 d2) of each layer."""
     return FoldedQueries(tuple(layer.fold(gradient) for gradient, layer in zip(gradients, curvature, strict=True)))
 
 
 def relative_to_own(folded: FoldedQueries, gradients: Sequence[torch.Tensor], power: float = 1.0) -> FoldedQueries:
-    """Folded queries over s(q, q)^power, s(q, q) = sum_l < W_l, Q_l > being the query's influence on itself.
+    """Folded queries divided by s(q, q)^power, with s(q, q) = sum_l < W_l, Q_l > the query's influence on itself.
 
-    With power 1 scores are shares of it. That share has no unit: rescaling gradients, damping, or the number of
-    rows behind H moves both alike, so that scores of several checkpoints can be ranked together.
+    With power 1 a score is a fraction of s(q, q). It has no unit: the scale of gradients, the damping and the
+    number of rows behind H change both in the same way. So scores of several checkpoints are comparable.
     """
     return scaled(folded, own_scale(own_influence(folded, gradients), power))
 
@@ -88,12 +87,12 @@ def own_influence(folded: FoldedQueries, gradients: Sequence[torch.Tensor]) -> t
 
 
 def own_scale(own_Q: torch.Tensor, power: float) -> torch.Tensor:
-    """own^-power, 0 where a query has no influence."""
+    """s(q, q)^-power, or 0 if a query has no influence on itself."""
     return torch.where(own_Q > 0, own_Q.clamp_min(torch.finfo(own_Q.dtype).tiny) ** -power, 0.0)
 
 
 def scaled(folded: FoldedQueries, scale_Q: torch.Tensor) -> FoldedQueries:
-    """Folded queries times a number each."""
+    """Folded queries, each multiplied by its factor."""
     return FoldedQueries(tuple((weight_QD * scale_Q[:, None]).float() for weight_QD in folded.weights))
 
 
@@ -113,7 +112,7 @@ def score_rows(
 def _score_layer(
     codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, index: int, weight_QD: torch.Tensor
 ) -> torch.Tensor:
-    """(Q, B) of one layer: u^T W v per query where queries are few, else decode and multiply."""
+    """(Q, B) of one layer: u^T W v per query for few queries, else rows are decoded and multiplied."""
     queries, slot = len(weight_QD), layout.slots[index]
     scales = scales_BS[:, slot.scales]
     if layout.code.kind == "dense":

@@ -1,7 +1,7 @@
-"""Data selection: the part of a corpus with the highest or lowest mean influence on target queries.
+"""Data selection: the fraction of a corpus with the highest or lowest mean influence on target queries.
 
-The mean over queries is one folded query, so that any number of targets costs one scan. What is kept is a float
-per row; ids and sources are read again for the rows that are taken.
+The mean over queries is a single folded query, so any number of targets costs one scan. Memory is a float per row;
+ids and sources are read again for the selected rows.
 
 Shapes: N rows in the order of the scan.
 """
@@ -17,12 +17,12 @@ import torch
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.search.generation_reader import GenerationReader
-from lorif_core.search.options import Terms
+from lorif_core.search.options import SearchOptions
 from lorif_core.search.part_reader import PartReader
-from lorif_core.search.queries import Query, QueryInput, parsed_queries
-from lorif_core.search.query_encoder import ModelInput
+from lorif_core.search.queries import Query, QueryInput, parse_queries
+from lorif_core.search.query_encoder import ModelInput, QueryGradients
 from lorif_core.search.scoring import FoldedQueries, queries_at_once
-from lorif_core.storage.filesystem import contact, open_filesystem
+from lorif_core.storage.filesystem import open_filesystem, storage_errors
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -33,7 +33,7 @@ SELECTION_SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
     ]
 )
-_MEMORY_GB = 0.25  # of the gradients of some queries
+_MEMORY_GB = 0.25  # for the gradients of a batch of queries
 
 
 def select(
@@ -41,63 +41,64 @@ def select(
     queries: Sequence[QueryInput] | None,
     fraction: float,
     model: ModelInput,
-    terms: Terms,
+    options: SearchOptions,
     *,
     bottom: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Rows as in `SELECTION_SCHEMA`, in the order of the index; `score` is the mean of the queries' scores.
 
     Args:
-        index: the generation to ask.
-        queries: the targets; None takes rows by their self-influence instead.
-        fraction: of the rows that are asked, above 0, at most 1; at least one row is taken.
+        index: the generation to search.
+        queries: the targets; None selects rows by their self-influence instead.
+        fraction: fraction of the matching rows, above 0 and at most 1; at least one row is selected.
         model: as in `Index.scores`.
-        terms: which rows, and their normalisation.
-        bottom: the lowest scores instead of the highest. Among equal ones those with the first ids are taken.
+        options: which rows, and their normalisation.
+        bottom: select the lowest scores instead of the highest. Ties are broken by ascending id.
 
     Raises:
-        UserError: the fraction is none, or as `Index.scores`.
+        UserError: the fraction is out of range, or as in `Index.scores`.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"the fraction is {fraction:g}; it must be above 0 and at most 1")
     if queries is None:
-        scores = [part.self_influence(where=terms.where) for part in index.parts]
+        scores = [part.self_influence(where=options.where) for part in index.parts]
     else:
-        scores = _mean_scores(index, queries, model, terms)
-    signed = [-found if bottom else found for found in scores]
-    taken = best_share(signed, fraction, lambda places: _ids_at(index, places, terms.where))
-    return _rows(index, scores, taken, terms.where)
+        scores = _mean_scores(index, queries, model, options)
+    signed = [-part_scores if bottom else part_scores for part_scores in scores]
+    selected = best_fraction(signed, fraction, lambda positions: _ids_at(index, positions, options.where))
+    return _selected_rows(index, scores, selected, options.where)
 
 
-def _rows(
-    index: GenerationReader, scores: Sequence[np.ndarray], taken: Sequence[np.ndarray], where: str | None
+def _selected_rows(
+    index: GenerationReader, scores: Sequence[np.ndarray], selected: Sequence[np.ndarray], where: str | None
 ) -> Iterator[pa.RecordBatch]:
-    for part, found, chosen in zip(index.parts, scores, taken, strict=True):
+    for part, part_scores, part_selected in zip(index.parts, scores, selected, strict=True):
         start = 0
-        for batch in part.described(SELECTION_SCHEMA.names[:-1], where):
-            some = slice(start, start + batch.num_rows)
+        for batch in part.metadata(SELECTION_SCHEMA.names[:-1], where):
+            rows = slice(start, start + batch.num_rows)
             start += batch.num_rows
-            columns = [*batch.select(SELECTION_SCHEMA.names[:-1]).columns, pa.array(found[some], pa.float32())]
-            rows = pa.RecordBatch.from_arrays(columns, schema=SELECTION_SCHEMA)
-            if chosen[some].any():
-                yield rows.filter(pa.array(chosen[some]))
+            described = batch.select(SELECTION_SCHEMA.names[:-1]).columns
+            columns = [*described, pa.array(part_scores[rows], pa.float32())]
+            scored = pa.RecordBatch.from_arrays(columns, schema=SELECTION_SCHEMA)
+            if part_selected[rows].any():
+                yield scored.filter(pa.array(part_selected[rows]))
 
 
 def check_new_file(out: str, storage: StorageConfig) -> None:
-    """Refuse an output file that is there: nothing of the user's is overwritten."""
+    """Raise UserError if the output file exists, so that no file of the user is overwritten."""
     fs, path = open_filesystem(out, storage)
-    with contact(out):
+    with storage_errors(out):
         if fs.exists(path):
-            raise UserError(f"--out {out} is there already; name a new file")
+            raise UserError(f"--out {out} exists already; name a new file")
 
 
 def write_selection(
     batches: Iterable[pa.RecordBatch], out: str, storage: StorageConfig
 ) -> tuple[int, float, float]:
-    """Stream rows into a parquet file, which appears when all are in it; (rows, lowest, highest score)."""
+    """Stream rows into a parquet file that appears once complete; returns (rows, lowest, highest score)."""
     fs, path = open_filesystem(out, storage)
     rows, lowest, highest = 0, np.inf, -np.inf
-    with contact(out, "write"):
+    with storage_errors(out, "write"):
         fs.makedirs(posixpath.dirname(path), exist_ok=True)
         with fs.transaction, fs.open(path, "wb") as file, pq.ParquetWriter(file, SELECTION_SCHEMA) as writer:
             for batch in batches:
@@ -109,73 +110,74 @@ def write_selection(
 
 
 def with_ids(part: PartReader, values: np.ndarray, where: str | None) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Ids beside numbers of a part's rows that are in the order of its scan."""
+    """Batches of ids and values, for values of a part's rows in the order of its scan."""
     start = 0
-    for batch in part.described(["example_id"], where):
+    for batch in part.metadata(["example_id"], where):
         yield batch.column("example_id").to_pylist(), values[start : start + batch.num_rows]
         start += batch.num_rows
 
 
 def _mean_scores(
-    index: GenerationReader, queries: Sequence[QueryInput], model: ModelInput, terms: Terms
+    index: GenerationReader, queries: Sequence[QueryInput], model: ModelInput, options: SearchOptions
 ) -> list[np.ndarray]:
-    """Per part (N,) float32 means over queries of their scores."""
-    folded = index.for_parts(_mean_query(index, parsed_queries(queries), model, terms))
-    found = []
+    """Mean scores over the queries, (N,) float32 for each part."""
+    folded = index.for_all_parts(_mean_query(index, parse_queries(queries), model, options))
+    scores = []
     for part, query in zip(index.parts, folded, strict=True):
-        blocks = [scores_QB[0].copy() for _, scores_QB in part.scored(query, terms=terms)]
-        found.append(np.concatenate(blocks) if blocks else np.zeros(0, np.float32))
-    return found
+        blocks = [scores_QB[0].copy() for _, scores_QB in part.scored_blocks(query, options=options)]
+        scores.append(np.concatenate(blocks) if blocks else np.zeros(0, np.float32))
+    return scores
 
 
 def _mean_query(
-    index: GenerationReader, queries: Sequence[Query], model: ModelInput, terms: Terms
+    index: GenerationReader, queries: Sequence[Query], model: ModelInput, options: SearchOptions
 ) -> list[FoldedQueries]:
-    """For every checkpoint that is asked, one folded query whose scores are the means of all scores."""
+    """One folded query for each part at its own checkpoint; its scores are the means of the queries' scores."""
     encoders = index.encoders(model)
     layers = index.parts[-1].spec.layers
     size = queries_at_once(layers, _MEMORY_GB)
     folded = []
-    for part, encoder in zip(index.leaders, encoders, strict=True):
+    for part, encoder in zip(index.own_checkpoint_parts, encoders, strict=True):
         means = [torch.zeros(1, layer.dim, dtype=torch.float64) for layer in layers]
         losses = 0.0
         for start in range(0, len(queries), size):
             gradients = encoder.gradients(queries[start : start + size])
             losses += float(gradients.losses.sum()) / len(queries)
-            scale_Q = part.scale(gradients, terms) / len(queries)
+            scale_Q = part.scale(gradients, options) / len(queries)
             for mean, gradient in zip(means, gradients.layers, strict=True):
                 mean += scale_Q @ gradient.double()
-        mean_gradient = type(gradients)(np.array([losses], np.float32), [mean.float() for mean in means])
-        folded.append(part.plain_fold(mean_gradient))
+        mean_gradient = QueryGradients(np.array([losses], np.float32), [mean.float() for mean in means])
+        folded.append(part.fold_unscaled(mean_gradient))
     return folded
 
 
-def best_share(
+def best_fraction(
     scores: Sequence[np.ndarray], fraction: float, ids_at: Callable[[np.ndarray], Sequence[str]]
 ) -> list[np.ndarray]:
-    """Which rows have the highest scores, bool; `scores`, and the answer, in parts.
+    """Masks, bool, of the rows with the highest scores; scores and masks are given part by part.
 
-    `ids_at` names rows by their places in all parts together, ascending; it is asked for ties at the end only.
+    `ids_at` returns the ids of rows, given their ascending positions in all parts together. It is called only for
+    rows that tie with the last selected score.
     """
-    whole = np.concatenate(scores)
-    count = max(1, round(fraction * len(whole)))
-    least = np.partition(whole, len(whole) - count)[len(whole) - count]
-    taken = whole > least
-    tied, missing = np.flatnonzero(whole == least), count - int(taken.sum())
+    all_scores = np.concatenate(scores)
+    count = max(1, round(fraction * len(all_scores)))
+    lowest = np.partition(all_scores, len(all_scores) - count)[len(all_scores) - count]
+    selected = all_scores > lowest
+    tied, missing = np.flatnonzero(all_scores == lowest), count - int(selected.sum())
     if missing < len(tied):
-        named = sorted(zip(ids_at(tied), tied.tolist(), strict=True))
-        tied = np.array([place for _, place in named[:missing]])
-    taken[tied] = True
-    return np.split(taken, np.cumsum([len(found) for found in scores])[:-1])
+        by_id = sorted(zip(ids_at(tied), tied.tolist(), strict=True))
+        tied = np.array([position for _, position in by_id[:missing]])
+    selected[tied] = True
+    return np.split(selected, np.cumsum([len(part_scores) for part_scores in scores])[:-1])
 
 
-def _ids_at(index: GenerationReader, places: np.ndarray, where: str | None) -> list[str]:
-    """Ids of rows by their place in the scan, ascending."""
-    names: list[str] = []
+def _ids_at(index: GenerationReader, positions: np.ndarray, where: str | None) -> list[str]:
+    """Ids of rows, given their ascending positions in the scan."""
+    ids: list[str] = []
     start = 0
     for part in index.parts:
-        for batch in part.described(["example_id"], where):
-            here = places[(places >= start) & (places < start + batch.num_rows)] - start
-            names += batch.column("example_id").take(pa.array(here)).to_pylist()
+        for batch in part.metadata(["example_id"], where):
+            in_batch = positions[(positions >= start) & (positions < start + batch.num_rows)] - start
+            ids += batch.column("example_id").take(pa.array(in_batch)).to_pylist()
             start += batch.num_rows
-    return names
+    return ids

@@ -1,11 +1,11 @@
 """Self-influence of stored rows, s(x, x) = sum_l < H_l^-1 G_l, G_l >, from their codes.
 
-Per layer it is a quadratic form. Where H is the identity or a (newer) metric the form is a Kronecker product,
-which factors meet without being multiplied out; a fitted curvature takes decoded rows.
+In each layer it is a quadratic form. If H is the identity or a (newer) metric, the form is a Kronecker product and
+is evaluated on the factors; a fitted curvature needs decoded rows.
 
-G is what the code has kept. Whitened factors are scaled to be unbiased, so that |decoded|^2 = |G|^2 / cos^2, cos
-that between a gradient and its code; codes of the least squares have |decoded|^2 = |G|^2 cos^2. The cosine is not
-stored, and normalised scores rank as well without it (`benchmarks.self_influence`).
+Here G is the decoded code. Whitened factors are scaled to be unbiased, so that |decoded|^2 = |gradient|^2 / cos^2,
+with cos the cosine between a gradient and its code; least-squares codes have |decoded|^2 = |gradient|^2 cos^2. The
+cosine is not stored, and normalised scores rank as well without it (`benchmarks.self_influence`).
 
 Shapes: B rows, c rank, d1 x d2 of a layer, D = d1 d2.
 """
@@ -29,30 +29,30 @@ class LayerForm(Protocol):
 
     @property
     def bytes(self) -> int:
-        """What it takes of memory."""
+        """Its bytes in memory."""
 
     def of_rows(
         self, codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, index: int
     ) -> torch.Tensor:
-        """Its value for each row, (B,) float64."""
+        """The value of the form for each row, (B,) float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class KroneckerForm:
-    """G -> < left G right, G >, both symmetric, (d1, d1) and (d2, d2) float64; None for the identity."""
+    """G -> < left G right, G >, with symmetric (d1, d1) and (d2, d2) float64; None for the identity."""
 
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
 
     @property
     def bytes(self) -> int:
-        """Of both sides."""
+        """Bytes of both matrices."""
         return sum(side.numel() * 8 for side in (self.left, self.right) if side is not None)
 
     def of_rows(
         self, codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, index: int
     ) -> torch.Tensor:
-        """(B,) float64; of factors sum_jk s_j s_k (u_j^T left u_k) (v_j^T right v_k)."""
+        """(B,) float64; for factors sum_jk s_j s_k (u_j^T left u_k) (v_j^T right v_k)."""
         slot = layout.slots[index]
         if layout.code.kind == "dense":
             decoded = layout.decode(codes, scales_BS, index)
@@ -68,14 +68,14 @@ class KroneckerForm:
 
 @dataclass(frozen=True, slots=True)
 class CurvatureForm:
-    """G -> < H^-1 G', G' > of a fitted curvature; G' are the rows in the whitening of those it was fitted to."""
+    """G -> < H^-1 G', G' > of a fitted curvature; G' is G in the whitening that the curvature was fitted in."""
 
     curvature: LayerCurvature
     translation: LayerMetric | None = None
 
     @property
     def bytes(self) -> int:
-        """Of the eigenvectors."""
+        """Bytes of the eigenvectors."""
         return self.curvature.basis.numel() * 4
 
     def of_rows(
@@ -88,21 +88,22 @@ class CurvatureForm:
         return (self.curvature.fold(G_BD) * G_BD).sum(dim=1, dtype=torch.float64)
 
 
-def layer_form(folds: LayerCurvature | LayerMetric, translation: LayerMetric | None = None) -> LayerForm:
-    """The form of a layer whose queries `folds` folds.
+def layer_form(fold: LayerCurvature | LayerMetric, translation: LayerMetric | None = None) -> LayerForm:
+    """The quadratic form of a layer that has the fold operator `fold`.
 
     Args:
-        folds: curvature or metric.
-        translation: what brings folded queries into the rows' own, older whitening; None where it is the same.
+        fold: curvature or metric.
+        translation: operator that brings folded queries into the older whitening of the rows; None if the rows
+            have the same whitening.
     """
-    # < W, code > = < left^T code right^T, ... > reaches a row from the other side
+    # < left W right, code > = < W, left^T code right^T >: the transposes translate rows
     rows = None if translation is None else LayerMetric(translation.left.T, translation.right.T)
-    if isinstance(folds, LayerMetric):
+    if isinstance(fold, LayerMetric):
         if rows is None:
-            return KroneckerForm(folds.left, folds.right)
-        return KroneckerForm(rows.left.T @ folds.left @ rows.left, rows.right @ folds.right @ rows.right.T)
-    if folds.basis.shape[1] or folds.outside != 1.0:
-        return CurvatureForm(folds, rows)
+            return KroneckerForm(fold.left, fold.right)
+        return KroneckerForm(rows.left.T @ fold.left @ rows.left, rows.right @ fold.right @ rows.right.T)
+    if fold.basis.shape[1] or fold.outside != 1.0:
+        return CurvatureForm(fold, rows)
     return KroneckerForm() if rows is None else KroneckerForm(rows.left.T @ rows.left, rows.right @ rows.right.T)
 
 
@@ -112,15 +113,15 @@ def self_influences(
     """s(x, x) of all rows of a scan, (N,) float32, in its order.
 
     Args:
-        blocks: opens the scan anew: codes as they are stored and float32 scales (B, S).
-        layout: of the rows.
-        forms: one per layer; as many are held, and met in one scan, as take a quarter of the memory.
-        memory_gb: GiB.
+        blocks: a function that starts a scan: codes as they are stored and float32 scales (B, S).
+        layout: layout of the rows.
+        forms: one form per layer; a scan evaluates as many of them as fit into a quarter of the memory.
+        memory_gb: memory in GiB.
     """
     total = None
     for group in _groups(forms, memory_gb * 2**30 / 4):
-        found = [_of_block(codes, scales, layout, group) for codes, scales in blocks()]
-        values = np.concatenate(found) if found else np.zeros(0)
+        by_block = [_block_values(codes, scales, layout, group) for codes, scales in blocks()]
+        values = np.concatenate(by_block) if by_block else np.zeros(0)
         total = values if total is None else total + values
     return np.zeros(0, np.float32) if total is None else total.astype(np.float32)
 
@@ -138,16 +139,16 @@ def _groups(forms: Iterable[LayerForm], budget: float) -> Iterator[dict[int, Lay
         yield group
 
 
-def _of_block(
+def _block_values(
     codes: torch.Tensor, scales_BS: torch.Tensor, layout: CodeLayout, group: dict[int, LayerForm]
 ) -> np.ndarray:
-    found = torch.zeros(len(codes), dtype=torch.float64)
+    values = torch.zeros(len(codes), dtype=torch.float64)
     rows = decode_rows(max(layout.slots[index].layer.dim for index in group))
     for start in range(0, len(codes), rows):
-        chosen = slice(start, start + rows)
+        chunk = slice(start, start + rows)
         for index, form in group.items():
-            found[chosen] += form.of_rows(codes[chosen], scales_BS[chosen], layout, index)
-    return found.numpy()
+            values[chunk] += form.of_rows(codes[chunk], scales_BS[chunk], layout, index)
+    return values.numpy()
 
 
 def _times(side: torch.Tensor | None, x_Bdc: torch.Tensor) -> torch.Tensor:

@@ -17,14 +17,14 @@ class Scored:
 
 @dataclass(slots=True)
 class TopK:
-    """The k highest and the k lowest scores seen so far; memory is O(k) plus the ties of one block."""
+    """The k highest and the k lowest scores so far; memory is O(k) plus the ties of one block."""
 
     k: int
     proponents: list[Scored] = field(default_factory=list)
     opponents: list[Scored] = field(default_factory=list)
 
-    def may_take(self, scores: np.ndarray, margins: np.ndarray) -> np.ndarray:
-        """(B,) whether rows whose scores are off by at most `margins` may be among the k highest or lowest."""
+    def may_enter(self, scores: np.ndarray, margins: np.ndarray) -> np.ndarray:
+        """(B,) whether a row may be among the k highest or lowest, if its score is wrong by at most its margin."""
         highest, lowest, floor, ceiling = scores + margins, scores - margins, -np.inf, np.inf
         if len(scores) >= self.k:  # k rows of the block itself are at least that high, and k that low
             floor = np.partition(lowest, -self.k)[-self.k]
@@ -35,22 +35,22 @@ class TopK:
         return (highest >= floor) | (lowest <= ceiling)
 
     def update(self, scores: np.ndarray, ids: Sequence[str]) -> None:
-        """Take in a block: scores (B,) with the ids of its rows."""
+        """Add a block: scores (B,) and the ids of its rows."""
         self.proponents = self._best(self.proponents + _candidates(scores, ids, self.k, 1.0), 1.0)
         self.opponents = self._best(self.opponents + _candidates(scores, ids, self.k, -1.0), -1.0)
 
     def merge(self, other: "TopK") -> None:
-        """Take in what another scan kept."""
+        """Add the top-k of another scan."""
         self.proponents = self._best(self.proponents + other.proponents, 1.0)
         self.opponents = self._best(self.opponents + other.opponents, -1.0)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As plain lists: workers send thousands of these, and pickled objects take ten times as long."""
+        """As plain lists: workers send thousands of these, and pickled `Scored` objects take ten times as long."""
         sides = (self.proponents, self.opponents)
         return _top_k_of, (self.k, *([(hit.score, hit.example_id) for hit in side] for side in sides))
 
-    def _best(self, found: Iterable[Scored], sign: float) -> list[Scored]:
-        return sorted(found, key=lambda hit: (-sign * hit.score, hit.example_id))[: self.k]
+    def _best(self, hits: Iterable[Scored], sign: float) -> list[Scored]:
+        return sorted(hits, key=lambda hit: (-sign * hit.score, hit.example_id))[: self.k]
 
 
 def _top_k_of(k: int, proponents: Iterable[tuple[float, str]], opponents: Iterable[tuple[float, str]]) -> TopK:
@@ -58,7 +58,7 @@ def _top_k_of(k: int, proponents: Iterable[tuple[float, str]], opponents: Iterab
 
 
 def _candidates(scores: np.ndarray, ids: Sequence[str], k: int, sign: float) -> list[Scored]:
-    """Rows that may be in the top k: all ties with the k-th too, or the order of blocks would choose."""
+    """Rows that may be in the top k, with all ties of the k-th, or the order of blocks would decide."""
     signed = sign * scores
     floor = -np.inf if len(signed) <= k else np.partition(signed, len(signed) - k)[len(signed) - k]
     return [Scored(float(scores[row]), ids[row]) for row in np.flatnonzero(signed >= floor).tolist()]

@@ -1,4 +1,4 @@
-"""Sums of scores by what the rows come from: which file, which source helped. Streams; memory is values x queries.
+"""Sums of scores by a descriptive column: how much each file or source helped. Memory is O(values x queries).
 
 Shapes: Q queries, B rows of a block, V values of the column.
 """
@@ -13,44 +13,45 @@ import torch
 
 from lorif_core.errors import UserError
 from lorif_core.search.generation_reader import GenerationReader
-from lorif_core.search.options import Terms
-from lorif_core.search.queries import QueryInput, parsed_queries
+from lorif_core.search.options import SearchOptions
+from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput
 
-_MOST_SUMS = 20_000_000
+_MAX_SUMS = 20_000_000
 
 
 def totals(
-    index: GenerationReader, queries: Sequence[QueryInput], by: str, model: ModelInput, terms: Terms
+    index: GenerationReader, queries: Sequence[QueryInput], by: str, model: ModelInput, options: SearchOptions
 ) -> pa.Table:
-    """Sums of scores over the rows that share a value, by query and then from the largest total.
+    """Sums of scores over the rows that share a value, ordered by query, then from the largest total.
 
-    Columns: `query_id`; the value, under the column's name; `rows`; `total` = `positive` + `negative`, the sums
-    of scores above and below zero, float64; `proponents` and `opponents`, how many they are.
+    Columns: `query_id`; the value, under the column's name; `rows`; `total` = `positive` + `negative`, the sums of
+    scores above and below zero, float64; `proponents` and `opponents`, the numbers of those scores.
 
     Args:
-        index: the generation to ask.
-        queries: of any kind.
+        index: the generation to search.
+        queries: queries of any kind.
         by: a descriptive column of `factors`.
         model: as in `Index.scores`.
-        terms: which rows, and their normalisation.
+        options: which rows, and their normalisation.
 
     Raises:
-        UserError: there is no such column, or it has too many values for so many queries.
+        UserError: the column does not exist, or it has too many values for so many queries.
     """
     columns = index.store.rows.descriptive_columns(index.generation.factors_version)
     if by not in columns:
-        raise UserError(f"the index has no column {by!r} to add scores up by; it has {', '.join(columns)}")
-    parsed = parsed_queries(queries)
+        raise UserError(f"the index has no column {by!r} to sum scores by; it has {', '.join(columns)}")
+    parsed = parse_queries(queries)
     sums = Sums(by, len(parsed))
-    for part, folded in zip(index.parts, index.fold(index.encode(parsed, model), terms), strict=True):
-        for block, scores_QB in part.scored(folded, terms=terms, extra=(by,)):
+    folded = index.fold(index.encode(parsed, model), options)
+    for part, part_queries in zip(index.parts, folded, strict=True):
+        for block, scores_QB in part.scored_blocks(part_queries, options=options, extra=(by,)):
             sums.add(block.extra[0], scores_QB)
     return sums.table([query.query_id for query in parsed])
 
 
 class Sums:
-    """Rows of each value, (room for V,), and sums and counts of scores (4, Q, room for V) float64."""
+    """The rows of each value, (capacity,), and sums and counts of scores, (4, Q, capacity) float64."""
 
     def __init__(self, by: str, queries: int) -> None:
         self.by, self.queries = by, queries
@@ -59,40 +60,41 @@ class Sums:
         self.sums = torch.zeros(4, queries, 0, dtype=torch.float64)
 
     def add(self, column: pa.Array, scores_QB: np.ndarray) -> None:
-        """Take in a block: values and scores of its rows."""
+        """Add a block: the values and scores of its rows."""
         encoded = pc.dictionary_encode(column, null_encoding="encode")
-        known = [self.numbers.setdefault(value, len(self.numbers)) for value in encoded.dictionary.to_pylist()]
+        numbers = [self.numbers.setdefault(value, len(self.numbers)) for value in encoded.dictionary.to_pylist()]
         self._grow()
-        into = np.array(known, np.int64)[encoded.indices.to_numpy()]
-        np.add.at(self.rows, into, 1)
+        number_B = np.array(numbers, np.int64)[encoded.indices.to_numpy()]
+        np.add.at(self.rows, number_B, 1)
         scores = torch.from_numpy(scores_QB).double()
         above, below = scores > 0, scores < 0
-        for kept, values in zip(self.sums, (scores.clamp_min(0), scores.clamp_max(0), above, below), strict=True):
-            kept.index_add_(1, torch.from_numpy(into), values.double())
+        addends = (scores.clamp_min(0), scores.clamp_max(0), above, below)
+        for sums, addend in zip(self.sums, addends, strict=True):
+            sums.index_add_(1, torch.from_numpy(number_B), addend.double())
 
     def _grow(self) -> None:
-        room = len(self.rows)
-        if len(self.numbers) <= room:
+        capacity = len(self.rows)
+        if len(self.numbers) <= capacity:
             return
-        if len(self.numbers) * self.queries > _MOST_SUMS:
+        if len(self.numbers) * self.queries > _MAX_SUMS:
             raise UserError(
-                f"{self.by!r} has {len(self.numbers):,} values or more, too many to add up {self.queries} queries "
-                f"by; take a coarser column or fewer queries at a time"
+                f"{self.by!r} has at least {len(self.numbers):,} values, too many to sum the scores of "
+                f"{self.queries} queries by; choose a coarser column or fewer queries at a time"
             )
-        more = max(len(self.numbers), 2 * room) - room
+        more = max(len(self.numbers), 2 * capacity) - capacity
         self.rows = np.concatenate([self.rows, np.zeros(more, np.int64)])
         self.sums = torch.cat([self.sums, torch.zeros(*self.sums.shape[:2], more, dtype=torch.float64)], dim=2)
 
     def table(self, query_ids: Sequence[str]) -> pa.Table:
-        """See `totals`."""
+        """The sums as a table; see `totals`."""
         count = len(self.numbers)
         values = list(self.numbers)
-        found = []
+        tables = []
         for number, query_id in enumerate(query_ids):
             positive, negative, proponents, opponents = self.sums[:, number, :count].numpy()
             total = positive + negative
             order = sorted(range(count), key=lambda i: (-total[i], str(values[i])))
-            found.append(
+            tables.append(
                 pa.table(
                     {
                         "query_id": [query_id] * count,
@@ -106,4 +108,4 @@ class Sums:
                     }
                 )
             )
-        return pa.concat_tables(found)
+        return pa.concat_tables(tables)

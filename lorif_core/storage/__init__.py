@@ -1,5 +1,5 @@
-"""Where files and objects lie: local folders and object stores, one lease for writers, one cache for a node.
+"""Access to local folders and object stores, a lease for writers, and a cache per node.
 
-In: URIs and `StorageConfig`. Out: open files, small objects, and errors that name the place and what to do
-about it. Open `filesystem.py` first.
+In: URIs and `StorageConfig`. Out: open files, small objects, and errors that name the location and the remedy.
+Open `filesystem.py` first.
 """

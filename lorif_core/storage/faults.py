@@ -1,8 +1,8 @@
-"""What goes wrong at a store, as one sentence: what is wrong, where, what to do.
+"""Turns errors of files and object stores into one sentence: what is wrong, where, and what to do.
 
-The libraries have an exception type for few of the causes, so the error code of S3's answer is looked for in the
-exception, in what it came from, and in its text. Raw texts are shown only where nothing is recognised, with
-credentials struck out: S3 echoes signed headers, session tokens among them.
+The libraries have exception types for only a few causes. The S3 error code is therefore searched in the exception,
+in its causes, and in its text. A library's own text is shown only if no code is recognised, and with credentials
+removed, because S3 echoes signed headers and session tokens.
 """
 
 import errno
@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from http.client import HTTPException
+from typing import Any
 
 import aiohttp
 from botocore.exceptions import (
@@ -29,39 +30,40 @@ from lorif_core.errors import LorifError, StoreUnavailableError, StoreUnreachabl
 
 STORE_ERRORS = (OSError, BotoCoreError, ClientError, HTTPException, aiohttp.ClientError, FSTimeoutError)
 
-_ADVICE = {
-    "NoSuchBucket": "{uri} cannot be {done}: its bucket does not exist; make it, or name another",
-    "InvalidBucketName": "{uri} has a name that no bucket can have; check the URI",
+_MESSAGES = {
+    "NoSuchBucket": "{uri} cannot be {done}: its bucket does not exist; create it or name another one",
+    "InvalidBucketName": "{uri} does not have a valid bucket name; check the URI",
     "InvalidAccessKeyId": "{uri} cannot be {done}: the store does not know the access key; check "
     "AWS_ACCESS_KEY_ID or the profile",
-    # which some stores, Swift among them, say of an access key that they do not know, too
-    "SignatureDoesNotMatch": "{uri} cannot be {done}: the secret key is not that of the access key; check "
+    # some stores, such as Swift, also answer this for an unknown access key
+    "SignatureDoesNotMatch": "{uri} cannot be {done}: the secret key does not match the access key; check "
     "AWS_SECRET_ACCESS_KEY and AWS_ACCESS_KEY_ID, or the profile",
-    "ExpiredToken": "{uri} cannot be {done}: the session token has expired; get a new one and run again",
+    "ExpiredToken": "{uri} cannot be {done}: the session token has expired; get a new one and run the command "
+    "again",
     "InvalidToken": "{uri} cannot be {done}: the session token is not valid; check AWS_SESSION_TOKEN or get a "
     "new one",
-    "RequestTimeTooSkewed": "{uri} cannot be {done}: this machine's clock is not the store's; set the clock",
+    "RequestTimeTooSkewed": "{uri} cannot be {done}: this machine's clock differs from the store's; set the clock",
     "PermanentRedirect": "{uri} is in another region{region}; set storage.region to the bucket's",
-    "NotImplemented": "{uri} cannot be {done}: the store does not support what is asked of it; use another store",
-    "QuotaExceeded": "{uri} cannot be {done}: the store is full; make room there",
+    "NotImplemented": "{uri} cannot be {done}: the store does not support this operation; use another store",
+    "QuotaExceeded": "{uri} cannot be {done}: the store is full; free space there",
     "KMS.DisabledException": "{uri} cannot be {done}: its encryption key is disabled; enable it",
     "InvalidObjectState": "{uri} is archived; restore it from the archive first",
     "NoCredentials": "{uri} cannot be {done}: no credentials were found; set AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, or storage.profile, or run where a role gives them",
+    "AWS_SECRET_ACCESS_KEY, set storage.profile, or run with a role that provides them",
     "PartialCredentials": "{uri} cannot be {done}: the credentials are incomplete; set both AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY",
-    "ProfileNotFound": "{uri} cannot be {done}: the profile asked for is not in the AWS configuration; check "
+    "ProfileNotFound": "{uri} cannot be {done}: the profile is not in the AWS configuration; check "
     "storage.profile or AWS_PROFILE",
-    "SSL": "{uri} cannot be {done}: the endpoint does not answer in TLS; correct storage.endpoint, or write "
+    "SSL": "{uri} cannot be {done}: the endpoint does not speak TLS; correct storage.endpoint, or use "
     "http:// and set storage.allow_http=true",
-    "NotS3": "{uri} cannot be {done}: what answers at the endpoint does not speak S3; check storage.endpoint",
-    "AccessDenied": "{uri} may not be {done}; give these credentials the permission, or name another place",
-    "ENOTDIR": "{uri} cannot be {done}: a part of its path is a file; name another place",
-    "ENOSPC": "{uri} cannot be {done}: the disk is full; make room there",
-    "EROFS": "{uri} cannot be {done}: the file system is read-only; name another place",
+    "NotS3": "{uri} cannot be {done}: the server at the endpoint does not speak S3; check storage.endpoint",
+    "AccessDenied": "{uri} may not be {done}; give these credentials the permission, or use another location",
+    "ENOTDIR": "{uri} cannot be {done}: a part of its path is a file; use another location",
+    "ENOSPC": "{uri} cannot be {done}: the disk is full; free space there",
+    "EROFS": "{uri} cannot be {done}: the file system is read-only; use another location",
     "EISDIR": "{uri} is a folder; name a file",
 }
-_SAME = {
+_ALIASES = {
     "403": "AccessDenied",
     "AllAccessDisabled": "AccessDenied",
     "AccountProblem": "AccessDenied",
@@ -82,12 +84,12 @@ _SAME = {
     "InsufficientCapacity": "QuotaExceeded",
     "XMinioStorageFull": "QuotaExceeded",
 }
-_BUSY = {
+_BUSY_CODES = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
     "RequestLimitExceeded", "BandwidthLimitExceeded", "OperationAborted", "RequestTimeoutException",
     "408", "409", "425", "429", "500", "502", "503", "504",
 }  # fmt: skip
-_ERRNO = {
+_CODE_OF_ERRNO = {
     errno.EACCES: "AccessDenied",
     errno.EPERM: "AccessDenied",
     errno.ENOTDIR: "ENOTDIR",
@@ -97,7 +99,7 @@ _ERRNO = {
     errno.EROFS: "EROFS",
     errno.EISDIR: "EISDIR",
 }
-_TYPES: tuple[tuple[type[Exception], str], ...] = (
+_CODE_OF_TYPE: tuple[tuple[type[Exception], str], ...] = (
     (ParamValidationError, "InvalidBucketName"),
     (ProfileNotFound, "ProfileNotFound"),
     (NoCredentialsError, "NoCredentials"),
@@ -106,81 +108,96 @@ _TYPES: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientSSLError, "SSL"),
 )
 _ERROR_PAGE = re.compile(r"(?:<\?xml[^>]*>\s*)?<Error>(.*?)(?:</Error>|$)", re.S)
-_TOLD_IN_PAGE = re.compile(r"<(?:Code|Message)>([^<]*)")
-_IN_XML = re.compile(r"<Code>(\w[\w.]*)</Code>")
-_IN_STATUS = re.compile(r"status code:? (\d{3})")
+_CODE_OR_MESSAGE = re.compile(r"<(?:Code|Message)>([^<]*)")
+_XML_CODE = re.compile(r"<Code>(\w[\w.]*)</Code>")
+_HTTP_STATUS = re.compile(r"status code:? (\d{3})")
 _REGION = re.compile(r"<Region>([\w-]+)</Region>|expecting '([\w-]+)'")
 _UNREACHABLE = re.compile(
     r"dns error|failed to lookup address|Name or service not known|Temporary failure in name resolution"
     r"|nodename nor servname|[Cc]onnection refused|No route to host|Network is unreachable"
 )
-_HANGING_UP = re.compile(
+_CONNECTION_LOST = re.compile(
     r"connection (reset|closed)|timed? ?out|error sending request|body error|broken pipe", re.I
 )
 _NO_CREDENTIALS = re.compile(r"credential.{0,40}(not loaded|no providers|not found)|CredentialsNotLoaded", re.I)
 _NOT_XML = re.compile(
     r"unable to parse response|invalid XML|syntax error: line|no close tag|Invalid list response"
 )
-_REFUSED_CONDITION = ("PreconditionFailed", "412", "ConditionalRequestConflict")
-_DONE = {"read": "read", "write": "written"}
+_NOT_TLS = re.compile(
+    r"WRONG_VERSION_NUMBER|CERTIFICATE_VERIFY_FAILED|invalid peer certificate|InvalidContentType"
+)
+_CONNECTION_ERRORS = (
+    EndpointConnectionError,
+    HTTPClientError,
+    ConnectionError,
+    TimeoutError,
+    FSTimeoutError,
+    HTTPException,
+    aiohttp.ClientError,
+)
+_PRECONDITION_CODES = ("PreconditionFailed", "412", "ConditionalRequestConflict")
+_PARTICIPLE = {"read": "read", "write": "written"}
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "RAY_AUTH_TOKEN")
-_SHORTEST_SECRET = 8  # what is shorter is a placeholder, and may be a part of words
+_SHORTEST_SECRET = 8  # a shorter value is a placeholder that may occur inside ordinary words
 _secrets_of_profiles: set[str] = set()
 
 
-def explain(error: Exception, uri: str, doing: str = "read") -> LorifError:
-    """An error of a store, or of a library that reaches it, as one of ours.
+def explain(error: Exception, uri: str, action: str = "read") -> LorifError:
+    """Convert an error of a store, or of a library that accesses it, to a LorifError with a clear message.
 
     Args:
-        error: one of `STORE_ERRORS`, or what Lance raises; one of ours comes back unchanged.
-        uri: where.
-        doing: `read` or `write`.
+        error: one of `STORE_ERRORS` or an error of Lance; a LorifError is returned unchanged.
+        uri: the file, folder or object that was accessed.
+        action: `read` or `write`.
 
     Returns:
-        UserError for what the user can set right, StoreUnreachableError where nothing answers at the endpoint,
-        StoreUnavailableError for a store that fails or hangs up, LorifError for anything else.
+        UserError for a mistake that the user can correct, StoreUnreachableError if nothing answers at the
+        endpoint, StoreUnavailableError for a store that fails or closes connections, LorifError for anything else.
     """
     if isinstance(error, LorifError):
         return error
-    chain = list(_chain(error))
-    text = " ".join(str(link) for link in chain)
+    chain, text = _causes(error)
     code = _code(chain, text)
-    if code in _ADVICE:
-        sentence = _ADVICE[code].format(uri=uri, done=_DONE[doing], region=_region(chain, text))
+    done = _PARTICIPLE[action]
+    if code in _MESSAGES:
+        sentence = _MESSAGES[code].format(uri=uri, done=done, region=_region(chain, text))
         return LorifError(sentence) if code in ("ENOSPC", "QuotaExceeded") else UserError(sentence)
     if isinstance(error, FileNotFoundError) or code in ("404", "NoSuchKey"):
         return UserError(f"{uri} does not exist")
     if _is_unreachable(chain, text):
         return StoreUnreachableError(
-            f"{uri} cannot be {_DONE[doing]}: nothing answers at the endpoint; check storage.endpoint and the "
-            f"network"
+            f"{uri} cannot be {done}: nothing answers at the endpoint; check storage.endpoint and the network"
         )
-    if code in _BUSY or _hangs_up(chain, text):
+    if code in _BUSY_CODES or _is_connection_lost(chain, text):
         return StoreUnavailableError(
-            f"{uri} cannot be {_DONE[doing]}: the store keeps {_symptom(code, text)}, after several tries; run "
-            f"again when it is well, nothing is lost"
+            f"{uri} cannot be {done}: after several attempts the store still {_symptom(code, text)}; nothing is "
+            f"lost, run the command again when the store works"
         )
-    return LorifError(f"{uri} cannot be {_DONE[doing]}: {one_line(error)}")
+    return LorifError(f"{uri} cannot be {done}: {one_line(error)}")
 
 
-def is_refused_condition(error: Exception) -> bool:
-    """Whether a store refused a conditional put because an object is there, or is just being written.
+def is_precondition_failure(error: Exception) -> bool:
+    """Whether a store refused a conditional put because the object exists or is being written.
 
-    s3fs says FileExistsError only where the answer names the condition, as that of AWS does.
+    s3fs raises FileExistsError only if the response names the condition, as AWS does.
     """
-    answers = [link.response for link in _chain(error) if isinstance(link, ClientError)]
-    codes = {str(answer.get("Error", {}).get("Code", "")) for answer in answers}
-    return isinstance(error, FileExistsError) or not codes.isdisjoint(_REFUSED_CONDITION)
+    codes = {str(response.get("Error", {}).get("Code", "")) for response in _responses(_causes(error)[0])}
+    return isinstance(error, FileExistsError) or not codes.isdisjoint(_PRECONDITION_CODES)
+
+
+def is_access_denied(error: Exception) -> bool:
+    """Whether the credentials are valid but lack a permission."""
+    return _code(*_causes(error)) == "AccessDenied"
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks and credentials, cut to what a sentence can carry."""
+    """The message of an error without line breaks and credentials, cut to 300 characters."""
     return " ".join(without_secrets(str(error)).split())[:300]
 
 
 def without_secrets(text: str) -> str:
-    """A text of a library without credentials. S3's error pages quote the request: code and message are left."""
-    text = _ERROR_PAGE.sub(lambda page: ": ".join(_TOLD_IN_PAGE.findall(page[1])), text)
+    """Remove credentials from a text. S3 error pages quote the request, so only their code and message remain."""
+    text = _ERROR_PAGE.sub(lambda page: ": ".join(_CODE_OR_MESSAGE.findall(page[1])), text)
     secrets = {os.environ.get(name, "") for name in _SECRETS} | _secrets_of_profiles
     for value in sorted(secrets, key=len, reverse=True):
         if len(value) >= _SHORTEST_SECRET:
@@ -189,12 +206,17 @@ def without_secrets(text: str) -> str:
 
 
 def remember_secrets(values: Iterable[str | None]) -> None:
-    """Strike the credentials of a profile out of every text, as those of the environment are."""
+    """Register credentials of a profile, so that `without_secrets` removes them too."""
     _secrets_of_profiles.update(value for value in values if value)
 
 
+def _causes(error: BaseException) -> tuple[list[Exception], str]:
+    """The error followed by its causes, and their texts in one string."""
+    chain = list(_chain(error))
+    return chain, " ".join(str(link) for link in chain)
+
+
 def _chain(error: BaseException | None) -> Iterator[Exception]:
-    """An error and what it came from."""
     seen: set[int] = set()
     while isinstance(error, Exception) and id(error) not in seen:
         seen.add(id(error))
@@ -202,59 +224,53 @@ def _chain(error: BaseException | None) -> Iterator[Exception]:
         error = error.__cause__ or getattr(error, "kwargs", {}).get("error")
 
 
+def _responses(chain: list[Exception]) -> list[dict[str, Any]]:
+    return [link.response for link in chain if isinstance(link, ClientError)]
+
+
 def _code(chain: list[Exception], text: str) -> str | None:
-    """S3's error code, or its HTTP status, or a name of our own; None if there is none to be found."""
-    for kind, name in _TYPES:
+    """The S3 error code, the HTTP status, or a code of this module; None if the error has none of them."""
+    for kind, code in _CODE_OF_TYPE:
         if any(isinstance(link, kind) for link in chain):
-            return name
-    answers = [link.response for link in chain if isinstance(link, ClientError)]
-    found = [str(answer.get("Error", {}).get("Code", "")) for answer in answers]
-    found += _IN_XML.findall(text) + _IN_STATUS.findall(text)
+            return code
+    codes = [str(response.get("Error", {}).get("Code", "")) for response in _responses(chain)]
+    codes += _XML_CODE.findall(text) + _HTTP_STATUS.findall(text)
     if _NO_CREDENTIALS.search(text):
-        found.append("NoCredentials")
+        codes.append("NoCredentials")
     if _NOT_XML.search(text):
-        found.append("NotS3")
-    if re.search(
-        r"WRONG_VERSION_NUMBER|CERTIFICATE_VERIFY_FAILED|invalid peer certificate|InvalidContentType", text
-    ):
-        found.append("SSL")
-    found += [_ERRNO[link.errno] for link in chain if isinstance(link, OSError) and link.errno in _ERRNO]
+        codes.append("NotS3")
+    if _NOT_TLS.search(text):
+        codes.append("SSL")
+    numbers = [link.errno for link in chain if isinstance(link, OSError)]
+    codes += [_CODE_OF_ERRNO[number] for number in numbers if number in _CODE_OF_ERRNO]
     if match := re.search(r"\(os error (\d+)\)", text):
-        found.append(_ERRNO.get(int(match[1]), ""))
-    found += ["AccessDenied" for link in chain if isinstance(link, PermissionError)]
-    names = [_SAME.get(code, code) for code in found]
-    return next((name for name in names if name in _ADVICE or name in _BUSY), names[0] if names else None)
+        codes.append(_CODE_OF_ERRNO.get(int(match[1]), ""))
+    codes += ["AccessDenied" for link in chain if isinstance(link, PermissionError)]
+    codes = [_ALIASES.get(code, code) for code in codes]
+    return next((code for code in codes if code in _MESSAGES or code in _BUSY_CODES), codes[0] if codes else None)
 
 
 def _region(chain: list[Exception], text: str) -> str:
-    """The region that the store has named, as it stands in a sentence; empty if it has not."""
-    answers = [link.response.get("Error", {}) for link in chain if isinstance(link, ClientError)]
-    named = [str(answer["Region"]) for answer in answers if "Region" in answer]
-    named += [known[1] or known[2] for known in _REGION.finditer(text)]
-    return f", {named[0]}" if named else ""
+    """The region that the store names, with a leading comma for the message; empty if it names none."""
+    details = [response.get("Error", {}) for response in _responses(chain)]
+    regions = [str(detail["Region"]) for detail in details if "Region" in detail]
+    regions += [match[1] or match[2] for match in _REGION.finditer(text)]
+    return f", {regions[0]}" if regions else ""
 
 
 def _is_unreachable(chain: list[Exception], text: str) -> bool:
-    """Whether there was no connection at all; botocore says so of resets too, so the cause decides."""
+    """Whether no connection was made. botocore raises the same type for resets, so the cause decides."""
     if _UNREACHABLE.search(text):
         return True
     connectors = [link for link in chain if isinstance(link, aiohttp.ClientConnectorError)]
     return any(isinstance(link.os_error, ConnectionRefusedError) for link in connectors)
 
 
-def _hangs_up(chain: list[Exception], text: str) -> bool:
-    kinds = (
-        EndpointConnectionError,
-        HTTPClientError,
-        ConnectionError,
-        TimeoutError,
-        FSTimeoutError,
-        HTTPException,
-    )
-    return any(isinstance(link, (*kinds, aiohttp.ClientError)) for link in chain) or bool(_HANGING_UP.search(text))
+def _is_connection_lost(chain: list[Exception], text: str) -> bool:
+    return any(isinstance(link, _CONNECTION_ERRORS) for link in chain) or bool(_CONNECTION_LOST.search(text))
 
 
 def _symptom(code: str | None, text: str) -> str:
-    if code in _BUSY:
-        return f"refusing with {code}"
-    return "not answering in time" if re.search(r"timed? ?out", text, re.I) else "hanging up"
+    if code in _BUSY_CODES:
+        return f"answers {code}"
+    return "does not answer in time" if re.search(r"timed? ?out", text, re.I) else "closes the connection"

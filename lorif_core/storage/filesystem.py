@@ -1,4 +1,4 @@
-"""Local folders and object stores behind one interface: opening them, finding files, telling versions apart."""
+"""One interface to local folders and object stores: open files, find files, and detect changed versions."""
 
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ from lorif_core.errors import UserError
 from lorif_core.storage.connection import require_bucket, s3_filesystem
 from lorif_core.storage.faults import STORE_ERRORS, explain
 
-_BLOCK_BYTES = 2**20  # a shard is small: larger read-ahead fetches bytes that nobody reads
-_GLOB_SIGNS = ("*", "?", "[")
+_BLOCK_BYTES = 2**20  # a shard is small, so a larger read-ahead would fetch unused bytes
+_GLOB_CHARACTERS = ("*", "?", "[")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file as it was when it was found.
+    """A file as it was when it was listed.
 
-    `uri` opens it from anywhere, `name` is its path below the folder, file or glob that was asked for.
+    `uri` opens it from anywhere; `name` is its path relative to the listed folder, file or glob.
     """
 
     fs: fsspec.AbstractFileSystem
@@ -34,19 +34,19 @@ class SourceFile:
     size: int
 
     def open(self, block_bytes: int = _BLOCK_BYTES) -> BinaryIO:
-        """Open for reading, seekable; `block_bytes` is what a remote store is asked for at a time."""
+        """Open for reading, seekable; `block_bytes` is the size of one request to a remote store."""
         return self.fs.open(self.path, "rb", block_size=block_bytes)
 
 
 def open_filesystem(uri: str, storage: StorageConfig) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI, and the path inside it (absolute, for local files).
+    """The file system of a URI and the path inside it; local paths are made absolute.
 
     Args:
         uri: a local path, file:// or s3://.
         storage: endpoint, region and profile; credentials come from the environment only.
 
     Raises:
-        UserError: another scheme, or the store or its bucket cannot be reached with this configuration.
+        UserError: the scheme is not supported, or this configuration cannot reach the store or its bucket.
         StoreUnavailableError: the store keeps failing.
     """
     scheme, separator, _ = check_uri(uri).partition("://")
@@ -63,49 +63,49 @@ def open_filesystem(uri: str, storage: StorageConfig) -> tuple[fsspec.AbstractFi
 
 
 def entity_tag(info: dict[str, Any]) -> str:
-    """What changes when a file is written again: the ETag of an object, the time of a local file in hex ns."""
+    """A tag that changes when a file is rewritten: an object's ETag, or a local file's mtime in ns as hex."""
     if "ETag" in info:
         return str(info["ETag"]).strip('"')
     return f"{info.get('mtime_ns') or int(info['mtime'] * 1e9):x}"
 
 
 def find_files(uri: str, storage: StorageConfig, endings: Sequence[str]) -> list[SourceFile]:
-    """Files with one of the endings at a file, below a folder, or matching a glob; sorted by name.
+    """Files with one of the endings, sorted by name; `uri` is a file, a folder (searched recursively) or a glob.
 
-    Hidden files and those that begin with `_`, or lie in such folders, are ignored (except a file named itself).
+    Files and folders whose names begin with `.` or `_` are ignored, except if `uri` is such a file itself.
 
     Raises:
-        UserError: nothing is there, nothing there has one of the endings, or it cannot be read.
+        UserError: `uri` does not exist, has no file with one of the endings, or cannot be read.
     """
     fs, path = open_filesystem(uri, storage)
-    with contact(uri):
-        found, root = _look(fs, path)
-    files = [_source(fs, info, root) for info in found if info["type"] == "file"]
-    visible = [file for file in files if file.path == root or not _hidden(file.name)]
-    chosen = [file for file in visible if file.name.lower().endswith(tuple(endings))]
-    if not chosen:
+    with storage_errors(uri):
+        infos, root = _list_candidates(fs, path)
+    files = [_to_source_file(fs, info, root) for info in infos if info["type"] == "file"]
+    visible = [file for file in files if file.path == root or not _is_hidden(file.name)]
+    supported = [file for file in visible if file.name.lower().endswith(tuple(endings))]
+    if not supported:
         raise UserError(f"{uri} has no file of a supported format; name files that end in {', '.join(endings)}")
-    return sorted(chosen, key=lambda file: file.name)
+    return sorted(supported, key=lambda file: file.name)
 
 
 def list_folder(uri: str, storage: StorageConfig) -> list[SourceFile]:
-    """The files that lie directly in a folder, sorted by name; empty if there is no such folder."""
+    """The files directly in a folder, sorted by name; empty if the folder does not exist."""
     fs, path = open_filesystem(uri, storage)
-    with contact(uri):
+    with storage_errors(uri):
         try:
             infos = fs.ls(path, detail=True)
         except FileNotFoundError:
             return []
-    files = [_source(fs, info, path.rstrip("/")) for info in infos if info["type"] == "file"]
+    files = [_to_source_file(fs, info, path.rstrip("/")) for info in infos if info["type"] == "file"]
     return sorted(files, key=lambda file: file.name)
 
 
-def _look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]], str]:
-    """Infos of the candidates, and the folder (or the file itself) that their names are relative to."""
+def _list_candidates(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]], str]:
+    """fsspec infos of the candidates, and the folder (or the file itself) that their names are relative to."""
     try:
         info = fs.info(path)
     except FileNotFoundError:
-        if not any(sign in path for sign in _GLOB_SIGNS):
+        if not any(character in path for character in _GLOB_CHARACTERS):
             raise
         return list(fs.glob(path, detail=True).values()), glob_root(path)
     if info["type"] == "directory":
@@ -114,12 +114,12 @@ def _look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]
 
 
 def glob_root(path: str) -> str:
-    """The folder that the names of what a glob matches are relative to; any other path as it is."""
-    first = min((path.index(sign) for sign in _GLOB_SIGNS if sign in path), default=None)
+    """The folder that file names of a glob are relative to; a path that is not a glob is returned unchanged."""
+    first = min((path.index(character) for character in _GLOB_CHARACTERS if character in path), default=None)
     return path if first is None else posixpath.dirname(path[:first])
 
 
-def _source(fs: fsspec.AbstractFileSystem, info: dict[str, Any], root: str) -> SourceFile:
+def _to_source_file(fs: fsspec.AbstractFileSystem, info: dict[str, Any], root: str) -> SourceFile:
     path = info["name"]
     uri = path if isinstance(fs, LocalFileSystem) else f"s3://{path}"
     name = posixpath.basename(path) if path == root else posixpath.relpath(path, root)
@@ -127,22 +127,22 @@ def _source(fs: fsspec.AbstractFileSystem, info: dict[str, Any], root: str) -> S
 
 
 def source_file(uri: str, name: str, storage: StorageConfig) -> SourceFile:
-    """One file as it is now. Raises FileNotFoundError if it is gone."""
+    """The current state of one file. Raises FileNotFoundError if it does not exist."""
     fs, path = open_filesystem(uri, storage)
     info = fs.info(path)
     return SourceFile(fs, path, uri, name, entity_tag(info), info["size"])
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 @contextmanager
-def written_whole(uri: str, storage: StorageConfig) -> Iterator[BinaryIO]:
-    """A file to stream into, in a folder that is there. It appears when the block ends, and not if it raises.
+def atomic_write(uri: str, storage: StorageConfig) -> Iterator[BinaryIO]:
+    """Open a file for streaming writes in an existing folder. It appears only if the block ends without an error.
 
-    What a killed process leaves is a hidden draft in a local folder, which the next one writes over, or an
-    unfinished upload in an object store.
+    A killed process leaves a hidden draft in a local folder, which the next writer overwrites, or an unfinished
+    upload in an object store.
     """
     fs, path = open_filesystem(uri, storage)
     local = isinstance(fs, LocalFileSystem)
@@ -156,9 +156,9 @@ def written_whole(uri: str, storage: StorageConfig) -> Iterator[BinaryIO]:
             file.close()
             fs.rm_file(draft)
         else:
-            with suppress(*STORE_ERRORS):  # what is being raised says more
+            with suppress(*STORE_ERRORS):  # the error being raised is more useful
                 file.discard()
-            file.closed = True  # or fsspec would still send what it holds when the object is collected
+            file.closed = True  # otherwise fsspec uploads the buffer when the object is garbage-collected
         raise
     file.close()
     if local:
@@ -166,13 +166,13 @@ def written_whole(uri: str, storage: StorageConfig) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def contact(uri: str, doing: str = "read") -> Iterator[None]:
-    """Say in one sentence why a file or store cannot be reached.
+def storage_errors(uri: str, action: str = "read") -> Iterator[None]:
+    """Convert errors of files and stores in the block to errors with a clear message; `action` is read or write.
 
     Raises:
-        LorifError: as `explain` classifies it.
+        LorifError: as classified by `explain`.
     """
     try:
         yield
     except STORE_ERRORS as error:
-        raise explain(error, uri, doing) from None  # what it came from may quote signed headers
+        raise explain(error, uri, action) from None  # the cause may quote signed headers

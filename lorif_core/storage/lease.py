@@ -1,9 +1,9 @@
-"""The lease of an index or a folder of answers: one process at a time writes there; the dead keep nobody out.
+"""The lease of an index or output folder: one process at a time writes there.
 
-Leases are numbered objects. Whoever creates number n + 1 holds the place, which needs nothing of a store but
-If-None-Match; the holder renews its own object, which nobody else writes. A holder is known to be dead when its
-process is gone from this machine, and taken for dead when its lease was not renewed for its time to live, by the
-store's own clock and by the watcher's.
+Leases are numbered objects. The process that creates number n + 1 holds the lease; this requires only
+If-None-Match of the store. The holder renews its own object, which no other process writes. A lease whose holder
+died does not block others: a holder counts as dead if its process no longer runs on this machine, or if it has not
+renewed the lease for its time to live, both by the store's clock and by the clock of the process that waits.
 """
 
 import getpass
@@ -39,12 +39,19 @@ _TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 class LeaseHeldError(LorifError):
-    """Another process holds the place, or has taken it over; the message names both."""
+    """Another process holds the lease or has taken it over; the message names the location and the process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that holds a lease, identified well enough to tell on its own machine whether it still runs."""
+    """A process that holds a lease, with the data to decide on its own machine whether it still runs.
+
+    Attributes:
+        what: the command.
+        machine: boot and process namespace, see `_machine`.
+        started: creation time of the process in seconds, since process ids are reused.
+        since: when it took the lease.
+    """
 
     what: str
     user: str
@@ -58,12 +65,12 @@ class Holder:
         return f"the {self.what} of {self.user} on {self.host} (process {self.pid}, since {self.since})"
 
     @property
-    def begun(self) -> datetime:
+    def held_since(self) -> datetime:
         """`since` as a time."""
         return datetime.strptime(self.since, _TIME).replace(tzinfo=UTC)
 
     def is_gone(self) -> bool:
-        """Whether the process is known to have ended; never true of a process of another machine."""
+        """Whether the process is known to have ended; always False for a process of another machine."""
         if self.machine != _machine():
             return False
         try:
@@ -74,31 +81,32 @@ class Holder:
 
 
 class Lease(AbstractContextManager["Lease"]):
-    """Holds a place from `with` to its end, renewing in a thread.
+    """Context manager that holds the lease and renews it in a thread.
 
     Args:
-        objects: small objects of the place.
-        what: the command, for whoever is refused.
-        atomic: whether the store honours conditional puts; otherwise the lease is looked at again a while later.
-        time_to_live: seconds without renewal after which others may take it over.
+        objects: small objects of the index or output folder.
+        command: name of the command, for the message to a process that is refused.
+        atomic: whether the store applies conditional puts atomically; if not, the lease is checked again after a
+            few seconds.
+        time_to_live: seconds without renewal after which another process may take the lease over.
     """
 
     def __init__(
-        self, objects: Objects, what: str, *, atomic: bool = True, time_to_live: float = TIME_TO_LIVE
+        self, objects: Objects, command: str, *, atomic: bool = True, time_to_live: float = TIME_TO_LIVE
     ) -> None:
-        self._objects, self._atomic, self._life = objects, atomic, time_to_live
-        self._holder = _myself(what)
+        self._objects, self._atomic, self._time_to_live = objects, atomic, time_to_live
+        self._holder = _this_process(command)
         self._token = uuid.uuid4().hex
         self._number = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Lease":
-        """Take the place. Raises LeaseHeldError at a sign of life of another holder, which is watched for one."""
+        """Take the lease; another holder is watched first. Raises LeaseHeldError if that holder is alive."""
         while self._number == 0:
             number, value = _newest(self._objects)
             if value is not None and not value["released"]:
-                self._await_end(number, value)
+                self._wait_for_end(number, value)
             self._try_to_take(number + 1)
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
         self._thread.start()
@@ -113,49 +121,50 @@ class Lease(AbstractContextManager["Lease"]):
         try:
             if self._is_newest():
                 self._objects.put(_name(self._number), self._value(released=True))
-        except LorifError as failure:  # it expires by itself; the build's own outcome matters more
+        except LorifError as failure:  # the lease expires by itself, so the outcome of the command is reported
             log.warning("the lease of %s could not be released: %s", self._objects.uri, failure)
 
     def confirm(self) -> None:
-        """Raise LeaseHeldError unless the place is still ours: to be called right before every commit."""
+        """Raise LeaseHeldError unless this process still holds the lease; call it right before every commit."""
         if not self._is_newest():
             number, value = _newest(self._objects)
             holder = "another process" if value is None else _holder(value)
             raise LeaseHeldError(
-                f"{self._objects.uri} was taken over by {holder} (lease {number}) while this process "
-                f"did not answer; nothing of it is lost, run the command again when that one has ended"
+                f"{self._objects.uri} was taken over by {holder} (lease {number}) while this process did not "
+                f"renew its lease; nothing is lost, run the command again when the other one has ended"
             )
 
-    def _await_end(self, number: int, value: dict[str, Any]) -> None:
-        """Return when the holder is dead or expired. Raises LeaseHeldError at its next sign of life."""
-        holder, life = _holder(value), float(value["time_to_live"])
+    def _wait_for_end(self, number: int, value: dict[str, Any]) -> None:
+        """Return when the holder is dead or has expired. Raises LeaseHeldError at its next renewal."""
+        uri = self._objects.uri
+        holder, time_to_live = _holder(value), float(value["time_to_live"])
         if holder.is_gone():
-            log.info("%s is gone; taking %s over", holder, self._objects.uri)
+            log.info("%s has ended without releasing its lease; taking %s over", holder, uri)
             return
         entry = self._objects.entry(_name(number))
         idle = 0.0 if entry is None else (self._objects.clock() - entry.modified).total_seconds()
-        patience = time.monotonic() + life - idle
-        if idle < life:
-            log.info("%s holds %s; watching it for up to %.0f s", holder, self._objects.uri, life - idle)
-        while time.monotonic() < patience:
-            time.sleep(min(_POLL_SECONDS, life / 10))
-            now_number, now = _newest(self._objects)
-            if now is None or now["released"]:
+        deadline = time.monotonic() + time_to_live - idle
+        if idle < time_to_live:
+            log.info("%s holds %s; watching it for up to %.0f s", holder, uri, time_to_live - idle)
+        while time.monotonic() < deadline:
+            time.sleep(min(_POLL_SECONDS, time_to_live / 10))
+            current_number, current = _newest(self._objects)
+            if current is None or current["released"]:
                 return
-            if (now_number, now["renewals"]) != (number, value["renewals"]):
-                raise LeaseHeldError(f"{self._objects.uri} is in use by {_holder(now)}; wait until it has ended")
-        log.warning("%s has not renewed its lease for %.0f s; taking %s over", holder, life, self._objects.uri)
+            if (current_number, current["renewals"]) != (number, value["renewals"]):
+                raise LeaseHeldError(f"{uri} is in use by {_holder(current)}; wait until it has ended")
+        log.warning("%s has not renewed its lease for %.0f s; taking %s over", holder, time_to_live, uri)
 
     def _try_to_take(self, number: int) -> None:
         if not self._objects.create(_name(number), self._value(released=False, number=number)):
-            return  # another was faster: it is watched like any holder
+            return  # another process was faster; `__enter__` watches it like any holder
         if not self._atomic:
-            time.sleep(_SETTLE_SECONDS)  # the last of two writers stands
-            found = self._objects.get(_name(number))
-            if found is None or found["token"] != self._token:
+            time.sleep(_SETTLE_SECONDS)  # the object of the last writer remains
+            stored = self._objects.get(_name(number))
+            if stored is None or stored["token"] != self._token:
                 return
         names = [entry.name for entry in self._objects.names(_FOLDER)]
-        if names[-1] != _name(number):  # we had looked before others came and went
+        if names[-1] != _name(number):  # other processes took and released later leases since the listing
             self._objects.remove([_name(number)])
             return
         self._number = number
@@ -163,7 +172,7 @@ class Lease(AbstractContextManager["Lease"]):
 
     def _keep_renewing(self) -> None:
         renewals = 0
-        while not self._ended.wait(self._life / _RENEWALS_PER_LIFE):
+        while not self._ended.wait(self._time_to_live / _RENEWALS_PER_LIFE):
             renewals += 1
             try:
                 self._objects.put(_name(self._number), self._value(released=False, renewals=renewals))
@@ -171,7 +180,7 @@ class Lease(AbstractContextManager["Lease"]):
                 log.warning("the lease of %s could not be renewed: %s", self._objects.uri, error)
 
     def _is_newest(self) -> bool:
-        """Whether nobody has taken over; asked of the store, as this process may have been stopped for long."""
+        """Whether no process has taken over; reads the store, because this process may have been suspended."""
         number, value = _newest(self._objects)
         return number == self._number and value is not None and value["token"] == self._token
 
@@ -180,29 +189,29 @@ class Lease(AbstractContextManager["Lease"]):
             "number": number or self._number,
             "token": self._token,
             "holder": asdict(self._holder),
-            "time_to_live": self._life,
+            "time_to_live": self._time_to_live,
             "renewals": renewals,
             "released": released,
         }
 
 
 @contextmanager
-def hold(uri: str, storage: StorageConfig, what: str) -> Iterator[Lease]:
-    """Try what the store promises, say so, and hold the place: around everything that commits to it.
+def hold_lease(uri: str, storage: StorageConfig, command: str) -> Iterator[Lease]:
+    """Probe the store, log the result, and hold the lease. Everything that commits runs inside this block.
 
     Raises:
-        LeaseHeldError: a living process holds it.
+        LeaseHeldError: a running process holds the lease.
         UserError: the location cannot be written.
     """
     objects = Objects(uri, storage)
-    found = probe_conditional_put(objects)
-    log.log(logging.INFO if found.atomic else logging.WARNING, "%s: %s", uri, found.sentence())
-    with Lease(objects, what, atomic=found.atomic) as lease:
+    probed = probe_conditional_put(objects)
+    log.log(logging.INFO if probed.atomic else logging.WARNING, "%s: %s", uri, probed.sentence())
+    with Lease(objects, command, atomic=probed.atomic) as lease:
         yield lease
 
 
 def current_holder(objects: Objects) -> Holder | None:
-    """Who holds the place: not released, not known to be gone, not expired by the store's clock."""
+    """The holder of the lease; None if it is released, expired, or its process is known to have ended."""
     number, value = _newest(objects)
     if value is None or value["released"] or _holder(value).is_gone():
         return None
@@ -213,7 +222,7 @@ def current_holder(objects: Objects) -> Holder | None:
 
 
 def _newest(objects: Objects) -> tuple[int, dict[str, Any] | None]:
-    """Number and value of the newest lease; (0, None) where there never was one."""
+    """Number and value of the newest lease; (0, None) if there is none."""
     entries = objects.names(_FOLDER)
     if not entries:
         return 0, None
@@ -229,21 +238,21 @@ def _holder(value: dict[str, Any]) -> Holder:
     return Holder(**value["holder"])
 
 
-def _myself(what: str) -> Holder:
+def _this_process(command: str) -> Holder:
     process = psutil.Process()
     since = datetime.now(UTC).strftime(_TIME)
-    return Holder(what, _user(), socket.gethostname(), _machine(), process.pid, process.create_time(), since)
+    return Holder(command, _user(), socket.gethostname(), _machine(), process.pid, process.create_time(), since)
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
+    except (OSError, KeyError):  # the user of a container may have no name
         return str(os.getuid())
 
 
 def _machine() -> str:
-    """Boot and process namespace: a process number means the same process only within both."""
+    """Host, boot and process namespace: a process id identifies a process only within all three."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return "/".join(
         [

@@ -1,6 +1,6 @@
-"""Small objects beside the tables of an index, or beside answers: written whole, created once, listed, removed.
+"""Small objects in the folder `_lorif` of an index or of an output folder: atomic writes, conditional creation.
 
-They lie in the folder `_lorif` there: receipts of shards and of runs, the lease, probes; answers on their way.
+The folder has the receipts of shards and runs, the lease, probes, and the answers of an unfinished batch.
 """
 
 import json
@@ -17,15 +17,15 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from lorif_core.config import StorageConfig
-from lorif_core.storage.faults import is_refused_condition
-from lorif_core.storage.filesystem import contact, entity_tag, open_filesystem
+from lorif_core.storage.faults import is_precondition_failure
+from lorif_core.storage.filesystem import entity_tag, open_filesystem, storage_errors
 
 _FOLDER = "_lorif"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object as it is listed; `modified` is the store's clock, `tag` changes with every write."""
+    """An object in a listing; `modified` is by the store's clock, `tag` changes with every write."""
 
     name: str
     size: int
@@ -34,14 +34,14 @@ class Entry:
 
 
 class Objects:
-    """The small objects of one index. Names are relative, such as `receipts/x.json`.
+    """The small objects of one index or output folder. Names are relative, such as `receipts/x.json`.
 
-    Every method raises UserError for a store that cannot be reached or refuses, and StoreUnavailableError for one
-    that keeps failing.
+    Every method raises UserError if the store refuses or cannot be reached, and StoreUnavailableError if it keeps
+    failing.
 
     Args:
-        uri: the index.
-        storage: where it is.
+        uri: the index or output folder.
+        storage: how to access it.
     """
 
     def __init__(self, uri: str, storage: StorageConfig) -> None:
@@ -49,60 +49,60 @@ class Objects:
         self._storage = storage
 
     def put(self, name: str, value: dict[str, Any]) -> None:
-        """Write an object, whole or not at all; one of that name is replaced."""
-        self.put_bytes(name, _encoded(value))
+        """Write an object atomically, replacing any object of that name."""
+        self.put_bytes(name, _encode(value))
 
     def put_bytes(self, name: str, content: bytes) -> None:
-        """Write an object that is not JSON, as `put` does."""
+        """Like `put`, for content that is not JSON."""
         fs, path = self._locate(name)
-        with contact(self.uri, "write"):
+        with storage_errors(self.uri, "write"):
             if isinstance(fs, LocalFileSystem):
-                with _written_beside(Path(path), content) as draft:
+                with _draft_file(Path(path), content) as draft:
                     draft.replace(path)
             else:
                 fs.pipe_file(path, content)
 
     def get_bytes(self, name: str) -> bytes | None:
-        """An object as it is, or None if it is not there."""
+        """The content of an object, or None if it does not exist."""
         fs, path = self._locate(name)
-        with contact(self.uri):
+        with storage_errors(self.uri):
             try:
                 return fs.cat_file(path)
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def create(self, name: str, value: dict[str, Any]) -> bool:
-        """Write an object unless one of that name is there; whether this value is the one that is there now.
+        """Write an object unless one of that name exists; return whether the stored object is this value.
 
-        On an object store this is If-None-Match: *, which is only as good as the store (`probe.py`). Values must
-        be unique to their writer: when an answer is lost and asked for again, that tells our own from another's.
+        An object store gets `If-None-Match: *`, which not every store applies atomically (`probe.py`). Values must
+        be unique to their writer, so that a write whose response was lost is recognised as our own.
         """
         fs, path = self._locate(name)
-        with contact(self.uri, "write"):
+        with storage_errors(self.uri, "write"):
             try:
                 if isinstance(fs, LocalFileSystem):
-                    with _written_beside(Path(path), _encoded(value)) as draft:
+                    with _draft_file(Path(path), _encode(value)) as draft:
                         os.link(draft, path)
                 else:
-                    fs.pipe_file(path, _encoded(value), mode="create")
+                    fs.pipe_file(path, _encode(value), mode="create")
                 return True
             except OSError as error:
-                if not is_refused_condition(error):
+                if not is_precondition_failure(error):
                     raise
         return self.get(name) == value
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """An object, or None if it is not there or is not one of ours."""
+        """The value of an object, or None if it does not exist or is not a JSON object."""
         try:
-            found = json.loads(self.get_bytes(name) or b"")
+            value = json.loads(self.get_bytes(name) or b"")
         except ValueError:
             return None
-        return found if isinstance(found, dict) else None
+        return value if isinstance(value, dict) else None
 
     def entry(self, name: str) -> Entry | None:
-        """Size, time and tag of an object, or None if it is not there."""
+        """Size, time and tag of an object, or None if it does not exist."""
         fs, path = self._locate(name)
-        with contact(self.uri):
+        with storage_errors(self.uri):
             try:
                 return _entry(fs.info(path), name)
             except FileNotFoundError:
@@ -111,33 +111,34 @@ class Objects:
     def names(self, folder: str) -> list[Entry]:
         """Objects in a folder, sorted by name."""
         fs, path = self._locate(folder)
-        with contact(self.uri):
+        with storage_errors(self.uri):
             try:
                 infos = fs.ls(path, detail=True)
             except FileNotFoundError:
                 return []
-        found = [_entry(info, f"{folder}/{posixpath.basename(info['name'])}") for info in infos if _is_whole(info)]
-        return sorted(found, key=lambda entry: entry.name)
+        complete = [info for info in infos if _is_complete(info)]
+        entries = [_entry(info, f"{folder}/{posixpath.basename(info['name'])}") for info in complete]
+        return sorted(entries, key=lambda entry: entry.name)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects; those that are gone already are no error."""
+        """Remove objects; objects that do not exist are ignored."""
         for name in names:
             fs, path = self._locate(name)
-            with contact(self.uri, "write"):
+            with storage_errors(self.uri, "write"):
                 try:
                     fs.rm_file(path)
                 except FileNotFoundError:
                     continue
 
     def check_container(self) -> None:
-        """Raise UserError unless the bucket is there: Lance takes a missing one for a missing table."""
+        """Raise UserError unless the bucket exists: Lance reports a missing bucket as a missing table."""
         fs, path = open_filesystem(self.uri, self._storage)
         if not isinstance(fs, LocalFileSystem):
-            with contact(self.uri):
+            with storage_errors(self.uri):
                 fs.info(path.split("/")[0])
 
     def clock(self) -> datetime:
-        """The store's own time, read off an object that is written and removed."""
+        """The time of the store's clock, read from an object that is written and removed."""
         name = f"probe/clock-{uuid.uuid4().hex}.json"
         self.put(name, {})
         entry = self.entry(name)
@@ -145,15 +146,15 @@ class Objects:
         return datetime.now(UTC) if entry is None else entry.modified
 
     def remove_all(self, last: str) -> None:
-        """Remove all objects, one of them when no other is left, and drafts of processes that were killed."""
+        """Remove all objects and the drafts of killed processes; the object named `last` is removed last."""
         fs, path = self._locate("")
-        with contact(self.uri, "write"):
+        with storage_errors(self.uri, "write"):
             for file in sorted(fs.find(path), key=lambda file: posixpath.basename(file) == last):
                 fs.rm_file(file)
         self.remove_folder()
 
     def remove_folder(self) -> None:
-        """Remove the empty folders that are left on a local disk; an object store has none."""
+        """Remove empty folders on a local disk; an object store has no folders."""
         fs, path = self._locate("")
         if isinstance(fs, LocalFileSystem):
             for folder in (*Path(path).glob("*"), Path(path), Path(path).parent):
@@ -166,8 +167,8 @@ class Objects:
 
 
 @contextmanager
-def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
-    """A draft in the same folder, so that one system call makes it the file; whatever is left of it is removed."""
+def _draft_file(path: Path, content: bytes) -> Iterator[Path]:
+    """A draft in the same folder, which one system call can turn into the file; it is removed if it remains."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
@@ -177,7 +178,7 @@ def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _is_whole(info: dict[str, Any]) -> bool:
+def _is_complete(info: dict[str, Any]) -> bool:
     return info["type"] == "file" and not posixpath.basename(info["name"]).startswith(".")
 
 
@@ -186,5 +187,5 @@ def _entry(info: dict[str, Any], name: str) -> Entry:
     return Entry(name, info["size"] or 0, modified, entity_tag(info))
 
 
-def _encoded(value: dict[str, Any]) -> bytes:
+def _encode(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True).encode()

@@ -1,7 +1,7 @@
-"""Whether a store keeps its promises: an index can be written there, and If-None-Match is honoured atomically.
+"""Tests whether an index can be written to a store, and whether the store applies If-None-Match atomically.
 
-Where it is not, two committers could each believe that they wrote the next version of a table, and rows would
-vanish without an error (STACK.md, section 3).
+Without atomicity, two committers could each believe that they wrote the next version of a table, and rows would
+disappear without an error (STACK.md, section 3).
 """
 
 import uuid
@@ -11,13 +11,13 @@ from functools import partial
 
 from lorif_core.storage.objects import Objects
 
-_RACES = 10  # on Swift four races of ten are fair by luck; all ten are once in ten thousand probes
-_RUNNERS = 8
+_RACES = 10  # on Swift a race has one winner by luck with probability 0.4, and all ten with 1e-4
+_WRITERS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionalPut:
-    """How many races were run, and how many of them had exactly one winner."""
+    """The number of races, and the number of fair ones: those with exactly one winner."""
 
     races: int
     fair: int
@@ -28,17 +28,17 @@ class ConditionalPut:
         return self.fair == self.races
 
     def sentence(self) -> str:
-        """What was found and what follows from it, for logs and `lorif check`."""
+        """The result and its consequence, for logs and `lorif check`."""
         if self.atomic:
             return f"conditional put is atomic ({self.races} of {self.races} races had one winner)"
         return (
             f"conditional put is not atomic ({self.fair} of {self.races} races had one winner): single-committer "
-            f"mode, the lease alone keeps other builds out"
+            f"mode, only the lease keeps other builds out"
         )
 
 
 def probe_conditional_put(objects: Objects) -> ConditionalPut:
-    """Let several writers create the same object, a few times; the objects are removed again.
+    """Run races in which several writers create the same object; the objects are removed afterwards.
 
     Raises:
         UserError: the location cannot be written.
@@ -47,15 +47,15 @@ def probe_conditional_put(objects: Objects) -> ConditionalPut:
     run = uuid.uuid4().hex
     names = [f"probe/{run}-{race}.json" for race in range(_RACES)]
 
-    def win(name: str, runner: int) -> bool:
-        return objects.create(name, {"runner": f"{run}-{runner}"})
+    def wins(name: str, writer: int) -> bool:
+        return objects.create(name, {"runner": f"{run}-{writer}"})
 
-    # the first write comes alone: where nothing may be written, that is said once and leaves nothing behind
-    races = [[win(names[0], 0)]] + [[] for _ in names[1:]]
+    # the first write runs alone, so a location that cannot be written gives one error and leaves no objects
+    races = [[wins(names[0], 0)]] + [[] for _ in names[1:]]
     try:
-        with ThreadPoolExecutor(_RUNNERS) as pool:
+        with ThreadPoolExecutor(_WRITERS) as pool:
             for name, race in zip(names, races, strict=True):
-                race += pool.map(partial(win, name), range(len(race), _RUNNERS))
+                race += pool.map(partial(wins, name), range(len(race), _WRITERS))
     finally:
         objects.remove(names)
     return ConditionalPut(_RACES, sum(sum(race) == 1 for race in races))

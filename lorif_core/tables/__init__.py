@@ -1,5 +1,5 @@
 """The index as Lance tables: schema, fragments, wave commits, receipts and generations.
 
-In: rows of a shard, or a version to read. Out: committed versions, and blocks of codes. Open `store.py`
-first; a commit to Lance is made in `datasets.py`.
+Input: the rows of a shard, or a version to read. Output: committed versions and blocks of codes. Start with
+`store.py`; `datasets.py` makes the commits to Lance.
 """

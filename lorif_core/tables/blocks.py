@@ -1,4 +1,4 @@
-"""Blocks of rows that a scan hands out: few and large, while shards are small, as every block costs its calls."""
+"""Blocks of rows that a scan yields. A block has a fixed cost, so small shards are joined into large blocks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from lorif_core.gradients.codes import CodeLayout
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.schema import CODE_COLUMNS, code_matrix, scale_matrix
 
-_BLOCK_BYTES = 2**24  # codes of larger blocks come in pages that the kernel hands out anew (benchmarks.query)
-_BLOCKS_AT_ONCE = 4  # handed out, being joined, and read ahead
+_BLOCK_BYTES = 2**24  # the kernel allocates fresh pages for the codes of larger blocks (benchmarks.query)
+_BLOCKS_IN_MEMORY = 4  # yielded, being joined, and read ahead
 _TABLE = "factors"
 
 
@@ -20,7 +20,7 @@ _TABLE = "factors"
 class Block:
     """Rows of a scan: ids, codes (B, W or bytes) as they are stored, and float32 scales (B, S).
 
-    `extra` are further columns, where the scan was asked for them.
+    `extra` contains the additional columns that the scan requested.
     """
 
     example_ids: list[str]
@@ -29,8 +29,8 @@ class Block:
     extra: tuple[pa.Array, ...] = ()
 
 
-def block_of(batch: pa.RecordBatch, extra: Sequence[str] = ()) -> Block:
-    """Rows of `factors` that were read with their ids and codes, and further columns."""
+def block_from_batch(batch: pa.RecordBatch, extra: Sequence[str] = ()) -> Block:
+    """Convert a batch of `factors` that has ids, codes, scales and the `extra` columns."""
     return Block(
         batch.column("example_id").to_pylist(),
         code_matrix(batch.column("codes")),
@@ -40,21 +40,21 @@ def block_of(batch: pa.RecordBatch, extra: Sequence[str] = ()) -> Block:
 
 
 def block_rows(layout: CodeLayout, memory_gb: float) -> int:
-    """Rows that are encoded and written together: stored and as float32 at most an eighth of the memory."""
+    """Rows that are encoded and written together: as stored and as float32 they take at most 1/8 of the memory."""
     return _rows_in(memory_gb * 2**30 / 8, layout.bytes_per_example + 4 * (layout.width + layout.scales))
 
 
 def scan_rows(layout: CodeLayout, memory_gb: float) -> int:
-    """Rows of a scanned block: those read ahead, joined and handed out take at most an eighth of the memory.
+    """Rows of a scanned block: the blocks read ahead, joined and yielded take at most 1/8 of the memory.
 
-    What is made of them is made of some of them at a time.
+    Consumers that decode codes process a part of the block at a time.
     """
-    at_most = min(memory_gb * 2**30 / 8 / _BLOCKS_AT_ONCE, _BLOCK_BYTES)
-    return _rows_in(at_most, layout.bytes_per_example + 4 * layout.scales)
+    block_bytes = min(memory_gb * 2**30 / 8 / _BLOCKS_IN_MEMORY, _BLOCK_BYTES)
+    return _rows_in(block_bytes, layout.bytes_per_example + 4 * layout.scales)
 
 
-def _rows_in(size: float, a_row: int) -> int:
-    return max(16, min(4096, int(size / a_row)))
+def _rows_in(size: float, bytes_per_row: int) -> int:
+    return max(16, min(4096, int(size / bytes_per_row)))
 
 
 def scan_codes(
@@ -65,49 +65,49 @@ def scan_codes(
     condition: str | None = None,
     extra: Sequence[str] = (),
 ) -> Iterator[Block]:
-    """Stream codes of a version of `factors` in blocks of up to so many rows, while the next ones are read.
+    """Stream codes of a version of `factors` in blocks of at most `rows` rows, and read ahead.
 
     Args:
-        tables: of the index.
-        version: of `factors`.
-        rows: of a block at most; as many are read ahead.
-        fragments: only of these; None for all.
-        condition: SQL that rows must meet.
-        extra: descriptive columns that blocks carry too.
+        tables: tables of the index.
+        version: version of `factors`.
+        rows: maximum rows of a block; the scan reads as many rows ahead.
+        fragments: fragments to read; None for all.
+        condition: SQL filter on the rows.
+        extra: descriptive columns to add to the blocks.
     """
     dataset = tables.require(_TABLE, version)
-    chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
-    if chosen == []:
+    selected = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
+    if selected == []:
         return
-    stored = [name for name in dataset.schema.names if name in CODE_COLUMNS]
-    ahead = max(1, rows // SHARD_ROWS)
+    code_columns = [name for name in dataset.schema.names if name in CODE_COLUMNS]
+    fragments_ahead = max(1, rows // SHARD_ROWS)
     batches = tables.scan(
         _TABLE,
         version,
-        columns=list(dict.fromkeys(["example_id", *stored, *extra])),
-        fragments=chosen,
+        columns=list(dict.fromkeys(["example_id", *code_columns, *extra])),
+        fragments=selected,
         filter=condition,
-        batch_size=-(-SHARD_ROWS // -(-SHARD_ROWS // rows)),  # of a fragment's, no small rest
-        batch_readahead=ahead + 1,
-        fragment_readahead=ahead,
+        batch_size=-(-SHARD_ROWS // -(-SHARD_ROWS // rows)),  # divides a shard evenly: no small last batch
+        batch_readahead=fragments_ahead + 1,
+        fragment_readahead=fragments_ahead,
     )
-    for batch in joined(batches, rows):
-        yield block_of(batch, extra)
+    for batch in join_batches(batches, rows):
+        yield block_from_batch(batch, extra)
 
 
-def joined(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of up to so many, none empty; those that have half as many are not copied."""
-    waiting: list[pa.RecordBatch] = []
+def join_batches(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Join small batches into non-empty ones of up to `rows` rows; batches with half of that are not copied."""
+    pending: list[pa.RecordBatch] = []
     for batch in batches:
-        sizes = [one.num_rows for one in (*waiting, batch)]
-        if waiting and (sum(sizes) > rows or 2 * max(sizes) >= rows):
-            ready, waiting = _one_of(waiting), []
+        sizes = [item.num_rows for item in (*pending, batch)]
+        if pending and (sum(sizes) > rows or 2 * max(sizes) >= rows):
+            ready, pending = _concatenate(pending), []
             yield ready
         if batch.num_rows:
-            waiting.append(batch)
-    if waiting:
-        yield _one_of(waiting)
+            pending.append(batch)
+    if pending:
+        yield _concatenate(pending)
 
 
-def _one_of(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+def _concatenate(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

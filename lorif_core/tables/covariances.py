@@ -1,15 +1,15 @@
-"""The table `whitening`: the covariances that projections are whitened with, named by their digest."""
+"""The table `whitening`: the covariances that whiten the projections, named by their digest."""
 
 from collections.abc import Sequence
 
 from lorif_core.errors import LorifError
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.spec import IndexSpec, LayerSpec
-from lorif_core.tables.datasets import Tables, quoted
+from lorif_core.tables.datasets import Tables, escape_sql
 from lorif_core.tables.schema import (
     WHITENING_SCHEMA,
+    covariances_from_table,
     whitening_batches,
-    whitening_of,
 )
 
 
@@ -17,19 +17,19 @@ class CovarianceTable:
     """Covariances by name.
 
     Args:
-        tables: of the index.
+        tables: tables of the index.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     def write(self, covariances: Covariances, layers: Sequence[LayerSpec], spec: IndexSpec | None = None) -> None:
-        """Keep covariances; their digest names them.
+        """Store covariances under their digest; does nothing if they are stored already.
 
         Args:
-            covariances: in the projected space.
-            layers: whose they are.
-            spec: of the rows that are whitened with them; None for a newer metric.
+            covariances: covariances in the projected space.
+            layers: the layers that they belong to.
+            spec: spec of the rows that they whiten; None for a newer metric.
         """
         self._tables.create("whitening", WHITENING_SCHEMA)
         if covariances.digest() in self.specs():
@@ -40,22 +40,23 @@ class CovarianceTable:
         self._tables.append("whitening", {covariances.digest(): fragments}, since)
 
     def read(self, name: str | None) -> Covariances | None:
-        """The covariances of that name; None for None, which is a random projection.
+        """The covariances of that name; None if `name` is None, as it is for random projections.
 
         Raises:
-            LorifError: they are not there.
+            LorifError: the table does not contain them, or they are damaged.
         """
         if name is None:
             return None
-        found = whitening_of(self._tables.read("whitening", filter=f"whitening = '{quoted(name)}'"))
-        if not found.sums or found.digest() != name:
+        rows = self._tables.read("whitening", filter=f"whitening = '{escape_sql(name)}'")
+        covariances = covariances_from_table(rows)
+        if not covariances.sums or covariances.digest() != name:
             raise LorifError(
                 f"the index {self._tables.uri} lacks the whitening {name}, or it is damaged; rebuild it"
             )
-        return found
+        return covariances
 
     def specs(self) -> dict[str, str | None]:
-        """Names of all covariances that are kept, each with the hash of the spec that is whitened with it."""
+        """Names of all stored covariances, each with the hash of the spec whose rows it whitens, or None."""
         if self._tables.open("whitening") is None:
             return {}
         rows = self._tables.read("whitening", columns=["whitening", "spec"]).to_pylist()

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorif_core.curvature.woodbury import LayerCurvature, used_rank
 from lorif_core.errors import LorifError
-from lorif_core.tables.datasets import Tables, quoted
+from lorif_core.tables.datasets import Tables, escape_sql
 from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.schema import (
     CURVATURE_SCHEMA,
@@ -15,17 +15,17 @@ from lorif_core.tables.schema import (
 
 
 class CurvatureTable:
-    """Fits by their id, layer by layer.
+    """Fitted curvatures by id, layer by layer.
 
     Args:
-        tables: of the index.
+        tables: tables of the index.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     def write(self, curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]) -> int:
-        """Append fitted layers (by number, with their names); version of `curvature` afterwards."""
+        """Append fitted layers, given as number -> (name, fit). Returns the new version of `curvature`."""
         since = self.version()
         fragments = self._tables.write("curvature", curvature_batches(curvature_id, layers), CURVATURE_SCHEMA)
         key = f"{curvature_id}/{','.join(map(str, layers))}"
@@ -36,14 +36,14 @@ class CurvatureTable:
         return int(self._tables.require("curvature").version)
 
     def layers(self, generation: Generation, part: Part) -> Iterator[tuple[int, LayerCurvature]]:
-        """Fitted layers of a part of a generation by number, one in memory at a time; components in use only."""
+        """Yield (number, fit) of the layers of a part, one in memory at a time, with only components in use."""
         for index in range(len(part.index_spec.layers)):
             yield index, self.layer(generation, part, index, in_use=True)
 
     def layer(self, generation: Generation, part: Part, index: int, in_use: bool = False) -> LayerCurvature:
-        """One fitted layer of a part of a generation, by its number; all components, or those in use."""
+        """The fit of one layer of a part, by its number; with all components, or only those in use."""
         rank = used_rank(part.index_spec.layers[index].dim, part.curvature_spec)
-        condition = f"curvature = '{quoted(part.curvature)}' AND layer_index = {index}"
+        condition = f"curvature = '{escape_sql(part.curvature)}' AND layer_index = {index}"
         if in_use:
             condition += f" AND component < {rank}"
         table = self._tables.read("curvature", generation.curvature_version, filter=condition)
@@ -52,19 +52,18 @@ class CurvatureTable:
         return layer_curvature(table.sort_by("component"), rank)
 
     def ids(self) -> set[str]:
-        """Ids of all fits, whole or begun, in the newest version of `curvature`."""
+        """Ids of all fits in the newest version of `curvature`, complete or not."""
         return set(self._tables.read("curvature", columns=["curvature"])["curvature"].to_pylist())
 
     def fitted_layers(self, curvature_id: str) -> set[int]:
-        """Numbers of the layers that are fitted under an id: what a killed fit has left."""
-        chosen = f"curvature = '{quoted(curvature_id)}'"
-        return set(
-            self._tables.read("curvature", columns=["layer_index"], filter=chosen)["layer_index"].to_pylist()
-        )
+        """Numbers of the layers that are stored under an id; a killed fit has stored only some."""
+        condition = f"curvature = '{escape_sql(curvature_id)}'"
+        table = self._tables.read("curvature", columns=["layer_index"], filter=condition)
+        return set(table["layer_index"].to_pylist())
 
     def spectra(self, generation: Generation, part: Part) -> list[dict[str, Any]]:
         """Per component: layer, layer_index, component, sigma2, damping, trace; without the vectors."""
         columns = ["layer", "layer_index", "component", "sigma2", "damping", "trace"]
-        chosen = f"curvature = '{quoted(part.curvature)}'"
-        table = self._tables.read("curvature", generation.curvature_version, columns=columns, filter=chosen)
+        condition = f"curvature = '{escape_sql(part.curvature)}'"
+        table = self._tables.read("curvature", generation.curvature_version, columns=columns, filter=condition)
         return table.sort_by([("layer_index", "ascending"), ("component", "ascending")]).to_pylist()

@@ -1,4 +1,4 @@
-"""The data files under the tables: which there are, which versions and receipts name, removing the rest."""
+"""The data files of the tables: list them, find those that versions and receipts refer to, and remove others."""
 
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,16 +10,16 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from lorif_core.config import StorageConfig
-from lorif_core.storage.filesystem import contact, open_filesystem
+from lorif_core.storage.filesystem import open_filesystem, storage_errors
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.receipts import Receipt
 
-_THREADS = 16  # looking at files waits for the store, not for this machine
+_THREADS = 16  # file requests wait for the storage, not for the CPU
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A data file of a table; `modified` is the store's clock."""
+    """A data file of a table; `modified` is a time of the storage's clock."""
 
     table: str
     name: str
@@ -29,7 +29,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A multipart upload that was begun and never ended: its parts take space and are nowhere listed."""
+    """A multipart upload that was never completed: its parts use space and appear in no listing of files."""
 
     bucket: str
     key: str
@@ -37,20 +37,20 @@ class Upload:
 
 
 class DataFiles:
-    """Files below the tables of one index.
+    """The data files of one index.
 
     Args:
-        uri: the index.
-        storage: where it is.
+        uri: URI of the index.
+        storage: settings of its storage.
     """
 
     def __init__(self, uri: str, storage: StorageConfig) -> None:
         self._tables = Tables(uri, storage)
 
-    def listed(self, table: str) -> list[DataFile]:
-        """Data files of a table, named by a version or not."""
+    def list_files(self, table: str) -> list[DataFile]:
+        """All data files of a table, including those that no version refers to."""
         fs, path = self._folder(table)
-        with contact(self._tables.uri):
+        with storage_errors(self._tables.uri):
             try:
                 infos = fs.ls(path, detail=True)
             except FileNotFoundError:
@@ -61,24 +61,24 @@ class DataFiles:
             if info["type"] == "file"
         ]
 
-    def named(self, table: str, versions: Iterable[int]) -> set[str]:
-        """Files that the newest version and some others name."""
+    def referenced(self, table: str, versions: Iterable[int]) -> set[str]:
+        """Names of the files that the newest version or one of `versions` refers to."""
         datasets = [self._tables.require(table), *(self._tables.require(table, version) for version in versions)]
         fragments = (fragment for dataset in datasets for fragment in dataset.get_fragments())
         return {file.path for fragment in fragments for file in fragment.data_files()}
 
     def adoptable(self, receipts: Sequence[Receipt]) -> list[Receipt]:
-        """Those receipts whose files are all there and whole."""
+        """The receipts whose files all exist with the size that the receipt states."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            whole = list(pool.map(self._is_whole, receipts))
-        return [receipt for receipt, kept in zip(receipts, whole, strict=True) if kept]
+            complete = list(pool.map(self._has_complete_files, receipts))
+        return [receipt for receipt, is_complete in zip(receipts, complete, strict=True) if is_complete]
 
     def remove(self, files: Iterable[DataFile]) -> None:
-        """Remove files; those that are gone already are no error."""
+        """Remove files; a file that does not exist any more is not an error."""
 
         def remove_one(file: DataFile) -> None:
             fs, path = self._folder(file.table)
-            with contact(self._tables.uri, "write"):
+            with storage_errors(self._tables.uri, "write"):
                 try:
                     fs.rm_file(f"{path}/{file.name}")
                 except FileNotFoundError:
@@ -88,32 +88,32 @@ class DataFiles:
             list(pool.map(remove_one, files))
 
     def unfinished_uploads(self, age: timedelta) -> list[Upload]:
-        """Uploads below the index that were begun longer than `age` ago; a local folder has none."""
+        """Uploads below the index that were started more than `age` ago; a local folder has none."""
         fs, path = open_filesystem(self._tables.uri, self._tables.storage)
         if isinstance(fs, LocalFileSystem):
             return []
         bucket, _, prefix = path.partition("/")
-        with contact(self._tables.uri):
-            answer: Mapping[str, Any] = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+        with storage_errors(self._tables.uri):
+            response: Mapping[str, Any] = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
         limit = datetime.now(UTC) - age
         return [
             Upload(bucket, upload["Key"], upload["UploadId"])
-            for upload in answer.get("Uploads", [])
+            for upload in response.get("Uploads", [])
             if upload["Initiated"] < limit
         ]
 
     def abort(self, uploads: Iterable[Upload]) -> None:
-        """Give up uploads and free their parts."""
+        """Abort uploads, which frees the space of their parts."""
         for upload in uploads:
             fs, _ = open_filesystem(self._tables.uri, self._tables.storage)
-            with contact(self._tables.uri, "write"):
+            with storage_errors(self._tables.uri, "write"):
                 fs.call_s3(
                     "abort_multipart_upload", Bucket=upload.bucket, Key=upload.key, UploadId=upload.upload_id
                 )
 
-    def _is_whole(self, receipt: Receipt) -> bool:
+    def _has_complete_files(self, receipt: Receipt) -> bool:
         fs, path = self._folder("factors")
-        with contact(self._tables.uri):
+        with storage_errors(self._tables.uri):
             try:
                 return all(fs.info(f"{path}/{name}")["size"] == size for name, size in receipt.files)
             except FileNotFoundError:

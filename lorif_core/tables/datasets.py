@@ -1,8 +1,8 @@
-"""Lance datasets below one URI: opened, created, and appended to so that nothing is ever stored twice.
+"""Lance datasets below one URI: open, create, and append without ever storing anything twice.
 
-A commit carries the keys of what it adds. That makes it safe to try again: what an earlier attempt has brought in
-is left out, and what two commits brought in nevertheless (an answer of the store was lost and Lance itself tried
-again, or a committer that was stopped for long woke up) is taken out again at once.
+A commit carries the keys of the fragments that it adds, which makes it safe to repeat: `append` skips the keys
+that an earlier attempt has committed. If two commits add a key anyway, `append` removes the second copy at once.
+This happens if a response of the storage is lost and Lance itself retries, or if a suspended committer resumes.
 """
 
 import json
@@ -24,19 +24,19 @@ from lorif_core.storage.filesystem import open_filesystem
 
 log = logging.getLogger(__name__)
 
-_TRIES = 4
-_SECONDS_OF_RETRIES = 4.0
-_FILE_VERSION = "2.0"  # scanned fastest of 2.0, 2.1 and 2.2 (STACK.md, section 4)
+_ATTEMPTS = 4
+_SLOW_ATTEMPT_SECONDS = 4.0
+_FILE_VERSION = "2.0"  # scans fastest of 2.0, 2.1 and 2.2 (STACK.md, section 4)
 _KEYS_PROPERTY = "lorif.keys"
-_MAX_ROWS_PER_FILE = 2**31 - 1  # one call makes one fragment, so that a key is in one fragment
+_MAX_ROWS_PER_FILE = 2**31 - 1  # one call writes one fragment, so that a key has one fragment
 
 
 class Tables:
     """The tables of an index, at a local folder or an object-store URI.
 
     Args:
-        uri: the index.
-        storage: where it is.
+        uri: URI of the index.
+        storage: settings of its storage.
     """
 
     def __init__(self, uri: str, storage: StorageConfig) -> None:
@@ -48,8 +48,8 @@ class Tables:
         return f"{self.uri}/{name}.lance"
 
     def open(self, name: str, version: int | None = None) -> Any:
-        """A table as a Lance dataset, or None if there is no such table (or never was this version)."""
-        with store_told(self.uri):
+        """A table as a Lance dataset; None if the table or the version does not exist."""
+        with table_errors(self.uri):
             try:
                 return lance.dataset(self.path(name), version=version, storage_options=self._options())
             except (ValueError, OSError) as error:
@@ -58,7 +58,7 @@ class Tables:
                 raise
 
     def require(self, name: str, version: int | None = None) -> Any:
-        """A table as a Lance dataset. Raises UserError if it is not there."""
+        """A table as a Lance dataset. Raises UserError if the table or the version does not exist."""
         dataset = self.open(name, version)
         if dataset is None and version is not None:
             raise UserError(
@@ -70,21 +70,21 @@ class Tables:
         return dataset
 
     def scan(self, name: str, version: int | None = None, **options: Any) -> Iterator[pa.RecordBatch]:
-        """Stream a table, or a version of it; `options` are those of Lance's scanner."""
+        """Stream a version of a table, the newest by default; `options` go to Lance's scanner."""
         dataset = self.require(name, version)
-        with store_told(self.uri):
+        with table_errors(self.uri):
             yield from dataset.scanner(**options).to_batches()
 
     def read(self, name: str, version: int | None = None, **options: Any) -> pa.Table:
-        """What `scan` streams, at once."""
+        """The rows that `scan` streams, as one table."""
         dataset = self.require(name, version)
-        with store_told(self.uri):
+        with table_errors(self.uri):
             return dataset.to_table(**options)
 
     def create(self, name: str, schema: pa.Schema) -> None:
-        """Make an empty table if it is not there."""
+        """Create an empty table if the table does not exist."""
         if self.open(name) is None:
-            with store_told(self.uri, "write"):
+            with table_errors(self.uri, "write"):
                 lance.write_dataset(
                     schema.empty_table(),
                     self.path(name),
@@ -94,18 +94,23 @@ class Tables:
                 )
 
     def write(self, name: str, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> list[str]:
-        """Stream rows into an uncommitted fragment; metadata as JSON. Errors of `batches` come out as raised."""
-        raised: list[Exception] = []
+        """Stream rows into an uncommitted fragment; returns its metadata as JSON.
 
-        def watched() -> Iterator[pa.RecordBatch]:
+        Raises:
+            Exception: an error of `batches`, unchanged.
+            LorifError: the storage failed, as `explain` classifies it.
+        """
+        batch_errors: list[Exception] = []
+
+        def recording_errors() -> Iterator[pa.RecordBatch]:
             try:
                 yield from batches
             except Exception as error:
-                raised.append(error)
+                batch_errors.append(error)
                 raise
 
-        reader = pa.RecordBatchReader.from_batches(schema, watched())
-        with store_told(self.uri, "write"):
+        reader = pa.RecordBatchReader.from_batches(schema, recording_errors())
+        with table_errors(self.uri, "write"):
             try:
                 fragments = write_fragments(
                     reader,
@@ -115,38 +120,42 @@ class Tables:
                     max_rows_per_file=_MAX_ROWS_PER_FILE,
                     storage_options=self._options(),
                 )
-            except OSError as error:  # Lance's, with that of `batches` as text inside
-                if not raised:
+            except OSError as error:  # Lance quotes an error of `batches` as text in an error of its own
+                if not batch_errors:
                     raise
-                raise raised[0] from error
+                raise batch_errors[0] from error
         return [json.dumps(fragment.to_json()) for fragment in fragments]
 
     def append(self, name: str, fragments: Mapping[str, Sequence[str]], since: int) -> Any:
-        """Commit written fragments by key as one version, each key once; the table as it is afterwards.
+        """Commit written fragments by key as one version, each key once.
 
-        A commit whose connection breaks is tried again here: Lance does not, as it cannot know that it may.
+        If the connection breaks during a commit, this method repeats it. Lance does not, because it cannot know
+        that repeating is safe.
 
         Args:
-            name: the table.
+            name: name of the table.
             fragments: metadata as JSON of the fragments of each key.
-            since: a version whose keys the caller knows; keys of later ones are left out.
+            since: a version whose keys the caller knows; keys that later versions have added are skipped.
+
+        Returns:
+            The table after the commit, as a Lance dataset.
         """
-        for _ in range(_TRIES - 1):
-            began = time.monotonic()
+        for _ in range(_ATTEMPTS - 1):
+            started = time.monotonic()
             try:
                 return self._append_once(name, fragments, since)
             except StoreUnavailableError as error:
-                if time.monotonic() - began > _SECONDS_OF_RETRIES:
-                    raise  # the libraries have tried for long enough
-                log.warning("committing again: %s", error)
+                if time.monotonic() - started > _SLOW_ATTEMPT_SECONDS:
+                    raise  # the libraries below have retried already
+                log.warning("repeating a commit that failed: %s", error)
                 time.sleep(1)
         return self._append_once(name, fragments, since)
 
     def _append_once(self, name: str, fragments: Mapping[str, Sequence[str]], since: int) -> Any:
-        with store_told(self.uri, "write"):
+        with table_errors(self.uri, "write"):
             dataset = self.require(name)
-            present = {key for _, keys in _commits_after(dataset, since) for key in keys}
-            new = {key: list(parts) for key, parts in fragments.items() if parts and key not in present}
+            committed = {key for _, keys in _commits_after(dataset, since) for key in keys}
+            new = {key: list(parts) for key, parts in fragments.items() if parts and key not in committed}
             if new:
                 transaction = lance.Transaction(
                     dataset.version,
@@ -158,58 +167,55 @@ class Tables:
                     },
                 )
                 dataset = lance.LanceDataset.commit(self.path(name), transaction, storage_options=self._options())
-            return self._without_doubles(name, dataset, since)
+            return self._remove_duplicates(name, dataset, since)
 
     def remove_fragments(self, name: str, fragments: set[int]) -> Any:
-        """Take whole fragments out of a table; the table as it is afterwards. Earlier versions keep them."""
+        """Remove fragments in a new version of a table, which is returned. Earlier versions keep them."""
         return self._commit(name, lance.LanceOperation.Delete([], sorted(fragments), ""))
 
     def replace_fragments(self, name: str, fragments: set[int], written: Sequence[str]) -> Any:
-        """Put written fragments (metadata as JSON) in the place of others, as one version."""
+        """Replace fragments by written ones (metadata as JSON), as one version."""
         new = [lance.FragmentMetadata.from_json(text) for text in written]
         return self._commit(name, lance.LanceOperation.Update(sorted(fragments), [], new))
 
     def restore(self, name: str, version: int) -> Any:
-        """Make the newest version of a table equal to an earlier one; nothing is copied."""
+        """Make a new version of a table that equals an earlier one; no data is copied."""
         self.require(name, version)
         return self._commit(name, lance.LanceOperation.Restore(version))
 
     def _commit(self, name: str, operation: Any) -> Any:
-        with store_told(self.uri, "write"):
+        with table_errors(self.uri, "write"):
             dataset = self.require(name)
             return lance.LanceDataset.commit(
                 self.path(name), operation, read_version=dataset.version, storage_options=self._options()
             )
 
-    def _without_doubles(self, name: str, dataset: Any, since: int) -> Any:
-        """Take out again the fragments of keys that an earlier commit after `since` has brought in too."""
+    def _remove_duplicates(self, name: str, dataset: Any, since: int) -> Any:
+        """Remove the fragments of keys that an earlier commit after `since` has added too."""
         seen: set[str] = set()
-        doubled: list[int] = []
+        duplicates: set[int] = set()
         for version, keys in _commits_after(dataset, since):
             if seen.intersection(keys):
-                doubled += self._fragments_added(name, version, keys, seen)
+                duplicates.update(self._fragments_added(name, version, keys, seen))
             seen.update(keys)
-        left = {fragment.fragment_id for fragment in dataset.get_fragments()}
-        if not left.intersection(doubled):
-            return dataset
-        return self.remove_fragments(name, left.intersection(doubled))
+        duplicates &= {fragment.fragment_id for fragment in dataset.get_fragments()}
+        return self.remove_fragments(name, duplicates) if duplicates else dataset
 
     def _fragments_added(self, name: str, version: int, keys: Mapping[str, int], repeated: set[str]) -> list[int]:
-        """Fragments that a version added for repeated keys; a commit numbers its fragments in their order."""
+        """Fragments that a version added for `repeated` keys; a commit numbers fragments in the order of keys."""
         before, after = (self.require(name, number).get_fragments() for number in (version - 1, version))
         added = sorted({part.fragment_id for part in after} - {part.fragment_id for part in before})
         owners = [key for key, count in keys.items() for _ in range(count)]
         return [fragment for fragment, key in zip(added, owners, strict=True) if key in repeated]
 
     def _options(self) -> dict[str, str]:
-        open_filesystem(
-            self.uri, self.storage
-        )  # Lance cannot tell wrong credentials from a table that is not there
+        # checks the credentials: Lance reports wrong ones as a missing table
+        open_filesystem(self.uri, self.storage)
         return lance_options(self.storage) if self.uri.startswith("s3://") else {}
 
 
 def _commits_after(dataset: Any, since: int) -> Iterator[tuple[int, dict[str, int]]]:
-    """(version, fragments by key) of the commits after a version, oldest first."""
+    """Yield (version, number of fragments by key) of the commits after a version, oldest first."""
     for version in range(since + 1, dataset.version + 1):
         transaction = dataset.read_transaction(version)
         properties = (transaction.transaction_properties or {}) if transaction is not None else {}
@@ -219,8 +225,8 @@ def _commits_after(dataset: Any, since: int) -> Iterator[tuple[int, dict[str, in
 
 
 @contextmanager
-def store_told(uri: str, doing: str = "read") -> Iterator[None]:
-    """Say in one sentence what is wrong with a store, whatever kind of exception Lance has for it.
+def table_errors(uri: str, action: str = "read") -> Iterator[None]:
+    """Replace an exception of Lance by one that says in one sentence what is wrong with the storage.
 
     Raises:
         LorifError: as `explain` classifies it.
@@ -228,9 +234,9 @@ def store_told(uri: str, doing: str = "read") -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        raise explain(error, uri, doing) from None  # what it came from may quote signed headers
+        raise explain(error, uri, action) from None  # the cause may quote signed headers
 
 
-def quoted(text: str) -> str:
-    """The inside of an SQL string literal."""
+def escape_sql(text: str) -> str:
+    """Escape a text for an SQL string literal in single quotes."""
     return text.replace("'", "''")

@@ -1,4 +1,4 @@
-"""Conditions on the descriptive columns of an index, in SQL, which Lance meets while it reads."""
+"""SQL conditions on the descriptive columns of an index, which Lance evaluates while it reads."""
 
 import re
 from collections.abc import Iterator
@@ -11,31 +11,37 @@ _QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
 
 
 @contextmanager
-def condition_told(condition: str) -> Iterator[None]:
-    """Around a scan of rows that meet a condition, from its first row on.
+def where_errors(condition: str) -> Iterator[None]:
+    """Convert the errors of an invalid condition; the block must contain the scan that evaluates the condition.
 
     Raises:
-        UserError: it is no condition.
+        UserError: the condition is not valid.
     """
     bare = _QUOTED.sub("", condition)
-    if ";" in bare or "--" in bare or "/*" in bare:  # what follows would be silently left out
+    if ";" in bare or "--" in bare or "/*" in bare:  # Lance silently ignores the text after these
         raise UserError(f"where {condition!r} must be one condition, without ; and comments")
     try:
         yield
     except StoreUnavailableError:
         raise
-    except LorifError as error:  # Lance has no type of its own for it
+    except LorifError as error:  # Lance has no exception type for invalid conditions
         if "Invalid user input" not in str(error):
             raise
         reason = str(error).partition("Invalid user input: ")[2].partition(" Valid fields are")[0]
         raise UserError(
-            f"where {condition!r} is no condition on the columns of the index: {reason.partition(', /')[0]}"
+            f"where {condition!r} is not a valid condition on the columns of the index: "
+            f"{reason.partition(', /')[0]}"
         ) from None
 
 
-def check_condition(store: Store, version: int, condition: str) -> None:
-    """Refuse what is no condition, or what no row of a version of the factors meets; before anything is scored."""
-    with condition_told(condition):
-        met = any(batch.num_rows for batch in store.rows.metadata(version, ["example_id"], condition=condition))
-    if not met:
-        raise UserError(f"no example of {store.uri} is meant: where {condition!r} matches none of its rows")
+def check_where(store: Store, version: int, condition: str) -> None:
+    """Check a condition before anything is scored.
+
+    Raises:
+        UserError: the condition is not valid, or no row of this version of `factors` meets it.
+    """
+    with where_errors(condition):
+        batches = store.rows.metadata(version, ["example_id"], condition=condition)
+        has_rows = any(batch.num_rows for batch in batches)
+    if not has_rows:
+        raise UserError(f"no example of {store.uri} is selected: where {condition!r} matches none of its rows")

@@ -1,9 +1,10 @@
-"""Generations: what readers see of an index, and the parts that they consist of.
+"""Generations, which are the published views of an index, and the parts that a generation consists of.
 
-Rows of one spec (one checkpoint, one whitening) are a part; they are scored with that checkpoint's query gradient,
-that whitening and that curvature, and never as if they were rows of another. After continued pretraining, rows
-whose gradients were measured to have hardly changed follow the newest checkpoint: they are asked with its query
-gradient and curvature, translated into their whitening. An ordinary build has one part.
+The rows of one spec (one checkpoint, one whitening) form a part. They are scored with the query gradient of their
+checkpoint, their whitening and their curvature, never with those of another part. There is one exception. After
+continued pretraining, a part whose gradients have measurably hardly changed can follow the newest checkpoint: it
+is scored with the query gradient and curvature of that checkpoint, converted to the whitening of the part. The
+generation of an ordinary build has one part.
 """
 
 import hashlib
@@ -26,20 +27,20 @@ class Part:
     Attributes:
         spec_json: the spec of the rows.
         checkpoint: fingerprint of the model.
-        model_path: where the model was.
-        model_revision: of a hub id.
-        curvature: id of the fit.
+        model_path: path of the model when the rows were computed.
+        model_revision: revision, if the path is a hub id.
+        curvature: id of the fitted curvature.
         curvature_kind: woodbury, exact or none.
         curvature_json: settings of the fit.
-        factored_query: a query keeps only the rank of the codes.
-        rows: how many.
-        tokens: of the rows.
-        metric: name of the covariances whose metric queries are folded with; None for those of the whitening.
-        left: rows that were taken out of the curvature since all rows were last fitted.
-        sampled: rows of older checkpoints that its curvature stands for, by a sample of them at its own.
-        follows: spec of the newer part with whose queries and curvature it is asked; None for its own. Its
-            gradients are near enough to those of that checkpoint.
-        fragments: (first, last) numbers of the fragments that hold the rows; None where all fragments do.
+        factored_query: queries are reduced to the rank of the codes.
+        rows: number of rows.
+        tokens: number of tokens of the rows.
+        metric: name of the covariances in whose metric queries are folded; None for those of the whitening.
+        left: rows that were taken out of the curvature since it was last fitted over all rows.
+        sampled: rows of older checkpoints that the curvature represents by a sample at this checkpoint.
+        follows: spec of the newer part whose queries and curvature score this part; None if it uses its own.
+            Its gradients are close enough to those of the newer checkpoint.
+        fragments: (first, last) numbers of the fragments that contain the rows; None if all fragments do.
     """
 
     spec_json: str
@@ -60,7 +61,7 @@ class Part:
 
     @property
     def spec(self) -> str:
-        """Hash of the spec, as in the rows."""
+        """Hash of the spec, as it is stored in the rows."""
         return hashlib.sha256(self.spec_json.encode()).hexdigest()[:16]
 
     @property
@@ -73,16 +74,16 @@ class Part:
         """Settings of the fit."""
         return CurvatureSpec(**json.loads(self.curvature_json))
 
-    def following(self, leader: "Part") -> "Part":
-        """The same rows, asked as those of a newer part."""
+    def following(self, newer: "Part") -> "Part":
+        """The same rows, scored with the queries and the curvature of a newer part."""
         return replace(
-            self, follows=leader.spec, curvature=leader.curvature, curvature_kind=leader.curvature_kind,
-            curvature_json=leader.curvature_json, factored_query=leader.factored_query, metric=None, left=0,
+            self, follows=newer.spec, curvature=newer.curvature, curvature_kind=newer.curvature_kind,
+            curvature_json=newer.curvature_json, factored_query=newer.factored_query, metric=None, left=0,
             sampled=0,
         )  # fmt: skip
 
-    def chosen(self, fragments: Sequence[int]) -> list[int]:
-        """Those of the table's fragments that hold rows of this part."""
+    def select_fragments(self, fragments: Sequence[int]) -> list[int]:
+        """The fragments that contain rows of this part, out of all fragments of the table."""
         if self.fragments is None:
             return list(fragments)
         return [number for number in fragments if any(first <= number <= last for first, last in self.fragments)]
@@ -93,7 +94,7 @@ class Generation:
     """A published, immutable view of the index.
 
     `spec` and `checkpoint` are those of the newest part, which is the last of `parts`. `removals` is the number of
-    entries of `removed` that its rows are without.
+    entries of the table `removed` that have been applied to its rows.
     """
 
     generation: int
@@ -112,16 +113,16 @@ class Generation:
     changes_json: str = "{}"
     removals: int = 0
 
-    def shows_what(self, other: "Generation") -> bool:
-        """Whether readers of both see the same."""
-        told: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "curvature_version": 0}
-        told |= {"timings_json": "", "changes_json": "", "removals": 0}
-        return replace(self, **told) == replace(other, **told)
+    def shows_same_as(self, other: "Generation") -> bool:
+        """Whether readers see the same in both generations."""
+        invisible: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "curvature_version": 0}
+        invisible |= {"timings_json": "", "changes_json": "", "removals": 0}
+        return replace(self, **invisible) == replace(other, **invisible)
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts, newest checkpoint last."""
-        return parts_of(self.parts_json)
+        return parts_from_json(self.parts_json)
 
     @property
     def newest(self) -> Part:
@@ -129,13 +130,13 @@ class Generation:
         return self.parts[-1]
 
     @property
-    def leaders(self) -> tuple[Part, ...]:
-        """The parts that are asked at their own checkpoint, newest last."""
+    def own_checkpoint_parts(self) -> tuple[Part, ...]:
+        """The parts that are scored at their own checkpoint, newest last."""
         return tuple(part for part in self.parts if part.follows is None)
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each table that it reads."""
+        """The version that it reads of each table."""
         return {"factors": self.factors_version, "curvature": self.curvature_version}
 
     @property
@@ -145,7 +146,7 @@ class Generation:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Which command made it, and what that changed."""
+        """The command that made it, and what the command changed."""
         return json.loads(self.changes_json)
 
     @property
@@ -155,7 +156,7 @@ class Generation:
 
 
 def generation_of(parts: Sequence[Part], **columns: Any) -> Generation:
-    """A generation of some parts, newest last; `columns` are those that do not follow from them."""
+    """A generation of parts, newest last; `columns` are the fields that do not follow from the parts."""
     return Generation(
         spec=parts[-1].spec,
         checkpoint=parts[-1].checkpoint,
@@ -166,8 +167,8 @@ def generation_of(parts: Sequence[Part], **columns: Any) -> Generation:
     )
 
 
-def parts_of(text: str) -> tuple[Part, ...]:
-    """Inverse of what `generation_of` makes of its parts."""
+def parts_from_json(text: str) -> tuple[Part, ...]:
+    """Parse `Generation.parts_json`."""
     return tuple(
         Part(**{**raw, "fragments": raw["fragments"] and tuple((first, last) for first, last in raw["fragments"])})
         for raw in json.loads(text)
@@ -175,7 +176,7 @@ def parts_of(text: str) -> tuple[Part, ...]:
 
 
 def ranges(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Numbers as (first, last) of the runs that they form."""
+    """Consecutive runs of some numbers, each as (first, last)."""
     runs: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][1] == number - 1:

@@ -1,7 +1,7 @@
-"""What a version of the factors holds: which rows of which shards lie in which fragment, and their counts.
+"""The inventory of a version of `factors`: the shards in each fragment, with their numbers of rows and tokens.
 
-Made from three small columns, never from codes. A worker writes a shard as one fragment, so a fragment has one
-spec; a table that somebody has compacted by other means may mix shards, not specs.
+It is made from three small columns, without reading codes. A worker writes a shard as one fragment, so a fragment
+has rows of one spec. In a table that another tool has compacted, a fragment may mix shards, but not specs.
 """
 
 from collections.abc import Iterable, Set
@@ -15,8 +15,11 @@ ShardKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """Rows of one shard in one fragment. `file` names the fragment's content, whatever its number."""
+class InventoryEntry:
+    """The rows of one shard in one fragment.
+
+    `file` identifies the content of the fragment. It stays the same if the fragment's number changes.
+    """
 
     spec: str
     shard: str
@@ -27,94 +30,90 @@ class Holding:
 
     @property
     def key(self) -> ShardKey:
-        """Of the shard, as rows of its spec."""
+        """Key of the shard, with the spec of its rows."""
         return self.spec, self.shard
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Holdings of one version of the factors, in the order of the table."""
+    """The entries of one version of `factors`, in the order of the table."""
 
     version: int
-    holdings: tuple[Holding, ...]
+    entries: tuple[InventoryEntry, ...]
 
     @property
     def keys(self) -> set[ShardKey]:
-        """All shards, by spec."""
-        return {holding.key for holding in self.holdings}
+        """Keys of all shards, with their specs."""
+        return {entry.key for entry in self.entries}
 
     @property
     def files(self) -> set[str]:
-        """Names of the fragments' contents."""
-        return {holding.file for holding in self.holdings}
+        """The `file` of all entries."""
+        return {entry.file for entry in self.entries}
 
     def specs(self) -> list[str]:
         """Hashes of the specs of the rows, in the order of their first fragment."""
-        return list(dict.fromkeys(holding.spec for holding in self.holdings))
+        return list(dict.fromkeys(entry.spec for entry in self.entries))
 
     def of_spec(self, spec: str) -> "Inventory":
-        """Only the rows of a spec."""
-        return Inventory(self.version, tuple(holding for holding in self.holdings if holding.spec == spec))
+        """The entries of one spec."""
+        return Inventory(self.version, tuple(entry for entry in self.entries if entry.spec == spec))
 
-    def beyond(self, other: "Inventory") -> "Inventory":
-        """What lies in fragments that the other has not."""
+    def difference(self, other: "Inventory") -> "Inventory":
+        """The entries in fragments whose content is not in the other inventory."""
         files = other.files
-        return Inventory(self.version, tuple(holding for holding in self.holdings if holding.file not in files))
+        return Inventory(self.version, tuple(entry for entry in self.entries if entry.file not in files))
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return sum(holding.rows for holding in self.holdings)
+        return sum(entry.rows for entry in self.entries)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the rows."""
-        return sum(holding.tokens for holding in self.holdings)
+        """Number of tokens."""
+        return sum(entry.tokens for entry in self.entries)
 
     @property
     def fragments(self) -> list[int]:
         """Numbers of the fragments, ascending."""
-        return sorted({holding.fragment for holding in self.holdings})
+        return sorted({entry.fragment for entry in self.entries})
 
     @property
     def fragment_ranges(self) -> tuple[tuple[int, int], ...]:
-        """The fragments as (first, last) of the runs they form."""
+        """Consecutive runs of fragment numbers, each as (first, last)."""
         return ranges(self.fragments)
 
-    def surplus(self, wanted: Set[ShardKey]) -> list[Holding]:
-        """Holdings of shards that are not wanted, and later ones of shards that are there already."""
+    def surplus(self, expected: Set[ShardKey]) -> list[InventoryEntry]:
+        """Entries of shards that are not expected, and all entries of a shard except in its first fragment."""
         first: dict[ShardKey, int] = {}
-        for holding in sorted(self.holdings, key=lambda holding: holding.fragment):
-            first.setdefault(holding.key, holding.fragment)
-        return [
-            holding
-            for holding in self.holdings
-            if holding.key not in wanted or holding.fragment != first[holding.key]
-        ]
+        for entry in sorted(self.entries, key=lambda entry: entry.fragment):
+            first.setdefault(entry.key, entry.fragment)
+        return [entry for entry in self.entries if entry.key not in expected or entry.fragment != first[entry.key]]
 
 
-def parts_holding(parts: Iterable[Part], inventory: Inventory) -> list[Part]:
-    """Parts with the counts and fragments that an inventory has of them, without those that nothing needs.
+def recount_parts(parts: Iterable[Part], inventory: Inventory) -> list[Part]:
+    """Parts with the counts and fragments of an inventory; parts that are not needed are left out.
 
-    A part is needed for its rows, or for a part that follows it.
+    A part is needed if it has rows, or if a part with rows follows it.
 
     Raises:
-        LorifError: there are rows that belong to none of the parts.
+        LorifError: some rows belong to none of the parts.
     """
     parts, specs = list(parts), set(inventory.specs())
     followed = {part.follows for part in parts if part.spec in specs}
-    found = []
+    recounted = []
     for part in parts:
         own = inventory.of_spec(part.spec)
         if part.spec in specs | followed:
-            found.append(replace(part, rows=own.rows, tokens=own.tokens, fragments=own.fragment_ranges))
-    if not specs <= {part.spec for part in found}:
-        raise LorifError("the index holds rows of a spec that it has no part for; build it again")
-    return found if len(found) > 1 else [replace(part, fragments=None) for part in found]
+            recounted.append(replace(part, rows=own.rows, tokens=own.tokens, fragments=own.fragment_ranges))
+    if not specs <= {part.spec for part in recounted}:
+        raise LorifError("the index has rows of a spec for which it has no part; build it again")
+    return recounted if len(recounted) > 1 else [replace(part, fragments=None) for part in recounted]
 
 
-def whole_fragments(inventory: Inventory, holdings: Iterable[Holding]) -> set[int]:
-    """Fragments that have nothing but these holdings."""
-    chosen = set(holdings)
-    mixed = {holding.fragment for holding in inventory.holdings if holding not in chosen}
-    return {holding.fragment for holding in chosen} - mixed
+def fragments_only_of(inventory: Inventory, entries: Iterable[InventoryEntry]) -> set[int]:
+    """Fragments of an inventory that contain no other entries than these."""
+    selected = set(entries)
+    mixed = {entry.fragment for entry in inventory.entries if entry not in selected}
+    return {entry.fragment for entry in selected} - mixed

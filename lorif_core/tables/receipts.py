@@ -1,7 +1,7 @@
-"""Receipts: the durable record that a worker finished a shard, kept until the shard's rows are committed.
+"""Receipts: a receipt durably records that a worker has finished a shard, until the shard's rows are committed.
 
-A worker writes its uncommitted fragments, then the receipt. A build that runs again after a death commits what
-the receipts of its shards name instead of doing the work again.
+A worker writes its uncommitted fragments, then the receipt. A build that resumes after a crash commits the
+fragments that the receipts name instead of computing them again.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from lorif_core.storage.objects import Objects
 
 _FOLDER = "receipts"
 _FORMAT = 1
-_THREADS = 16  # reading receipts waits for the store, not for this machine
+_THREADS = 16  # reading receipts waits for the storage, not for the CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A finished shard: metadata of its uncommitted fragments, counts, and what was left out and why."""
+    """A finished shard: metadata of its uncommitted fragments, counts, and (id, reason) of skipped examples."""
 
     shard: str
     fragments: tuple[str, ...]
@@ -33,39 +33,39 @@ class Receipt:
 
     @property
     def files(self) -> list[tuple[str, int]]:
-        """(name, bytes) of the data files that the fragments consist of."""
-        described = (json.loads(fragment) for fragment in self.fragments)
-        return [(file["path"], file["file_size_bytes"]) for fragment in described for file in fragment["files"]]
+        """(name, bytes) of the data files of the fragments."""
+        metadata = (json.loads(fragment) for fragment in self.fragments)
+        return [(file["path"], file["file_size_bytes"]) for fragment in metadata for file in fragment["files"]]
 
 
 class Receipts:
     """The receipts of one index.
 
     Args:
-        uri: the index.
-        storage: where it is.
+        uri: URI of the index.
+        storage: settings of its storage.
     """
 
     def __init__(self, uri: str, storage: StorageConfig) -> None:
         self._objects = Objects(uri, storage)
 
     def write(self, receipt: Receipt, spec: str) -> None:
-        """Keep a receipt; a second one of the same shard, from a call that was repeated, replaces the first."""
+        """Store a receipt. If a shard is indexed again, its new receipt replaces the old one."""
         self._objects.put(_name(spec, receipt.shard), {"format": _FORMAT, "spec": spec, **asdict(receipt)})
 
     def of_shards(self, spec: str, shards: Iterable[str]) -> list[Receipt]:
-        """Receipts that are there for some shards under a spec, in the order of the shards."""
-        present = {entry.name for entry in self._objects.names(_FOLDER)}
-        names = [name for name in (_name(spec, shard) for shard in shards) if name in present]
+        """The stored receipts of some shards under a spec, in the order of the shards."""
+        stored = {entry.name for entry in self._objects.names(_FOLDER)}
+        names = [name for name in (_name(spec, shard) for shard in shards) if name in stored]
         return [receipt for receipt in self._read(names) if receipt is not None]
 
     def all(self) -> dict[str, Receipt | None]:
-        """Every receipt by the name of its object; None for one that cannot be read."""
+        """All receipts by the name of their object; None for a receipt that cannot be read."""
         names = [entry.name for entry in self._objects.names(_FOLDER)]
         return dict(zip(names, self._read(names), strict=True))
 
     def remove(self, spec: str, receipts: Iterable[Receipt]) -> None:
-        """Remove receipts of shards that are committed."""
+        """Remove the receipts of committed shards."""
         self.remove_named([_name(spec, receipt.shard) for receipt in receipts])
 
     def remove_named(self, names: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ def _name(spec: str, shard: str) -> str:
 
 
 def is_of_spec(name: str, spec: str) -> bool:
-    """Whether the object of this name is a receipt under a spec."""
+    """Whether an object name is that of a receipt under a spec."""
     return name.startswith(f"{_FOLDER}/{spec}-")
 
 

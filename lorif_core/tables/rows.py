@@ -1,7 +1,7 @@
-"""The table `factors`: a row per example with its code; and which examples were skipped or removed.
+"""The table `factors`, one row per example with its code, and the tables of skipped and removed examples.
 
-Workers write uncommitted fragments; one committer turns a wave of them into a version. Readers name the
-version that they want.
+Workers write uncommitted fragments; one committer turns a wave of them into a version. Readers always state the
+version that they read.
 """
 
 import uuid
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lorif_core.spec import FileTag, IndexSpec, ShardRef, parse_shard_key
 from lorif_core.tables.blocks import Block, scan_codes
-from lorif_core.tables.datasets import Tables, quoted
+from lorif_core.tables.datasets import Tables, escape_sql
 from lorif_core.tables.generation import now
 from lorif_core.tables.inventory import Inventory, ShardKey
 from lorif_core.tables.receipts import Receipt
@@ -26,25 +26,25 @@ from lorif_core.tables.schema import (
     factors_schema,
     to_table,
 )
-from lorif_core.tables.shard_rows import Leaves, fragment_numbers, read_inventory, rewrite_fragments, settle
+from lorif_core.tables.shard_rows import RowMask, fragment_numbers, read_inventory, reconcile, rewrite_fragments
 
-_KEYS_PER_FILTER = 500
+_IDS_PER_FILTER = 500
 
 
 class RowTable:
     """Rows of the training examples, at every version of the table.
 
     Args:
-        tables: of the index.
+        tables: tables of the index.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     def write(self, parts: Iterator[ShardRows], shard: ShardRef, spec: IndexSpec) -> list[str]:
-        """Stream a shard's rows into an uncommitted fragment; its metadata as JSON, for `commit_wave`.
+        """Stream a shard's rows into an uncommitted fragment; returns its metadata as JSON, for `commit_wave`.
 
-        An error raised by `parts` comes out as it was raised.
+        An exception of `parts` is raised unchanged.
         """
         batches = (batch for rows in parts if rows.examples for batch in to_table(rows, shard, spec).to_batches())
         first = next(batches, None)
@@ -55,8 +55,8 @@ class RowTable:
     def commit_wave(self, receipts: Sequence[Receipt], since: int) -> int:
         """Append the rows of finished shards as one version, each shard once.
 
-        Shards that another commit has brought in after version `since` are left out: a commit that is tried again
-        after it succeeded doubles nothing.
+        Shards that a commit after version `since` has added are skipped, so repeating a commit that succeeded
+        duplicates nothing.
 
         Args:
             receipts: finished shards.
@@ -65,9 +65,10 @@ class RowTable:
         Returns:
             The version of `factors` after the commit.
         """
+        # before the rows: a build that resumes then lists the examples that the earlier build skipped
         self.note_skipped(
             [(receipt.shard, example_id, reason) for receipt in receipts for example_id, reason in receipt.skipped]
-        )  # before the rows: a build that resumes lists what the earlier one left out
+        )
         fragments = {receipt.shard: receipt.fragments for receipt in receipts}
         return int(self._tables.append("factors", fragments, since).version)
 
@@ -75,34 +76,34 @@ class RowTable:
         """See `read_inventory`."""
         return read_inventory(self._tables, version, known)
 
-    def settle(
-        self, wanted: Set[ShardKey], must: Set[ShardKey] = frozenset(), base: int | None = None
+    def reconcile(
+        self, expected: Set[ShardKey], required: Set[ShardKey] = frozenset(), base: int | None = None
     ) -> Inventory:
-        """See `shard_rows.settle`."""
-        return settle(self._tables, wanted, must, base)
+        """See `shard_rows.reconcile`."""
+        return reconcile(self._tables, expected, required, base)
 
-    def rewrite(self, fragments: Sequence[int], leaves: Leaves) -> None:
+    def rewrite(self, fragments: Sequence[int], drop: RowMask) -> None:
         """See `rewrite_fragments`."""
-        rewrite_fragments(self._tables, fragments, leaves)
+        rewrite_fragments(self._tables, fragments, drop)
 
     def rewind(self, version: int) -> Inventory:
-        """Make the newest version of `factors` hold what a published one holds; the inventory of it."""
+        """Give the newest version of `factors` the rows of a published version; returns its inventory."""
         published = self.inventory(version)
         newest = self.inventory(known=published)
-        if newest.files == published.files and len(newest.holdings) == len(published.holdings):
+        if newest.files == published.files and len(newest.entries) == len(published.entries):
             return newest
         self._tables.restore("factors", version)
         return self.inventory(known=published)
 
     def note_skipped(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        """Remember (shard, example id, reason) of examples that are left out."""
+        """Record (shard, example id, reason) of examples that are not indexed."""
         if rows:
             self._add(
                 "skipped", [dict(zip(SKIPPED_SCHEMA.names, row, strict=True)) for row in rows], SKIPPED_SCHEMA
             )
 
     def skipped(self, files: Set[FileTag]) -> list[tuple[str, str]]:
-        """(example id, reason) of everything that was left out of some files."""
+        """(example id, reason) of the examples of some files that were skipped, sorted."""
         rows = self._tables.read("skipped", columns=["shard", "example_id", "reason"]).to_pylist()
         return sorted(
             {(row["example_id"], row["reason"]) for row in rows if parse_shard_key(row["shard"])[0] in files}
@@ -110,29 +111,29 @@ class RowTable:
 
     def counts(self, version: int | None = None) -> tuple[int, int]:
         """(rows, tokens) of a version of `factors`."""
-        found = self.inventory(version)
-        return found.rows, found.tokens
+        inventory = self.inventory(version)
+        return inventory.rows, inventory.tokens
 
     def version(self) -> int:
         """Newest version of `factors`."""
         return int(self._tables.require("factors").version)
 
     def code_bytes(self, version: int) -> int:
-        """Bytes on storage of the codes and scales of a version of `factors`."""
+        """Bytes that the codes and scales of a version of `factors` take on storage."""
         dataset = self._tables.require("factors", version)
         names = {field.id(): field.name() for field in dataset.lance_schema.fields()}
         fields = dataset.stats.data_stats().fields
         return sum(field.bytes_on_disk for field in fields if names.get(field.id) in CODE_COLUMNS)
 
     def fragment_ids(self, version: int) -> list[int]:
-        """Fragments of a version of `factors`: the units in which workers share a scan."""
+        """Numbers of the fragments of a version of `factors`; workers divide a scan by fragments."""
         return [fragment.fragment_id for fragment in self._tables.require("factors", version).get_fragments()]
 
     def of_examples(self, version: int, spec: str, example_ids: Sequence[str]) -> Iterator[Block]:
-        """Stream codes of some examples of a spec in a version of `factors`."""
-        for wanted in _with_ids(example_ids):
-            condition = f"{wanted} AND spec = '{quoted(spec)}'"
-            yield from self.scan(version, _KEYS_PER_FILTER, condition=condition)
+        """Stream the codes of some examples of a spec in a version of `factors`."""
+        for id_condition in _id_conditions(example_ids):
+            condition = f"{id_condition} AND spec = '{escape_sql(spec)}'"
+            yield from self.scan(version, _IDS_PER_FILTER, condition=condition)
 
     def scan(
         self,
@@ -142,7 +143,7 @@ class RowTable:
         condition: str | None = None,
         extra: Sequence[str] = (),
     ) -> Iterator[Block]:
-        """Stream codes of a version of `factors`, see `blocks.scan_codes`."""
+        """Stream the codes of a version of `factors`; see `blocks.scan_codes`."""
         return scan_codes(self._tables, version, rows, fragments, condition, extra)
 
     def metadata(
@@ -152,54 +153,54 @@ class RowTable:
         fragments: Sequence[int] | None = None,
         condition: str | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream descriptive columns of a version of `factors`, and of every row its `fragment`.
+        """Stream descriptive columns of a version of `factors`, and the column `fragment` of every row.
 
         Args:
-            version: of `factors`.
-            columns: which.
-            fragments: only of these; None for all.
-            condition: SQL that rows must meet.
+            version: version of `factors`.
+            columns: names of the columns.
+            fragments: fragments to read; None for all.
+            condition: SQL filter on the rows.
 
         Raises:
-            UserError: the condition is none.
+            LorifError: the condition is not valid, among others; see `where_errors`.
         """
         dataset = self._tables.require("factors", version)
-        chosen = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
-        if chosen == []:
+        selected = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
+        if selected == []:
             return
-        options = {"columns": list(columns), "fragments": chosen, "filter": condition, "with_row_address": True}
+        options = {"columns": list(columns), "fragments": selected, "filter": condition, "with_row_address": True}
         for batch in self._tables.scan("factors", version, **options):
             yield batch.drop_columns("_rowaddr").append_column("fragment", fragment_numbers(batch))
 
     def descriptive_columns(self, version: int) -> list[str]:
-        """Names of all columns but the code's."""
+        """Names of all columns except those of the code."""
         return [name for name in self._tables.require("factors", version).schema.names if name not in CODE_COLUMNS]
 
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Descriptive columns (all but the code's) of some examples, by id."""
+        """Descriptive columns (all except those of the code) of some examples, by id."""
         columns = self.descriptive_columns(version)
-        found: dict[str, dict[str, Any]] = {}
-        for wanted in _with_ids(sorted(set(example_ids))):
-            table = self._tables.read("factors", version, columns=columns, filter=wanted)
-            found.update({row["example_id"]: row for row in table.to_pylist()})
-        return found
+        details: dict[str, dict[str, Any]] = {}
+        for condition in _id_conditions(sorted(set(example_ids))):
+            table = self._tables.read("factors", version, columns=columns, filter=condition)
+            details.update({row["example_id"]: row for row in table.to_pylist()})
+        return details
 
     def spec(self) -> IndexSpec | None:
-        """The spec of the rows in the index, or None where there is no index yet."""
+        """The spec that the table was created with; None if the index does not exist yet."""
         dataset = self._tables.open("factors")
         if dataset is None:
             return None
         return IndexSpec.from_json((dataset.schema.metadata or {})[SPEC_KEY].decode())
 
     def removed(self) -> pa.Table:
-        """`example_id` and `content_hash` of what was removed on request, in the order of the requests."""
+        """`example_id` and `content_hash` of the examples removed on request, in the order of the requests."""
         columns = ["example_id", "content_hash"]
         if self._tables.open("removed") is None:
             return REMOVED_SCHEMA.empty_table().select(columns)
         return self._tables.read("removed", columns=columns)
 
     def note_removed(self, rows: pa.Table) -> None:
-        """Remember that examples (`example_id`, `content_hash`) are to be in no later generation."""
+        """Record examples (`example_id`, `content_hash`) that no later generation may contain."""
         self._tables.create("removed", REMOVED_SCHEMA)
         known = set(zip(*(self.removed().column(name).to_pylist() for name in rows.column_names), strict=True))
         new = [row for row in rows.to_pylist() if tuple(row.values()) not in known]
@@ -212,8 +213,8 @@ class RowTable:
         self._tables.append(table, {uuid.uuid4().hex: self._tables.write(table, iter(batches), schema)}, since)
 
 
-def _with_ids(example_ids: Sequence[str]) -> Iterator[str]:
-    """Conditions that together are met by the rows of some examples, each of a bounded length."""
-    for start in range(0, len(example_ids), _KEYS_PER_FILTER):
-        ids = ", ".join(f"'{quoted(name)}'" for name in example_ids[start : start + _KEYS_PER_FILTER])
+def _id_conditions(example_ids: Sequence[str]) -> Iterator[str]:
+    """SQL conditions of bounded length that together select the rows of some examples."""
+    for start in range(0, len(example_ids), _IDS_PER_FILTER):
+        ids = ", ".join(f"'{escape_sql(name)}'" for name in example_ids[start : start + _IDS_PER_FILTER])
         yield f"example_id IN ({ids})"

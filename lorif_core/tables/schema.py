@@ -1,8 +1,9 @@
-"""The columns of the tables, readable with plain lancedb, and rows <-> Arrow.
+"""The schemas of the tables, which plain lancedb can read, and the conversion between rows and Arrow.
 
-`factors`: one row per training example. `codes` is one wide fixed-size column for all layers (a column per
-layer reads ten times slower from object storage), `scales` has one number a layer and term: float32 beside float
-codes; beside others float16, to be multiplied by the row's `magnitude`, as they are a good part of a small code.
+`factors` has one row per training example. `codes` is one wide fixed-size column for all layers, because a column
+per layer reads ten times slower from object storage. `scales` has one number per layer and term. Scales of float
+codes are float32. Other codes are so small that scales are a good part of a row, so theirs are float16, to be
+multiplied by the row's `magnitude`.
 """
 
 import warnings
@@ -21,15 +22,15 @@ from lorif_core.gradients.whitening import Covariances
 from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
 
 SPEC_KEY = b"lorif.spec"
-_COMPONENTS_PER_BATCH = 64  # of eigenvectors, which are as long as d1 d2
-_ARROW = {
+_COMPONENTS_PER_BATCH = 64  # eigenvectors in a batch; each has d1 d2 elements
+_ARROW_TYPES = {
     "float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "int4": pa.uint8(), "sign": pa.uint8(),
 }  # fmt: skip
 CODE_COLUMNS = ("codes", "scales", "magnitude")
 
 
 def factors_schema(spec: IndexSpec) -> pa.Schema:
-    """Schema of `factors`, with the spec as metadata so that a half-built index still knows what it is."""
+    """Schema of `factors`. The spec is in its metadata, so that an unpublished index has a spec, too."""
     layout = CodeLayout(spec.layers, spec.code)
     fields = [
         pa.field("example_id", pa.string(), nullable=False),
@@ -44,7 +45,7 @@ def factors_schema(spec: IndexSpec) -> pa.Schema:
     ]
     if spec.store_text:
         fields.append(pa.field("text", pa.string()))
-    fields.append(pa.field("codes", pa.list_(_ARROW[spec.code.dtype], layout.stored_width), nullable=False))
+    fields.append(pa.field("codes", pa.list_(_ARROW_TYPES[spec.code.dtype], layout.stored_width), nullable=False))
     if is_float(spec.code.dtype):
         fields.append(pa.field("scales", pa.list_(pa.float32(), layout.scales), nullable=False))
     else:
@@ -71,7 +72,7 @@ CURVATURE_SCHEMA = pa.schema(
 WHITENING_SCHEMA = pa.schema(
     [
         pa.field("whitening", pa.string(), nullable=False),
-        pa.field("spec", pa.string()),  # whose rows are whitened with it; null for a newer metric
+        pa.field("spec", pa.string()),  # hash of the spec whose rows it whitens; null for a newer metric
         pa.field("layer", pa.string(), nullable=False),
         pa.field("layer_index", pa.int32(), nullable=False),
         pa.field("side", pa.string(), nullable=False),
@@ -121,7 +122,7 @@ GENERATIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Storable rows of one shard, in the order of the file; a shard may come in several parts."""
+    """Rows of one shard in the order of the file, ready to be stored; a shard may have several parts."""
 
     examples: Sequence[Example]
     losses: np.ndarray
@@ -130,7 +131,7 @@ class ShardRows:
 
 
 def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> pa.Table:
-    """Codes as they are stored and float32 scales (n, S) as an Arrow table of `factors_schema(spec)`."""
+    """Convert rows, with codes as stored and float32 scales (n, S), to a table of `factors_schema(spec)`."""
     schema = factors_schema(spec)
     n = len(rows.examples)
     magnitude = np.ones(n, np.float32) if is_float(spec.code.dtype) else rows.scales.max(axis=1)
@@ -162,7 +163,7 @@ def _fixed_size(matrix: np.ndarray) -> pa.Array:
 
 
 def code_matrix(column: pa.Array) -> torch.Tensor:
-    """A fixed-size-list column as a (rows, width) tensor of the dtype that is stored, read-only, not copied."""
+    """A fixed-size-list column as a read-only (rows, width) tensor of the stored dtype, without a copy."""
     flat = column.flatten().to_numpy(zero_copy_only=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -170,7 +171,7 @@ def code_matrix(column: pa.Array) -> torch.Tensor:
 
 
 def scale_matrix(batch: pa.RecordBatch) -> torch.Tensor:
-    """Scales (rows, S) float32 of a batch, magnitudes included."""
+    """Scales (rows, S) float32 of a batch, multiplied by the magnitudes."""
     scales = code_matrix(batch.column("scales")).float()
     if "magnitude" not in batch.schema.names:
         return scales
@@ -180,7 +181,10 @@ def scale_matrix(batch: pa.RecordBatch) -> torch.Tensor:
 def whitening_batches(
     covariances: Covariances, layers: Sequence[LayerSpec], spec: str | None
 ) -> Iterator[pa.RecordBatch]:
-    """Covariances as rows of `WHITENING_SCHEMA`, one per layer and side; `spec` whitens with them, or None."""
+    """Covariances as rows of `WHITENING_SCHEMA`, one per layer and side.
+
+    `spec` is the hash of the spec whose rows they whiten; None for a newer metric.
+    """
     name = covariances.digest()
     for (index, side), sums in sorted(covariances.sums.items()):
         row = {
@@ -191,21 +195,21 @@ def whitening_batches(
         yield pa.RecordBatch.from_pylist([row], schema=WHITENING_SCHEMA)
 
 
-def whitening_of(table: pa.Table) -> Covariances:
+def covariances_from_table(table: pa.Table) -> Covariances:
     """Inverse of `whitening_batches`."""
-    found = Covariances()
+    covariances = Covariances()
     for batch in table.to_batches():
         for row, values in zip(batch.drop_columns("sums").to_pylist(), batch.column("sums"), strict=True):
             sums = torch.from_numpy(values.values.to_numpy().copy()).view(row["size"], -1)
-            found.sums[row["layer_index"], row["side"]] = sums
-            found.tokens, found.examples = row["tokens"], row["examples"]
-    return found
+            covariances.sums[row["layer_index"], row["side"]] = sums
+            covariances.tokens, covariances.examples = row["tokens"], row["examples"]
+    return covariances
 
 
 def curvature_batches(
     curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]
 ) -> Iterator[pa.RecordBatch]:
-    """Fitted layers (by number, with their names) as rows of `CURVATURE_SCHEMA`, one per component."""
+    """Fitted layers, given as number -> (name, fit), as rows of `CURVATURE_SCHEMA`, one per component."""
     for index, (name, fitted) in layers.items():
         vectors = fitted.basis.T.contiguous().numpy()
         for start in range(0, len(vectors), _COMPONENTS_PER_BATCH):
@@ -230,7 +234,7 @@ def curvature_batches(
 
 
 def layer_curvature(table: pa.Table, rank: int) -> LayerCurvature:
-    """The rows of one layer, in order of component, as it was fitted; no more than `rank` of them are used."""
+    """The fit of one layer from its rows, which are in the order of components; at most `rank` are in use."""
     flat = table.column("vector").combine_chunks().flatten().to_numpy()
     vectors = torch.from_numpy(flat.copy()).view(table.num_rows, -1)
     first = table.slice(0, 1).to_pylist()[0]

@@ -1,134 +1,131 @@
-"""Rows of the factors by shard, and how they leave the table: as whole fragments, or by fragments written anew.
+"""Rows of `factors` by shard, and their removal: whole fragments are removed, other fragments are rewritten.
 
-Rows are never only marked as deleted: a fragment that loses rows is written again without them, in one commit, so
-that what is gone from the newest version is gone from storage as soon as older versions are.
+Rows are never only marked as deleted. A fragment that loses rows is rewritten without them in one commit, so rows
+that the newest version lacks disappear from storage together with the older versions.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lorif_core.tables.datasets import Tables
-from lorif_core.tables.inventory import Holding, Inventory, ShardKey, whole_fragments
+from lorif_core.tables.inventory import Inventory, InventoryEntry, ShardKey, fragments_only_of
 
 log = logging.getLogger(__name__)
 
 _TABLE = "factors"
-Leaves = Callable[[pa.RecordBatch], pa.Array]
-"""Which rows of a batch of all columns leave, as booleans."""
+RowMask = Callable[[pa.RecordBatch], pa.Array]
+"""Selects rows of a batch, which has all columns, by one boolean per row."""
 
 
 def read_inventory(tables: Tables, version: int | None = None, known: Inventory | None = None) -> Inventory:
-    """The inventory of a version of the factors; only fragments that `known` has not are read."""
+    """The inventory of a version of `factors`; reads only fragments whose content is not in `known`."""
     dataset = tables.require(_TABLE, version)
     fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
     names = {number: _content_name(fragment) for number, fragment in fragments.items()}
-    read: dict[str, list[Holding]] = {}
-    for holding in known.holdings if known is not None else ():
-        read.setdefault(holding.file, []).append(holding)
-    # a fragment that was committed twice is there under two numbers
-    fresh = {name: fragments[number] for number, name in names.items() if name not in read}
-    for holding in _scan_holdings(tables, int(dataset.version), list(fresh.values()), names):
-        read.setdefault(holding.file, []).append(holding)
-    holdings = (
-        Holding(held.spec, held.shard, number, held.file, held.rows, held.tokens)
-        for number, name in names.items()
-        for held in read.get(name, [])
+    entries: dict[str, list[InventoryEntry]] = {}
+    for entry in known.entries if known is not None else ():
+        entries.setdefault(entry.file, []).append(entry)
+    # by name: a fragment that was committed twice has two numbers
+    unread = {name: fragments[number] for number, name in names.items() if name not in entries}
+    for entry in _scan_entries(tables, int(dataset.version), list(unread.values()), names):
+        entries.setdefault(entry.file, []).append(entry)
+    renumbered = (
+        replace(entry, fragment=number) for number, name in names.items() for entry in entries.get(name, [])
     )
-    return Inventory(int(dataset.version), tuple(holdings))
+    return Inventory(int(dataset.version), tuple(renumbered))
 
 
-def settle(
-    tables: Tables, wanted: Set[ShardKey], must: Set[ShardKey] = frozenset(), base: int | None = None
+def reconcile(
+    tables: Tables, expected: Set[ShardKey], required: Set[ShardKey] = frozenset(), base: int | None = None
 ) -> Inventory:
-    """Leave in the newest version only the shards that are wanted, each once; published versions keep their rows.
+    """Reduce the newest version to the expected shards, each once; published versions keep their rows.
 
     Args:
-        tables: of the index.
-        wanted: shards that may stay.
-        must: those of them that cannot be indexed again. If one is missing, because a run died that had taken it
-            out, the newest version begins anew from `base`.
-        base: a published version that has them.
+        tables: tables of the index.
+        expected: shards that may stay.
+        required: expected shards that cannot be indexed again. If one is missing, because a run removed it and
+            then crashed, the newest version is first reset to `base`.
+        base: a published version that has all required shards.
 
     Returns:
         The inventory of the newest version.
     """
     inventory = read_inventory(tables)
-    if base is not None and not must <= inventory.keys:
-        log.warning("rows that an unfinished run had taken out are put back; what it had added is indexed again")
+    if base is not None and not required <= inventory.keys:
+        log.warning(
+            "restoring rows that an unfinished run had removed; the shards that it added are indexed again"
+        )
         tables.restore(_TABLE, base)
         inventory = read_inventory(tables, known=inventory)
-    surplus = inventory.surplus(wanted)
+    surplus = inventory.surplus(expected)
     if not surplus:
         return inventory
-    doubled = sum(holding.key in wanted for holding in surplus)
-    if doubled:
-        log.warning("%d fragments were committed twice and are taken out", doubled)
-    whole = whole_fragments(inventory, surplus)
-    if whole:
-        tables.remove_fragments(_TABLE, whole)
-    mixed = {holding.fragment: set[ShardKey]() for holding in surplus if holding.fragment not in whole}
-    for holding in surplus:
-        if holding.fragment in mixed:
-            mixed[holding.fragment].add(holding.key)
+    duplicates = sum(entry.key in expected for entry in surplus)
+    if duplicates:
+        log.warning("removing %d fragments that were committed twice", duplicates)
+    removable = fragments_only_of(inventory, surplus)
+    if removable:
+        tables.remove_fragments(_TABLE, removable)
+    mixed: dict[int, set[ShardKey]] = {}
+    for entry in surplus:
+        if entry.fragment not in removable:
+            mixed.setdefault(entry.fragment, set()).add(entry.key)
     for fragment, keys in mixed.items():
-        rewrite_fragments(tables, [fragment], partial(_is_of, keys=keys))
+        rewrite_fragments(tables, [fragment], partial(_rows_of_shards, keys=keys))
     return read_inventory(tables, known=inventory)
 
 
-def rewrite_fragments(tables: Tables, fragments: Sequence[int], leaves: Leaves) -> None:
-    """Replace fragments of the newest version by ones without the rows that leave, in one commit."""
+def rewrite_fragments(tables: Tables, fragments: Sequence[int], drop: RowMask) -> None:
+    """Rewrite fragments of the newest version without the rows that `drop` selects, in one commit."""
     dataset = tables.require(_TABLE)
     schema = dataset.schema
     written: list[str] = []
     for number in fragments:
         batches = tables.scan(_TABLE, int(dataset.version), fragments=[dataset.get_fragment(number)])
-        written += _write(tables, _staying(batches, leaves), schema)
+        written += _write(tables, _without_rows(batches, drop), schema)
     tables.replace_fragments(_TABLE, set(fragments), written)
 
 
-def _staying(batches: Iterator[pa.RecordBatch], leaves: Leaves) -> Iterator[pa.RecordBatch]:
+def _without_rows(batches: Iterator[pa.RecordBatch], drop: RowMask) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        kept = batch.filter(pc.invert(leaves(batch)))
-        if kept.num_rows:
-            yield kept
+        remaining = batch.filter(pc.invert(drop(batch)))
+        if remaining.num_rows:
+            yield remaining
 
 
 def _write(tables: Tables, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> list[str]:
     first = next(batches, None)
-    if first is None:
-        return []
-
-    def all_batches() -> Iterator[pa.RecordBatch]:
-        yield first
-        yield from batches
-
-    return tables.write(_TABLE, all_batches(), schema)
+    return [] if first is None else tables.write(_TABLE, chain([first], batches), schema)
 
 
-def _is_of(batch: pa.RecordBatch, keys: Set[ShardKey]) -> pa.Array:
+def _rows_of_shards(batch: pa.RecordBatch, keys: Set[ShardKey]) -> pa.Array:
     pairs = zip(batch.column("spec").to_pylist(), batch.column("shard").to_pylist(), strict=True)
     return pa.array([pair in keys for pair in pairs])
 
 
 def _content_name(fragment: Any) -> str:
-    """What names a fragment's rows in every version: its data file, and those of its rows that are deleted."""
-    described = fragment.metadata.to_json()
-    deleted = described["deletion_file"]
-    name = "+".join(file["path"] for file in described["files"])
+    """A name for a fragment's rows that is the same in all versions: its data files, and its deleted rows."""
+    metadata = fragment.metadata.to_json()
+    deleted = metadata["deletion_file"]
+    name = "+".join(file["path"] for file in metadata["files"])
     return name if deleted is None else f"{name}-{deleted['id']}-{deleted['num_deleted_rows']}"
 
 
 def fragment_numbers(batch: pa.RecordBatch) -> pa.Array:
-    """The fragment of every row of a batch that was scanned with row addresses."""
+    """The fragment number of every row of a batch that was scanned with row addresses."""
     return pc.shift_right(batch.column("_rowaddr"), pa.scalar(32, pa.uint64()))
 
 
-def _scan_holdings(tables: Tables, version: int, fragments: Sequence[Any], names: dict[int, str]) -> list[Holding]:
+def _scan_entries(
+    tables: Tables, version: int, fragments: Sequence[Any], names: dict[int, str]
+) -> list[InventoryEntry]:
     if not fragments:
         return []
     counts: dict[tuple[int, str, str], tuple[int, int]] = {}
@@ -141,6 +138,6 @@ def _scan_holdings(tables: Tables, version: int, fragments: Sequence[Any], names
             rows, tokens = counts.get(key, (0, 0))
             counts[key] = (rows + row["tokens_count"], tokens + row["tokens_sum"])
     return [
-        Holding(spec, shard, fragment, names[fragment], rows, tokens)
+        InventoryEntry(spec, shard, fragment, names[fragment], rows, tokens)
         for (fragment, spec, shard), (rows, tokens) in counts.items()
     ]

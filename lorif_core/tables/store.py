@@ -1,7 +1,7 @@
-"""The index in LanceDB as one object: what it may hold, its tables, and its generations.
+"""The index in LanceDB as one object: its tables, its generations, and the check that new rows fit its spec.
 
-Writers append uncommitted fragments; one committer turns a wave of them into a version; a generation names a
-version of each table. Readers only ever open generations, so nothing a writer does can change what they see.
+Writers append uncommitted fragments. One committer turns a wave of them into a version. A generation names a
+version of each table. Readers open only generations, so a writer cannot change what they see.
 """
 
 import logging
@@ -17,7 +17,7 @@ from lorif_core.spec import IndexSpec
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.covariances import CovarianceTable
 from lorif_core.tables.curvatures import CurvatureTable
-from lorif_core.tables.datasets import Tables, quoted, store_told
+from lorif_core.tables.datasets import Tables, escape_sql, table_errors
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.rows import RowTable
 from lorif_core.tables.schema import (
@@ -38,7 +38,7 @@ class Store:
     Attributes:
         rows: the training examples.
         curvatures: fitted preconditioners.
-        covariances: of whitened projections.
+        covariances: covariances of whitened projections.
     """
 
     def __init__(self, uri: str, storage: StorageConfig | None = None) -> None:
@@ -50,60 +50,64 @@ class Store:
         self.covariances = CovarianceTable(self._tables)
 
     def check_format(self) -> bool:
-        """Whether there are generations. Raises UserError if another version of lorif has kept them."""
+        """Whether the table of generations exists. Raises UserError if another version of lorif wrote it."""
         dataset = self._tables.open("generations")
         if dataset is not None and dataset.schema.names != GENERATIONS_SCHEMA.names:
             raise UserError(
-                f"the index {self.uri} was made by another version of lorif, which kept its generations in "
-                f"another format; build a new index elsewhere, or use that version"
+                f"the index {self.uri} was made by another version of lorif, which stores generations in another "
+                f"format; build a new index elsewhere, or use that version"
             )
         return dataset is not None
 
     def check_spec(self, spec: IndexSpec, *, same_checkpoint: bool = True) -> None:
-        """Raise UserError naming the differing keys if the index holds rows of another spec.
+        """Raise UserError that names the differing keys if the index has rows of another spec.
 
         Args:
-            spec: of rows that are to come.
-            same_checkpoint: False lets rows join that continued pretraining has made otherwise.
+            spec: spec of the rows to add.
+            same_checkpoint: False allows rows of a checkpoint that continues the pretraining of the stored one.
         """
         generations = self.generations()
         stored = generations[-1].index_spec if generations else self.rows.spec()
         if stored is None or stored.hash == spec.hash:
             return
-        differences = spec.continuation_of(stored)
+        differences = spec.differences_except_checkpoint(stored)
         if same_checkpoint and not differences:
             if spec.checkpoint == stored.checkpoint:
-                return  # it has not been calibrated yet
+                return  # `spec` has no whitening yet
             raise UserError(
-                f"the index {self.uri} is of another checkpoint: {'; '.join(spec.differences(stored))}; lorif "
-                f"update brings it to a new one, or use another index"
+                f"the index {self.uri} was built with another checkpoint: "
+                f"{'; '.join(spec.differences(stored))}; move it to the new checkpoint with lorif update, or use "
+                f"another index"
             )
         if differences:
             raise UserError(
-                f"the index {self.uri} was made with another spec: {'; '.join(differences)}; "
-                f"use another index, or the settings of this one"
+                f"the index {self.uri} was built with another spec: {'; '.join(differences)}; use another index, "
+                f"or the settings of this one"
             )
 
     def create(self, spec: IndexSpec) -> None:
-        """Make the tables if they are not there. Raises UserError if rows of that spec cannot join them."""
+        """Create the tables that do not exist. Raises UserError if rows of this spec cannot be added."""
         self.check_spec(spec, same_checkpoint=False)
         self._tables.create("curvature", CURVATURE_SCHEMA)
         self._tables.create("generations", GENERATIONS_SCHEMA)
         self._tables.create("skipped", SKIPPED_SCHEMA)
         self._tables.create("factors", factors_schema(spec))
 
-    def calibrated(self, spec: IndexSpec) -> IndexSpec:
-        """A spec with the whitening that was measured for it, if it needs one and it was."""
+    def with_stored_whitening(self, spec: IndexSpec) -> IndexSpec:
+        """The spec with the whitening that the index stores for it; unchanged if it stores or needs none."""
         if spec.projection.kind == "random":
             return spec
-        settled = ((spec.with_whitening(name), of) for name, of in self.covariances.specs().items())
-        return next((found for found, of in settled if found.hash == of), spec)
+        for name, spec_hash in self.covariances.specs().items():
+            whitened = spec.with_whitening(name)
+            if whitened.hash == spec_hash:
+                return whitened
+        return spec
 
     def publish(self, generation: Generation) -> Generation:
-        """Append a generation and tag its versions, so that clean-up spares them. Tried again, it does so once.
+        """Append a generation and tag its versions, so that clean-up keeps them. Safe to repeat.
 
         Raises:
-            LorifError: another build has published a generation of this number meanwhile.
+            LorifError: another build has published a generation of this number in the meantime.
         """
         since = int(self._tables.require("generations").version)
         for other in self.generations():
@@ -111,8 +115,8 @@ class Store:
                 return other
             if other.generation == generation.generation:
                 raise LorifError(
-                    f"generation {generation.generation} of {self.uri} was published by another build meanwhile; "
-                    f"run this one again"
+                    f"another build has published generation {generation.generation} of {self.uri} in the "
+                    f"meantime; run this command again"
                 )
         self._tag("factors", generation.generation, generation.factors_version)
         self._tag("curvature", generation.generation, generation.curvature_version)
@@ -122,16 +126,16 @@ class Store:
         return generation
 
     def _tag(self, table: str, number: int, version: int) -> None:
-        with store_told(self.uri, "write"):
+        with table_errors(self.uri, "write"):
             tags, tag = self._tables.require(table).tags, _tag_name(number)
-            # a run that died between tagging and appending leaves its tag behind
+            # a run that crashed between tagging and appending has left its tag
             (tags.update if tag in tags.list() else tags.create)(tag, version)
 
     def retire(
         self, generations: Sequence[int], curvatures: Sequence[str], covariances: Sequence[str] = ()
     ) -> None:
-        """Take generations, and fits and covariances that no other uses, out of the tables, under the lease."""
-        with store_told(self.uri, "write"):
+        """Remove generations, and the fits and covariances that no other uses. The caller holds the lease."""
+        with table_errors(self.uri, "write"):
             if generations:
                 condition = f"generation IN ({', '.join(map(str, generations))})"
                 self._tables.require("generations").delete(condition)
@@ -141,41 +145,41 @@ class Store:
                     if tag in tags.list():
                         tags.delete(tag)
             if curvatures:
-                ids = ", ".join(f"'{quoted(curvature)}'" for curvature in curvatures)
+                ids = ", ".join(f"'{escape_sql(curvature)}'" for curvature in curvatures)
                 self._tables.require("curvature").delete(f"curvature IN ({ids})")
             if covariances:
-                names = ", ".join(f"'{quoted(name)}'" for name in covariances)
+                names = ", ".join(f"'{escape_sql(name)}'" for name in covariances)
                 self._tables.require("whitening").delete(f"whitening IN ({names})")
 
     def drop_old_versions(self) -> None:
-        """Remove the versions that are neither the newest nor a generation's, and the files only they name."""
+        """Remove versions that are not the newest and belong to no generation, and files that only they use."""
         for table in self.tables():
-            with store_told(self.uri, "write"):
+            with table_errors(self.uri, "write"):
                 self._tables.require(table).cleanup_old_versions(
                     older_than=timedelta(0), error_if_tagged_old_versions=False
                 )
 
     def tables(self) -> list[str]:
-        """Names of the tables that there are; few indexes have `whitening` and `removed`."""
+        """Names of the tables that exist; `whitening` and `removed` are created only when they are needed."""
         return [name for name in _TABLES if self._tables.open(name) is not None]
 
     def generations(self) -> list[Generation]:
-        """All published generations, newest last; empty where there is no index.
+        """All published generations, newest last; empty if the index does not exist.
 
         Raises:
-            UserError: another version of lorif has made the index.
+            UserError: another version of lorif made the index.
         """
         rows = self._tables.read("generations").to_pylist() if self.check_format() else []
         return sorted((Generation(**row) for row in rows), key=lambda generation: generation.generation)
 
     def latest(self) -> Generation:
-        """The newest generation. Raises UserError if nothing was ever published here."""
-        found = self.generations()
-        if not found:
+        """The newest generation. Raises UserError if the index has no published generation."""
+        generations = self.generations()
+        if not generations:
             Objects(self.uri, self.storage).check_container()
-            state = "holds no published generation" if self._tables.open("factors") else "does not exist"
+            state = "has no published generation" if self._tables.open("factors") else "does not exist"
             raise UserError(f"the index {self.uri} {state}; run lorif build first")
-        return found[-1]
+        return generations[-1]
 
 
 def _tag_name(generation: int) -> str:

@@ -1,4 +1,4 @@
-"""The demo, step by step: its corpus, its small model, the acts, and how it checks itself.
+"""The steps of `lorif demo`: its corpus, its small model, two acts (build and update), and a self-check.
 
-Open `steps.py` first.
+An output folder comes in; a model, an index and a report go out. Open `steps.py` first.
 """

@@ -1,4 +1,4 @@
-"""The demo's two acts, each a generation and the answers that it gives, and what changed from one to the other."""
+"""The demo's two acts, each a generation and its answers to the same queries, and the changes between them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorif_core.config import Config
-from lorif_core.report.batch_run import Unfinished
+from lorif_core.report.batch_run import BatchRun
 from lorif_core.report.block_answers import Attribution
-from lorif_core.report.changes import Change, PartDrift, QueryChange, StageCost, standings
+from lorif_core.report.changes import Change, PartDrift, QueryChange, StageCost, with_former_ranks
 from lorif_core.search.explanation import QUERIES_EXPLAINED
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import TopK
@@ -17,50 +17,55 @@ from lorif_core.tables.store import Store
 from tasks.attribute import attribute_queries
 
 _REST = "plan, publish"
-_GROWING = frozenset({"index", "curvature"})  # with the tokens; calibration takes a sample of a fixed size
+_PER_TOKEN = frozenset(
+    {"index", "curvature"}
+)  # time grows with the tokens; calibration has a sample of fixed size
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A generation, and its answers with all of its rows ranked; seconds of making it and of asking it."""
+    """A generation, its answers with all rows ranked, and the seconds of building it and of attribution."""
 
     generation: Generation
     answers: list[Attribution]
-    made: float
-    asked: float
+    build_seconds: float
+    query_seconds: float
 
     def first(self, k: int) -> list[Attribution]:
-        """The answers with both ends of the ranking only."""
+        """The answers, each cut to the first `k` proponents and opponents."""
         return [
             replace(answer, top=TopK(k, answer.top.proponents[:k], answer.top.opponents[:k]))
             for answer in self.answers
         ]
 
 
-def act(
+def run_act(
     config: Config,
     make: Callable[[Config], Generation],
     queries: Sequence[Query],
     out: Path,
     explained: int = QUERIES_EXPLAINED,
 ) -> Act:
-    """Make a generation, and ask it; answers lie in `out` while they come, so many of them explained."""
+    """Make a generation and attribute the queries against it; `out` has the answers while the act runs.
+
+    The first `explained` answers get explanations.
+    """
     started = time.perf_counter()
     generation = make(config)
-    made = time.perf_counter()
-    run = Unfinished(config, queries, generation.rows, str(out), generation, explained=explained)
+    build_seconds, started = time.perf_counter() - started, time.perf_counter()
+    run = BatchRun(config, queries, generation.rows, str(out), generation, explained=explained)
     attribute_queries(config, run)
     answers = list(run.answers())
-    run.finish()
-    return Act(generation, answers, made - started, time.perf_counter() - made)
+    run.clean_up()
+    return Act(generation, answers, build_seconds, time.perf_counter() - started)
 
 
-def what_changed(config: Config, before: Act, after: Act, k: int) -> Change:
-    """The second act next to the first, with `k` proponents of every query."""
+def compare_acts(config: Config, before: Act, after: Act, k: int) -> Change:
+    """The changes from the first act to the second, with `k` proponents per query."""
     store = Store(config.index, config.storage)
     changes = after.generation.changes
     return Change(
-        former=before.generation.generation,
+        former_generation=before.generation.generation,
         rows_before=before.generation.rows,
         rows_after=after.generation.rows,
         rows_added=changes["rows_added"],
@@ -74,22 +79,22 @@ def what_changed(config: Config, before: Act, after: Act, k: int) -> Change:
 
 
 def compare(before: Sequence[Attribution], after: Sequence[Attribution], k: int) -> Iterator[QueryChange]:
-    """Answers to the same queries, those of `before` with every row that there was."""
+    """Compare answers to the same queries; `before` must rank every row that existed then."""
     for old, new in zip(before, after, strict=True):
-        former, now = ([hit.example_id for hit in answer.top.proponents] for answer in (old, new))
-        yield QueryChange(new.query.query_id, old.loss, new.loss, standings(former, now[:k]))
+        former, current = ([hit.example_id for hit in answer.top.proponents] for answer in (old, new))
+        yield QueryChange(new.query.query_id, old.loss, new.loss, with_former_ranks(former, current[:k]))
 
 
 def stage_costs(before: Act, after: Act) -> Iterator[StageCost]:
-    """What the update took by stage, and what a rebuild would: the first build's seconds per token, times all."""
+    """Seconds of each stage of the update, and of a rebuild: those of the first build, scaled to all tokens."""
     growth = after.generation.tokens / before.generation.tokens
     built, updated = _stages(before), _stages(after)
     for stage in dict.fromkeys([*updated, *built]):
-        rebuilt = built.get(stage, 0.0) * (growth if stage in _GROWING else 1.0)
+        rebuilt = built.get(stage, 0.0) * (growth if stage in _PER_TOKEN else 1.0)
         yield StageCost(stage, updated.get(stage, 0.0), rebuilt)
 
 
-def _stages(one: Act) -> dict[str, float]:
-    """Seconds of the stages; what their sum lacks of the whole comes last."""
-    timings = one.generation.timings
-    return {**timings, _REST: one.made - sum(timings.values())}
+def _stages(act: Act) -> dict[str, float]:
+    """Seconds of each stage; the rest of the total comes last."""
+    timings = act.generation.timings
+    return {**timings, _REST: act.build_seconds - sum(timings.values())}

@@ -1,4 +1,4 @@
-"""The demo's text, found on every machine: Python's language reference and the standard library's docstrings."""
+"""The demo's text, which every Python installation has: the language reference and the library's docstrings."""
 
 import ast
 import itertools
@@ -15,15 +15,15 @@ from pydoc_data.topics import topics as reference_topics
 
 from tasks.demo.passages import ENOUGH_CHARS, normalise, passages
 
-_MOST_DOCSTRINGS = 1500
+_MAX_DOCSTRINGS = 1500
 
-_NOT_THE_LIBRARY = frozenset({"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages"})
+_EXCLUDED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages"})
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """One training example of the demo; `topics` are the reference topics, or the module, where it occurs."""
+    """One training example of the demo; `topics` are the reference topics, or the module, that contain it."""
 
     paragraph_id: str
     topics: tuple[str, ...]
@@ -32,7 +32,7 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a Python programmer would ask, and the phrase whose loss is attributed."""
+    """A question of a Python programmer, and the answer whose loss is attributed."""
 
     question_id: str
     prompt: str
@@ -105,11 +105,11 @@ QUESTIONS: tuple[Question, ...] = (
 
 
 def language_reference() -> list[Paragraph]:
-    """Passages of the Python language reference that this interpreter carries, shortest topics first.
+    """Passages of the Python language reference of this interpreter, shortest topics first.
 
-    A passage lies inside one section of one topic. Topics quote one another, so a passage found in several
-    (equal but for case, white space and heading level) is kept once, with all of its topics, and named after the
-    shortest.
+    A passage is inside one section of one topic. Topics quote one another, so a passage that occurs in several
+    topics (equal except for case, white space and heading level) appears once, with all of its topics, and has the
+    name of the shortest one.
     """
     texts: dict[str, str] = {}
     topics: dict[str, list[str]] = {}
@@ -117,23 +117,23 @@ def language_reference() -> list[Paragraph]:
         for text in passages(reference_topics[topic]):
             key = normalise(text)
             texts.setdefault(key, text)
-            found_in = topics.setdefault(key, [])
-            if topic not in found_in:
-                found_in.append(topic)
+            topics_of_text = topics.setdefault(key, [])
+            if topic not in topics_of_text:
+                topics_of_text.append(topic)
     counters: Counter[str] = Counter()
     paragraphs = []
     for key, text in texts.items():
-        home = topics[key][0]
-        counters[home] += 1
-        paragraphs.append(Paragraph(f"{home}/{counters[home]}", tuple(topics[key]), text))
+        shortest = topics[key][0]
+        counters[shortest] += 1
+        paragraphs.append(Paragraph(f"{shortest}/{counters[shortest]}", tuple(topics[key]), text))
     return paragraphs
 
 
-def library_docstrings(limit: int = _MOST_DOCSTRINGS) -> list[Paragraph]:
+def library_docstrings(limit: int = _MAX_DOCSTRINGS) -> list[Paragraph]:
     """Docstrings of the standard library, parsed from its source files without importing them.
 
-    At most `limit`, each at least as long as a short passage and cut to the length of a long one, spread evenly
-    over the library in alphabetical order. The topic is the top-level module.
+    Returns at most `limit`, spread evenly over the library in alphabetical order. Each is at least as long as a
+    short passage and cut to the length of a long one. Its topic is the top-level module.
     """
     unique: dict[str, Paragraph] = {}
     names: set[str] = set()
@@ -142,42 +142,42 @@ def library_docstrings(limit: int = _MOST_DOCSTRINGS) -> list[Paragraph]:
         if key not in unique and paragraph.paragraph_id not in names:
             unique[key] = paragraph
             names.add(paragraph.paragraph_id)
-    found = list(unique.values())
-    if len(found) <= limit:
-        return found
-    return [found[index * len(found) // limit] for index in range(limit)]
+    docstrings = list(unique.values())
+    if len(docstrings) <= limit:
+        return docstrings
+    return [docstrings[index * len(docstrings) // limit] for index in range(limit)]
 
 
 def split(
     paragraphs: Sequence[Paragraph], held_out_share: float, seed: int
 ) -> tuple[list[Paragraph], list[Paragraph]]:
-    """(train, held_out), disjoint and in the given order, the same for the same arguments.
+    """Split into (train, held_out), disjoint and in the given order; equal arguments give equal results.
 
-    A passage is held out only if another passage of one of its topics stays in `train`: without one, no method
-    could find its topic.
+    A passage is held out only if another passage of one of its topics stays in `train`; otherwise no method could
+    find its topic.
 
     Raises:
-        ValueError: `held_out_share` isn't inside 0..1.
+        ValueError: `held_out_share` is below 0, or 1 or more.
     """
     if not 0 <= held_out_share < 1:
         raise ValueError(f"held_out_share must be at least 0 and below 1, not {held_out_share}")
-    wanted = round(held_out_share * len(paragraphs))
-    left = Counter(topic for paragraph in paragraphs for topic in paragraph.topics)
+    target = round(held_out_share * len(paragraphs))
+    remaining = Counter(topic for paragraph in paragraphs for topic in paragraph.topics)
     order = list(range(len(paragraphs)))
     random.Random(seed).shuffle(order)
     held_out: set[int] = set()
     for index in order:
-        if len(held_out) == wanted:
+        if len(held_out) == target:
             break
-        if any(left[topic] > 1 for topic in paragraphs[index].topics):
+        if any(remaining[topic] > 1 for topic in paragraphs[index].topics):
             held_out.add(index)
-            left.subtract(paragraphs[index].topics)
+            remaining.subtract(paragraphs[index].topics)
     train = [paragraph for index, paragraph in enumerate(paragraphs) if index not in held_out]
     return train, [paragraph for index, paragraph in enumerate(paragraphs) if index in held_out]
 
 
 def write_jsonl(paragraphs: Iterable[Paragraph], path: Path) -> None:
-    """One JSON object per line with the fields id, text and topics."""
+    """Write one JSON object per line, with the fields id, text and topics."""
     with path.open("w", encoding="utf-8") as file:
         for paragraph in paragraphs:
             record = {"id": paragraph.paragraph_id, "text": paragraph.text, "topics": paragraph.topics}
@@ -185,19 +185,19 @@ def write_jsonl(paragraphs: Iterable[Paragraph], path: Path) -> None:
 
 
 def _walk_library() -> Iterator[Paragraph]:
-    """Every usable docstring of the standard library's source files, in alphabetical order of modules."""
+    """All usable docstrings of the standard library's source files, in alphabetical order of modules."""
     library = Path(sysconfig.get_path("stdlib"))
     for module in sorted(name for name in sys.stdlib_module_names if not name.startswith("_")):
         for source in (library / f"{module}.py", *sorted((library / module).rglob("*.py"))):
             parts = source.relative_to(library).with_suffix("").parts
-            if source.is_file() and _NOT_THE_LIBRARY.isdisjoint(parts):
+            if source.is_file() and _EXCLUDED_FOLDERS.isdisjoint(parts):
                 yield from _docstrings(source, ".".join(parts).removesuffix(".__init__"))
 
 
 def _docstrings(source: Path, module: str) -> Iterator[Paragraph]:
     """The docstrings of one file, each cut to its first passage, outer definitions before inner ones."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old modules hold escape sequences that the compiler warns about
+        warnings.simplefilter("ignore")  # the compiler warns about escape sequences in old modules
         definitions: list[tuple[str, _Documented]] = [(module, ast.parse(source.read_bytes()))]
     for name, node in definitions:
         docstring = ast.get_docstring(node) or ""

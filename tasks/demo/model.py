@@ -1,4 +1,4 @@
-"""The demo's model: a tokenizer and a small GPT-2, trained from nothing on the demo's own corpus, then further."""
+"""The demo's model: a tokenizer and a small GPT-2, trained from scratch on the demo's corpus, then further."""
 
 import itertools
 import math
@@ -17,15 +17,15 @@ from tasks.demo.training import Encoded, Length, fit, mean_loss
 VOCABULARY = 4096
 POSITIONS = 256
 _WIDTH, _LAYERS, _HEADS = 128, 4, 4
-_CONTINUED_RATE = 0.01  # share of the first rates
+_CONTINUED_RATE = 0.01  # relative to the learning rates of the first training
 _END = "<|endoftext|>"
 
 
 @dataclass(frozen=True, slots=True)
 class DemoModel:
-    """What was trained. Losses are nats per predicted token over all training texts.
+    """A trained model. Losses are nats per predicted token over all training texts.
 
-    `unigram_loss` is what the best predictor that ignores context would reach on the same tokens.
+    `unigram_loss` is the loss of the best predictor that ignores context, on the same tokens.
     """
 
     folder: Path
@@ -46,13 +46,13 @@ def train_demo_model(
 ) -> DemoModel:
     """Train on `texts` and save weights (safetensors) and tokenizer into `folder`.
 
-    The length of the run is `seconds` of wall clock, so a faster or idler machine takes more steps and gets
-    another model: runs aren't reproducible bit by bit, even with equal seeds. With `steps` the run is exactly
-    that long, whatever the clock says, and repeatable on one machine.
-    A text is trained on exactly as it is indexed: its own tokens, cut at `POSITIONS`, nothing added.
+    The run takes `seconds` of wall clock. A faster machine takes more steps and gets another model, so runs are
+    not reproducible bit by bit, even with equal seeds. With `steps` the run has exactly that many steps and is
+    repeatable on one machine.
+    Training and indexing use the same tokens of a text: its own tokens, cut at `POSITIONS`, with nothing added.
 
     Raises:
-        ValueError: `seconds` or `steps` isn't positive.
+        ValueError: `seconds` or `steps` is not positive.
         LorifError: no text has two tokens or more, or the training diverged.
     """
     length = Length(seconds, steps)
@@ -70,9 +70,9 @@ def continue_demo_model(
     seed: int = 0,
     steps: int | None = None,
 ) -> DemoModel:
-    """Train the model of the folder `former` further, on `texts`, at a gentle rate; saved into `folder`.
+    """Train the model in the folder `former` further on `texts`, at a low learning rate; save it into `folder`.
 
-    Its tokenizer stays as it is. Length and errors as for `train_demo_model`.
+    The tokenizer does not change. Length and errors are those of `train_demo_model`.
     """
     length = Length(seconds, steps)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(former)
@@ -81,7 +81,7 @@ def continue_demo_model(
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Encoded]:
-    """The texts that have something to predict."""
+    """Token ids of the texts that have at least two tokens, one of them to predict."""
     encoded = [ids for ids in tokenizer(list(texts), truncation=True)["input_ids"] if len(ids) > 1]
     if not encoded:
         raise LorifError("the demo model cannot be trained: no text has two tokens or more")
@@ -97,7 +97,7 @@ def _trained(
     seed: int,
     rate: float,
 ) -> DemoModel:
-    """Train, and save weights and tokenizer."""
+    """Train the model, and save weights and tokenizer."""
     trained = fit(model, encoded, length, seed, rate)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -113,7 +113,7 @@ def _trained(
 
 
 def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text can be encoded, and decoding gives it back exactly."""
+    """Byte-level BPE, which can encode any text and decode it exactly."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -145,7 +145,7 @@ def _new_model(vocabulary: int, end: int, seed: int) -> GPT2LMHeadModel:
 
 
 def _unigram_loss(encoded: Sequence[Encoded]) -> float:
-    """Entropy of the frequencies of the predicted tokens (every token of a text but its first)."""
+    """Entropy of the frequencies of the predicted tokens (all tokens of a text except its first)."""
     counts = Counter(itertools.chain.from_iterable(ids[1:] for ids in encoded))
     total = counts.total()
     return -sum(count / total * math.log(count / total) for count in counts.values())

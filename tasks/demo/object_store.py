@@ -1,4 +1,4 @@
-"""An object store of one's own, for the demo and the tests: a moto server on 127.0.0.1."""
+"""A private object store for the demo and the tests: a moto server on 127.0.0.1."""
 
 import os
 import signal
@@ -18,15 +18,15 @@ from typing import Any
 from lorif_core.errors import LorifError, UserError
 
 REGION = "us-east-1"
-_START_SECONDS = 120.0  # of a busy machine; an idle one takes one
+_START_SECONDS = 120.0  # on a busy machine; an idle one needs about a second
 
 
 class MotoServer(AbstractContextManager["MotoServer"]):
-    """A moto server in a process of its own, from `with` to its end; what is stored lives in its memory.
+    """A moto server in its own process for the length of a `with` block; it stores all objects in memory.
 
     Raises:
         UserError: moto is not installed.
-        LorifError: it does not start.
+        LorifError: the server does not start.
     """
 
     def __enter__(self) -> "MotoServer":
@@ -51,16 +51,16 @@ class MotoServer(AbstractContextManager["MotoServer"]):
 
     @property
     def url(self) -> str:
-        """Its endpoint."""
+        """Endpoint of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def storage(self) -> dict[str, Any]:
-        """The `storage` section of a CONFIG."""
+        """The section `storage` of a CONFIG for this server."""
         return {"endpoint": self.url, "region": REGION, "allow_http": True}
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """Credentials; moto takes any."""
+        """Credentials as environment variables; moto accepts any."""
         return {
             "AWS_ACCESS_KEY_ID": "moto-key",
             "AWS_SECRET_ACCESS_KEY": "moto-secret",
@@ -89,13 +89,13 @@ class MotoServer(AbstractContextManager["MotoServer"]):
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         self._log.seek(0)
-        told = self._log.read().decode(errors="replace")[-500:]
+        output = self._log.read().decode(errors="replace")[-500:]
         self.__exit__(None, None, None)
-        raise LorifError(f"the moto server did not start: {' '.join(told.split())}")
+        raise LorifError(f"the moto server did not start: {' '.join(output.split())}")
 
 
 def upload_folder(server: MotoServer, folder: Path, bucket: str, prefix: str) -> str:
-    """Copy the files of a folder into a bucket; the URI they have there."""
+    """Copy the files of a folder into a bucket; returns their common URI."""
     client = server.client()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         client.upload_file(str(file), bucket, f"{prefix}/{file.relative_to(folder).as_posix()}")

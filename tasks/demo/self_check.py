@@ -1,4 +1,4 @@
-"""How the demo judges itself: does attribution find a passage itself, and passages about the same thing?"""
+"""The demo's self-check: does attribution find a passage itself, and passages of the same topic?"""
 
 import logging
 import math
@@ -8,22 +8,22 @@ import bm25s
 
 from lorif_core.errors import LorifError
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s sets its own level to DEBUG
 
 
 def self_retrieval(top_ids: Sequence[Sequence[str]], own_ids: Sequence[str]) -> float:
-    """Share of queries, each a training example itself, whose top proponent is that very example.
+    """Share of queries, each of them a training example, whose top proponent is the query itself.
 
     Args:
-        top_ids: per query the ids of its proponents, best first.
-        own_ids: per query its own id.
+        top_ids: ids of the proponents of each query, best first.
+        own_ids: id of each query.
 
     Raises:
         LorifError: there are no queries, or not as many rankings as ids.
     """
     _require_pairs(len(top_ids), len(own_ids))
-    found = sum(ids[:1] == [own] for ids, own in zip(map(list, top_ids), own_ids, strict=True))
-    return found / len(own_ids)
+    correct = sum(ids[:1] == [own] for ids, own in zip(map(list, top_ids), own_ids, strict=True))
+    return correct / len(own_ids)
 
 
 def same_topic_at_k(
@@ -35,26 +35,26 @@ def same_topic_at_k(
     """Share of queries for which at least one of the first k hits has a topic of the query.
 
     Args:
-        hits: per query the ids of training examples, best first.
+        hits: ids of training examples for each query, best first.
         topics_of: the topics of every training example.
 
     Raises:
         LorifError: there are no queries, or not as many rankings as queries.
     """
     _require_pairs(len(hits), len(query_topics))
-    found = sum(
+    correct = sum(
         any(topics & topics_of[example_id] for example_id in ids[:k])
         for ids, topics in zip(hits, query_topics, strict=True)
     )
-    return found / len(hits)
+    return correct / len(hits)
 
 
 def chance_same_topic_at_k(
     query_topics: Sequence[set[str]], topics_of: Mapping[str, set[str]], k: int = 5
 ) -> float:
-    """What `same_topic_at_k` is on average when the hits are k distinct training examples drawn at random.
+    """The expectation of `same_topic_at_k` if the hits are k distinct training examples drawn at random.
 
-    Of n examples m share a topic with the query: P(at least one) = 1 - C(n - m, k) / C(n, k).
+    If m of n examples share a topic with the query, P(at least one hit) = 1 - C(n - m, k) / C(n, k).
 
     Raises:
         LorifError: there are no queries.
@@ -72,7 +72,7 @@ def chance_same_topic_at_k(
 def bm25_hits(
     corpus_texts: Sequence[str], corpus_ids: Sequence[str], queries: Sequence[str], k: int
 ) -> list[list[str]]:
-    """Per query the ids of the k best training texts by BM25 (word overlap), the baseline that sees no model.
+    """Ids of the k best training texts for each query by BM25 (word overlap), a baseline without a model.
 
     Raises:
         LorifError: there are no texts, or not as many ids as texts.

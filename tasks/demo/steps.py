@@ -1,4 +1,4 @@
-"""The demo's steps as Prefect tasks: write the corpus, train the model, ask, let it judge itself."""
+"""The demo's steps as Prefect tasks: write the corpus, train the model, run the self-check."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
-from lorif_core.report.page import JudgeRow
+from lorif_core.report.page import SelfCheckRow
 from lorif_core.search.index import Index
 from lorif_core.search.queries import Query
 from lorif_core.tables.store import Store
@@ -36,7 +36,7 @@ from tasks.environment import environment
 
 _HELD_OUT_SHARE = 0.08
 _DOCSTRINGS = 300
-_JUDGED = 64
+_SELF_CHECK_PASSAGES = 64
 _TOP_TOPICS = 5
 _SEED = 0
 _BUCKET = "lorif-demo"
@@ -44,7 +44,7 @@ _BUCKET = "lorif-demo"
 
 @dataclass(frozen=True, slots=True)
 class DemoCorpus:
-    """The demo's text in a folder: passages to train on and index, and passages that the model never sees."""
+    """The demo's corpus in a folder: passages to train on and to index, and passages that the model never sees."""
 
     folder: Path
     train: tuple[Paragraph, ...]
@@ -53,7 +53,7 @@ class DemoCorpus:
 
 @task(name="write corpus", cache_policy=NO_CACHE)
 def write_corpus(folder: Path) -> DemoCorpus:
-    """Cut the language reference into passages and write those to be indexed as jsonl."""
+    """Cut the language reference into passages, and write the training passages as JSON Lines."""
     train, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
     corpus = DemoCorpus(folder / "corpus", tuple(train), tuple(held_out))
     corpus.folder.mkdir(parents=True)
@@ -62,31 +62,30 @@ def write_corpus(folder: Path) -> DemoCorpus:
     return corpus
 
 
-@task(name="docstrings arrive", cache_policy=NO_CACHE)
+@task(name="add docstrings", cache_policy=NO_CACHE)
 def add_docstrings(corpus: DemoCorpus) -> DemoCorpus:
-    """Put a second file beside the first: docstrings of the standard library, to train on and index as well."""
+    """Add a second file to the corpus: docstrings of the standard library, for training and indexing."""
     docstrings = library_docstrings(_DOCSTRINGS)
     write_jsonl(docstrings, corpus.folder / "library-docstrings.jsonl")
-    get_run_logger().info("%d docstrings have arrived", len(docstrings))
+    get_run_logger().info("%d docstrings added", len(docstrings))
     return replace(corpus, train=(*corpus.train, *docstrings))
 
 
 @task(name="train model", cache_policy=NO_CACHE)
 def train_model(corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
     """Train a tokenizer and a small GPT-2 on the passages."""
-    return _told(
-        train_demo_model([paragraph.text for paragraph in corpus.train], folder / "model", seconds, _SEED)
-    )
+    texts = [paragraph.text for paragraph in corpus.train]
+    return _logged(train_demo_model(texts, folder / "model", seconds, _SEED))
 
 
 @task(name="continue training", cache_policy=NO_CACHE)
 def continue_training(model: DemoModel, corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
-    """Train the model further, on all that the corpus has now."""
+    """Train the model further on the whole corpus."""
     texts = [paragraph.text for paragraph in corpus.train]
-    return _told(continue_demo_model(model.folder, texts, folder / "model-continued", seconds, _SEED))
+    return _logged(continue_demo_model(model.folder, texts, folder / "model-continued", seconds, _SEED))
 
 
-def _told(model: DemoModel) -> DemoModel:
+def _logged(model: DemoModel) -> DemoModel:
     get_run_logger().info(
         "%d parameters, %d steps in %.0f s, loss %.2f (unigram %.2f)",
         model.parameters, model.steps, model.seconds, model.final_loss, model.unigram_loss,
@@ -95,23 +94,23 @@ def _told(model: DemoModel) -> DemoModel:
 
 
 @dataclass(frozen=True, slots=True)
-class DemoPlace:
-    """Where the demo keeps corpus, checkpoint and index: below the output folder, or in an object store."""
+class DemoStorage:
+    """The storage of the demo's corpus, checkpoint and index: the output folder, or an object store."""
 
     index: str
     storage: dict[str, Any]
     server: MotoServer | None = None
 
-    def bring(self, folder: Path) -> str:
-        """The URI of a folder's files there, copied if need be."""
+    def upload(self, folder: Path) -> str:
+        """Copy a folder to the storage unless it is there already; returns its URI."""
         return str(folder) if self.server is None else upload_folder(self.server, folder, _BUCKET, folder.name)
 
 
 @contextmanager
-def demo_place(store: str, folder: Path) -> Iterator[DemoPlace]:
-    """The place for the demo's data; an object store runs until the end of the block."""
+def demo_storage(store: str, folder: Path) -> Iterator[DemoStorage]:
+    """The storage of the demo's data; an object store runs until the end of the block."""
     if store == "local":
-        yield DemoPlace(str(folder / "index"), {})
+        yield DemoStorage(str(folder / "index"), {})
         return
     with (
         MotoServer() as server,
@@ -120,17 +119,17 @@ def demo_place(store: str, folder: Path) -> Iterator[DemoPlace]:
     ):
         server.make_bucket(_BUCKET)
         get_run_logger().info("corpus, checkpoint and index are in s3://%s at %s", _BUCKET, server.url)
-        yield DemoPlace(f"s3://{_BUCKET}/index", server.storage(), server)
+        yield DemoStorage(f"s3://{_BUCKET}/index", server.storage(), server)
 
 
-def demo_config(place: DemoPlace, corpus: DemoCorpus, model: DemoModel, folder: Path) -> Config:
-    """The demo's CONFIG, also written to `folder` so that a newcomer can run `lorif build -c` on it."""
+def demo_config(storage: DemoStorage, corpus: DemoCorpus, model: DemoModel, folder: Path) -> Config:
+    """The demo's CONFIG, also written to `folder` so that a user can run `lorif build -c` on it."""
     raw = {
-        "index": place.index,
-        "model": {"path": place.bring(model.folder)},
-        "corpus": {"uri": place.bring(corpus.folder), "id": "id", "max_length": POSITIONS},
+        "index": storage.index,
+        "model": {"path": storage.upload(model.folder)},
+        "corpus": {"uri": storage.upload(corpus.folder), "id": "id", "max_length": POSITIONS},
         "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
-        "storage": place.storage,
+        "storage": storage.storage,
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     return parse_config(raw)
@@ -144,37 +143,37 @@ def demo_queries() -> list[Query]:
     ]
 
 
-@task(name="judge", cache_policy=NO_CACHE)
-def judge(config: Config, corpus: DemoCorpus) -> list[JudgeRow]:
-    """Ask the index about its own passages and about passages it has never seen, next to BM25 and chance."""
+@task(name="self-check", cache_policy=NO_CACHE)
+def run_self_check(config: Config, corpus: DemoCorpus) -> list[SelfCheckRow]:
+    """Query the index with its own passages and with held-out passages, and compare it with BM25 and chance."""
     started = time.perf_counter()
     index = Index(Store(config.index, config.storage))
-    rows = [_judge_self(index, corpus), _judge_topics(index, corpus)]
+    rows = [_check_self_retrieval(index, corpus), _check_topics(index, corpus)]
     create_table_artifact(key="self-check", table=[asdict(row) for row in rows], description="Self-check")
     get_run_logger().info("self-check took %.1f s", time.perf_counter() - started)
     return rows
 
 
-def _judge_self(index: Index, corpus: DemoCorpus) -> JudgeRow:
-    chosen = random.Random(_SEED).sample(corpus.train, _JUDGED)
+def _check_self_retrieval(index: Index, corpus: DemoCorpus) -> SelfCheckRow:
+    chosen = random.Random(_SEED).sample(corpus.train, _SELF_CHECK_PASSAGES)
     own = [paragraph.paragraph_id for paragraph in chosen]
     texts = [paragraph.text for paragraph in chosen]
-    return JudgeRow(
+    return SelfCheckRow(
         question=f"Training passage as query: is it its own top proponent? ({len(chosen)} passages)",
         ours=self_retrieval(_proponents(index, chosen, 1), own),
         bm25=self_retrieval(_bm25(corpus, texts, 1), own),
         chance=1 / len(corpus.train),
-        note="BM25 sees the very words, so it is near perfect here by construction",
+        note="BM25 compares the exact words, so it is near perfect here by construction",
     )
 
 
-def _judge_topics(index: Index, corpus: DemoCorpus) -> JudgeRow:
+def _check_topics(index: Index, corpus: DemoCorpus) -> SelfCheckRow:
     topics_of = {paragraph.paragraph_id: set(paragraph.topics) for paragraph in corpus.train}
     known = set().union(*topics_of.values())
     chosen = [paragraph for paragraph in corpus.held_out if known & set(paragraph.topics)]
     topics = [set(paragraph.topics) for paragraph in chosen]
     texts = [paragraph.text for paragraph in chosen]
-    return JudgeRow(
+    return SelfCheckRow(
         question=f"Held-out passage: a top-{_TOP_TOPICS} proponent from the same topic? ({len(chosen)} passages)",
         ours=same_topic_at_k(_proponents(index, chosen, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
         bm25=same_topic_at_k(_bm25(corpus, texts, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
@@ -184,8 +183,8 @@ def _judge_topics(index: Index, corpus: DemoCorpus) -> JudgeRow:
 
 
 def _proponents(index: Index, paragraphs: Sequence[Paragraph], k: int) -> list[list[str]]:
-    found = index.top_k([paragraph.text for paragraph in paragraphs], k)
-    return [[hit.example_id for hit in top.proponents] for top in found]
+    tops = index.top_k([paragraph.text for paragraph in paragraphs], k)
+    return [[hit.example_id for hit in top.proponents] for top in tops]
 
 
 def _bm25(corpus: DemoCorpus, queries: Sequence[str], k: int) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The demo's training loop: Muon and AdamW on one thread, for some seconds or some steps."""
+"""The demo's training loop: Muon and AdamW on one thread, for a number of seconds or steps."""
 
 import math
 import random
@@ -22,10 +22,10 @@ Encoded = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a run is: `seconds` of wall clock; or, where they are given, exactly so many `steps`.
+    """The length of a run: `seconds` of wall clock, or exactly `steps` steps if they are given.
 
     Raises:
-        ValueError: one of them isn't positive.
+        ValueError: one of them is not positive.
     """
 
     seconds: float
@@ -36,13 +36,13 @@ class Length:
             raise ValueError(f"seconds and steps must be positive, not {self.seconds} and {self.steps}")
 
     def progress(self, elapsed: float, taken: int) -> float:
-        """The share of the run that is over after some seconds and steps; 1 is its end."""
+        """The finished share of the run after some seconds and steps; 1 is its end."""
         return elapsed / self.seconds if self.steps is None else taken / self.steps
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run did."""
+    """The steps, tokens and seconds of a run."""
 
     steps: int
     tokens: int
@@ -51,8 +51,8 @@ class Trained:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: threads that wait for one another at every small product collapse on a busy
-    machine (a tenth of the steps), and bring less than half as much again on an idle one.
+    """Limit torch to one thread: with small products, several threads take a tenth of the steps on a busy machine
+    and gain less than half on an idle one.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -64,14 +64,14 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def fit(model: GPT2LMHeadModel, encoded: Sequence[Encoded], length: Length, seed: int, rate: float) -> Trained:
-    """Train on the texts, epoch after epoch in orders that `seed` chooses.
+    """Train on the texts, epoch after epoch, in random orders.
 
     Args:
         model: trained in place.
         encoded: texts of at least two tokens.
-        length: of the run.
-        seed: of the orders.
-        rate: share of the learning rates that a model is trained with from nothing.
+        length: length of the run.
+        seed: seed of the orders.
+        rate: learning rates, relative to those for training from scratch.
 
     Raises:
         LorifError: the training diverged.
@@ -88,7 +88,7 @@ def fit(model: GPT2LMHeadModel, encoded: Sequence[Encoded], length: Length, seed
 
 
 def _endless_batches(encoded: Sequence[Encoded], source: random.Random) -> Iterator[list[Encoded]]:
-    """Epoch after epoch in a new order, texts of similar length together so that little padding is computed."""
+    """Epoch after epoch in a new order; a batch has texts of similar length, so that there is little padding."""
     while True:
         shuffled = source.sample(encoded, len(encoded))
         batches = list(_by_length(shuffled))
@@ -97,7 +97,7 @@ def _endless_batches(encoded: Sequence[Encoded], source: random.Random) -> Itera
 
 
 def _by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Batches of at most `_TOKENS_PER_BATCH` tokens after padding; ties keep the order given."""
+    """Batches of at most `_TOKENS_PER_BATCH` tokens after padding; texts of equal length keep their order."""
     batch: list[Encoded] = []
     for ids in sorted(encoded, key=len):
         if batch and (len(batch) + 1) * len(ids) > _TOKENS_PER_BATCH:
@@ -108,9 +108,9 @@ def _by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
 
 
 def _optimizers(model: GPT2LMHeadModel, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the layers' matrices, AdamW for the rest, each with `rate` times its peak learning rate.
+    """Muon for the matrices of the layers and AdamW for the rest, each with `rate` times its peak learning rate.
 
-    A minute on two cores is only a few hundred steps; with AdamW alone they end at a much higher loss.
+    A minute on two cores allows only a few hundred steps; AdamW alone would end at a much higher loss.
     """
     matrices = [weight for weight in model.transformer.h.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
@@ -141,7 +141,7 @@ def _step(
 
 
 def _schedule(progress: float) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine to zero; `progress` runs from 0 to 1."""
+    """Learning rate relative to its peak: linear warm-up, then a cosine to zero; `progress` is from 0 to 1."""
     if progress < _WARMUP_SHARE:
         return (progress + 0.01) / (_WARMUP_SHARE + 0.01)
     decayed = (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)
@@ -149,20 +149,20 @@ def _schedule(progress: float) -> float:
 
 
 def _batch_loss(model: GPT2LMHeadModel, batch: list[Encoded]) -> torch.Tensor:
-    """Mean over the batch's predicted tokens; padding is on the right, so causal attention never reads it."""
+    """Mean loss over the predicted tokens; padding is on the right, so causal attention never reads it."""
     width = max(map(len, batch))
     ids_BT = torch.tensor([ids + [_PADDING] * (width - len(ids)) for ids in batch])
     next_BT = ids_BT[:, 1:]
     predicted_BT = torch.tensor([[t < len(ids) for t in range(1, width)] for ids in batch])
     hidden_BTd = model.transformer(input_ids=ids_BT[:, :-1]).last_hidden_state
-    logits_NV = model.lm_head(hidden_BTd[predicted_BT])  # the head is the costliest layer: none of it for padding
+    logits_NV = model.lm_head(hidden_BTd[predicted_BT])  # the head is the most expensive layer, so skip padding
     return torch.nn.functional.cross_entropy(logits_NV, next_BT[predicted_BT])
 
 
 @_one_thread()
 @torch.no_grad()
 def mean_loss(model: GPT2LMHeadModel, encoded: Sequence[Encoded]) -> float:
-    """Mean over the predicted tokens of the texts."""
+    """Mean loss over the predicted tokens of the texts."""
     model.eval()
     predicted = [(sum(len(ids) - 1 for ids in batch), batch) for batch in _by_length(encoded)]
     total = sum(count * _batch_loss(model, batch).item() for count, batch in predicted)

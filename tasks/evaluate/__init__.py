@@ -1,4 +1,4 @@
-"""`lorif evaluate` on Ray: models trained once per subset, methods scored against them.
+"""The steps of `lorif evaluate` on Ray: train models on subsets, score every method, compare both.
 
-Open `shared.py` first.
+An evaluation config comes in; tables and plots go to the output folder. Open `shared.py` first.
 """

@@ -1,4 +1,4 @@
-"""The last step of `lorif evaluate lds`: the LDS of every method, table and plot."""
+"""The last step of `lorif evaluate lds`: the LDS of every method, as a table and a plot."""
 
 from typing import Any
 
@@ -9,14 +9,16 @@ from prefect.cache_policies import NO_CACHE
 from lorif_core.evaluation.config import EvaluationConfig
 from lorif_core.evaluation.frontier import write_frontier
 from lorif_core.evaluation.lds import Truth, bootstrap
-from lorif_core.evaluation.results import Measured
+from lorif_core.evaluation.results import MethodResults
 
 
 @task(name="write LDS", cache_policy=NO_CACHE)
-def write_lds(evaluation: EvaluationConfig, out: str, truth: Truth, measured: list[Measured]) -> dict[str, Any]:
-    """LDS of every method with intervals, differences, CSV and plot into `out`; the summary."""
-    methods = {found.name: found.scores for found in measured}
+def write_lds(
+    evaluation: EvaluationConfig, out: str, truth: Truth, results: list[MethodResults]
+) -> dict[str, Any]:
+    """Write the LDS of every method with intervals, differences, CSV and plot to `out`; returns the summary."""
+    methods = {method.name: method.scores for method in results}
     intervals, differences = bootstrap(methods, truth, evaluation.compared(methods))
-    summary = write_frontier(out, evaluation.base().storage, measured, intervals, differences, truth)
+    summary = write_frontier(out, evaluation.base().storage, results, intervals, differences, truth)
     create_table_artifact(key="lds", table=summary["methods"], description="LDS and bytes per example")
     return summary

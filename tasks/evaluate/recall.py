@@ -1,4 +1,4 @@
-"""The steps of `lorif evaluate recall`: plant sources in the corpus, see how far up every method ranks them."""
+"""The steps of `lorif evaluate recall`: plant sources in the corpus, measure how every method ranks them."""
 
 from typing import Any
 
@@ -7,27 +7,26 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from lorif_core.evaluation.config import EvaluationConfig
-from lorif_core.evaluation.inputs import load_material
+from lorif_core.evaluation.inputs import load_inputs
 from lorif_core.evaluation.planting import PlantedFolder, plant, planting_identity
-from lorif_core.evaluation.recall import Source, recall_of_sources
-from lorif_core.evaluation.results import Figure, Measured, csv_file, json_file, tabulate, write_files
+from lorif_core.evaluation.recall import Source, source_recall
+from lorif_core.evaluation.results import MethodResults, MetricValues, csv_file, json_file, tabulate, write_files
 from lorif_core.search.queries import read_pairs
 
 
 @task(name="plant sources", cache_policy=NO_CACHE)
 def plant_sources(evaluation: EvaluationConfig, out: str) -> tuple[EvaluationConfig, str, list[Source]]:
-    """The evaluation over the planted corpus, the folder that is its own, and what is planted where.
+    """Plant sources in the corpus; returns the evaluation over it, the folder of that evaluation, and the sources.
 
     Raises:
-        UserError: `out` holds another planted corpus, or checkpoint, corpus, queries or pairs are not what they
-            should be.
+        UserError: `out` has another planted corpus, or checkpoint, corpus, queries or pairs are not valid.
     """
     config, recall = evaluation.base(), evaluation.recall
-    material = load_material(evaluation)
+    inputs = load_inputs(evaluation)
     pairs = [] if recall.pairs is None else read_pairs(recall.pairs, config.storage)
-    planted = plant(material, recall, pairs, config.corpus.max_length)
+    planted = plant(inputs, recall, pairs, config.corpus.max_length)
     folder = PlantedFolder(out, config.storage)
-    folder.keep(planted, planting_identity(material, recall, pairs))
+    folder.save(planted, planting_identity(inputs, recall, pairs))
     get_run_logger().info(
         "%d sources of %d queries in a corpus of %d examples",
         len(planted.sources),
@@ -39,23 +38,23 @@ def plant_sources(evaluation: EvaluationConfig, out: str) -> tuple[EvaluationCon
 
 @task(name="write recall", cache_policy=NO_CACHE)
 def write_recall(
-    evaluation: EvaluationConfig, out: str, sources: list[Source], measured: list[Measured]
+    evaluation: EvaluationConfig, out: str, sources: list[Source], results: list[MethodResults]
 ) -> dict[str, Any]:
-    """Recall and reciprocal ranks of every method and kind of plant, with intervals, into `out`; the summary.
+    """Write recall and reciprocal ranks of every method and kind of planted source to `out`; returns the summary.
 
-    And, as `search`, what searches of the methods' indexes find of what an exact scan finds.
+    `search` in the summary has the recall of approximate searches of the methods' indexes against an exact scan.
     """
-    found = {
-        method.name: recall_of_sources(method.scores, sources, evaluation.recall.cutoffs) for method in measured
-    }
-    named = next(iter(found.values()))
+    recalls = {method.name: source_recall(method.scores, sources, evaluation.recall.cutoffs) for method in results}
+    measures = next(iter(recalls.values()))
     figures = [
-        Figure({"kind": kind, "measure": measure}, {name: values[kind, measure] for name, values in found.items()})
-        for kind, measure in named
+        MetricValues(
+            {"kind": kind, "measure": measure}, {name: values[kind, measure] for name, values in recalls.items()}
+        )
+        for kind, measure in measures
     ]
-    rows, differences = tabulate(measured, figures, evaluation.compared(found))
-    searches = [{"method": method.name, **row} for method in measured for row in method.searches]
-    queries, examples = measured[0].scores.shape
+    rows, differences = tabulate(results, figures, evaluation.compared(recalls))
+    searches = [{"method": method.name, **row} for method in results for row in method.searches]
+    queries, examples = results[0].scores.shape
     summary = {
         "queries": queries, "examples": examples, "sources": len(sources), "methods": rows,
         "differences": differences, "search": searches,

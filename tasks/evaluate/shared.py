@@ -1,4 +1,4 @@
-"""What all measures of `lorif evaluate` share: training on Ray, and the scores of every method."""
+"""Steps of all measures of `lorif evaluate`: training on Ray, and the scores of every method."""
 
 import time
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from lorif_core.config import Config
 from lorif_core.errors import LorifError, UserError
 from lorif_core.evaluation.bm25 import bm25_scores
 from lorif_core.evaluation.config import BM25, EvaluationConfig
-from lorif_core.evaluation.ground_truth import WHOLE, Trainer, TruthFolder, run_once, runs
-from lorif_core.evaluation.inputs import load_material
+from lorif_core.evaluation.ground_truth import FULL_RUN, Trainer, TruthFolder, run_names, run_once
+from lorif_core.evaluation.inputs import load_inputs
 from lorif_core.evaluation.lds import Truth
-from lorif_core.evaluation.results import Measured
+from lorif_core.evaluation.results import MethodResults
 from lorif_core.evaluation.search_recall import search_recall
 from lorif_core.model.checkpoint import locate
 from lorif_core.search.index import Index
@@ -32,7 +32,7 @@ NEVER_FOUND = float("-inf")
 
 @ray.remote
 class TruthActor:
-    """Loads checkpoint, corpus and queries once and trains one run after another."""
+    """Loads checkpoint, corpus and queries once, and trains one run after another."""
 
     def __init__(self, evaluation: EvaluationConfig, out: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -41,7 +41,7 @@ class TruthActor:
 
     def run(self, name: str) -> str:
         """See `run_once`."""
-        if self._trainer is None:  # not in __init__: what goes wrong would reach the caller as a dead actor
+        if self._trainer is None:  # not in __init__, where an error would reach the caller as a dead actor
             self._trainer = Trainer(self._evaluation)
         config = self._evaluation.base()
         run_once(self._trainer, TruthFolder(self._out, config.storage), name, config)
@@ -50,38 +50,38 @@ class TruthActor:
 
 @task(name="ground truth", cache_policy=NO_CACHE)
 def make_truth(evaluation: EvaluationConfig, out: str) -> tuple[list[str], Truth]:
-    """Ids of the examples and the ground truth; runs that are kept in `out` are not trained again.
+    """Train on all subsets whose runs `out` does not have yet; returns the example ids and the ground truth.
 
     Raises:
-        UserError: `out` holds another ground truth, or checkpoint, corpus or queries are not what they should be.
+        UserError: `out` has another ground truth, or checkpoint, corpus or queries are not valid.
     """
-    _train(evaluation, out, runs(evaluation))
+    _train(evaluation, out, run_names(evaluation))
     return TruthFolder(out, evaluation.base().storage).read(evaluation)
 
 
 @task(name="attributed checkpoint", cache_policy=NO_CACHE)
 def make_checkpoint(evaluation: EvaluationConfig, out: str, at_least: int = 1) -> list[str]:
-    """Train the checkpoint that is attributed on the whole corpus, unless `out` has it; ids of the examples.
+    """Train the attributed checkpoint on the whole corpus, unless `out` has it; returns the example ids.
 
     Raises:
-        UserError: as `make_truth`, or the corpus has fewer than `at_least` examples.
+        UserError: see `make_truth`; or the corpus has fewer than `at_least` examples.
     """
-    _train(evaluation, out, [WHOLE], at_least)
+    _train(evaluation, out, [FULL_RUN], at_least)
     return TruthFolder(out, evaluation.base().storage).ids()
 
 
-def _train(evaluation: EvaluationConfig, out: str, wanted: Sequence[str], at_least: int = 1) -> None:
+def _train(evaluation: EvaluationConfig, out: str, runs: Sequence[str], at_least: int = 1) -> None:
     config = evaluation.base()
     folder = TruthFolder(out, config.storage)
     trainer = Trainer(evaluation)
     ids = [example.example_id for example in trainer.examples]
     if len(ids) < at_least:
         raise UserError(
-            f"the corpus {config.corpus.uri} has {len(ids)} examples, fewer than the {at_least} that are asked for"
+            f"the corpus {config.corpus.uri} has {len(ids)} examples, fewer than the required {at_least}"
         )
     folder.begin(trainer.identity(locate(config.model, config.storage).fingerprint()), ids)
-    done = folder.done()
-    missing = [run for run in wanted if run not in done]
+    done = folder.finished_runs()
+    missing = [run for run in runs if run not in done]
     get_run_logger().info(
         "%d examples, %d queries, %d runs to train", len(ids), len(trainer.queries), len(missing)
     )
@@ -113,30 +113,30 @@ def score_method(
     left_out: float = 0.0,
     *,
     with_searches: bool = False,
-) -> Measured:
-    """Scores (Q, N) of the published generation of a method, in the order of `ids`; what it costs.
+) -> MethodResults:
+    """Scores (Q, N) of the published generation of a method, in the order of `ids`, and their cost.
 
-    An example that the index left out scores `left_out`: it has no influence, 0, or can never be found. What
-    searches find of the strongest rows is measured too, `with_searches`.
+    An example that the index skipped scores `left_out`: 0 for no influence, or `NEVER_FOUND`. `with_searches` also
+    measures the recall of approximate searches.
     """
     started = time.perf_counter()
     store = Store(config.index, config.storage)
     index = Index(store, generation)
     queries = read_queries(evaluation.queries, config.storage)
     folded = index.fold(index.encode(queries, config.model))
-    found, scores = index.scores_folded(folded)
+    scored_ids, scores = index.scores_folded(folded)
     seconds = time.perf_counter() - started
-    place = {example_id: column for column, example_id in enumerate(ids)}
+    columns = {example_id: column for column, example_id in enumerate(ids)}
     aligned = np.full((len(queries), len(ids)), left_out, np.float32)
-    aligned[:, [place[example_id] for example_id in found]] = scores
+    aligned[:, [columns[example_id] for example_id in scored_ids]] = scores
     size = store.rows.code_bytes(generation.factors_version) / max(generation.rows, 1)
     searches = search_recall(index, folded) if with_searches else []
-    return Measured(name, aligned, size, generation.timings, seconds, searches)
+    return MethodResults(name, aligned, size, generation.timings, seconds, searches)
 
 
 @task(name="score BM25", cache_policy=NO_CACHE)
-def score_bm25(evaluation: EvaluationConfig) -> Measured:
-    """The words of queries and examples, as a search engine matches them."""
+def score_bm25(evaluation: EvaluationConfig) -> MethodResults:
+    """Scores of BM25, which compares the words of queries and examples."""
     started = time.perf_counter()
-    scores = bm25_scores(*load_material(evaluation).texts())
-    return Measured(BM25, scores, None, {}, time.perf_counter() - started)
+    scores = bm25_scores(*load_inputs(evaluation).texts())
+    return MethodResults(BM25, scores, None, {}, time.perf_counter() - started)

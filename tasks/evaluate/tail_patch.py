@@ -1,4 +1,4 @@
-"""The steps of `lorif evaluate tail-patch`: one step of training on the proponents of every query and method."""
+"""The steps of `lorif evaluate tail-patch`: one training step on the proponents of every query and method."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ from prefect.cache_policies import NO_CACHE
 from lorif_core.errors import LorifError
 from lorif_core.evaluation.config import RANDOM, EvaluationConfig
 from lorif_core.evaluation.ground_truth import TruthFolder
-from lorif_core.evaluation.inputs import Material, load_material
-from lorif_core.evaluation.results import Figure, Measured, csv_file, json_file, tabulate, write_files
+from lorif_core.evaluation.inputs import EvaluationInputs, load_inputs
+from lorif_core.evaluation.results import MethodResults, MetricValues, csv_file, json_file, tabulate, write_files
 from lorif_core.evaluation.tail_patch import Patcher, top_columns
 from lorif_core.gradients.projection import counter_generator
 from lorif_core.storage.objects import Objects
@@ -30,8 +30,8 @@ _QUERIES_PER_CALL = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Some queries of a method, from row `first`, each with the columns of its proponents."""
+class _QueryBatch:
+    """Consecutive queries of a method, from row `first`, each with the columns of its proponents."""
 
     method: str
     first: int
@@ -40,87 +40,89 @@ class _Part:
 
 @ray.remote
 class PatchActor:
-    """Loads the attributed checkpoint, corpus and queries once and takes one step after another from it."""
+    """Loads the attributed checkpoint, corpus and queries once; every step starts from that checkpoint."""
 
     def __init__(self, evaluation: EvaluationConfig, model: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._evaluation, self._model = evaluation, model
-        self._material: Material | None = None
+        self._inputs: EvaluationInputs | None = None
         self._patcher: Patcher | None = None
 
-    def gains(self, part: _Part) -> list[float]:
-        """See `Patcher.gain`; of each query of the part."""
-        if self._material is None or self._patcher is None:  # not in __init__: see `TruthActor`
-            self._material = load_material(self._evaluation, self._model)
-            self._patcher = Patcher(self._material.loaded.model, self._evaluation.tail_patch.step())
-        examples, queries = self._material.examples, self._material.queries
+    def gains(self, batch: _QueryBatch) -> list[float]:
+        """The gain of each query of a batch; see `Patcher.gain`."""
+        if self._inputs is None or self._patcher is None:  # not in __init__: see `TruthActor`
+            self._inputs = load_inputs(self._evaluation, self._model)
+            self._patcher = Patcher(self._inputs.loaded.model, self._evaluation.tail_patch.step())
+        examples, queries = self._inputs.examples, self._inputs.queries
         return [
-            self._patcher.gain([examples[column] for column in columns], queries[part.first + row])
-            for row, columns in enumerate(part.columns)
+            self._patcher.gain([examples[column] for column in columns], queries[batch.first + row])
+            for row, columns in enumerate(batch.columns)
         ]
 
 
-def score_random(shape: tuple[int, int]) -> Measured:
-    """Scores (Q, N) that mean nothing: their proponents are examples drawn at random, the same every time."""
-    return Measured(RANDOM, counter_generator(0, "tail-patch/random").random(shape, np.float32), None, {}, 0.0)
+def score_random(shape: tuple[int, int]) -> MethodResults:
+    """Random scores (Q, N), the same in every run; their proponents are a baseline."""
+    return MethodResults(
+        RANDOM, counter_generator(0, "tail-patch/random").random(shape, np.float32), None, {}, 0.0
+    )
 
 
 @task(name="patch", cache_policy=NO_CACHE)
-def patch_queries(evaluation: EvaluationConfig, out: str, measured: list[Measured]) -> dict[str, list[float]]:
-    """Gains (Q) of every method in the order of the queries; those that are kept in `out` are not taken again.
+def patch_queries(evaluation: EvaluationConfig, out: str, results: list[MethodResults]) -> dict[str, list[float]]:
+    """Gains (Q) of every method in the order of the queries; gains that `out` already has are not computed again.
 
-    A method's gains are kept with what they are of, so other proponents or another step are patched anew.
+    Gains are stored with a digest of proponents and step, so if either changes they are computed again.
 
     Raises:
-        LorifError: a step failed, or made a loss that is not finite.
+        LorifError: a step failed, or led to a loss that is not finite.
     """
     objects = Objects(out, evaluation.base().storage)
     top_k = evaluation.tail_patch.top_k
-    columns = {method.name: top_columns(method.scores, top_k).tolist() for method in measured}
-    names = {name: _digest(evaluation, chosen) for name, chosen in columns.items()}
+    columns = {method.name: top_columns(method.scores, top_k).tolist() for method in results}
+    digests = {name: _digest(evaluation, proponents) for name, proponents in columns.items()}
     gains: dict[str, list[float]] = {}
     for name in columns:
-        kept = objects.get(_object(name))
-        if kept is not None and kept.get("of") == names[name]:
-            gains[name] = kept["gains"]
+        stored = objects.get(_object(name))
+        if stored is not None and stored.get("of") == digests[name]:
+            gains[name] = stored["gains"]
     get_run_logger().info("%d of %d methods to patch", len(columns) - len(gains), len(columns))
-    missing = {name: chosen for name, chosen in columns.items() if name not in gains}
-    for name, found in _patched(evaluation, out, missing):
-        objects.put(_object(name), {"of": names[name], "gains": found})
-        gains[name] = found
+    missing = {name: proponents for name, proponents in columns.items() if name not in gains}
+    for name, method_gains in _patch_methods(evaluation, out, missing):
+        objects.put(_object(name), {"of": digests[name], "gains": method_gains})
+        gains[name] = method_gains
     return gains
 
 
-def _patched(
+def _patch_methods(
     evaluation: EvaluationConfig, out: str, columns: dict[str, list[list[int]]]
 ) -> Iterator[tuple[str, list[float]]]:
-    """Each method as soon as all its queries are done."""
-    parts = [part for name, chosen in columns.items() for part in _parts(name, chosen)]
-    if not parts:
+    """Compute gains on all workers; yields each method as soon as all its queries are done."""
+    batches = [batch for name, proponents in columns.items() for batch in _batches(name, proponents)]
+    if not batches:
         return
     config = evaluation.base()
     model = TruthFolder(out, config.storage).model
     done: dict[str, dict[int, list[float]]] = {name: {} for name in columns}
     with cluster(config.compute) as resources:
-        count = min(resources.workers, len(parts))
+        count = min(resources.workers, len(batches))
         with (
             Workers(lambda: start(PatchActor, resources, evaluation, model, with_model=True), count) as workers,
-            Progress("patch queries", sum(len(part.columns) for part in parts)) as progress,
+            Progress("patch queries", sum(len(batch.columns) for batch in batches)) as progress,
         ):
-            for outcome in workers.run(parts, lambda actor, part: actor.gains.remote(part)):
+            for outcome in workers.run(batches, lambda actor, batch: actor.gains.remote(batch)):
                 if isinstance(outcome, Failed):
                     raise LorifError(f"patching queries of {outcome.item.method} failed: {outcome.cause}")
-                part: _Part = outcome.item
-                done[part.method][part.first] = outcome.result
-                progress.advance(len(part.columns))
-                if sum(map(len, done[part.method].values())) == len(columns[part.method]):
-                    found = done[part.method]
-                    yield part.method, [gain for first in sorted(found) for gain in found[first]]
+                batch: _QueryBatch = outcome.item
+                gains = done[batch.method]
+                gains[batch.first] = outcome.result
+                progress.advance(len(batch.columns))
+                if sum(map(len, gains.values())) == len(columns[batch.method]):
+                    yield batch.method, [gain for first in sorted(gains) for gain in gains[first]]
 
 
-def _parts(name: str, columns: Sequence[Sequence[int]]) -> Iterator[_Part]:
+def _batches(name: str, columns: Sequence[Sequence[int]]) -> Iterator[_QueryBatch]:
     for first in range(0, len(columns), _QUERIES_PER_CALL):
-        yield _Part(name, first, tuple(map(tuple, columns[first : first + _QUERIES_PER_CALL])))
+        yield _QueryBatch(name, first, tuple(map(tuple, columns[first : first + _QUERIES_PER_CALL])))
 
 
 def _object(method: str) -> str:
@@ -128,24 +130,24 @@ def _object(method: str) -> str:
 
 
 def _digest(evaluation: EvaluationConfig, columns: Sequence[Sequence[int]]) -> str:
-    whole = [asdict(evaluation.tail_patch.step()), columns]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
+    inputs = [asdict(evaluation.tail_patch.step()), columns]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
 @task(name="write tail-patch", cache_policy=NO_CACHE)
 def write_tail_patch(
-    evaluation: EvaluationConfig, out: str, measured: list[Measured], gains: dict[str, list[float]]
+    evaluation: EvaluationConfig, out: str, results: list[MethodResults], gains: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Mean gains of every method, with intervals, into `out`; the summary."""
-    scored = np.array([query.scored for query in load_material(evaluation).queries])
-    totals = {name: np.array(found) for name, found in gains.items()}
+    """Write the mean gains of every method, with intervals, to `out`; returns the summary."""
+    scored = np.array([query.scored for query in load_inputs(evaluation).queries])
+    totals = {name: np.array(method_gains) for name, method_gains in gains.items()}
     per_token = {name: total / scored for name, total in totals.items()}
     figures = [
-        Figure({"measure": "log-probability"}, totals),
-        Figure({"measure": "log-probability per token"}, per_token),
+        MetricValues({"measure": "log-probability"}, totals),
+        MetricValues({"measure": "log-probability per token"}, per_token),
     ]
-    rows, differences = tabulate(measured, figures, evaluation.compared(totals))
-    queries, examples = measured[0].scores.shape
+    rows, differences = tabulate(results, figures, evaluation.compared(totals))
+    queries, examples = results[0].scores.shape
     summary = {
         "queries": queries, "examples": examples, **evaluation.tail_patch.model_dump(), "methods": rows,
         "differences": differences,

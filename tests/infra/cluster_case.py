@@ -1,7 +1,7 @@
-"""Run as a program inside the Prefect worker's container: what is to be built, and where its driver stands.
+"""A program that runs inside the container of the Prefect worker.
 
-`python -m tests.infra.cluster_case fill` puts a model and a corpus into the store and prints a CONFIG.
-`python -m tests.infra.cluster_case look` prints what the node of a driver offers, and where actors are placed.
+`python -m tests.infra.cluster_case fill` uploads a model and a corpus to the store and prints a CONFIG.
+`python -m tests.infra.cluster_case look` prints the resources of the driver's node, and the nodes of actors.
 """
 
 import json
@@ -21,7 +21,7 @@ ENDPOINT = "http://s3:8333"
 
 
 def fill() -> dict[str, Any]:
-    """A tiny model and twelve small shards; the CONFIG of an index over them."""
+    """Upload a tiny model and twelve small shards; returns the CONFIG of an index over them."""
     import boto3
 
     from tests.integration.s3 import shard_file
@@ -48,31 +48,31 @@ def fill() -> dict[str, Any]:
 
 
 @ray.remote
-class Where:
-    """An actor that knows its node."""
+class NodeActor:
+    """An actor that reports its node."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
     def node(self) -> tuple[str, int]:
-        """The node's id, and the cores that the actor was told to use."""
+        """The id of the node, and the number of cores that the actor may use."""
         return ray.get_runtime_context().get_node_id(), self._threads
 
 
 def look() -> dict[str, Any]:
-    """Cores of the driver's node and of all; where actors with and without cores of their own stand."""
+    """Cores of the driver's node and of all nodes, and the nodes of actors that do and do not reserve cores."""
     with cluster(ComputeConfig(ray="auto")) as resources:
-        mine = ray.get_runtime_context().get_node_id()
+        driver_node = ray.get_runtime_context().get_node_id()
         cores = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
-        actors = [start(Where, resources), start(Where, resources, with_model=True, shares_cores=True)]
-        places = ray.get([actor.node.remote() for actor in actors])
+        actors = [start(NodeActor, resources), start(NodeActor, resources, with_model=True, shares_cores=True)]
+        nodes = ray.get([actor.node.remote() for actor in actors])
         return {
-            "driver": cores[mine],
+            "driver": cores[driver_node],
             "all": sorted(cores.values()),
             "workers": [resources.workers, resources.cpus_per_worker],
-            "beside driver": [place == mine for place, _ in places],
-            "cores of their nodes": [cores[place] for place, _ in places],
-            "threads": [threads for _, threads in places],
+            "beside driver": [node == driver_node for node, _ in nodes],
+            "cores of their nodes": [cores[node] for node, _ in nodes],
+            "threads": [threads for _, threads in nodes],
         }
 
 

@@ -1,7 +1,7 @@
-"""Services of a compose file as processes, each with network, processes, /tmp and /dev/shm of a host of its own.
+"""Runs services of a compose file as processes, each with its own network, process ids, /tmp and /dev/shm.
 
-What a container would be but for the image: programs are those of this virtual environment. The hosts are network
-namespaces on a bridge that leads nowhere else, reached by the names of the services. Needs Linux, root, iproute2.
+This is a container without its image: the programs are those of this virtual environment. The hosts are network
+namespaces on an isolated bridge, and their names are those of the services. It needs Linux, root and iproute2.
 """
 
 import os
@@ -22,8 +22,8 @@ from tests.infra.files import INFRA, ROOT
 
 _NETWORK = "10.213.0"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::[?-][^}]*)?\}")
-_ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-# what a container has for itself; the command follows
+_UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+# the private mounts of a container; the command follows
 _PRIVATE = 'mount -t tmpfs none /tmp && mount -t tmpfs -o size=2g none /dev/shm && mkdir $HOME && exec "$@"'
 
 
@@ -31,8 +31,8 @@ class Containers(AbstractContextManager["Containers"]):
     """Starts services one by one; all of them end with the block.
 
     Args:
-        services: of the compose file.
-        variables: what `.env` would have.
+        services: the services of the compose file.
+        variables: the variables that `.env` would define.
     """
 
     def __init__(self, services: Mapping[str, dict[str, Any]], variables: Mapping[str, str]) -> None:
@@ -56,11 +56,11 @@ class Containers(AbstractContextManager["Containers"]):
         self._stack.close()
 
     def start(self, name: str, command: Sequence[str] | None = None) -> None:
-        """Start a service; `command` stands in for one whose program is not of this environment."""
+        """Start a service; `command` replaces an entrypoint whose program is not in this environment."""
         log = (self._bin / f"{name}.log").open("wb")
         self._stack.callback(log.close)
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._space(name), *_ALONE,
+            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self._space(name), *_UNSHARE,
              "sh", "-c", _PRIVATE, "sh", *(command or self._services[name]["entrypoint"])],
             env=self._environment(name), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
@@ -68,7 +68,7 @@ class Containers(AbstractContextManager["Containers"]):
         self.processes[name] = process
 
     def execute(self, name: str, *command: str, stdin: str = "") -> str:
-        """Run a command in a running service, as `docker compose exec` does; its output."""
+        """Run a command in a running service, as `docker compose exec` does; returns its output."""
         done = subprocess.run(
             ["nsenter", "--target", str(self._first_process(name)), "--mount", "--pid", "--net",
              "sh", "-c", 'cd "$LORIF_HOME" && exec "$@"', "sh", *command],
@@ -78,7 +78,7 @@ class Containers(AbstractContextManager["Containers"]):
         return done.stdout
 
     def await_health(self, name: str, seconds: float) -> None:
-        """Until the healthcheck of the file passes in the service."""
+        """Wait until the healthcheck of the compose file passes in the service."""
         check = self._services[name]["healthcheck"]["test"][1:]
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -91,11 +91,11 @@ class Containers(AbstractContextManager["Containers"]):
         raise AssertionError(f"{name} is not healthy: {self.log(name)[-3000:]}")
 
     def log(self, name: str) -> str:
-        """What a service has said."""
+        """The output of a service."""
         return (self._bin / f"{name}.log").read_text(errors="replace")
 
     def _first_process(self, name: str) -> int:
-        """The child of `unshare`, which is process 1 in there."""
+        """The child of `unshare`, which is process 1 of the service."""
         children = Path(f"/proc/{self.processes[name].pid}/task/{self.processes[name].pid}/children")
         return next(int(child) for child in children.read_text().split())
 
@@ -110,8 +110,8 @@ class Containers(AbstractContextManager["Containers"]):
             **{key: _VARIABLE.sub(self._value, value) for key, value in given.items()},
         }
 
-    def _value(self, found: re.Match[str]) -> str:
-        return self.variables[found[1]]
+    def _value(self, match: re.Match[str]) -> str:
+        return self.variables[match[1]]
 
     def _space(self, name: str) -> str:
         return f"lorif-{self._run}-{name}"
@@ -129,7 +129,7 @@ class Containers(AbstractContextManager["Containers"]):
             _ip(f"-n {bridge} link set port{number} master lan up")
             _ip(f"-n {space} address add {address}/24 dev eth0")
             _ip(f"-n {space} link set eth0 up")
-            # it leads nowhere, but by it Ray and others find the address that they are reached at
+            # the route leads nowhere, but Ray and others use it to find their own address
             _ip(f"-n {space} route add default via {_NETWORK}.1")
 
 
@@ -140,7 +140,7 @@ def _make_space(stack: ExitStack, name: str, hosts: str) -> None:
     folder = Path("/etc/netns") / name
     folder.mkdir(parents=True)
     stack.callback(folder.rmdir)
-    # without a name server that answers, or refuses at once, Ray waits for one before it reads the names of hosts
+    # without a name server that answers or refuses at once, Ray waits for one before it reads /etc/hosts
     for name, text in {"hosts": hosts, "resolv.conf": "nameserver 127.0.0.1\n"}.items():
         (folder / name).write_text(text)
         stack.callback((folder / name).unlink)
@@ -151,5 +151,5 @@ def _ip(arguments: str) -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGKILL)  # --kill-child: its processes go with it
+    process.send_signal(signal.SIGKILL)  # with --kill-child its processes are killed too
     process.wait()

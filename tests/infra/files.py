@@ -1,4 +1,4 @@
-"""Reading what is in `infra/`: YAML documents, and the instructions of the Dockerfile."""
+"""Reads the files of `infra/`: YAML documents, and the instructions of the Dockerfile."""
 
 import json
 import re
@@ -17,12 +17,12 @@ CREDENTIAL = re.compile(r"(KEY|SECRET|TOKEN|PASSWORD|AUTH_STRING)(_ID)?$")
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """The documents of a YAML file, anchors resolved."""
+    """The documents of a YAML file, with anchors resolved."""
     return list(yaml.safe_load_all(path.read_text()))
 
 
 def validator(name: str, reference: str = "") -> Draft202012Validator:
-    """A schema of the folder, or a definition in it; the schemas refer to each other by name."""
+    """A validator for a schema in `schemas/`, or for a definition in it; schemas refer to each other by name."""
     files = [(path.name, json.loads(path.read_text())) for path in SCHEMAS.glob("*.json")]
     registry = Registry().with_resources(
         (name, Resource.from_contents(schema, default_specification=DRAFT202012)) for name, schema in files
@@ -31,7 +31,7 @@ def validator(name: str, reference: str = "") -> Draft202012Validator:
 
 
 def instructions() -> list[tuple[str, str]]:
-    """(instruction, arguments) of the Dockerfile, continued lines joined."""
+    """(instruction, arguments) of each line of the Dockerfile, with continued lines joined."""
     text = (INFRA / "Dockerfile").read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
@@ -40,6 +40,6 @@ def instructions() -> list[tuple[str, str]]:
 
 def pinned(name: str) -> str:
     """The version of a package in constraints.txt."""
-    found = re.search(rf"^{re.escape(name)}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
-    assert found is not None, f"{name} is not in constraints.txt"
-    return found[1]
+    match = re.search(rf"^{re.escape(name)}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert match is not None, f"{name} is not in constraints.txt"
+    return match[1]

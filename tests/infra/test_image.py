@@ -1,4 +1,4 @@
-"""Invariant: the image installs what the Makefile installs, runs as nobody special, and holds no secret."""
+"""Invariant: the image installs the packages of the Makefile, does not run as root, and contains no secret."""
 
 import os
 import re
@@ -18,26 +18,26 @@ INSTALLS = [rest for word, rest in STEPS if word == "RUN" and "pip install" in r
 
 
 def installed(command: str) -> tuple[str | None, set[str]]:
-    """(constraints file, what is installed) of the `pip install` in a shell command."""
+    """(constraints file, packages) of the `pip install` in a shell command."""
     words = shlex.split(command[command.index("pip install") :])[2:]
-    constraint, wanted = None, set()
+    constraint, packages = None, set()
     while words:
         word = words.pop(0)
         if word in ("--constraint", "--index-url"):
             value = words.pop(0)
             constraint = value if word == "--constraint" else constraint
         elif not word.startswith("--"):
-            wanted.add(word)
-    return constraint, wanted
+            packages.add(word)
+    return constraint, packages
 
 
 def test_the_image_and_the_makefile_install_the_same() -> None:
-    """Torch first, so that its build can be chosen; then the project; both within the constraints."""
+    """Torch comes first, so that its build can be chosen, then the project; both with the constraints."""
     makefile = (ROOT / "Makefile").read_text()
     lines = [
         line.strip()
         for line in makefile.splitlines()
-        if "pip install" in line and "SWIFT" not in line and "browser" not in line
+        if "pip install" in line and not any(other in line for other in ("SWIFT", "browser", "docs"))
     ]
     torch, project = (installed(line.replace("$(BIN)/pip", "pip")) for line in lines)
     assert project == ("constraints.txt", {".[dev]"})
@@ -46,19 +46,20 @@ def test_the_image_and_the_makefile_install_the_same() -> None:
     assert "--no-deps" in INSTALLS[2] and "--no-deps" not in INSTALLS[1]
 
 
-def test_python_is_pinned_and_fits() -> None:
+def test_python_is_pinned_and_supported() -> None:
     ((_, base),) = [step for step in STEPS if step[0] == "FROM"]
     assert re.fullmatch(r"python:3\.11\.\d+-slim-[a-z]+", base)
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.11"
 
 
-def test_code_comes_after_what_takes_long_to_install() -> None:
+def test_code_is_copied_after_the_large_packages_are_installed() -> None:
     """A changed module must not install torch again."""
     order = [rest for _, rest in STEPS]
-    for package in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]:
-        whole = package.partition(".")[0]
-        assert order.index(f"{whole} {whole}") > order.index(INSTALLS[1])
-        assert package.replace(".", "/") in INSTALLS[1], "an empty package stands in for it"
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    for pattern in packages["find"]["include"]:
+        package = pattern.removesuffix("*")
+        assert order.index(f"{package} {package}") > order.index(INSTALLS[1])
+        assert package.replace(".", "/") in INSTALLS[1], "an empty package must replace it"
     before = {
         source for word, rest in STEPS[: order.index(INSTALLS[1])] if word == "COPY" for source in _sources(rest)
     }
@@ -71,7 +72,7 @@ def test_nothing_runs_as_root() -> None:
     assert any("useradd" in rest and "--uid 1000" in rest for _, rest in STEPS)
 
 
-def test_no_secret_can_get_into_a_layer() -> None:
+def test_no_layer_contains_a_secret() -> None:
     for word, rest in STEPS:
         if word in ("ARG", "ENV"):
             names = re.findall(r"(\w+)=", rest) or [rest]
@@ -87,35 +88,35 @@ def _sources(rest: str) -> list[str]:
     return [word for word in rest.split() if not word.startswith("--")][:-1]
 
 
-def test_both_variants_are_asked_for_by_argument() -> None:
+def test_a_build_argument_selects_the_device() -> None:
     assert ("ARG", "DEVICE=cpu") in STEPS
     for device, index in {"cpu": "$CPU_INDEX", "cuda": "$CUDA_INDEX"}.items():
         assert f'{device}) index="{index}" ;;' in INSTALLS[0]
-    other = INSTALLS[0].partition("&& pip install")[0]
-    asked = subprocess.run(["sh", "-c", other], env={"DEVICE": "tpu"}, capture_output=True, text=True, check=False)
-    assert asked.returncode == 2 and asked.stderr == "DEVICE is cpu or cuda, not tpu\n"
+    choice = INSTALLS[0].partition("&& pip install")[0]
+    run = subprocess.run(["sh", "-c", choice], env={"DEVICE": "tpu"}, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and run.stderr == "DEVICE must be cpu or cuda, not tpu\n"
 
 
 @pytest.mark.parametrize(
-    ("given", "arguments", "told"),
+    ("variables", "arguments", "message"),
     [
-        ({}, ["--", "true"], "RAY_ADDRESS: is the address of the Ray head"),
+        ({}, ["--", "true"], "RAY_ADDRESS: must be the address of the Ray head"),
         ({"RAY_ADDRESS": "x"}, ["--"], "no command"),
     ],
 )
-def test_joining_without_an_address_or_a_command_is_refused(
-    given: dict[str, str], arguments: list[str], told: str
+def test_join_ray_without_an_address_or_a_command_fails(
+    variables: dict[str, str], arguments: list[str], message: str
 ) -> None:
     script = ["bash", str(ROOT / "infra" / "join-ray.sh"), *arguments]
-    asked = subprocess.run(
-        script, env={"PATH": "/usr/bin:/bin", **given}, capture_output=True, text=True, check=False
+    run = subprocess.run(
+        script, env={"PATH": "/usr/bin:/bin", **variables}, capture_output=True, text=True, check=False
     )
-    assert asked.returncode != 0 and told in asked.stderr
+    assert run.returncode != 0 and message in run.stderr
 
 
 @pytest.mark.infra
 def test_the_install_steps_run(tmp_path: Path) -> None:
-    """In a virtual environment, from the files and by the commands of the Dockerfile; minutes, and 2.5 GB."""
+    """Runs the commands of the Dockerfile in a virtual environment; takes minutes and 2.5 GB."""
     venv, app = tmp_path / "venv", tmp_path / "app"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     app.mkdir()
@@ -133,8 +134,8 @@ def test_the_install_steps_run(tmp_path: Path) -> None:
         elif word == "RUN" and "pip install" in rest:
             subprocess.run(["sh", "-ec", rest], cwd=app, env=environment, check=True)
     subprocess.run(["pip", "check"], cwd=app, env=environment, check=True)
-    asked = subprocess.run(["lorif", "--help"], cwd=tmp_path, env=environment, capture_output=True, check=True)
-    assert b"build" in asked.stdout
+    run = subprocess.run(["lorif", "--help"], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert b"build" in run.stdout
     for program in (["ray", "--version"], ["prefect", "version"]):
         subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, check=True)
     frozen = subprocess.run(["pip", "freeze"], env=environment, capture_output=True, text=True, check=True).stdout
@@ -145,14 +146,14 @@ def test_the_install_steps_run(tmp_path: Path) -> None:
 
 
 def _configured_index() -> str | None:
-    """Where pip gets packages from on this machine, which may be a mirror."""
-    asked = subprocess.run(
+    """The package index of pip on this machine, which may be a mirror."""
+    run = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.stdout.strip() or None
+    return run.stdout.strip() or None
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -1,17 +1,16 @@
-"""Invariant: the manifests are valid, refer to what is there, and run nothing with more rights than it needs."""
+"""Invariant: the manifests are valid, their references exist, and no pod has more rights than it needs."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.infra.files import CREDENTIAL, INFRA, documents, pinned, validator
+from tests.infra.files import CREDENTIAL, INFRA, ROOT, documents, pinned, validator
 
 FOLDER = INFRA / "kubernetes"
 (KUSTOMIZATION,) = documents(FOLDER / "kustomization.yaml")
-OBJECTS = [found for name in KUSTOMIZATION["resources"] for found in documents(FOLDER / name)]
-NAMES = [f"{found['kind']}/{found['metadata']['name']}" for found in OBJECTS]
+OBJECTS = [manifest for name in KUSTOMIZATION["resources"] for manifest in documents(FOLDER / name)]
+NAMES = [f"{manifest['kind']}/{manifest['metadata']['name']}" for manifest in OBJECTS]
 SCHEMAS = {
     "Namespace": "io.k8s.api.core.v1.Namespace",
     "ServiceAccount": "io.k8s.api.core.v1.ServiceAccount",
@@ -23,7 +22,7 @@ SCHEMAS = {
 
 
 def of_kind(kind: str) -> Iterator[dict[str, Any]]:
-    return (found for found in OBJECTS if found["kind"] == kind)
+    return (manifest for manifest in OBJECTS if manifest["kind"] == kind)
 
 
 def pods() -> dict[str, dict[str, Any]]:
@@ -31,7 +30,7 @@ def pods() -> dict[str, dict[str, Any]]:
     (cluster,) = of_kind("RayCluster")
     groups = cluster["spec"]["workerGroupSpecs"]
     return {
-        **{found["metadata"]["name"]: found["spec"]["template"] for found in of_kind("Deployment")},
+        **{deployment["metadata"]["name"]: deployment["spec"]["template"] for deployment in of_kind("Deployment")},
         "ray-head": cluster["spec"]["headGroupSpec"]["template"],
         **{f"ray-{group['groupName']}": group["template"] for group in groups},
     }
@@ -45,20 +44,20 @@ def container(name: str) -> dict[str, Any]:
     return only
 
 
-def problems(found: dict[str, Any]) -> list[str]:
-    if found["kind"] == "RayCluster":
+def problems(manifest: dict[str, Any]) -> list[str]:
+    if manifest["kind"] == "RayCluster":
         schema = validator("raycluster.json")
     else:
-        schema = validator("kubernetes.json", f"#/$defs/{SCHEMAS[found['kind']]}")
-    return [f"{error.json_path}: {error.message}" for error in schema.iter_errors(found)]
+        schema = validator("kubernetes.json", f"#/$defs/{SCHEMAS[manifest['kind']]}")
+    return [f"{error.json_path}: {error.message}" for error in schema.iter_errors(manifest)]
 
 
-@pytest.mark.parametrize("found", OBJECTS, ids=NAMES)
-def test_an_object_is_valid(found: dict[str, Any]) -> None:
-    assert problems(found) == []
+@pytest.mark.parametrize("manifest", OBJECTS, ids=NAMES)
+def test_an_object_is_valid(manifest: dict[str, Any]) -> None:
+    assert problems(manifest) == []
 
 
-def test_the_schemas_would_notice() -> None:
+def test_the_schema_rejects_misspelt_keys_and_wrong_types() -> None:
     (path,) = FOLDER.glob("ray-cluster.yaml")
     (cluster,) = documents(path)
     cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["readinessProb"] = {}
@@ -67,16 +66,16 @@ def test_the_schemas_would_notice() -> None:
     assert len(problems(cluster)) == 2
 
 
-def test_kustomize_takes_every_file_and_sets_every_image() -> None:
+def test_kustomize_uses_every_file_and_sets_every_image() -> None:
     files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
     assert files == set(KUSTOMIZATION["resources"])
     set_by_kustomize = {image["name"] for image in KUSTOMIZATION["images"]}
     assert {container(name)["image"] for name in PODS} == set_by_kustomize
-    assert [found["metadata"]["name"] for found in of_kind("Namespace")] == [KUSTOMIZATION["namespace"]]
+    assert [manifest["metadata"]["name"] for manifest in of_kind("Namespace")] == [KUSTOMIZATION["namespace"]]
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_a_pod_is_restricted_and_watched(name: str) -> None:
+def test_a_pod_is_restricted_and_has_probes(name: str) -> None:
     spec, only = PODS[name]["spec"], container(name)
     assert spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 1000
@@ -97,9 +96,9 @@ def test_credentials_come_from_secrets(name: str) -> None:
     assert not list(of_kind("Secret"))
 
 
-def test_references_lead_somewhere() -> None:
-    accounts = {found["metadata"]["name"] for found in of_kind("ServiceAccount")}
-    claims = {found["metadata"]["name"] for found in of_kind("PersistentVolumeClaim")}
+def test_references_exist() -> None:
+    accounts = {account["metadata"]["name"] for account in of_kind("ServiceAccount")}
+    claims = {claim["metadata"]["name"] for claim in of_kind("PersistentVolumeClaim")}
     for template in PODS.values():
         assert template["spec"].get("serviceAccountName", "lorif") in accounts
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
@@ -108,21 +107,21 @@ def test_references_lead_somewhere() -> None:
         named = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes.values() if
                  "persistentVolumeClaim" in volume}  # fmt: skip
         assert named <= claims
-    for found in of_kind("Deployment"):
-        assert found["spec"]["selector"]["matchLabels"] == found["spec"]["template"]["metadata"]["labels"]
+    for deployment in of_kind("Deployment"):
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert deployment["spec"]["selector"]["matchLabels"] == labels
     for service in of_kind("Service"):
-        labels = [template["metadata"]["labels"] for template in PODS.values()]
-        assert service["spec"]["selector"] in labels
+        assert service["spec"]["selector"] in [template["metadata"]["labels"] for template in PODS.values()]
 
 
-def test_the_cluster_is_of_the_pinned_ray_and_locked() -> None:
+def test_the_cluster_has_the_pinned_ray_and_needs_a_token() -> None:
     (cluster,) = of_kind("RayCluster")
     assert cluster["spec"]["rayVersion"] == pinned("ray")
     assert cluster["spec"]["authOptions"] == {"mode": "token"}
     assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_the_groups_differ_in_gpus() -> None:
+def test_only_the_gpu_group_has_gpus() -> None:
     (cluster,) = of_kind("RayCluster")
     assert [group["groupName"] for group in cluster["spec"]["workerGroupSpecs"]] == ["cpu", "gpu"]
     assert container("ray-gpu")["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -130,7 +129,7 @@ def test_the_groups_differ_in_gpus() -> None:
     assert "nvidia.com/gpu" not in container("ray-cpu")["resources"]["limits"]
 
 
-def test_probes_ask_the_ports_that_ray_is_given() -> None:
+def test_probes_use_the_ports_of_ray() -> None:
     (cluster,) = of_kind("RayCluster")
     for group in cluster["spec"]["workerGroupSpecs"]:
         port = int(group["rayStartParams"]["node-manager-port"])
@@ -142,32 +141,32 @@ def test_probes_ask_the_ports_that_ray_is_given() -> None:
     assert container("prefect-worker")["livenessProbe"]["grpc"] == {"port": 6380}
 
 
-def test_the_prefect_worker_joins_the_cluster_and_offers_nothing() -> None:
+def test_the_prefect_worker_joins_the_cluster() -> None:
     (cluster,) = of_kind("RayCluster")
-    only = container("prefect-worker")
-    given = {variable["name"]: variable for variable in only["env"]}
-    assert only["command"][:3] == ["join-ray", "--", "prefect"]
-    assert given["RAY_ADDRESS"]["value"] == f"{cluster['metadata']['name']}-head-svc:6379"
-    token = given["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
-    assert token == {"name": cluster["metadata"]["name"], "key": "auth_token"}, "as KubeRay names it"
-    assert given["RAY_AUTH_MODE"]["value"] == "token"
+    worker = container("prefect-worker")
+    variables = {variable["name"]: variable for variable in worker["env"]}
+    assert worker["command"][:3] == ["join-ray", "--", "prefect"]
+    assert variables["RAY_ADDRESS"]["value"] == f"{cluster['metadata']['name']}-head-svc:6379"
+    token = variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert token == {"name": cluster["metadata"]["name"], "key": "auth_token"}, "KubeRay uses these names"
+    assert variables["RAY_AUTH_MODE"]["value"] == "token"
     (server,) = of_kind("Service")
     host = f"http://{server['metadata']['name']}:{server['spec']['ports'][0]['port']}/api"
-    assert given["PREFECT_API_URL"]["value"] == host
+    assert variables["PREFECT_API_URL"]["value"] == host
 
 
-def test_only_the_namespace_itself_gets_in() -> None:
+def test_only_pods_of_the_namespace_may_connect() -> None:
     (policy,) = of_kind("NetworkPolicy")
     assert policy["spec"]["podSelector"] == {} and set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
     assert policy["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
 
 
-def test_the_readme_names_the_secrets() -> None:
-    readme = (Path(INFRA).parent / "README.md").read_text()
-    wanted = {
+def test_the_documentation_names_the_secrets() -> None:
+    guide = (ROOT / "docs" / "how-to" / "cloud.md").read_text()
+    secrets = {
         variable["valueFrom"]["secretKeyRef"]["name"]
         for name in PODS
         for variable in container(name).get("env", [])
         if "valueFrom" in variable
     }
-    assert wanted == {"lorif", "lorif-prefect"} and "lorif-prefect" in readme and "auth-string" in readme
+    assert secrets == {"lorif", "lorif-prefect"} and "lorif-prefect" in guide and "auth-string" in guide

@@ -1,4 +1,4 @@
-"""Invariant: the IAM policies allow what the product asks of S3, by a recording of it, and nothing more."""
+"""Invariant: the IAM policies allow exactly the S3 requests of the product, according to a recording."""
 
 import json
 import re
@@ -37,7 +37,7 @@ INDEX = f"s3://{BUCKET}/indexes/tiny"
 
 _WRITES = (("PUT",), ("PUT", "partNumber", "uploadId"), ("POST", "uploads"), ("POST", "uploadId"))
 
-Asked = set[tuple[str, str]]  # (IAM action, ARN)
+Permissions = set[tuple[str, str]]  # (IAM action, ARN)
 
 
 def policy(name: str) -> str:
@@ -49,15 +49,14 @@ def statements(name: str) -> list[dict[str, Any]]:
 
 
 def allows(name: str, action: str, arn: str) -> bool:
-    """What moto's IAM makes of a policy."""
-    found = IAMPolicy(policy(name)).is_action_permitted(action, arn)
-    return found == PermissionResult.PERMITTED
+    """Whether a policy allows an action on a resource, according to moto's IAM."""
+    return IAMPolicy(policy(name)).is_action_permitted(action, arn) == PermissionResult.PERMITTED
 
 
-def permissions(request: str) -> Asked:
-    """What AWS asks for before it answers a request, by the Service Authorization Reference of S3.
+def permissions(request: str) -> Permissions:
+    """The permissions that AWS requires for a request, from the Service Authorization Reference of S3.
 
-    The keys of a bulk deletion are in its body; here it stands for any key of the index.
+    A bulk deletion has its keys in the body, which is not recorded; it counts as a deletion of any index key.
     """
     method, _, path = request.partition(" ")
     place = urlsplit(path)
@@ -79,18 +78,18 @@ def permissions(request: str) -> Asked:
         return {("s3:AbortMultipartUpload", of_object)}
     elif (method, *query) == ("DELETE",):
         return {("s3:DeleteObject", of_object)}
-    raise AssertionError(f"{request}: say here which permission AWS asks for")
+    raise AssertionError(f"{request}: add the permission that AWS requires for it")
 
 
 @pytest.fixture(scope="module")
-def asked(
+def used(
     moto: MotoServer,
     prefect_server: None,
     ray_session: None,
     model_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Asked]:
-    """What each role asks for: the writer over the life of an index, the reader over questions and status."""
+) -> dict[str, Permissions]:
+    """The permissions that each role uses: the writer for changes of an index, the reader for query and status."""
     moto.make_bucket(BUCKET)
     upload_folder(moto, model_folder, BUCKET, "models/tiny")
     put = moto.client().put_object
@@ -104,12 +103,12 @@ def asked(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(garbage, "_UPLOAD_AGE", timedelta(days=-1))
             writer = _record(requests, lambda: _write(moto, str(path), proxy.url))
-            patch.setenv("LORIF_CACHE", str(path.parent))  # a reader on a machine that has nothing yet
+            patch.setenv("LORIF_CACHE", str(path.parent))  # a reader on a machine with an empty cache
             reader = _record(requests, lambda: _read(proxy.url))
     return {"writer": writer, "reader": reader}
 
 
-def _record(requests: list[str], work: Callable[[], None]) -> Asked:
+def _record(requests: list[str], work: Callable[[], None]) -> Permissions:
     requests.clear()
     work()
     return {permission for request in requests for permission in permissions(request)}
@@ -142,19 +141,21 @@ def _write(moto: MotoServer, config: str, endpoint: str) -> None:
 
 
 def _attribute(config: Config) -> None:
-    """As `lorif attribute`, in this process: its actors ask for no more than a question does."""
+    """The requests of `lorif attribute`, in this process; its actors need no more permissions than a query."""
     run = check_attribution(config, f"s3://{BUCKET}/queries/q.jsonl", f"s3://{BUCKET}/answers/1", 2)
     run.begin()
     store = Store(config.index, config.storage)
-    for block in run.missing():
+    for block in run.unanswered_blocks():
         top = Index(store, run.generation).top_k(block.queries, run.k)
-        run.keep(block, [Attribution(*found) for found in zip(block.queries, [0.0] * len(top), top, strict=True)])
+        run.save_answers(
+            block, [Attribution(*answer) for answer in zip(block.queries, [0.0] * len(top), top, strict=True)]
+        )
     write_answers(run.out, store, run.generation, run.answers(), "answers")
-    run.finish()
+    run.clean_up()
 
 
 def _write_large(endpoint: str) -> None:
-    """A fragment that Lance sends in parts, and one that it gives up in the middle."""
+    """Write a fragment that Lance uploads in parts, and one that fails in the middle."""
     schema = pa.schema([("codes", pa.binary(2**20))])
     tables = Tables(INDEX, StorageConfig(**_storage(endpoint)))
     tables.create("large", schema)
@@ -163,10 +164,10 @@ def _write_large(endpoint: str) -> None:
         for _ in range(12):
             yield pa.record_batch([pa.array([bytes(2**20)], pa.binary(2**20))], schema=schema)
         if fail:
-            raise UserError("given up")
+            raise UserError("write failed")
 
     tables.write("large", batches(False), schema)
-    with pytest.raises(UserError, match="given up"):
+    with pytest.raises(UserError, match="write failed"):
         tables.write("large", batches(True), schema)
 
 
@@ -186,26 +187,26 @@ def _lorif(*arguments: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["writer", "reader"])
-def test_a_role_may_do_all_that_it_does(role: str, asked: dict[str, Asked]) -> None:
-    refused = {permission for permission in asked[role] if not allows(role, *permission)}
-    assert asked[role] and not refused
+def test_a_role_has_every_permission_that_it_uses(role: str, used: dict[str, Permissions]) -> None:
+    refused = {permission for permission in used[role] if not allows(role, *permission)}
+    assert used[role] and not refused
 
 
 @pytest.mark.parametrize("role", ["writer", "reader"])
-def test_a_role_may_do_nothing_that_it_does_not(role: str, asked: dict[str, Asked]) -> None:
-    """Every action on every resource of the policy is one that the recording has."""
-    idle = [
+def test_a_role_has_no_permission_that_it_does_not_use(role: str, used: dict[str, Permissions]) -> None:
+    """The recording has every action on every resource of the policy."""
+    unused = [
         (action, resource)
         for statement in statements(role)
         for action in statement["Action"]
         for resource in _listed(statement["Resource"])
-        if not any(asking == action and fnmatchcase(arn, resource) for asking, arn in asked[role])
+        if not any(name == action and fnmatchcase(arn, resource) for name, arn in used[role])
     ]
-    assert not idle
+    assert not unused
 
 
 @pytest.mark.parametrize("name", ["writer", "reader"])
-def test_no_action_is_a_pattern_and_no_resource_a_whole_store(name: str) -> None:
+def test_actions_have_no_wildcards_and_resources_are_parts_of_the_bucket(name: str) -> None:
     IAMPolicyDocumentValidator(policy(name)).validate()
     for statement in statements(name):
         assert statement["Effect"] == "Allow" and not {"NotAction", "NotResource"} & statement.keys()
@@ -226,20 +227,20 @@ def test_no_action_is_a_pattern_and_no_resource_a_whole_store(name: str) -> None
         ("reader", "s3:GetObject", "corpus/0.jsonl"),
     ],
 )
-def test_what_a_role_has_no_business_with_is_refused(role: str, action: str, key: str) -> None:
+def test_other_actions_are_refused(role: str, action: str, key: str) -> None:
     assert not allows(role, action, f"arn:aws:s3:::{BUCKET}/{key}".rstrip("/"))
     assert not allows(role, "s3:GetObject", "arn:aws:s3:::elsewhere/indexes/tiny/x")
 
 
-def test_corpus_checkpoint_and_queries_are_left_as_they_were(moto: MotoServer, asked: dict[str, Asked]) -> None:
-    """Bulk deletions name their keys in the body, which the recording does not have."""
-    found = moto.client().list_objects_v2(Bucket=BUCKET)["Contents"]
-    kept = {entry["Key"] for entry in found if not entry["Key"].startswith("indexes/")}
+def test_corpus_checkpoint_and_queries_are_not_deleted(moto: MotoServer, used: dict[str, Permissions]) -> None:
+    """Bulk deletions have their keys in the body, which is not recorded."""
+    listing = moto.client().list_objects_v2(Bucket=BUCKET)["Contents"]
+    keys = {entry["Key"] for entry in listing if not entry["Key"].startswith("indexes/")}
     answers = {f"answers/1/{name}" for name in ("scores.parquet", "report.html", "summary.json")}
-    assert kept >= {"corpus/0.jsonl", "models/tiny/config.json", "queries/q.jsonl", *answers}
+    assert keys >= {"corpus/0.jsonl", "models/tiny/config.json", "queries/q.jsonl", *answers}
 
 
-def test_the_function_may_be_assumed_by_lambda_and_sees_only_the_corpus() -> None:
+def test_lambda_may_assume_the_role_and_gets_only_events_of_the_corpus() -> None:
     trust = json.loads(policy("lambda-trust"))["Statement"]
     assert [statement["Principal"] for statement in trust] == [{"Service": "lambda.amazonaws.com"}]
     pattern = json.loads(policy("corpus-arrivals"))

@@ -1,4 +1,4 @@
-"""Configurations of small builds, and one index that read-only tests share."""
+"""Configs of small builds, one index that read-only tests share, a filled bucket, and planted credentials."""
 
 import os
 from collections.abc import Callable
@@ -10,15 +10,15 @@ import pytest
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
 from tasks.demo.object_store import MotoServer
-from tests.integration.planted import ENVIRONMENT, OF_PROFILE, PROFILE
-from tests.integration.s3 import make_place
+from tests.integration.planted import ENVIRONMENT_CREDENTIALS, PROFILE, PROFILE_CREDENTIALS
+from tests.integration.s3 import fill_bucket
 
 MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture(scope="session")
 def make_config(model_folder: Path, corpus_file: Path) -> MakeConfig:
-    """A Config over the tiny model and corpus; sections given as keywords are merged in."""
+    """A function that makes a Config over the tiny model and corpus and merges in the sections that it gets."""
 
     def make(index: Path, **sections: Any) -> Config:
         raw: dict[str, Any] = {
@@ -41,7 +41,7 @@ def make_config(model_folder: Path, corpus_file: Path) -> MakeConfig:
 def built(
     make_config: MakeConfig, prefect_server: None, ray_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Config:
-    """The config of an index that was built once, by the flow, with two workers; float32, to compare exactly."""
+    """The config of an index that was built once, with two workers and float32 codes for exact comparisons."""
     from flows.build import build
 
     config = make_config(tmp_path_factory.mktemp("built") / "index", code={"dtype": "float32"})
@@ -50,16 +50,18 @@ def built(
 
 
 @pytest.fixture(scope="session")
-def s3_place(moto: MotoServer, model_folder: Path) -> MotoServer:
-    """moto with a bucket that holds a tiny model and two corpora of small shards."""
-    make_place(moto, model_folder, (12, 44))
+def s3_server(moto: MotoServer, model_folder: Path) -> MotoServer:
+    """A moto server whose bucket has a tiny model and two corpora of small shards."""
+    fill_bucket(moto, model_folder, (12, 44))
     return moto
 
 
 @pytest.fixture(scope="session")
 def credentials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment of planted credentials; it names a file with a planted profile."""
+    """Environment variables with planted credentials; they also name a file with a planted profile."""
     path = tmp_path_factory.mktemp("credentials") / "credentials"
-    path.write_text("\n".join([f"[{PROFILE}]", *(f"{key} = {value}" for key, value in OF_PROFILE.items()), ""]))
+    path.write_text(
+        "\n".join([f"[{PROFILE}]", *(f"{key} = {value}" for key, value in PROFILE_CREDENTIALS.items()), ""])
+    )
     files = {"AWS_SHARED_CREDENTIALS_FILE": str(path), "AWS_CONFIG_FILE": os.devnull}
-    return {**ENVIRONMENT, **files, "RAY_AUTH_MODE": "token", "LORIF_DEBUG": "1"}
+    return {**ENVIRONMENT_CREDENTIALS, **files, "RAY_AUTH_MODE": "token", "LORIF_DEBUG": "1"}

@@ -1,4 +1,4 @@
-"""All that runs of `lorif` leave behind, gathered: output, files, objects, and the database of Prefect."""
+"""Collects everything that runs of `lorif` leave behind: output, files, objects, and Prefect's database."""
 
 import os
 import sqlite3
@@ -19,12 +19,12 @@ from tests.integration.s3 import BUCKET
 
 @dataclass
 class Evidence:
-    """All that some runs have left behind: by kind of place, what was found there."""
+    """Everything that some runs left behind: kind of place -> name -> content."""
 
-    found: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    contents: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def add(self, place: str, name: str, content: str | bytes) -> None:
-        self.found.setdefault(place, {})[name] = content.encode() if isinstance(content, str) else content
+        self.contents.setdefault(place, {})[name] = content.encode() if isinstance(content, str) else content
 
     def add_folder(self, place: str, folder: Path) -> None:
         for path in folder.rglob("*"):
@@ -33,20 +33,20 @@ class Evidence:
 
     def add_objects(self, place: str, server: MotoServer, prefix: str) -> None:
         pages = server.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        for entry in (entry for found in pages for entry in found.get("Contents", [])):
+        for entry in (entry for listing in pages for entry in listing.get("Contents", [])):
             body = server.client().get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
             self.add(place, entry["Key"], body)
 
     def add_database(self, path: str) -> None:
-        """Every table of Prefect's database, row by row; some of them as places of their own."""
+        """Add every table of Prefect's database; the tables of `PREFECT_PLACES` have a place of their own."""
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             for name in names:
                 rows = database.execute(f'SELECT * FROM "{name}"').fetchall()
-                self.add(OF_PREFECT.get(name, "prefect: the rest"), name, "\n".join(map(repr, rows)))
+                self.add(PREFECT_PLACES.get(name, "prefect: the rest"), name, "\n".join(map(repr, rows)))
 
 
-OF_PREFECT = {
+PREFECT_PLACES = {
     "flow_run": "prefect: parameters",
     "task_run": "prefect: tasks",
     "flow_run_state": "prefect: states",
@@ -57,19 +57,19 @@ OF_PREFECT = {
 }
 
 
-class Runs:
-    """`lorif` in processes of its own, with the planted credentials, in folders that hold nothing else."""
+class RecordedCommands:
+    """Runs `lorif` in its own processes, with the planted credentials and in folders of its own."""
 
     def __init__(self, config: Config, credentials: Mapping[str, str], folder: Path) -> None:
         self.evidence = Evidence()
-        self.folder = folder  # with a short path: Ray makes sockets in it
+        self.folder = folder  # its path must be short, because Ray creates sockets in it
         self.config = str(folder / "config.yaml")
         Path(self.config).write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
         folders = {"RAY_TMPDIR": "ray", "LORIF_CACHE": "cache", "PREFECT_HOME": "prefect", "TMPDIR": "tmp"}
         for name in folders.values():
             (folder / name).mkdir()
-        places = {key: str(folder / name) for key, name in folders.items()}
-        self._environment = {**os.environ, **credentials, **places, "PREFECT_API_URL": PREFECT_API_URL.value()}
+        paths = {key: str(folder / name) for key, name in folders.items()}
+        self._environment = {**os.environ, **credentials, **paths, "PREFECT_API_URL": PREFECT_API_URL.value()}
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -83,5 +83,7 @@ class Runs:
         self.evidence.add("output", f"{name} stderr", err)
         return process.returncode
 
-    def said(self, name: str) -> str:
-        return "".join(self.evidence.found["output"][f"{name} {where}"].decode() for where in ("stdout", "stderr"))
+    def output(self, name: str) -> str:
+        return "".join(
+            self.evidence.contents["output"][f"{name} {where}"].decode() for where in ("stdout", "stderr")
+        )

@@ -19,11 +19,11 @@ class Folder:
 
     @property
     def section(self) -> dict[str, str]:
-        """What a config says of it."""
+        """The corpus section of a config for this folder."""
         return {"uri": str(self._folder)}
 
     def put(self, name: str, rows: Iterable[int], swap: tuple[str, str] = ("", "")) -> None:
-        """Write a file, with a word of its texts in place of another."""
+        """Write a file of some rows, and replace the first word of `swap` by the second."""
         text = "".join(self._lines[row] for row in rows)
         (self._folder / f"{name}.jsonl").write_text(text.replace(*swap) if swap[0] else text)
 
@@ -37,18 +37,18 @@ class Folder:
 
 
 def codes_of(config: Config) -> dict[str, tuple[bytes, bytes]]:
-    """example_id -> (codes, scales) of the newest generation; an id that is there twice is an error."""
+    """example_id -> (codes, scales) of the newest generation; fails if an id occurs twice."""
     store = Store(config.index, config.storage)
-    found: dict[str, tuple[bytes, bytes]] = {}
+    rows: dict[str, tuple[bytes, bytes]] = {}
     for block in store.rows.scan(store.latest().factors_version, 500):
         for row, example_id in enumerate(block.example_ids):
-            assert example_id not in found, f"{example_id} is there twice"
-            found[example_id] = (block.codes[row].numpy().tobytes(), block.scales[row].numpy().tobytes())
-    return found
+            assert example_id not in rows, f"{example_id} is stored twice"
+            rows[example_id] = (block.codes[row].numpy().tobytes(), block.scales[row].numpy().tobytes())
+    return rows
 
 
 def metadata_of(config: Config) -> dict[str, tuple[object, ...]]:
-    """example_id -> what describes it, in the newest generation."""
+    """example_id -> descriptive columns, in the newest generation."""
     store = Store(config.index, config.storage)
     columns = ["example_id", "shard", "row", "tokens", "content_hash", "text"]
     batches = store.rows.metadata(store.latest().factors_version, columns)

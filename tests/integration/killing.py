@@ -1,4 +1,4 @@
-"""Commands in processes of their own that are killed at a chosen moment: right before the store gets a request."""
+"""Run commands in their own processes, and kill them at a chosen moment: just before the store gets a request."""
 
 import os
 import re
@@ -20,7 +20,7 @@ WRITE = "^(PUT|POST|DELETE) "
 
 @dataclass(frozen=True)
 class Moment:
-    """Before the nth request to the store in which a pattern is found, as "METHOD /path?query"."""
+    """The moment before the nth request to the store that matches a pattern, as "METHOD /path?query"."""
 
     match: str
     nth: int = 1
@@ -37,15 +37,15 @@ def start_lorif(words: Sequence[str], errors: Path) -> subprocess.Popen[str]:
 
 
 def kill_at(moment: Moment, proxy: FaultProxy, words: Sequence[str], errors: Path) -> bool:
-    """Run a command behind the proxy and SIGKILL it at the moment; whether it came to that before its end."""
-    seen: list[str] = []
+    """Run a command behind the proxy and SIGKILL it at the moment. Returns False if it ended before the moment."""
+    matching: list[str] = []
 
     def watch(request: str) -> None:
         if re.search(moment.match, request):
-            seen.append(request)
-            if len(seen) == moment.nth:
+            matching.append(request)
+            if len(matching) == moment.nth:
                 os.killpg(process.pid, signal.SIGKILL)
-                proxy.fault = Fault("reset_before")  # nothing that was on its way arrives
+                proxy.fault = Fault("reset_before")  # requests that are already under way must not arrive
 
     proxy.watch = watch
     process = start_lorif(words, errors)
@@ -59,7 +59,7 @@ def kill_at(moment: Moment, proxy: FaultProxy, words: Sequence[str], errors: Pat
 
 
 def copy_index(server: MotoServer, name: str, other: str) -> None:
-    """Copy all objects of an index of the bucket."""
+    """Copy all objects of an index in the bucket."""
     client = server.client()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{name}/")
     for entry in (entry for page in pages for entry in page["Contents"]):

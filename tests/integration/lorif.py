@@ -1,4 +1,4 @@
-"""The `lorif` command: run in this process, or as a program."""
+"""The `lorif` command, in this process or as a program."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from flows.cli import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a command in this process."""
+    """Run a command in this process; returns (exit code, stdout, stderr)."""
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Builds on an object store: a bucket with a tiny model and a corpus of small shards, and configs over them."""
+"""Inputs of builds on an object store: a bucket with a tiny model and a corpus of small shards, and configs."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ ROWS_PER_SHARD = 8
 Server = MotoServer | SwiftServer
 
 
-def make_place(server: Server, model_folder: Path, sizes: tuple[int, ...]) -> None:
-    """The bucket, the model, and a corpus of each size in shards."""
+def fill_bucket(server: Server, model_folder: Path, sizes: tuple[int, ...]) -> None:
+    """Create the bucket, and upload the model and one corpus for each number of shards."""
     server.make_bucket(BUCKET)
     upload_folder(server, model_folder, BUCKET, "model")
     for shards in sizes:
@@ -25,20 +25,20 @@ def make_place(server: Server, model_folder: Path, sizes: tuple[int, ...]) -> No
 
 
 def put_shards(server: Server, folder: str, numbers: range) -> None:
-    """Small files of different texts, a shard each."""
+    """Upload small files with different texts; each is one shard."""
     for number in numbers:
         server.client().put_object(Bucket=BUCKET, Key=f"{folder}/{number:03d}.jsonl", Body=shard_file(number))
 
 
 def shard_file(number: int) -> bytes:
-    """A small file of texts that are no other file's."""
+    """The content of a small file whose texts differ from those of all other files."""
     texts = [" ".join(WORDS[(number * 7 + row * k) % 14] for k in range(2, 7)) for row in range(ROWS_PER_SHARD)]
     rows = [json.dumps({"id": f"{number}-{row}", "text": text}) for row, text in enumerate(texts)]
     return "\n".join([*rows, ""]).encode()
 
 
 def s3_config(endpoint: str, index: str, folder: str, **sections: Any) -> Config:
-    """A small build from and to the bucket."""
+    """The config of a small build with all inputs and the index in the bucket."""
     raw: dict[str, Any] = {
         "index": f"s3://{BUCKET}/{index}",
         "model": {"path": f"s3://{BUCKET}/model"},

@@ -1,4 +1,4 @@
-"""A `lorif serve` of its own process, on a free port of loopback."""
+"""Runs `lorif serve` in its own process, on a free loopback port, and sends requests to it."""
 
 import json
 import os
@@ -19,15 +19,15 @@ _COMMAND = "from flows.cli import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A server that answers; `log` is its stderr."""
+class RunningServer:
+    """A server that accepts connections; `log` is its stderr."""
 
     process: "subprocess.Popen[str]"
     address: str
     log: Path
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """With as many connections as are asked for."""
+        """A client without a limit on connections."""
         limits = httpx.Limits(max_connections=None)
         return httpx.AsyncClient(base_url=self.address, timeout=60, limits=limits, trust_env=False, **options)
 
@@ -42,14 +42,14 @@ class Served:
         """GET a path."""
         return httpx.get(f"{self.address}{path}", headers=headers, timeout=60, trust_env=False)
 
-    def begin(self, question: dict[str, Any]) -> "Begun":
-        """A request whose body is held back."""
-        place = urlsplit(self.address)
-        return Begun(socket.create_connection((place.hostname, place.port), timeout=60), json.dumps(question))
+    def start_request(self, question: dict[str, Any]) -> "PartialRequest":
+        """Send the headers of a question but not its body."""
+        url = urlsplit(self.address)
+        return PartialRequest(socket.create_connection((url.hostname, url.port), timeout=60), json.dumps(question))
 
 
-class Begun:
-    """A connection that has sent its headers."""
+class PartialRequest:
+    """A request whose headers are sent and whose body is not."""
 
     def __init__(self, connection: socket.socket, body: str) -> None:
         self._connection, self._body = connection, body.encode()
@@ -57,23 +57,23 @@ class Begun:
         lines = ["POST /answers HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
 
-    def end(self) -> None:
+    def send_body(self) -> None:
         """Send the body."""
         self._connection.sendall(self._body)
 
     def status(self) -> int:
-        """Of the answer, once it is there."""
+        """Wait for the response; returns its status."""
         with self._connection, self._connection.makefile("rb") as reader:
             return int(reader.readline().split()[1])
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection."""
         self._connection.close()
 
 
 @contextmanager
-def served(index: str, log: Path, *options: str) -> Iterator[Served]:
-    """Start a server, wait until it says where it is, and end it."""
+def running_server(index: str, log: Path, *options: str) -> Iterator[RunningServer]:
+    """Start a server and wait until it prints its address; kill it at the end of the block."""
     command = [sys.executable, "-c", _COMMAND, "serve", index, "--port", "0", "--json", *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with (
@@ -84,6 +84,6 @@ def served(index: str, log: Path, *options: str) -> Iterator[Served]:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line, log.read_text()
-            yield Served(process, json.loads(line)["address"], log)
+            yield RunningServer(process, json.loads(line)["address"], log)
         finally:
             process.kill()

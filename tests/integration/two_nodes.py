@@ -1,7 +1,7 @@
-"""Run as a program: a build on a Ray of two nodes, one of which is removed without grace while it indexes.
+"""A program that builds on a Ray of two nodes and kills one of them while it indexes.
 
-`python -m tests.integration.two_nodes CONFIG` prints one line of JSON: rows, and shards finished before the loss.
-It is a process of its own because a process has one Ray; the environment brings that Ray's token.
+`python -m tests.integration.two_nodes CONFIG` prints one line of JSON: rows, and shards finished before the kill.
+It runs in its own process because a process can have only one Ray; the environment has the token of that Ray.
 """
 
 import json
@@ -15,24 +15,24 @@ from ray.cluster_utils import Cluster
 from lorif_core.config import Config
 from lorif_core.config_file import load_config
 
-LOOPBACK = "127.0.0.2"  # Ray turns 127.0.0.1 into an address that other machines can reach
+LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by an address that other machines can reach
 SHARDS_BEFORE_THE_LOSS = 6
 
 
 def receipts(config: Config) -> int:
-    """Shards that workers have finished."""
+    """The number of shards that workers have finished."""
     from lorif_core.storage.objects import Objects
 
     return len(Objects(config.index, config.storage).names("receipts"))
 
 
 def alive() -> int:
-    """Nodes that Ray believes to be there."""
+    """The number of nodes that Ray considers alive."""
     return len([node for node in ray.nodes() if node["Alive"]])
 
 
 def main() -> None:
-    """Build, and lose a node on the way."""
+    """Build an index and lose a node during the build."""
     config = load_config(sys.argv[1])
     place = {"num_cpus": 1, "node_ip_address": LOOPBACK, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=place)
@@ -55,7 +55,7 @@ def main() -> None:
     generation = build(config)
     thread.join()
     deadline = time.monotonic() + 60
-    while alive() > 1 and time.monotonic() < deadline:  # Ray needs some missed heartbeats to be sure
+    while alive() > 1 and time.monotonic() < deadline:  # Ray waits for several missed heartbeats
         time.sleep(0.5)
     sys.stdout.write(json.dumps({"rows": generation.rows, "finished": lost[0], "alive": alive()}) + "\n")
     ray.shutdown()

@@ -1,6 +1,6 @@
-"""A proxy before an object store that makes requests fail: as stores and networks do, at a rate, from a seed.
+"""A proxy for an object store that makes requests fail as stores and networks do, at a given rate and seed.
 
-`python -m tests.servers.proxy URL --latency 0.05` prints the address it listens at and serves until it is killed.
+`python -m tests.servers.proxy URL --latency 0.05` prints its address and runs until it is killed.
 """
 
 import argparse
@@ -26,14 +26,15 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with which requests.
+    """A fault and the requests that get it.
 
     Attributes:
-        kind: `slow_down`: 503; `reset_before` or `reset_after` the store got the request: the connection is
-            reset; `stall`: no answer for `seconds`; `truncate`: half a body; `latency`: `seconds` more; `answer`:
-            a canned one, with `status` and `code`, or a `page`.
-        rate: share of the matching requests.
-        match: regular expression searched in "METHOD /path?query".
+        kind: `slow_down`: a response 503; `reset_before`, `reset_after`: the connection is reset before or after
+            the store receives the request; `stall`: no response for `seconds`, then a reset; `truncate`: half a
+            body; `latency`: a delay of `seconds`; `answer`: a response with `status` and `code`, or a `page`.
+        rate: share of the matching requests that get the fault.
+        match: regular expression that is searched in "METHOD /path?query".
+        extra: further XML elements of the response `answer`.
     """
 
     kind: Kind
@@ -46,31 +47,31 @@ class Fault:
     page: str = ""
 
     def body(self) -> bytes:
-        """The error as S3 writes it, or the page."""
+        """The body of the response `answer`: the page, or an error in the XML of S3."""
         head = '<?xml version="1.0" encoding="UTF-8"?>'
-        told = f"<Code>{self.code}</Code><Message>{self.code} of the proxy</Message>{self.extra}"
-        return (self.page or f"{head}\n<Error>{told}<RequestId>1</RequestId></Error>").encode()
+        error = f"<Code>{self.code}</Code><Message>{self.code} of the proxy</Message>{self.extra}"
+        return (self.page or f"{head}\n<Error>{error}<RequestId>1</RequestId></Error>").encode()
 
 
 class FaultProxy(AbstractContextManager["FaultProxy"]):
-    """Forwards requests to a store; `fault` is what happens to them and may be changed at any time.
+    """Forwards requests to a store, and injects the current fault.
 
     Attributes:
-        fault: what goes wrong now, or None.
-        watch: is shown every request, before it meets a fault; it may change the fault.
-        requests: how many came in.
-        hit: how many of them the fault met.
+        fault: the current fault or None; it may be changed at any time.
+        watch: called with every request before a fault is injected; it may change the fault.
+        requests: number of requests.
+        injected: number of requests that got a fault.
     """
 
     def __init__(self, upstream: str, seed: int = 0, fault: Fault | None = None) -> None:
         self.fault = fault
         self.watch: Callable[[str], None] = lambda request: None
-        self.requests = self.hit = 0
+        self.requests = self.injected = 0
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        place = urlsplit(upstream)
-        assert place.hostname is not None and place.port is not None
-        handler = type("Handler", (_Handler,), {"proxy": self, "upstream": (place.hostname, place.port)})
+        url = urlsplit(upstream)
+        assert url.hostname is not None and url.port is not None
+        handler = type("Handler", (_Handler,), {"proxy": self, "upstream": (url.hostname, url.port)})
         self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -87,18 +88,18 @@ class FaultProxy(AbstractContextManager["FaultProxy"]):
 
     @property
     def url(self) -> str:
-        """Its address, an endpoint."""
+        """The endpoint of the proxy."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def draw(self, request: str) -> Fault | None:
-        """The fault that meets a request, if one does."""
+        """The fault that a request gets, or None."""
         with self._lock:
             self.requests += 1
             self.watch(request)
             fault = self.fault
             if fault is None or not re.search(fault.match, request) or self._random.random() >= fault.rate:
                 return None
-            self.hit += 1
+            self.injected += 1
             return fault
 
 
@@ -107,7 +108,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is not news."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -124,11 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None or kind in ("latency", "reset_after", "truncate"):
             if fault is not None and kind == "latency":
                 time.sleep(fault.seconds)
-            self._answer(kind, *self._forward(body))
+            self._respond(kind, *self._forward(body))
         elif kind == "slow_down":
-            self._canned(Fault("answer", status=503, code="SlowDown"))
+            self._respond_with(Fault("answer", status=503, code="SlowDown"))
         elif kind == "answer":
-            self._canned(fault)
+            self._respond_with(fault)
         else:
             if kind == "stall":
                 time.sleep(fault.seconds)
@@ -157,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for name, value in headers.items():
                     self._connection.putheader(name, value)
                 self._connection.endheaders(body)
-                answer = self._connection.getresponse()
-                return answer.status, answer.getheaders(), answer.read()
+                response = self._connection.getresponse()
+                return response.status, response.getheaders(), response.read()
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
                 self._connection.close()
                 self._connection = None  # an idle connection that the store has closed
@@ -166,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
                     raise
         raise AssertionError
 
-    def _answer(self, kind: Kind | None, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _respond(self, kind: Kind | None, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         if kind == "reset_after":
             self._reset()
             return
@@ -185,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         if cut < len(body):
             self._reset()
 
-    def _canned(self, fault: Fault) -> None:
+    def _respond_with(self, fault: Fault) -> None:
         body = b"" if self.command == "HEAD" else fault.body()
         self.send_response_only(fault.status)
         self.send_header("Content-Type", "application/xml")
@@ -202,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Silent."""
+        """Do not log."""
 
 
 def main() -> None:

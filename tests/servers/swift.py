@@ -1,7 +1,7 @@
-"""OpenStack Swift with its S3 interface, on 127.0.0.1: a real object store, from a virtual environment of its own.
+"""OpenStack Swift with its S3 interface on 127.0.0.1: a real object store, from its own virtual environment.
 
-Unlike moto it checks credentials, keeps a multipart upload as a manifest over its parts, and honours
-If-None-Match without being atomic about it.
+Unlike moto it checks credentials, stores a multipart upload as a manifest of its parts, and applies If-None-Match,
+but not atomically.
 """
 
 import errno
@@ -30,7 +30,7 @@ _KINDS = ("account", "container", "object", "proxy")
 _START_SECONDS = 60.0
 _VENV = Path(__file__).parents[2] / ".venv-swift"
 
-# one device on one node, so that every partition of the three rings is there
+# one device on one node has every partition of the three rings
 _MAKE_RINGS = """
 import sys
 from swift.common.ring import RingBuilder
@@ -44,7 +44,7 @@ _SWIFT = """
 [swift-hash]
 swift_hash_path_suffix = lorif
 """
-# the log goes to the console: what would go to syslog is sent to a port that discards it
+# the console has the log; the copy for syslog goes to a port that discards it
 _EVERY_SERVER = """
 [DEFAULT]
 bind_ip = 127.0.0.1
@@ -64,12 +64,12 @@ use = egg:swift#{kind}
 conn_timeout = 10
 node_timeout = 60
 """
-# no updater runs here that would bring a late entry into a listing, so that a PUT waits for its own
+# no updater runs here that would add late entries to a listing, so a PUT waits for its listing entry
 _STORAGE = """container_update_timeout = 60
 [pipeline:main]
 pipeline = healthcheck {kind}-server
 """
-# a slow answer must not make the proxy avoid the only device there is
+# a slow response must not make the proxy avoid the only device
 _PROXY = """account_autocreate = true
 error_suppression_limit = 1000000
 [pipeline:main]
@@ -103,17 +103,18 @@ use = egg:swift#versioned_writes
 
 
 class SwiftServer(AbstractContextManager["SwiftServer"]):
-    """The four servers of a Swift, each a process, from `with` to its end; what is stored goes with them.
+    """Context manager that runs the four servers of Swift as processes, and removes their data at the end.
 
     Args:
-        venv: where Swift is installed; else LORIF_SWIFT, else `.venv-swift`, which `make test-s3` makes.
+        venv: the environment in which Swift is installed; the default is LORIF_SWIFT, else `.venv-swift`, which
+            `make test-s3` creates.
 
     Attributes:
-        folder: all that they write.
+        folder: the folder to which the servers write.
 
     Raises:
-        UserError: Swift is not installed, or cannot keep its objects in the folder for temporary files.
-        LorifError: it does not start.
+        UserError: Swift is not installed, or the folder for temporary files cannot store its objects.
+        LorifError: a server does not start.
     """
 
     def __init__(self, venv: Path | None = None) -> None:
@@ -124,7 +125,7 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
     def __enter__(self) -> "SwiftServer":
         if not (self._venv / "bin" / "swift-proxy-server").exists():
             raise UserError(
-                f"there is no Swift in {self._venv}; make test-s3 installs it, or name it in LORIF_SWIFT"
+                f"Swift is not installed in {self._venv}; run make test-s3 to install it, or set LORIF_SWIFT"
             )
         with ExitStack() as stack:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swift-")))
@@ -137,7 +138,7 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
                 self._processes[kind] = process
             for kind in _KINDS:
                 self._await_health(kind)
-            self._stack = stack.pop_all()  # from here on they are ended by __exit__
+            self._stack = stack.pop_all()  # __exit__ now ends the processes
         return self
 
     def __exit__(
@@ -147,7 +148,7 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
 
     @property
     def url(self) -> str:
-        """Its endpoint."""
+        """The endpoint of the proxy server."""
         return f"http://127.0.0.1:{self._ports['proxy']}"
 
     def storage(self) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
         return {"endpoint": self.url, "region": REGION, "allow_http": True}
 
     def environment(self, user: str = OWNER) -> dict[str, str]:
-        """Credentials of a user."""
+        """Environment variables with the credentials of a user."""
         return {
             "AWS_ACCESS_KEY_ID": user,
             "AWS_SECRET_ACCESS_KEY": self._secrets[user],
@@ -163,7 +164,7 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
         }
 
     def client(self, user: str = OWNER) -> Any:
-        """A boto3 client."""
+        """A boto3 client with the credentials of a user."""
         import boto3
 
         return boto3.client(
@@ -172,7 +173,7 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
         )  # fmt: skip
 
     def make_bucket(self, name: str) -> None:
-        """Make a bucket of the owner."""
+        """Create a bucket of the owner."""
         self.client().create_bucket(Bucket=name)
 
     def _configure(self) -> None:
@@ -185,13 +186,13 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
             )  # fmt: skip
             (self.folder / f"{kind}.conf").write_text(text)
         ports = [str(self._ports[kind]) for kind in _KINDS[:3]]
-        made = subprocess.run(
+        completed = subprocess.run(
             [self._venv / "bin" / "python", "-c", _MAKE_RINGS, self.folder, *ports],
             capture_output=True,
             text=True,
         )
-        if made.returncode:
-            raise LorifError(f"the rings of Swift could not be made: {' '.join(made.stderr.split())[-500:]}")
+        if completed.returncode:
+            raise LorifError(f"the rings of Swift could not be made: {' '.join(completed.stderr.split())[-500:]}")
 
     def _start(self, kind: str) -> "subprocess.Popen[bytes]":
         with self._log(kind).open("wb") as log:
@@ -211,8 +212,8 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        told = self._log(kind).read_text(errors="replace")[-500:]
-        raise LorifError(f"the {kind} server of Swift did not start: {' '.join(told.split())}")
+        log = self._log(kind).read_text(errors="replace")[-500:]
+        raise LorifError(f"the {kind} server of Swift did not start: {' '.join(log.split())}")
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
@@ -221,15 +222,15 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _require_attributes(folder: Path) -> None:
-    """Swift keeps what it knows of an object in extended attributes, which some file systems do not have."""
+    """Check for extended attributes, in which Swift stores metadata and which some file systems lack."""
     try:
         os.setxattr(folder, "user.lorif", b"")
     except OSError as error:
         if error.errno != errno.ENOTSUP:
             raise
         raise UserError(
-            f"the file system of {folder.parent} has no extended attributes, which Swift needs; name another "
-            f"folder in TMPDIR"
+            f"the file system of {folder.parent} has no extended attributes, which Swift needs; set TMPDIR to "
+            f"another folder"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Invariant: a preset is no more than defaults: explicit keys win, and keys of another kind are not mixed in."""
+"""Invariant: a preset only sets defaults: explicit keys win, and keys of another kind are not mixed in."""
 
 import pytest
 
@@ -33,13 +33,13 @@ def test_another_kind_brings_its_own_defaults() -> None:
     assert config.curvature.kind == "none" and config.projection.kind == "whitened"
 
 
-def test_the_curvature_goes_with_the_projection() -> None:
-    """A plain dot product of randomly projected gradients is nobody's wish by default."""
+def test_the_curvature_follows_the_projection() -> None:
+    """The default is never a plain dot product of randomly projected gradients."""
     config = parse_config({**MINIMAL, "projection": {"kind": "random"}})
     assert config.curvature.kind == "woodbury" and config.projection.factor == 16
 
 
-def test_a_setting_without_a_use_is_refused() -> None:
+def test_a_setting_without_effect_is_refused() -> None:
     with pytest.raises(UserError, match=r"curvature\.rank has no effect with curvature\.kind none"):
         parse_config({**MINIMAL, "curvature": {"rank": 8}})
 
@@ -49,6 +49,6 @@ def test_an_unknown_preset_is_refused() -> None:
         parse_config({**MINIMAL, "preset": "best"})
 
 
-def test_cut_factors_of_numbers_are_refused() -> None:
+def test_cut_factors_require_signs() -> None:
     with pytest.raises(UserError, match="dtype: sign"):
         parse_config({**MINIMAL, "code": {"kind": "cut", "dtype": "int8"}})

@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.attribute import cut
+from tasks.attribute import cut_shares
 
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=4))
 def test_shares_hold_every_fragment_once(sizes: list[int]) -> None:
     held = [list(range(100 * number, 100 * number + size)) for number, size in enumerate(sizes)]
-    shares = cut(held)
+    shares = cut_shares(held)
     for number, fragments in enumerate(held):
         assert sorted(one for share in shares if share.part == number for one in share.fragments) == fragments
     lengths = [len(share.fragments) for share in shares]

@@ -1,89 +1,90 @@
-// Filters the answers on the page, moves between examples by keys, and shades a query by the example in focus.
+// Filters the examples on the page, moves between them by keys, and colours a query's tokens for the example in focus.
 "use strict";
 (() => {
   const form = document.querySelector(".filters");
   const fields = form.elements;
   const keys = document.querySelector(".keys");
   const status = form.querySelector("[role=status]");
-  const words = new WeakMap();
+  const searchTexts = new WeakMap();
   const TYPING_MS = 120;
-  const HIGHLIGHTED = 2000; // more would slow down every key on a long page
-  let announcing = 0;
-  let typed = 0;
+  const STATUS_MS = 150;
+  const MAX_HIGHLIGHTS = 2000; // more would delay every key press on a long page
+  let statusTimer = 0;
+  let filterTimer = 0;
 
-  const hits = () => [...document.querySelectorAll(".hit")];
-  const seen = (hit) => !hit.hidden && hit.closest("[hidden]") === null;
-  const plain = (text) => text.replace(/\s+/g, " ").trim().toLowerCase();
-  const wholeText = (hit) => hit.querySelector("details > .text") ?? hit.querySelector(".text");
+  const allHits = () => [...document.querySelectorAll(".hit")];
+  const isVisible = (hit) => !hit.hidden && hit.closest("[hidden]") === null;
+  const normalise = (text) => text.replace(/\s+/g, " ").trim().toLowerCase();
+  const fullText = (hit) => hit.querySelector("details > .text") ?? hit.querySelector(".text");
 
-  function wordsOf(hit) {
-    if (!words.has(hit)) {
-      words.set(hit, plain(`${hit.querySelector(".id").textContent} ${wholeText(hit)?.textContent ?? ""}`));
+  function searchText(hit) {
+    if (!searchTexts.has(hit)) {
+      searchTexts.set(hit, normalise(`${hit.querySelector(".id").textContent} ${fullText(hit)?.textContent ?? ""}`));
     }
-    return words.get(hit);
+    return searchTexts.get(hit);
   }
 
-  function wanted() {
+  function readFilter() {
     return {
-      text: plain(fields.text.value),
+      text: normalise(fields.text.value),
       side: fields.side.value,
       file: fields.file.value,
       share: Number(fields.share.value) || 0,
     };
   }
 
-  const isActive = (want) => want.text !== "" || want.side !== "" || want.file !== "" || want.share > 0;
+  const isActive = (filter) => filter.text !== "" || filter.side !== "" || filter.file !== "" || filter.share > 0;
 
-  function passes(hit, want) {
+  function matches(hit, filter) {
     const { side, file, share } = hit.dataset;
     return (
-      (want.side === "" || side === want.side) &&
-      (want.file === "" || file === want.file) &&
-      Number(share) >= want.share &&
-      (want.text === "" || wordsOf(hit).includes(want.text))
+      (filter.side === "" || side === filter.side) &&
+      (filter.file === "" || file === filter.file) &&
+      Number(share) >= filter.share &&
+      (filter.text === "" || searchText(hit).includes(filter.text))
     );
   }
 
-  function apply() {
-    const want = wanted();
-    const active = isActive(want);
-    const counts = { hits: 0, shown: 0, queries: 0, answered: 0 };
+  function applyFilter() {
+    const filter = readFilter();
+    const active = isActive(filter);
+    const counts = { hits: 0, shownHits: 0, queries: 0, shownQueries: 0 };
     for (const query of document.querySelectorAll("section.query")) {
-      let shownHere = 0;
+      let shownInQuery = 0;
       for (const side of query.querySelectorAll(".pro, .con")) {
-        const all = [...side.querySelectorAll(".hit")];
-        for (const hit of all) {
-          hit.hidden = !passes(hit, want);
-          unfold(hit, hit.hidden ? "" : want.text);
+        const hits = [...side.querySelectorAll(".hit")];
+        for (const hit of hits) {
+          hit.hidden = !matches(hit, filter);
+          unfoldMatch(hit, hit.hidden ? "" : filter.text);
         }
-        const shown = all.filter((hit) => !hit.hidden).length;
-        const none = side.querySelector(".filtered");
-        if (none) none.hidden = shown > 0;
-        side.hidden = want.side !== "" && !side.classList.contains(want.side);
-        counts.hits += all.length;
-        shownHere += shown;
+        const shown = hits.filter((hit) => !hit.hidden).length;
+        const noMatch = side.querySelector(".no-match");
+        if (noMatch) noMatch.hidden = shown > 0;
+        side.hidden = filter.side !== "" && !side.classList.contains(filter.side);
+        counts.hits += hits.length;
+        shownInQuery += shown;
       }
-      query.querySelector(".sides").classList.toggle("single", want.side !== "");
-      query.hidden = active && shownHere === 0;
-      const listed = document.querySelector(`nav a[href="#${query.id}"]`);
-      if (listed) listed.parentElement.hidden = query.hidden;
-      counts.shown += shownHere;
+      query.querySelector(".sides").classList.toggle("single", filter.side !== "");
+      query.hidden = active && shownInQuery === 0;
+      const link = document.querySelector(`nav a[href="#${query.id}"]`);
+      if (link) link.parentElement.hidden = query.hidden;
+      counts.shownHits += shownInQuery;
       counts.queries += 1;
-      counts.answered += shownHere > 0 ? 1 : 0;
+      counts.shownQueries += shownInQuery > 0 ? 1 : 0;
     }
-    highlight(want.text);
-    tell(active, counts);
+    highlight(filter.text);
+    updateStatus(active, counts);
   }
 
-  // an example whose match lies in the folded part of its text is unfolded, and folded again later
-  function unfold(hit, text) {
+  // shows the full text of an example whose match is outside the excerpt, and folds it again later
+  function unfoldMatch(hit, text) {
     const details = hit.querySelector("details");
     if (details === null) return;
-    const inside = text !== "" && !plain(details.querySelector("summary .text").textContent).includes(text);
-    if (inside && !details.open) {
+    const isOutsideExcerpt = text !== "" && !normalise(details.querySelector("summary .text").textContent).includes(text);
+    if (isOutsideExcerpt && !details.open) {
       details.open = true;
       details.dataset.unfolded = "";
-    } else if (!inside && "unfolded" in details.dataset) {
+    } else if (!isOutsideExcerpt && "unfolded" in details.dataset) {
       details.open = false;
       delete details.dataset.unfolded;
     }
@@ -94,114 +95,117 @@
     CSS.highlights.delete("searched");
     if (text === "") return;
     const ranges = [];
-    for (const hit of hits().filter((one) => !one.hidden)) {
-      for (const part of hit.querySelectorAll(".text, .id")) rangesIn(part, text, ranges);
-      if (ranges.length > HIGHLIGHTED) break;
+    for (const hit of allHits().filter((hit) => !hit.hidden)) {
+      for (const element of hit.querySelectorAll(".text, .id")) addRanges(element, text, ranges);
+      if (ranges.length > MAX_HIGHLIGHTS) break;
     }
     CSS.highlights.set("searched", new Highlight(...ranges));
   }
 
-  function rangesIn(part, text, ranges) {
-    const walker = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
+  function addRanges(element, text, ranges) {
+    const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
       const node = walker.currentNode;
       const lower = node.data.toLowerCase();
-      if (lower.length !== node.data.length) continue; // of some letters the lower case is longer
-      for (let at = lower.indexOf(text); at >= 0; at = lower.indexOf(text, at + text.length)) {
+      if (lower.length !== node.data.length) continue; // some letters are longer in lower case, which shifts offsets
+      for (let start = lower.indexOf(text); start >= 0; start = lower.indexOf(text, start + text.length)) {
         const range = new Range();
-        range.setStart(node, at);
-        range.setEnd(node, at + text.length);
+        range.setStart(node, start);
+        range.setEnd(node, start + text.length);
         ranges.push(range);
       }
     }
   }
 
-  function tell(active, counts) {
-    const some = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-    let told = some(counts.hits, "example", "examples");
-    if (active) told = `${counts.shown.toLocaleString("en")} of ${told} shown`;
-    if (counts.queries > 1) told += `, ${active ? `in ${counts.answered} of ` : ""}${some(counts.queries, "query", "queries")}`;
-    clearTimeout(announcing);
-    announcing = setTimeout(() => { status.textContent = `${told}.`; }, 150);
+  function updateStatus(active, counts) {
+    const plural = (number, singular, many) => `${number.toLocaleString("en")} ${number === 1 ? singular : many}`;
+    let message = plural(counts.hits, "example", "examples");
+    if (active) message = `${counts.shownHits.toLocaleString("en")} of ${message} shown`;
+    if (counts.queries > 1) {
+      message += `, ${active ? `in ${counts.shownQueries} of ` : ""}${plural(counts.queries, "query", "queries")}`;
+    }
+    clearTimeout(statusTimer);
+    statusTimer = setTimeout(() => { status.textContent = `${message}.`; }, STATUS_MS);
   }
 
-  function clear() {
+  function clearFilter() {
     form.reset();
-    apply();
+    applyFilter();
   }
 
   function listFiles() {
-    const chosen = fields.file.value;
-    const files = [...new Set(hits().map((hit) => hit.dataset.file))].sort();
-    const shared = files.length > 1 ? sharedFolder(files) : files[0]?.lastIndexOf("/") + 1;
-    fields.file.replaceChildren(fields.file.options[0], ...files.map((file) => new Option(file.slice(shared), file)));
-    fields.file.value = files.includes(chosen) ? chosen : "";
+    const selected = fields.file.value;
+    const files = [...new Set(allHits().map((hit) => hit.dataset.file))].sort();
+    const prefix = files.length > 1 ? commonFolderLength(files) : files[0]?.lastIndexOf("/") + 1;
+    fields.file.replaceChildren(fields.file.options[0], ...files.map((file) => new Option(file.slice(prefix), file)));
+    fields.file.value = files.includes(selected) ? selected : "";
   }
 
-  // how many characters of the folders all files are in
-  function sharedFolder(files) {
+  // length of the longest folder prefix that all files share
+  function commonFolderLength(files) {
     let length = 0;
     while (length < files[0].length && files.every((file) => file[length] === files[0][length])) length += 1;
     return files[0].lastIndexOf("/", length) + 1;
   }
 
-  function begin() {
-    const any = document.querySelector("section.query") !== null;
-    form.hidden = keys.hidden = !any;
+  function initialise() {
+    const hasQueries = document.querySelector("section.query") !== null;
+    form.hidden = keys.hidden = !hasQueries;
     listFiles();
-    apply();
+    applyFilter();
   }
 
-  function shade(hit) {
+  function shadeFor(hit) {
     const query = hit.closest(".query");
-    const tokens = [...query.querySelectorAll(".ask .t")];
+    const tokens = [...query.querySelectorAll(".query-text .t")];
     if (tokens.length === 0) return;
     const shaded = query.querySelector(".shaded");
-    shaded.dataset.first ??= JSON.stringify([shaded.textContent, tokens.map((token) => token.className)]);
-    const [told, classes] = JSON.parse(shaded.dataset.first);
+    shaded.dataset.initial ??= JSON.stringify([shaded.textContent, tokens.map((token) => token.className)]);
+    const [label, classes] = JSON.parse(shaded.dataset.initial);
     const levels = hit.dataset.levels;
-    tokens.forEach((token, place) => { token.className = levels ? `t t${levels[place]}` : classes[place]; });
-    shaded.textContent = levels ? hit.querySelector(".id").textContent : told;
-    tellOverall(query, !levels);
+    tokens.forEach((token, i) => { token.className = levels ? `t t${levels[i]}` : classes[i]; });
+    shaded.textContent = levels ? hit.querySelector(".id").textContent : label;
+    showOverall(query, !levels);
   }
 
-  function tellOverall(query, is) {
+  function showOverall(query, isShown) {
     const overall = query.querySelector(".overall");
-    if (overall) overall.hidden = !is;
+    if (overall) overall.hidden = !isShown;
   }
 
-  function unshade(query) {
+  function restoreShades(query) {
     const shaded = query.querySelector(".shaded");
-    if (!shaded?.dataset.first) return;
-    const [told, classes] = JSON.parse(shaded.dataset.first);
-    [...query.querySelectorAll(".ask .t")].forEach((token, place) => { token.className = classes[place]; });
-    shaded.textContent = told;
-    tellOverall(query, true);
+    if (!shaded?.dataset.initial) return;
+    const [label, classes] = JSON.parse(shaded.dataset.initial);
+    [...query.querySelectorAll(".query-text .t")].forEach((token, i) => { token.className = classes[i]; });
+    shaded.textContent = label;
+    showOverall(query, true);
   }
 
-  function move(step) {
-    const shown = hits().filter(seen);
-    if (shown.length === 0) return;
-    const current = shown.indexOf(document.activeElement.closest(".hit"));
-    const next = current < 0 ? nearest(shown, step) : shown[current + step];
+  function moveFocus(step) {
+    const visible = allHits().filter(isVisible);
+    if (visible.length === 0) return;
+    const current = visible.indexOf(document.activeElement.closest(".hit"));
+    const next = current < 0 ? nearestHit(visible, step) : visible[current + step];
     next?.querySelector(".rank").focus();
     next?.scrollIntoView({ block: "nearest" });
   }
 
-  // where to begin: the first example at or below the top of the window, or the last above it
-  function nearest(shown, step) {
-    const query = [...document.querySelectorAll("section.query")].find((one) => one.getBoundingClientRect().bottom > 0);
-    const below = shown.findIndex((hit) => query?.contains(hit) && hit.getBoundingClientRect().top >= 0);
-    const first = below < 0 ? shown.length - 1 : below;
-    return step > 0 ? shown[first] : shown[Math.max(0, first - 1)];
+  // the first example at or below the top of the window for a step forward, else the last one above it
+  function nearestHit(visible, step) {
+    const queries = [...document.querySelectorAll("section.query")];
+    const query = queries.find((query) => query.getBoundingClientRect().bottom > 0);
+    const below = visible.findIndex((hit) => query?.contains(hit) && hit.getBoundingClientRect().top >= 0);
+    const first = below < 0 ? visible.length - 1 : below;
+    return step > 0 ? visible[first] : visible[Math.max(0, first - 1)];
   }
 
-  const typing = (target) => target.closest("textarea, select, input:not([type=checkbox], [type=radio])") !== null;
+  const isTextInput = (target) => target.closest("textarea, select, input:not([type=checkbox], [type=radio])") !== null;
 
-  const letters = {
+  const keyActions = {
     "/": () => { fields.text.focus(); fields.text.select(); },
-    j: () => move(1),
-    k: () => move(-1),
+    j: () => moveFocus(1),
+    k: () => moveFocus(-1),
     o: () => {
       const details = document.activeElement.closest(".hit")?.querySelector("details");
       if (details) details.open = !details.open;
@@ -210,21 +214,22 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || form.hidden) return;
-    if (event.key === "Escape" && isActive(wanted()) && (form.contains(event.target) || !typing(event.target))) {
+    const isTyping = isTextInput(event.target);
+    if (event.key === "Escape" && isActive(readFilter()) && (form.contains(event.target) || !isTyping)) {
       event.preventDefault();
-      clear();
-    } else if (letters[event.key] && !typing(event.target) && keys.querySelector("input").checked) {
+      clearFilter();
+    } else if (keyActions[event.key] && !isTyping && keys.querySelector("input").checked) {
       event.preventDefault();
-      letters[event.key]();
+      keyActions[event.key]();
     }
   });
 
   document.addEventListener("focusin", (event) => {
     const hit = event.target.closest(".hit");
     for (const query of document.querySelectorAll(".query")) {
-      if (!query.contains(event.target)) unshade(query);
+      if (!query.contains(event.target)) restoreShades(query);
     }
-    if (hit) shade(hit);
+    if (hit) shadeFor(hit);
   });
 
   document.addEventListener("click", (event) => {
@@ -234,22 +239,22 @@
     }
   });
 
-  // a link to something that the filter hides shows it
-  function follow() {
+  // clears the filter if it hides the target of a link
+  function revealLinkTarget() {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (target?.closest("[hidden]")) {
-      clear();
+      clearFilter();
       target.scrollIntoView();
     }
   }
 
   form.addEventListener("input", (event) => {
-    clearTimeout(typed);
-    typed = setTimeout(apply, event.target === fields.text ? TYPING_MS : 0);
+    clearTimeout(filterTimer);
+    filterTimer = setTimeout(applyFilter, event.target === fields.text ? TYPING_MS : 0);
   });
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(apply));
-  window.addEventListener("hashchange", follow);
-  document.addEventListener("answered", begin);
-  begin();
+  form.addEventListener("reset", () => setTimeout(applyFilter));
+  window.addEventListener("hashchange", revealLinkTarget);
+  document.addEventListener("answered", initialise);
+  initialise();
 })();

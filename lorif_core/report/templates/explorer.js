@@ -1,36 +1,37 @@
-// Asks the server what is in the form, and shows the answer or what is wrong.
+// Sends the question in the form to the server, and shows the answer or the error message.
 "use strict";
 (() => {
   const form = document.getElementById("question");
   const fields = form.elements;
-  const place = document.getElementById("answer-place");
+  const container = document.getElementById("answer-container");
   const progress = document.getElementById("progress");
   const error = document.getElementById("error");
   const recent = document.getElementById("recent");
   const generation = document.getElementById("generation").textContent;
   const TOKEN = "lorif-token";
-  const REMEMBERED = 20;
+  const MAX_HISTORY = 20;
+  const MAX_TITLE_CHARS = 90;
   const history = [];
-  let asking = null;
+  let currentRequest = null;
 
-  function chooseKind() {
+  function showFieldsOfKind() {
     for (const part of form.querySelectorAll("[data-kind]")) {
       part.hidden = part.dataset.kind !== fields.kind.value;
       part.querySelector("textarea").required = !part.hidden;
     }
   }
 
-  // contributions are parts of scores that are not normalised
-  function allowExplaining() {
+  // token contributions add up to scores that are not normalised
+  function updateExplainOption() {
     fields.explain.disabled = fields.normalise.value !== "none";
   }
 
-  function question() {
-    const said = fields.kind.value === "text"
+  function readQuestion() {
+    const query = fields.kind.value === "text"
       ? { text: fields.text.value }
       : { prompt: fields.prompt.value, completion: fields.completion.value };
     return {
-      ...said,
+      ...query,
       top_k: Number(fields.top_k.value),
       where: fields.where.value.trim() || null,
       normalise: fields.normalise.value,
@@ -39,106 +40,109 @@
     };
   }
 
-  function fillIn(asked) {
-    fields.kind.value = "text" in asked ? "text" : "pair";
-    for (const name of ["text", "prompt", "completion", "top_k", "where", "normalise"]) fields[name].value = asked[name] ?? "";
-    fields.explain.checked = asked.explain;
-    fields.totals.checked = asked.totals !== null;
-    chooseKind();
-    allowExplaining();
+  function fillForm(question) {
+    fields.kind.value = "text" in question ? "text" : "pair";
+    for (const name of ["text", "prompt", "completion", "top_k", "where", "normalise"]) {
+      fields[name].value = question[name] ?? "";
+    }
+    fields.explain.checked = question.explain;
+    fields.totals.checked = question.totals !== null;
+    showFieldsOfKind();
+    updateExplainOption();
   }
 
-  async function ask(asked, signal) {
+  async function ask(question, signal) {
     const headers = { "Content-Type": "application/json", Accept: "text/html" };
     if (fields.token) {
       sessionStorage.setItem(TOKEN, fields.token.value);
       headers.Authorization = `Bearer ${fields.token.value}`;
     }
-    const reply = await fetch("answers", { method: "POST", headers, body: JSON.stringify(asked), signal });
-    notice(reply.headers.get("X-Lorif-Generation"));
-    if (reply.ok) return { html: await reply.text(), generation: reply.headers.get("X-Lorif-Generation") };
-    throw new Error(await complaint(reply));
+    const response = await fetch("answers", { method: "POST", headers, body: JSON.stringify(question), signal });
+    const answered = response.headers.get("X-Lorif-Generation");
+    noteGeneration(answered);
+    if (response.ok) return { html: await response.text(), generation: answered };
+    throw new Error(await errorMessage(response));
   }
 
-  async function complaint(reply) {
-    let message = `The server answered ${reply.status} ${reply.statusText}`;
+  async function errorMessage(response) {
+    let message = `The server answered ${response.status} ${response.statusText}`;
     try {
-      message = (await reply.json()).error.message;
+      message = (await response.json()).error.message;
     } catch {
-      // a proxy in between may answer with something else than our JSON
+      // the answer of a proxy need not be JSON
     }
-    const after = reply.headers.get("Retry-After");
-    if (reply.status === 401) fields.token?.focus();
-    return after ? `${message} (try again in ${after} s)` : message;
+    const seconds = response.headers.get("Retry-After");
+    if (response.status === 401) fields.token?.focus();
+    return seconds ? `${message} (try again in ${seconds} s)` : message;
   }
 
-  function notice(now) {
-    if (now === null || now === generation) return;
+  function noteGeneration(answered) {
+    if (answered === null || answered === generation) return;
     document.getElementById("newer").textContent =
-      `Generation ${now} is there by now, and answers come from it; load the page again for its facts.`;
+      `Answers now come from generation ${answered}; reload the page to see the facts about it.`;
   }
 
   async function submit() {
-    asking?.abort();
-    const mine = new AbortController();
-    asking = mine;
-    const asked = question();
+    currentRequest?.abort();
+    const request = new AbortController();
+    currentRequest = request;
+    const question = readQuestion();
     const started = performance.now();
     error.textContent = "";
-    busy(true);
+    setBusy(true);
     try {
-      const answer = await ask(asked, mine.signal);
-      remember(asked, answer);
+      const answer = await ask(question, request.signal);
+      remember(question, answer);
       show(answer);
       progress.textContent = `Answered in ${((performance.now() - started) / 1000).toFixed(1)} s.`;
-    } catch (problem) {
-      if (asking !== mine) return;
+    } catch (failure) {
+      if (currentRequest !== request) return;
       progress.textContent = "";
-      if (problem.name === "AbortError") progress.textContent = "Cancelled.";
-      else error.textContent = problem instanceof TypeError ? "The server can't be reached; is it still running?" : problem.message;
+      if (failure.name === "AbortError") progress.textContent = "Cancelled.";
+      else error.textContent = failure instanceof TypeError ? "The server can't be reached; is it still running?" : failure.message;
     } finally {
-      if (asking === mine) busy(false);
+      if (currentRequest === request) setBusy(false);
     }
   }
 
-  function busy(is) {
-    if (is) progress.textContent = "Asking …";
-    else asking = null;
-    document.getElementById("cancel").hidden = !is;
-    document.getElementById("answers").setAttribute("aria-busy", String(is));
+  function setBusy(isBusy) {
+    if (isBusy) progress.textContent = "Searching …";
+    else currentRequest = null;
+    document.getElementById("cancel").hidden = !isBusy;
+    document.getElementById("answers").setAttribute("aria-busy", String(isBusy));
   }
 
   function show(answer) {
-    place.innerHTML = answer.html; // the server's own fragment, with all text escaped; the policy runs no script in it
+    container.innerHTML = answer.html; // safe: the server escapes all text, and the content policy blocks inline scripts
     document.dispatchEvent(new Event("answered"));
   }
 
-  function remember(asked, answer) {
-    const same = history.findIndex((entry) => JSON.stringify(entry.asked) === JSON.stringify(asked));
-    if (same >= 0) history.splice(same, 1);
-    history.unshift({ asked, answer });
-    history.length = Math.min(history.length, REMEMBERED);
+  function remember(question, answer) {
+    const key = JSON.stringify(question);
+    const index = history.findIndex((entry) => JSON.stringify(entry.question) === key);
+    if (index >= 0) history.splice(index, 1);
+    history.unshift({ question, answer });
+    history.length = Math.min(history.length, MAX_HISTORY);
     recent.hidden = history.length < 2;
-    recent.querySelector("ol").replaceChildren(...history.map(listed));
+    recent.querySelector("ol").replaceChildren(...history.map(historyItem));
   }
 
-  function listed(entry) {
-    const { asked, answer } = entry;
+  function historyItem({ question, answer }) {
     const item = document.createElement("li");
     const button = document.createElement("button");
-    const said = asked.text ?? `${asked.prompt}${asked.completion}`;
+    const title = question.text ?? `${question.prompt}${question.completion}`;
     button.type = "button";
-    button.textContent = said.length > 90 ? `${said.slice(0, 90)} …` : said;
+    button.textContent = title.length > MAX_TITLE_CHARS ? `${title.slice(0, MAX_TITLE_CHARS)} …` : title;
     button.addEventListener("click", () => {
-      fillIn(asked);
+      fillForm(question);
       show(answer);
-      progress.textContent = "This is the answer from before.";
+      progress.textContent = "This is the earlier answer; the server was not asked again.";
       error.textContent = "";
       document.getElementById("answers").focus();
     });
-    const terms = [asked.where && `where ${asked.where}`, asked.normalise !== "none" && asked.normalise,
+    const options = [question.where && `where ${question.where}`, question.normalise !== "none" && question.normalise,
       answer.generation !== generation && `generation ${answer.generation}`].filter(Boolean);
-    item.append(button, terms.length ? ` ${terms.join(", ")}` : "");
+    item.append(button, options.length ? ` ${options.join(", ")}` : "");
     return item;
   }
 
@@ -147,14 +151,14 @@
     submit();
   });
   form.addEventListener("change", () => {
-    chooseKind();
-    allowExplaining();
+    showFieldsOfKind();
+    updateExplainOption();
   });
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  document.getElementById("cancel").addEventListener("click", () => asking?.abort());
+  document.getElementById("cancel").addEventListener("click", () => currentRequest?.abort());
   if (fields.token) fields.token.value = sessionStorage.getItem(TOKEN) ?? "";
-  chooseKind();
-  allowExplaining();
+  showFieldsOfKind();
+  updateExplainOption();
 })();

@@ -1,4 +1,4 @@
-"""Invariant: rows of a part are scored with their own checkpoint, whitening and curvature; all on one scale."""
+"""Invariant: rows of a part are scored with its checkpoint, whitening and curvature, on a scale common to all."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,19 +45,19 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def index_parts(specs: Sequence[tuple[Config, IndexSpec]]) -> Generation:
-    """A file a spec, indexed in this process into one table; a generation whose parts they are."""
+    """Index one file per spec into one table, in this process; publish a generation with a part for each spec."""
     config, first = specs[0]
     store = Store(config.index)
     store.create(first)
     parts: list[Part] = []
-    for (of_part, spec), shard in zip(specs, make_plan(config).shards, strict=True):
+    for (part_config, spec), shard in zip(specs, make_plan(config).shards, strict=True):
         before = set(store.rows.fragment_ids(store.rows.version())) if parts else set()
-        receipt = ShardIndexer(of_part, spec).index(shard)
+        receipt = ShardIndexer(part_config, spec).index(shard)
         version = store.rows.commit_wave([receipt], store.rows.version())
         added = ranges(set(store.rows.fragment_ids(version)) - before)
         parts.append(
             Part(
-                spec.to_json(), spec.checkpoint, of_part.model.path, None, curvature="", curvature_kind="none",
+                spec.to_json(), spec.checkpoint, part_config.model.path, None, curvature="", curvature_kind="none",
                 curvature_json="{}", factored_query=False, rows=receipt.rows,
                 tokens=receipt.tokens, fragments=added,
             )
@@ -87,30 +87,30 @@ def scores_by_id(config: Config) -> dict[str, np.ndarray]:
 def test_two_parts_of_one_checkpoint_score_as_one(
     make_config: MakeConfig, corpus: dict[str, str], tmp_path: Path, prefect_server: None, ray_session: None
 ) -> None:
-    """Up to s(q, q); through Python and through the distributed scan."""
+    """Up to a division by s(q, q); in this process and in a distributed scan."""
     from flows.attribute import attribute
 
-    one = make_config(tmp_path / "one", corpus=corpus, curvature={"kind": "none"})
-    two = make_config(tmp_path / "two", corpus=corpus, curvature={"kind": "none"})
-    spec = make_plan(one).spec
-    twin = replace(spec, tokenisation=replace(spec.tokenisation, max_length=63))  # its rows are the same
-    index_parts([(one, spec), (one, spec)])
-    published = index_parts([(two, spec), (two, twin)])
+    one_part = make_config(tmp_path / "one", corpus=corpus, curvature={"kind": "none"})
+    two_parts = make_config(tmp_path / "two", corpus=corpus, curvature={"kind": "none"})
+    spec = make_plan(one_part).spec
+    twin = replace(spec, tokenisation=replace(spec.tokenisation, max_length=63))  # another spec with the same rows
+    index_parts([(one_part, spec), (one_part, spec)])
+    published = index_parts([(two_parts, spec), (two_parts, twin)])
     assert [part.rows for part in published.parts] == [20, 20] and len(
         {part.spec for part in published.parts}
     ) == 2
-    expected, found = scores_by_id(one), scores_by_id(two)
-    own = own_influence(lc.open_index(one.index))
-    assert found.keys() == expected.keys() and len(found) == 40
+    expected, actual = scores_by_id(one_part), scores_by_id(two_parts)
+    own = own_influence(lc.open_index(one_part.index))
+    assert actual.keys() == expected.keys() and len(actual) == 40
     for name, scores in expected.items():
-        np.testing.assert_allclose(found[name], scores / own, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(actual[name], scores / own, rtol=1e-5, atol=1e-7)
     (tmp_path / "q.jsonl").write_text('{"text": "the cat sees it"}\n')
-    attribute(two, str(tmp_path / "q.jsonl"), str(tmp_path / "out"), 40)
+    attribute(two_parts, str(tmp_path / "q.jsonl"), str(tmp_path / "out"), 40)
     rows = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     proponents = [row for row in rows if row["side"] == "proponent"]
-    assert [row["example_id"] for row in proponents] == sorted(found, key=lambda name: (-found[name][0], name))
+    assert [row["example_id"] for row in proponents] == sorted(actual, key=lambda name: (-actual[name][0], name))
     for row in proponents:
-        assert row["score"] == pytest.approx(found[row["example_id"]][0], rel=1e-5)
+        assert row["score"] == pytest.approx(actual[row["example_id"]][0], rel=1e-5)
     assert "rows of all checkpoints can be ranked" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -125,12 +125,12 @@ def test_every_part_is_scored_at_its_own_checkpoint(
     assert published.checkpoint == specs[1].checkpoint and published.spec == specs[1].hash
     alone = newer.model_copy(update={"index": str(tmp_path / "alone")})
     index_parts([(alone, specs[1]), (alone, specs[1])])
-    found, expected = scores_by_id(both), scores_by_id(alone)
+    actual, expected = scores_by_id(both), scores_by_id(alone)
     own = own_influence(lc.open_index(alone.index))
     (second,) = (part for part in lc.open_index(both.index).parts[1:])
     names = [name for block in second.blocks() for name in block.example_ids]
     assert len(names) == 20
     for name in names:
-        np.testing.assert_allclose(found[name], expected[name] / own, rtol=1e-5, atol=1e-7)
-    older = [name for name in found if name not in names]
-    assert not any(np.allclose(found[name], expected[name] / own, rtol=1e-2) for name in older)
+        np.testing.assert_allclose(actual[name], expected[name] / own, rtol=1e-5, atol=1e-7)
+    older = [name for name in actual if name not in names]
+    assert not any(np.allclose(actual[name], expected[name] / own, rtol=1e-2) for name in older)

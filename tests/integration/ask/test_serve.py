@@ -1,4 +1,4 @@
-"""Invariant: a server answers what `lorif query` answers, loses no question, and refuses in one JSON sentence."""
+"""Invariant: a server answers like `lorif query`, loses no question, and reports errors as one JSON sentence."""
 
 import asyncio
 import json
@@ -22,15 +22,15 @@ import lorif_core as lc
 from flows.serve import limits
 from flows.serve.app import create_app
 from flows.serve.limits import BODY_BYTES, Access
-from flows.serve.live_index import Newest
+from flows.serve.live_index import LiveIndex
 from flows.serve.question import TEXT_MAX
-from flows.serve.request_queue import PLACES, Desk
-from flows.serve.where_guard import LONGEST
+from flows.serve.request_queue import MAX_WAITING, RequestQueue
+from flows.serve.where_guard import MAX_WHERE_CHARACTERS
 from lorif_core.config import Config
 from lorif_core.tables.store import Store
 from tests.conftest import WORDS
 from tests.integration.lorif import run
-from tests.integration.serving import Served, served
+from tests.integration.serving import RunningServer, running_server
 
 TEXT = "the cat sees it"
 SECRET = "0123456789abcdef-secret"
@@ -39,15 +39,15 @@ CHECKS = [checks.status_code_conformance, checks.content_type_conformance, check
 
 @pytest.fixture(scope="module")
 def index(built: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An index of this module's own, to publish generations in."""
+    """A copy of an index, so that this module can publish generations."""
     copy = tmp_path_factory.mktemp("served") / "index"
     shutil.copytree(built.index, copy)
     return str(copy)
 
 
 @pytest.fixture(scope="module")
-def server(index: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(index, tmp_path_factory.mktemp("log") / "stderr") as started:
+def server(index: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server(index, tmp_path_factory.mktemp("log") / "stderr") as started:
         yield started
 
 
@@ -56,7 +56,7 @@ def ids_of(hits: list[dict[str, Any]]) -> list[str]:
 
 
 def publish_again(index: str, **changes: Any) -> int:
-    """The newest generation under the next number, with something changed."""
+    """Publish the newest generation again under the next number, with some fields changed; returns the number."""
     store = Store(index)
     newest = store.latest()
     return store.publish(replace(newest, generation=newest.generation + 1, **changes)).generation
@@ -73,8 +73,8 @@ def publish_again(index: str, **changes: Any) -> int:
         ),
     ],
 )
-def test_answers_are_those_of_the_query_command(
-    server: Served,
+def test_answers_equal_those_of_the_query_command(
+    server: RunningServer,
     index: str,
     question: dict[str, Any],
     options: list[str],
@@ -84,7 +84,7 @@ def test_answers_are_those_of_the_query_command(
     expected, answer = json.loads(out.splitlines()[-1]), server.ask(question).json()
     assert answer["generation"] == expected["generation"]
     for hit, other in zip(
-        *([*found["proponents"], *found["opponents"]] for found in (answer, expected)), strict=True
+        *([*ranking["proponents"], *ranking["opponents"]] for ranking in (answer, expected)), strict=True
     ):
         for key in ("rank", "example_id", "text", "uri", "row"):
             assert hit[key] == other[key]
@@ -97,7 +97,26 @@ def test_answers_are_those_of_the_query_command(
         assert answer["totals"][0]["rows"] == expected["totals"][0]["rows"] == 1099
 
 
-def test_groups_contrasts_and_tokens_are_questions_too(server: Served, index: str) -> None:
+@pytest.mark.parametrize("normalisation", ["none", "cosine", "self"])
+def test_both_spellings_of_normalise_give_the_same_answer(server: RunningServer, normalisation: str) -> None:
+    answers = [server.ask({"text": TEXT, name: normalisation}).json() for name in ("normalise", "normalize")]
+    assert [answer.pop("seconds") >= 0 for answer in answers] == [True, True]
+    assert answers[0] == answers[1] and answers[0]["proponents"]
+
+
+def test_the_openapi_document_describes_every_field_and_both_spellings(server: RunningServer) -> None:
+    schemas = server.get("openapi.json").json()["components"]["schemas"]
+    fields = {
+        (name, field): value.get("description", "")
+        for name, schema in schemas.items()
+        for field, value in schema["properties"].items()
+    }
+    assert not [field for field, description in fields.items() if not description.endswith(".")]
+    question = schemas["Question"]["properties"]
+    assert question["normalize"]["enum"] == question["normalise"]["enum"] == ["none", "cosine", "self"]
+
+
+def test_groups_contrasts_and_tokens_can_be_asked(server: RunningServer, index: str) -> None:
     for query in (
         {"group": [TEXT, {"prompt": "the dog ", "completion": "runs"}]},
         {"contrast": [TEXT, "a bird"]},
@@ -110,7 +129,7 @@ def test_groups_contrasts_and_tokens_are_questions_too(server: Served, index: st
         assert (answer["unexplained"] == "it consists of several queries") == ("tokens" not in query)
 
 
-def test_pages_load_nothing_and_run_only_their_own_script(server: Served) -> None:
+def test_pages_load_no_resources_and_run_only_their_own_script(server: RunningServer) -> None:
     for path in ("", "docs"):
         page = server.get(path)
         policy = page.headers["content-security-policy"]
@@ -145,6 +164,8 @@ def test_pages_load_nothing_and_run_only_their_own_script(server: Served) -> Non
         ({"text": TEXT, "top_k": 0}, 422, "invalid"),
         ({"text": TEXT, "top_k": True}, 422, "invalid"),
         ({"text": TEXT, "normalise": "max"}, 422, "invalid"),
+        ({"text": TEXT, "normalize": "max"}, 422, "invalid"),
+        ({"text": TEXT, "normalise": "self", "normalize": "self"}, 422, "invalid"),
         ({"text": "x" * (TEXT_MAX + 1)}, 422, "invalid"),
         ({"text": "x" * BODY_BYTES}, 413, "too_large"),
         ({"text": ""}, 422, "unanswerable"),
@@ -157,8 +178,8 @@ def test_pages_load_nothing_and_run_only_their_own_script(server: Served) -> Non
         ({"text": TEXT, "explain": True, "normalise": "self"}, 422, "unanswerable"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_in_a_sentence(
-    server: Served, question: Any, status: int, code: str
+def test_a_question_without_an_answer_gets_one_sentence(
+    server: RunningServer, question: Any, status: int, code: str
 ) -> None:
     reply = server.ask(question)
     error = reply.json()["error"]
@@ -167,7 +188,7 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(
     assert reply.headers["x-lorif-generation"] == "1"
 
 
-def test_the_longest_conditions_are_answered_or_refused_and_the_server_lives(server: Served) -> None:
+def test_the_server_survives_the_longest_conditions(server: RunningServer) -> None:
     """Chains of a thousand operators would end the process (`flows.serve.where_guard`)."""
     for start, link, end in (
         ("tokens>1", "+1", ""),
@@ -178,13 +199,13 @@ def test_the_longest_conditions_are_answered_or_refused_and_the_server_lives(ser
         ("tokens>1", " OR tokens>1", ""),
         ("", "(", "tokens>1"),
     ):
-        condition = start + link * ((LONGEST - len(start) - len(end)) // len(link)) + end
+        condition = start + link * ((MAX_WHERE_CHARACTERS - len(start) - len(end)) // len(link)) + end
         assert server.ask({"text": TEXT, "where": condition}).status_code in (200, 422), condition[:30]
-    assert server.ask({"text": TEXT, "where": " " * (LONGEST + 1)}).status_code == 422
+    assert server.ask({"text": TEXT, "where": " " * (MAX_WHERE_CHARACTERS + 1)}).status_code == 422
     assert server.get("health").json()["status"] == "ok"
 
 
-def test_other_methods_paths_types_and_hosts_are_refused(server: Served) -> None:
+def test_unknown_methods_paths_types_and_hosts_are_refused(server: RunningServer) -> None:
     address = f"{server.address}answers"
     plain = httpx.post(address, content=b'{"text": "a"}', headers={"Content-Type": "text/plain"}, trust_env=False)
     for reply, status, code in (
@@ -199,28 +220,28 @@ def test_other_methods_paths_types_and_hosts_are_refused(server: Served) -> None
         assert server.get("health", Host=name).status_code == 200
 
 
-def test_no_place_left_is_told_and_who_leaves_frees_one(server: Served) -> None:
-    begun = [server.begin({"text": f"{TEXT} {number}"}) for number in range(PLACES)]
+def test_a_full_queue_is_reported_and_a_disconnect_frees_a_place(server: RunningServer) -> None:
+    requests = [server.start_request({"text": f"{TEXT} {number}"}) for number in range(MAX_WAITING)]
     while (refused := server.ask({"text": TEXT})).status_code != 429:
-        pass  # until all have arrived
+        pass  # until all requests have arrived
     assert refused.json()["error"]["code"] == "busy" and int(refused.headers["retry-after"]) > 0
-    begun.pop().leave()
+    requests.pop().disconnect()
     while server.ask({"text": TEXT}).status_code == 429:
         pass
-    for one in begun:
-        one.end()
-    assert {one.status() for one in begun} == {200}
+    for request in requests:
+        request.send_body()
+    assert {request.status() for request in requests} == {200}
 
 
-def test_of_200_questions_at_once_none_is_lost_and_a_new_generation_is_picked_up(
-    server: Served, index: str
+def test_200_concurrent_questions_are_answered_and_a_new_generation_takes_over(
+    server: RunningServer, index: str
 ) -> None:
     texts = [f"{WORDS[number % len(WORDS)]} tree {number}" for number in range(200)]
 
     async def ask_all() -> list[httpx.Response]:
         async with server.client() as client:
-            asked = [client.post("answers", json={"text": text, "top_k": 2}) for text in texts]
-            replies = list(await asyncio.gather(*asked))
+            requests = [client.post("answers", json={"text": text, "top_k": 2}) for text in texts]
+            replies = list(await asyncio.gather(*requests))
             published = publish_again(index)
             while replies[-1].status_code == 200 and replies[-1].json()["generation"] < published:
                 replies.append(await client.post("answers", json={"text": texts[0], "top_k": 2}))
@@ -232,11 +253,11 @@ def test_of_200_questions_at_once_none_is_lost_and_a_new_generation_is_picked_up
     for reply, top in zip(replies[:200], expected, strict=True):
         assert ids_of(reply.json()["proponents"]) == [hit.example_id for hit in top.proponents]
     assert server.get("health").json() == {"status": "ok", "generation": 2}
-    assert TEXT not in server.log.read_text(), "texts are not logged"
+    assert TEXT not in server.log.read_text(), "texts must not be logged"
 
 
-def test_a_two_stage_server_says_so_and_refuses_what_it_cannot_rank(index: str, tmp_path: Path) -> None:
-    with served(index, tmp_path / "stderr", "--two-stage") as server:
+def test_a_two_stage_server_reports_its_search_and_refuses_normalised_scores(index: str, tmp_path: Path) -> None:
+    with running_server(index, tmp_path / "stderr", "--two-stage") as server:
         answer, facts = server.ask({"text": TEXT, "top_k": 3, "explain": True}).json(), server.get("index").json()
         refused = server.ask({"text": TEXT, "normalise": "self"})
         page = server.get("").text
@@ -246,13 +267,13 @@ def test_a_two_stage_server_says_so_and_refuses_what_it_cannot_rank(index: str, 
     memory = facts["memory"]
     assert memory["resident_rows"] == 0 < memory["resident_bytes"]
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "unanswerable")
-    assert "plain scores only" in refused.json()["error"]["message"]
+    assert "cannot rank normalised scores" in refused.json()["error"]["message"]
     assert "Searches are two-stage" in page and "cosine: over" not in page
 
 
-def test_what_schemathesis_makes_of_the_openapi_document_ends_in_no_5xx(server: Served) -> None:
+def test_requests_that_schemathesis_generates_get_no_5xx(server: RunningServer) -> None:
     schema = schemathesis.openapi.from_url(f"{server.address}openapi.json")
-    operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
+    operations = {operation.ok().label: operation.ok() for operation in schema.get_all_operations()}
     answers = operations["POST /answers"]
     statuses: set[int] = set()
 
@@ -273,34 +294,36 @@ def test_what_schemathesis_makes_of_the_openapi_document_ends_in_no_5xx(server: 
         operations[label].Case().call_and_validate(checks=CHECKS)
 
 
-def test_a_generation_that_cannot_be_opened_leaves_the_former_answering(index: str, tmp_path: Path) -> None:
+def test_a_generation_that_cannot_be_opened_does_not_replace_the_current_one(index: str, tmp_path: Path) -> None:
     copy = str(tmp_path / "index")
     shutil.copytree(index, copy)
-    newest = Newest(copy, [], None, 0.5)
-    encoder, first = newest.current.index.encoder(newest.current.checkpoint), newest.current.index.generation
+    live_index = LiveIndex(copy, [], None, 0.5)
+    first = live_index.current.index.generation
+    encoder = live_index.current.index.encoder(live_index.current.checkpoint)
     parts = json.loads(first.parts_json)
     broken = publish_again(copy, parts_json=json.dumps([{**part, "curvature": "gone"} for part in parts]))
-    newest.refresh()
-    assert newest.current.index.generation == first
-    assert newest.trouble is not None and newest.trouble.generation == broken
-    assert "curvature" in newest.trouble.message
-    mended = publish_again(copy, parts_json=first.parts_json)
-    newest.refresh()
-    assert newest.trouble is None and newest.current.index.generation.generation == mended
-    assert newest.current.index.encoder(newest.current.checkpoint) is encoder, "the model is loaded once"
+    live_index.refresh()
+    assert live_index.current.index.generation == first
+    assert live_index.failure is not None and live_index.failure.generation == broken
+    assert "curvature" in live_index.failure.message
+    repaired = publish_again(copy, parts_json=first.parts_json)
+    live_index.refresh()
+    assert live_index.failure is None and live_index.current.index.generation.generation == repaired
+    again = live_index.current.index.encoder(live_index.current.checkpoint)
+    assert again is encoder, "the model must be loaded only once"
 
     async def get(path: str, **headers: str) -> int:
-        app = create_app(newest, Desk(newest), Access(SECRET, is_loopback=False))
+        app = create_app(live_index, RequestQueue(live_index), Access(SECRET, is_loopback=False))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anywhere") as client:
             return (await client.get(path, headers=headers)).status_code
 
     assert asyncio.run(get("/health")) == asyncio.run(get("/index", Authorization=f"Bearer {SECRET}")) == 200
-    for given_one in ("", f"Bearer {SECRET[:-1]}", f"Basic {SECRET}", "Bearer"):
-        assert asyncio.run(get("/index", Authorization=given_one)) == 401
+    for authorization in ("", f"Bearer {SECRET[:-1]}", f"Basic {SECRET}", "Bearer"):
+        assert asyncio.run(get("/index", Authorization=authorization)) == 401
 
 
-def test_a_body_that_does_not_come_is_given_up(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In process: the real limit is 30 seconds."""
+def test_a_body_that_does_not_arrive_times_out(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process to shorten the limit of 30 seconds."""
     monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
 
     async def halting() -> AsyncIterator[bytes]:
@@ -308,45 +331,46 @@ def test_a_body_that_does_not_come_is_given_up(index: str, monkeypatch: pytest.M
         await asyncio.Event().wait()
 
     async def ask() -> httpx.Response:
-        newest = Newest(index, [], None, 0)
-        app = create_app(newest, Desk(newest), Access(None, is_loopback=True))
+        live_index = LiveIndex(index, [], None, 0)
+        app = create_app(live_index, RequestQueue(live_index), Access(None, is_loopback=True))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-            assert (await client.get("/index")).json()["memory"]["resident_rows"] == 0, "without memory: from disk"
+            memory = (await client.get("/index")).json()["memory"]
+            assert memory["resident_rows"] == 0, "without memory, codes are read from disk"
             return await client.post("/answers", content=halting(), headers={"Content-Type": "application/json"})
 
     reply = asyncio.run(ask())
     assert (reply.status_code, reply.json()["error"]["code"]) == (408, "too_slow")
 
 
-def test_what_cannot_be_served_ends_in_a_sentence(
+def test_a_server_that_cannot_start_prints_one_sentence(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for options, told in (
+        for options, fragment in (
             ([index, "--host", "0.0.0.0"], "LORIF_SERVE_TOKEN"),
-            ([index, "--port", port], "is taken"),
+            ([index, "--port", port], "is in use"),
             ([index, "--model", str(tmp_path / "none")], "none"),
             ([str(tmp_path / "none"), "--port", port], "does not exist"),
         ):
             code, _, err = run(capsys, "serve", *options)
             last = err.splitlines()[-1]
-            assert code == 2 and last.startswith("lorif: error:") and told in last, err
+            assert code == 2 and last.startswith("lorif: error:") and fragment in last, err
     monkeypatch.setenv("LORIF_SERVE_TOKEN", "short")
     code, _, err = run(capsys, "serve", index, "--port", "0")
     assert code == 2 and "16" in err and "short" not in err
 
 
-def test_told_to_stop_it_answers_what_waits_and_exits_0(server: Served) -> None:
+def test_a_stopping_server_answers_waiting_questions_and_exits_with_0(server: RunningServer) -> None:
     async def ask_and_stop() -> list[int]:
         async with server.client() as client:
-            asked = [
+            requests = [
                 asyncio.create_task(client.post("answers", json={"text": f"{TEXT} {number}"}))
                 for number in range(60)
             ]
-            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
             server.process.send_signal(signal.SIGTERM)
-            return [reply.status_code for reply in await asyncio.gather(*asked)]
+            return [reply.status_code for reply in await asyncio.gather(*requests)]
 
     assert set(asyncio.run(ask_and_stop())) == {200}
     assert server.process.stdout is not None

@@ -1,25 +1,25 @@
-"""Invariant: the user's mistake gets one sentence on stderr and exit code 2, and nothing is written."""
+"""Invariant: a mistake of the user leads to one sentence on stderr and exit code 2, and nothing is written."""
 
 import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from flows.cli import main
+
 from lorif_core.config import Config
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.tables.store import Store
 from tests.integration.lorif import run
 
 
-
 @pytest.fixture
 def raw(tmp_path: Path, model_folder: Path, corpus_file: Path) -> dict[str, Any]:
-    """A config that is right; every case spoils one thing."""
+    """A valid config; every case breaks one thing in it."""
     return {
         "index": str(tmp_path / "index"),
         "model": {"path": str(model_folder)},
@@ -31,21 +31,24 @@ def raw(tmp_path: Path, model_folder: Path, corpus_file: Path) -> dict[str, Any]
     }
 
 
-def with_corpus(name: str, content: bytes, **keys: Any) -> Callable[[dict[str, Any], Path], None]:
-    def spoil(raw: dict[str, Any], folder: Path) -> None:
+Mistake = Callable[[dict[str, Any], Path], None]
+
+
+def with_corpus(name: str, content: bytes, **keys: Any) -> Mistake:
+    def change(raw: dict[str, Any], folder: Path) -> None:
         path = folder / name
         path.write_bytes(content)
         raw["corpus"].update(uri=str(path), **keys)
 
-    return spoil
+    return change
 
 
-def with_keys(**sections: dict[str, Any]) -> Callable[[dict[str, Any], Path], None]:
-    def spoil(raw: dict[str, Any], folder: Path) -> None:
+def with_keys(**sections: dict[str, Any]) -> Mistake:
+    def change(raw: dict[str, Any], folder: Path) -> None:
         for section, keys in sections.items():
             raw.setdefault(section, {}).update(keys)
 
-    return spoil
+    return change
 
 
 def parquet_without_text(raw: dict[str, Any], folder: Path) -> None:
@@ -64,8 +67,10 @@ def pickled_model(raw: dict[str, Any], folder: Path) -> None:
 def empty_folder(raw: dict[str, Any], folder: Path) -> None:
     (folder / "nothing").mkdir()
     raw["corpus"]["uri"] = str(folder / "nothing")
+
+
 DUPLICATES = b'{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n{"id": "a", "text": "three"}\n'
-CASES: dict[str, tuple[Callable[[dict[str, Any], Path], None], list[str]]] = {
+CASES: dict[str, tuple[Mistake, list[str]]] = {
     "misspelt key": (with_keys(projection={"facter": 4}), ["projection.facter", "projection.factor"]),
     "unknown section": (lambda raw, _: raw.update(modell={}), ["'modell'", "'model'"]),
     "missing key": (lambda raw, _: raw.pop("model"), ["'model'", "missing"]),
@@ -102,11 +107,11 @@ CASES: dict[str, tuple[Callable[[dict[str, Any], Path], None], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_sentence_exit_code_two_and_no_write(
+def test_check_prints_one_sentence_exits_with_2_and_writes_nothing(
     case: str, raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil, expected = CASES[case]
-    spoil(raw, tmp_path)
+    change, expected = CASES[case]
+    change(raw, tmp_path)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(raw))
     code, out, err = run(capsys, "check", "-c", str(config), "--json")
@@ -128,7 +133,7 @@ def test_build_refuses_before_prefect_or_ray_start(
     assert not (tmp_path / "index").exists()
 
 
-def test_an_index_of_another_spec_is_refused_with_the_keys(
+def test_an_index_of_another_spec_is_refused_and_the_message_names_the_keys(
     built: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.yaml"
@@ -137,6 +142,8 @@ def test_an_index_of_another_spec_is_refused_with_the_keys(
     code, _, err = run(capsys, "build", "-c", str(config), "projection.seed=5", "code.dtype=float16")
     assert code == 2 and "projection.seed (0 there, 5 here)" in err and "code.dtype (float32 there" in err
     assert Store(built.index).rows.version() == version
+
+
 QUERY_CASES = {
     "neither text nor pair": ('{"body": "x"}\n', ["text", "prompt", "body"]),
     "empty file": ("", ["q.jsonl"]),

@@ -1,4 +1,4 @@
-"""Invariants of a build: all rows once, nothing of a failed run visible, any worker count gives the same."""
+"""Invariants of a build: it has every row once, publishes nothing on failure, and does not depend on workers."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from lorif_core.errors import IncompleteBuildError, UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.index_shard import NO_SCORED_TOKEN, ShardIndexer
 from lorif_core.lifecycle.plan import make_plan
-from lorif_core.storage.lease import hold
+from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tests.integration.conftest import MakeConfig
 from tests.integration.rows import stored_rows
@@ -26,7 +26,7 @@ from tests.integration.rows import stored_rows
 ROWS = 1099
 
 
-def test_a_generation_has_every_row_once_and_lists_what_it_skipped(built: Config) -> None:
+def test_a_generation_has_every_row_once_and_lists_skipped_examples(built: Config) -> None:
     generation = Store(built.index).latest()
     rows = stored_rows(built, generation.factors_version)
     assert len(rows) == generation.rows == ROWS
@@ -57,7 +57,7 @@ def test_tables_are_plain_lancedb(built: Config) -> None:
 
 
 def test_two_ray_workers_equal_one_process(built: Config) -> None:
-    """Rows and curvature of the distributed build against the same steps in this process."""
+    """Compares rows and curvature of the distributed build with the same steps in this process."""
     plan = make_plan(built)
     indexer = ShardIndexer(built, plan.spec)
     stored = stored_rows(built)
@@ -68,9 +68,9 @@ def test_two_ray_workers_equal_one_process(built: Config) -> None:
         codes.append(torch.from_numpy(rows.codes).float())
         scales.append(torch.from_numpy(rows.scales))
         for row, example in enumerate(rows.examples):
-            mine = np.concatenate([codes[-1][row].numpy(), scales[-1][row].numpy()])
-            theirs = np.frombuffer(stored[example.example_id], np.float32)
-            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+            expected = np.concatenate([codes[-1][row].numpy(), scales[-1][row].numpy()])
+            actual = np.frombuffer(stored[example.example_id], np.float32)
+            np.testing.assert_allclose(expected, actual, rtol=1e-5, atol=1e-5 * np.abs(actual).max())
 
     def scan(request: ScanRequest) -> ScanResult:
         return scan_blocks(zip(codes, scales, strict=True), layout, request)
@@ -82,12 +82,12 @@ def test_two_ray_workers_equal_one_process(built: Config) -> None:
     for index, distributed in store.curvatures.layers(generation, generation.newest):
         np.testing.assert_allclose(distributed.sigma2, single[index].sigma2[: single[index].rank], rtol=1e-5)
         queries = torch.randn(3, dims[index], generator=torch.Generator().manual_seed(index))
-        mine, theirs = single[index].fold(queries), distributed.fold(queries)
-        assert (mine - theirs).norm() <= 1e-5 * mine.norm()
+        expected, actual = single[index].fold(queries), distributed.fold(queries)
+        assert (expected - actual).norm() <= 1e-5 * expected.norm()
 
 
 def test_layer_groups_give_the_same_curvature(built: Config) -> None:
-    """With memory for one layer at a time, passes are more but numbers are equal."""
+    """With memory for one layer at a time there are more passes, but the numbers are equal."""
     from lorif_core.tables.blocks import block_rows
 
     plan = make_plan(built)
@@ -118,12 +118,12 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / "a.jsonl").write_text("".join(lines[:600]))
-    whole = "".join(lines[600:])
-    broken = folder / "b.jsonl"
-    broken.write_text(whole)
+    content = "".join(lines[600:])
+    changing = folder / "b.jsonl"
+    changing.write_text(content)
     config = make_config(tmp_path / "index", corpus={"uri": str(folder)}, code={"dtype": "float32"})
     plan = make_plan(config)
-    broken.write_text(whole.replace("cat", "CAT"))  # after it was listed
+    changing.write_text(content.replace("cat", "CAT"))  # after the plan listed it
 
     from prefect import flow
 
@@ -131,7 +131,7 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
 
     @flow
     def index_only() -> None:
-        with hold(config.index, config.storage, "build") as lease:
+        with hold_lease(config.index, config.storage, "build") as lease:
             index_shards.fn(config, plan, lease, False)
 
     with pytest.raises(IncompleteBuildError, match=r"b\.jsonl"):
@@ -139,7 +139,7 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
     store = Store(config.index)
     assert store.generations() == []
     assert len(stored_rows(config)) == 599
-    broken.write_text(whole)
+    changing.write_text(content)
     assert build(config).rows == ROWS
     expected = stored_rows(built)
     for name, row in stored_rows(config).items():
@@ -166,7 +166,7 @@ def test_a_rebuild_drops_rows_that_left_the_corpus_and_readers_keep_theirs(
     with pytest.raises(UserError, match=r"projection\.factor \(4 there, 8 here\)"):
         build(make_config(tmp_path / "index", corpus={"uri": str(corpus)}, projection={"factor": 8}))
     assert len(Store(config.index).generations()) == 2
-    assert build(config).generation == 2, "a build that changes nothing publishes nothing"
+    assert build(config).generation == 2, "a build that changes nothing must publish nothing"
     assert len(Store(config.index).generations()) == 2
 
 
@@ -181,8 +181,8 @@ def test_attribute_writes_its_three_files(built: Config, tmp_path: Path) -> None
     assert len(table) == 2 * 2 * 3 == summary["scores"]
     assert list(table[0]) == ["query_id", "rank", "side", "example_id", "score", "shard", "checkpoint", "text"]
     expected = lc.open_index(built.index).top_k(["the cat sees"], 3)[0]
-    found = [row["example_id"] for row in table if row["query_id"] == "q1" and row["side"] == "proponent"]
-    assert found == [hit.example_id for hit in expected.proponents]
+    ids = [row["example_id"] for row in table if row["query_id"] == "q1" and row["side"] == "proponent"]
+    assert ids == [hit.example_id for hit in expected.proponents]
     assert [row["rank"] for row in table[:3]] == [1, 2, 3]
     assert "<html" in (out / "report.html").read_text()
     assert json.loads((out / "summary.json").read_text())["bytes_per_example"] > 0

@@ -1,4 +1,4 @@
-"""Invariant: the demo's report is made by the real pipeline, and every number in it comes from the run."""
+"""Invariant: the real pipeline makes the demo's report, and every number in it comes from the run."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ STAGES = {"calibrate", "drift", "index", "curvature", "plan, publish", "all"}
 
 @pytest.mark.usefixtures("prefect_server", "ray_session")
 @pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.chaos)])
-def test_the_demo_tells_the_whole_story(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a model trained for two seconds, twice: the story is the same, the answers are worse."""
+def test_the_demo_runs_all_steps(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is trained for only two seconds, twice: the steps are those of the demo, the answers are worse."""
     import flows.demo
 
     monkeypatch.setattr(flows.demo, "_TRAINING_SECONDS", 2.0)
@@ -27,8 +27,8 @@ def test_the_demo_tells_the_whole_story(store: str, tmp_path: Path, monkeypatch:
     assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "report"}
     assert summary["queries"] == len(QUESTIONS) >= 8
     assert {"index", "curvature", "train", "train further", "attribute"} <= set(summary["timings"])
-    itself, topics = summary["self_check"]
-    assert itself["ours"] >= 0.8 and itself["ours"] > 50 * itself["chance"]
+    retrieval, topics = summary["self_check"]
+    assert retrieval["ours"] >= 0.8 and retrieval["ours"] > 50 * retrieval["chance"]
     assert 0 < topics["chance"] < topics["bm25"] <= 1
     assert summary["dense_bytes_per_example"] > 10 * summary["bytes_per_example"] > 0
     page = (out / "report.html").read_text()
@@ -47,11 +47,11 @@ def test_the_demo_tells_the_whole_story(store: str, tmp_path: Path, monkeypatch:
 def check_change(
     change: dict[str, Any], summary: dict[str, Any], answers: list[dict[str, Any]], out: Path
 ) -> None:
-    """What it says agrees with the files of the corpus, the answers, and itself."""
+    """The summary of changes agrees with the corpus files, with the answers, and with itself."""
     counts = [len(path.read_text().splitlines()) for path in sorted((out / "corpus").iterdir())]
     rows = change["rows"]
     assert summary["generation"] > change["former_generation"] == 1
-    assert [rows["before"], rows["added"]] == counts, "the file of then, and the one that came"
+    assert [rows["before"], rows["added"]] == counts, "the rows of the first file and of the added file"
     assert rows["after"] == summary["rows"] == sum(counts)
     assert change["bytes"]["after"] > change["bytes"]["before"] > 0
     (older,) = change["older_rows"]
@@ -62,14 +62,14 @@ def check_change(
     for seconds in (change["update_seconds"], change["rebuild_seconds_estimated"]):
         assert set(seconds) == STAGES and min(seconds.values()) >= 0
         assert seconds["all"] == pytest.approx(sum(seconds.values()) / 2)
-    told = [(query["query_id"], hit["rank"], hit["example_id"]) for query in change["queries"]
-            for hit in query["proponents"]]  # fmt: skip
-    found = [(row["query_id"], row["rank"], row["example_id"]) for row in answers if row["side"] == "proponent"]
-    assert told == found and sum(change["proponents"].values()) == len(found)
+    reported = [(query["query_id"], hit["rank"], hit["example_id"]) for query in change["queries"]
+                for hit in query["proponents"]]  # fmt: skip
+    stored = [(row["query_id"], row["rank"], row["example_id"]) for row in answers if row["side"] == "proponent"]
+    assert reported == stored and sum(change["proponents"].values()) == len(stored)
 
 
 def check_former_ranks(change: dict[str, Any], out: Path) -> None:
-    """The first generation still answers, and ranks as it is said to have ranked."""
+    """The first generation can still be searched, and its ranks are those that the summary reports."""
     config = load_config(str(out / "config.json"), [])
     assert config.model.path == str(out / "model-continued")
     index = lc.open_index(config.index)
@@ -80,6 +80,6 @@ def check_former_ranks(change: dict[str, Any], out: Path) -> None:
         ranks = {hit.example_id: rank for rank, hit in enumerate(top.proponents, start=1)}
         assert len(ranks) == change["rows"]["before"]
         for hit in query["proponents"]:
-            told, found = hit["former_rank"], ranks.get(hit["example_id"])
-            assert (told is None) == (found is None)
-            assert told is None or abs(told - found) <= 1, "but for ties"
+            reported, rank = hit["former_rank"], ranks.get(hit["example_id"])
+            assert (reported is None) == (rank is None)
+            assert reported is None or abs(reported - rank) <= 1, "ranks may differ by 1 because of ties"

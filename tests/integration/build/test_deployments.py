@@ -1,4 +1,4 @@
-"""Invariant: what prefect.yaml deploys runs by the clock, at events and by hand, and commits one at a time."""
+"""Invariant: the deployments of prefect.yaml run on schedules, on events and by hand, and commit one at a time."""
 
 import json
 import threading
@@ -33,7 +33,7 @@ from tasks.demo.object_store import MotoServer
 from tests.infra.files import INFRA
 from tests.integration.growing import codes_of
 from tests.integration.s3 import BUCKET, put_shards, s3_config
-from tests.servers.prefect_place import PrefectPlace
+from tests.servers.prefect_server import PrefectServer
 
 POOL, UPDATE, REBUILD = "lorif", "update/update-nightly", "build/rebuild-weekly"
 CORPUS = "deployed"
@@ -41,83 +41,83 @@ SECONDS = 240.0
 
 
 @dataclass(frozen=True, slots=True)
-class Night:
-    """What has happened: runs by what started them, the index, what was told of it, processes that are left."""
+class DeploymentRuns:
+    """Runs by their cause, the config of their index, artifacts and alerts, and processes that did not end."""
 
     config: Config
     runs: dict[str, FlowRun]
     artifacts: dict[str, dict[str, Any]]
     alerts: list[dict[str, Any]]
-    left: list[int]
+    remaining_processes: list[int]
 
     @property
     def generations(self) -> list[Generation]:
         return Store(self.config.index, self.config.storage).generations()
 
     def receipt(self, run: str) -> dict[str, Any]:
-        found = Objects(self.config.index, self.config.storage).get(f"runs/{self.runs[run].id}.json")
-        assert found is not None
-        return found
+        receipt = Objects(self.config.index, self.config.storage).get(f"runs/{self.runs[run].id}.json")
+        assert receipt is not None
+        return receipt
 
 
 @pytest.fixture(scope="module")
-def night(
-    s3_place: MotoServer, prefect_server: None, ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Night:
-    """One run by an event, one by the clock, one by hand at the same time, and an event without a prefix."""
+def deployment_runs(
+    s3_server: MotoServer, prefect_server: None, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> DeploymentRuns:
+    """A run on an event, a scheduled one, one by hand at the same time, and one on an event without a prefix."""
     home, file = tmp_path_factory.mktemp("prefect"), tmp_path_factory.mktemp("config") / "config.yaml"
     config = s3_config(
-        s3_place.url, "indexes/deployed", CORPUS, curvature={"kind": "none"},
+        s3_server.url, "indexes/deployed", CORPUS, curvature={"kind": "none"},
         compute={"ray": ray.get_runtime_context().gcs_address, "workers": 1},
     )  # fmt: skip
     file.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     with receiver() as (address, alerts):
-        with PrefectPlace(home, {"LORIF_HOME": str(INFRA.parent), "LORIF_CONFIG": str(file)}) as place:
-            put_shards(s3_place, CORPUS, range(4))
+        with PrefectServer(home, {"LORIF_HOME": str(INFRA.parent), "LORIF_CONFIG": str(file)}) as server:
+            put_shards(s3_server, CORPUS, range(4))
             build(config)
-            place.await_server()
-            place.start_worker(POOL)
-            with SyncPrefectClient(place.api) as client, temporary_settings({PREFECT_API_URL: place.api}):
-                runs = run_all(place, client, s3_place, file.parent, address)
-                until(lambda: alerts, place, "an alert")
+            server.wait_for_server()
+            server.start_worker(POOL)
+            with SyncPrefectClient(server.api) as client, temporary_settings({PREFECT_API_URL: server.api}):
+                runs = run_all(server, client, s3_server, file.parent, address)
+                until(lambda: alerts, server, "an alert")
                 artifacts = {
-                    found.key: json.loads(found.data) if found.type == "table" else found.data
-                    for found in client.read_artifacts(
+                    artifact.key: json.loads(artifact.data) if artifact.type == "table" else artifact.data
+                    for artifact in client.read_artifacts(
                         artifact_filter=ArtifactFilter(flow_run_id={"any_": [runs["event"].id]})
                     )
                 }
-            processes = place.running()
-        left = [number for number in processes if psutil.pid_exists(number)]
-    return Night(config, runs, artifacts, alerts, left)
+            processes = server.running()
+        remaining = [number for number in processes if psutil.pid_exists(number)]
+    return DeploymentRuns(config, runs, artifacts, alerts, remaining)
 
 
 def run_all(
-    place: PrefectPlace, client: SyncPrefectClient, store: MotoServer, folder: Path, address: str
+    server: PrefectServer, client: SyncPrefectClient, store: MotoServer, folder: Path, address: str
 ) -> dict[str, FlowRun]:
-    """All runs, which have ended, by what started them."""
-    until(lambda: [pool for pool in client.read_work_pools() if pool.name == POOL], place, "the pool")
-    place.command("deploy", "--all")
-    watch(place, folder, address)
-    of = {name: client.read_deployment_by_name(name).id for name in (UPDATE, REBUILD)}
+    """Start all runs and wait for their ends; returns them by their cause."""
+    until(lambda: [pool for pool in client.read_work_pools() if pool.name == POOL], server, "the pool")
+    server.command("deploy", "--all")
+    create_automations(server, folder, address)
+    deployments = {name: client.read_deployment_by_name(name).id for name in (UPDATE, REBUILD)}
     sweep = (datetime.now(UTC) + timedelta(seconds=75)).replace(second=0, microsecond=0)
-    client.create_deployment_schedules(of[UPDATE], [(CronSchedule(cron=f"{sweep:%M %H} * * *"), True)])
+    client.create_deployment_schedules(deployments[UPDATE], [(CronSchedule(cron=f"{sweep:%M %H} * * *"), True)])
 
-    def runs(flow: str, ready: Callable[[FlowRun], bool]) -> list[FlowRun]:
-        return [run for run in client.read_flow_runs() if run.deployment_id == of[flow] and ready(run)]
+    def runs(name: str, ready: Callable[[FlowRun], bool]) -> list[FlowRun]:
+        return [run for run in client.read_flow_runs() if run.deployment_id == deployments[name] and ready(run)]
 
     store.client().delete_object(Bucket=BUCKET, Key=f"{CORPUS}/000.jsonl")
     put_shards(store, f"{CORPUS}/outside", range(4, 6))
     put_shards(store, f"{CORPUS}/arrived", range(6, 7))
-    arrive(place, f"{CORPUS}/arrived/006.jsonl")
-    by_event = until(lambda: runs(UPDATE, lambda run: "prefix" in run.parameters), place, "the event's run")
-    by_clock = until(lambda: runs(UPDATE, lambda run: is_sweep(run, sweep) and is_begun(run)), place, "the sweep")
-    place.command("deployment", "run", REBUILD)
-    by_hand = until(lambda: runs(REBUILD, lambda run: not run.auto_scheduled), place, "the run by hand")
-    bridge_post(place, "lorif.corpus.acme/nowhere", {})
-    without = until(lambda: runs(UPDATE, lambda run: run.parameters.get("prefix") == ""), place, "the last run")
-    started = {"event": by_event, "clock": by_clock, "hand": by_hand, "no prefix": without}
+    notify(server, f"{CORPUS}/arrived/006.jsonl")
+    by_event = until(lambda: runs(UPDATE, lambda run: "prefix" in run.parameters), server, "the event's run")
+    by_clock = until(lambda: runs(UPDATE, lambda run: is_sweep(run, sweep) and is_begun(run)), server, "the sweep")
+    server.command("deployment", "run", REBUILD)
+    by_hand = until(lambda: runs(REBUILD, lambda run: not run.auto_scheduled), server, "the run by hand")
+    post_event(server, "lorif.corpus.acme/nowhere", {})
+    no_prefix = until(lambda: runs(UPDATE, lambda run: run.parameters.get("prefix") == ""), server, "the last run")
+    started = {"event": by_event, "clock": by_clock, "hand": by_hand, "no prefix": no_prefix}
     return {
-        name: until(lambda run=run: ended(client, run), place, f"the end of {name}")[0]
+        name: until(lambda run=run: ended(client, run), server, f"the end of {name}")[0]
         for name, (run, *_) in started.items()
     }
 
@@ -131,24 +131,24 @@ def is_begun(run: FlowRun) -> bool:
 
 
 def ended(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
-    found = client.read_flow_run(run.id)
-    return [found] if found.state is not None and found.state.is_final() else []
+    current = client.read_flow_run(run.id)
+    return [current] if current.state is not None and current.state.is_final() else []
 
 
-def until(look: Callable[[], list[Any]], place: PrefectPlace, what: str) -> list[Any]:
-    """What `look` finds, as soon as it finds something."""
+def until(look: Callable[[], list[Any]], server: PrefectServer, what: str) -> list[Any]:
+    """Call `look` until it returns something; returns that."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        if found := look():
-            return found
+        if result := look():
+            return result
         time.sleep(0.3)
-    raise AssertionError(f"{what} did not come\n{place.log('server')}\n{place.log('worker')}")
+    raise AssertionError(f"{what} did not appear\n{server.log('server')}\n{server.log('worker')}")
 
 
-def arrive(place: PrefectPlace, key: str) -> None:
-    """An object's notification, as the Lambda function gets it."""
+def notify(server: PrefectServer, key: str) -> None:
+    """Pass the notification of a new object to the bridge, as the Lambda function gets it."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_API_URL", place.api)
+        environment.setenv("PREFECT_API_URL", server.api)
         entity = {"key": key, "size": 7, "eTag": "0123", "sequencer": "0001"}
         record = {
             "eventName": "ObjectCreated:Put",
@@ -158,89 +158,94 @@ def arrive(place: PrefectPlace, key: str) -> None:
         assert bridge.handler({"Records": [record]}, None) == {"events": 1}
 
 
-def bridge_post(place: PrefectPlace, resource: str, payload: dict[str, Any]) -> None:
-    """An event that is not as the bridge makes them."""
+def post_event(server: PrefectServer, resource: str, payload: dict[str, Any]) -> None:
+    """Post an event that the bridge would not make."""
     event = {
         "id": "00000000-0000-4000-8000-000000000001", "occurred": datetime.now(UTC).isoformat(),
         "event": bridge.EVENT, "resource": {"prefect.resource.id": resource}, "payload": payload,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PREFECT_API_URL", place.api)
+        environment.setenv("PREFECT_API_URL", server.api)
         bridge.post([event])
 
 
-def watch(place: PrefectPlace, folder: Path, address: str) -> None:
-    """The automations of `infra/`, told through a webhook."""
+def create_automations(server: PrefectServer, folder: Path, address: str) -> None:
+    """Create the automations of `infra/`, which send alerts to a webhook."""
     block = CustomWebhookNotificationBlock(
         name="alerts", url=address, json_data={"subject": "{{subject}}", "body": "{{body}}"}
     )
-    made = str(block.save("lorif-alerts"))
+    block_id = str(block.save("lorif-alerts"))
     automations = folder / "automations.yaml"
-    automations.write_text((INFRA / "automations.yaml").read_text().replace("${ALERTS}", made))
-    place.command("automation", "create", "--from-file", str(automations))
+    automations.write_text((INFRA / "automations.yaml").read_text().replace("${ALERTS}", block_id))
+    server.command("automation", "create", "--from-file", str(automations))
 
 
 @contextmanager
 def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that keeps what is posted to it: (its address, what came)."""
-    came: list[dict[str, Any]] = []
+    """A server that records the bodies that are posted to it: (its address, the bodies)."""
+    bodies: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Silent."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/", came
+    yield f"http://127.0.0.1:{server.server_address[1]}/", bodies
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-def test_an_event_the_clock_and_a_hand_each_make_a_generation(night: Night) -> None:
-    """Out of the corpus as it was: the event's prefix alone, all that is new, all but what has left it."""
-    states = {name: run.state.name for name, run in night.runs.items() if run.state is not None}
+def test_runs_on_events_on_schedules_and_by_hand_publish_generations(deployment_runs: DeploymentRuns) -> None:
+    """The first indexes only the prefix of its event, the second all new files, the third drops vanished files."""
+    runs = deployment_runs.runs
+    states = {name: run.state.name for name, run in runs.items() if run.state is not None}
     assert states == {"event": "Completed", "clock": "Completed", "hand": "Completed", "no prefix": "Failed"}
-    assert night.runs["event"].parameters["prefix"] == f"s3://{BUCKET}/{CORPUS}/arrived/"
-    assert [generation.rows for generation in night.generations] == [32, 40, 56, 48]
-    told = [night.receipt(name) for name in ("event", "clock", "hand")]
-    assert [(receipt["published"], receipt["generation"]) for receipt in told] == [(True, 2), (True, 3), (True, 4)]
-    assert [receipt["changes"]["command"] for receipt in told] == ["update", "update", "build"]
-    assert [receipt["changes"].get("files", {}).get("vanished") for receipt in told] == [0, 1, None]
+    assert runs["event"].parameters["prefix"] == f"s3://{BUCKET}/{CORPUS}/arrived/"
+    assert [generation.rows for generation in deployment_runs.generations] == [32, 40, 56, 48]
+    receipts = [deployment_runs.receipt(name) for name in ("event", "clock", "hand")]
+    published = [(receipt["published"], receipt["generation"]) for receipt in receipts]
+    assert published == [(True, 2), (True, 3), (True, 4)]
+    assert [receipt["changes"]["command"] for receipt in receipts] == ["update", "update", "build"]
+    assert [receipt["changes"].get("files", {}).get("vanished") for receipt in receipts] == [0, 1, None]
     ids = {f"{number}-{row}" for number in range(1, 7) for row in range(8)}
-    assert codes_of(night.config).keys() == ids, "none is missing, and none is there twice"
+    assert codes_of(deployment_runs.config).keys() == ids, "every row must be there exactly once"
 
 
-def test_runs_that_commit_wait_for_each_other(night: Night) -> None:
-    """The rebuild, another deployment, was started while the sweep was under way."""
-    clock, hand = night.runs["clock"], night.runs["hand"]
+def test_runs_that_commit_wait_for_each_other(deployment_runs: DeploymentRuns) -> None:
+    """The rebuild, a run of another deployment, was started while the sweep was running."""
+    clock, hand = deployment_runs.runs["clock"], deployment_runs.runs["hand"]
     assert hand.expected_start_time < clock.end_time <= hand.start_time
-    spans = sorted((run.start_time, run.end_time) for run in night.runs.values() if run.start_time is not None)
+    runs = deployment_runs.runs.values()
+    spans = sorted((run.start_time, run.end_time) for run in runs if run.start_time is not None)
     assert len(spans) >= 3 and all(first[1] <= second[0] for first, second in pairwise(spans))
 
 
-def test_an_event_without_a_prefix_gets_one_sentence_and_an_alert(night: Night) -> None:
-    state = night.runs["no prefix"].state
+def test_an_event_without_a_prefix_fails_with_one_sentence_and_an_alert(deployment_runs: DeploymentRuns) -> None:
+    run, alerts = deployment_runs.runs["no prefix"], deployment_runs.alerts
+    state = run.state
     assert state is not None and state.message is not None
     assert "the prefix is empty: the payload of an event corpus.shard.arrived must have one" in state.message
-    assert {alert["subject"] for alert in night.alerts} == {f"{night.runs['no prefix'].name}: Failed"}
-    assert all("the prefix is empty" in alert["body"] for alert in night.alerts)
+    assert {alert["subject"] for alert in alerts} == {f"{run.name}: Failed"}
+    assert all("the prefix is empty" in alert["body"] for alert in alerts)
 
 
-def test_a_run_shows_shards_drift_and_bytes(night: Night) -> None:
-    assert night.artifacts.keys() >= {"generation", "shards", "summary"}
-    (figures,) = night.artifacts["generation"]
-    (shard,) = night.artifacts["shards"]
+def test_artifacts_of_a_run_show_shards_drift_and_bytes(deployment_runs: DeploymentRuns) -> None:
+    artifacts = deployment_runs.artifacts
+    assert artifacts.keys() >= {"generation", "shards", "summary"}
+    (figures,) = artifacts["generation"]
+    (shard,) = artifacts["shards"]
     assert (shard["file"], shard["records"], shard["rows"]) == ("arrived/006.jsonl", "0 to 7", 8)
-    assert figures["bytes"] == 40 * shard["bytes"] / 8 == night.receipt("event")["bytes"] > 0
-    assert f"]({night.config.index})" in str(night.artifacts["summary"])
+    assert figures["bytes"] == 40 * shard["bytes"] / 8 == deployment_runs.receipt("event")["bytes"] > 0
+    assert f"]({deployment_runs.config.index})" in str(artifacts["summary"])
 
 
-def test_everything_is_stopped(night: Night) -> None:
-    assert night.left == []
+def test_all_processes_end(deployment_runs: DeploymentRuns) -> None:
+    assert deployment_runs.remaining_processes == []

@@ -1,4 +1,4 @@
-"""Invariant: every item comes out once, as done or as failed with its cause, whatever dies on the way."""
+"""Invariant: every item has one outcome, Done or Failed with its cause, even if workers die."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ class Worker:
 
     def die_of(self, item: int, poison: int) -> int:
         if item == poison:
-            time.sleep(0.05)  # its neighbours are on their way by now
+            time.sleep(0.05)  # by now the other items are in flight
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.2)
         return item
@@ -54,7 +54,7 @@ def run(
         return list(workers.run(items, call, in_flight))
 
 
-def test_every_item_once_and_poison_set_aside() -> None:
+def test_every_item_has_one_outcome_and_a_failing_item_is_set_aside() -> None:
     outcomes = run(list(range(20)), lambda worker, item: worker.square.remote(item))
     done = {outcome.item: outcome.result for outcome in outcomes if isinstance(outcome, Done)}
     (failed,) = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
@@ -62,25 +62,25 @@ def test_every_item_once_and_poison_set_aside() -> None:
     assert failed.item == 13 and "ValueError: unlucky" in failed.cause and failed.fault is None
 
 
-def test_a_killed_actor_is_replaced_and_its_calls_repeated(tmp_path: Path) -> None:
+def test_a_killed_actor_is_replaced_and_its_calls_are_repeated(tmp_path: Path) -> None:
     markers = [str(tmp_path / name) for name in "abc"]
     outcomes = run(markers, lambda actor, marker: actor.die_once.remote(marker), count=1)
     assert sorted(outcome.result for outcome in outcomes if isinstance(outcome, Done)) == markers
 
 
-def test_an_item_that_kills_its_worker_is_found_and_its_neighbours_are_not_blamed() -> None:
+def test_only_the_item_that_kills_its_worker_fails() -> None:
     outcomes = run(list(range(6)), lambda actor, item: actor.die_of.remote(item, 3), count=1, in_flight=3)
     assert sorted(outcome.item for outcome in outcomes if isinstance(outcome, Done)) == [0, 1, 2, 4, 5]
     (failed,) = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert failed.item == 3 and "ActorDied" in failed.cause
 
 
-def test_a_users_mistake_stops_at_once_with_its_own_sentence() -> None:
+def test_a_mistake_of_the_user_stops_the_run_at_once() -> None:
     with pytest.raises(UserError, match="the corpus is wrong"):
         run([1, 99, 2], lambda actor, item: actor.square.remote(item), count=1)
 
 
-def test_a_damaged_file_is_looked_at_twice_and_its_sentence_kept(tmp_path: Path) -> None:
+def test_a_damaged_file_is_tried_twice_and_its_message_is_the_cause(tmp_path: Path) -> None:
     (failed,) = run([4], lambda actor, item: actor.refuse.remote(str(tmp_path), item), count=1)
     assert isinstance(failed, Failed) and isinstance(failed.fault, DamagedFileError)
     assert failed.cause == "file 4 is cut off" and len(list(tmp_path.iterdir())) == 2
@@ -91,6 +91,6 @@ def test_a_store_that_keeps_failing_stops_the_run() -> None:
         run(list(range(50)), lambda actor, item: actor.store_fails.remote(item))
 
 
-def test_when_every_worker_dies_of_everything_the_run_ends() -> None:
+def test_the_run_ends_if_every_item_kills_its_worker() -> None:
     with pytest.raises(LorifError, match="in a row failed"):
         run(list(range(100)), lambda actor, item: actor.die_of.remote(item, item))

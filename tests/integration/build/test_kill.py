@@ -1,22 +1,22 @@
-"""Invariant: a build killed with all its processes, and run again, ends with the rows of one never killed."""
+"""Invariant: a build that was killed with all its processes ends, if run again, with the same rows."""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
+
 from lorif_core.config import Config
 from lorif_core.tables.store import Store
-from tests.integration.conftest import MakeConfig
-from tests.integration.rows import stored_rows
 from tests.integration.build.test_build import ROWS
+from tests.integration.conftest import MakeConfig
 from tests.integration.lorif import LORIF
-
+from tests.integration.rows import stored_rows
 
 
 def start_build(config: Path) -> subprocess.Popen[str]:
@@ -27,8 +27,8 @@ def start_build(config: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_first_commit(store: Store, process: subprocess.Popen[str]) -> None:
-    """Until some waves are committed and others are not."""
-    deadline = time.monotonic() + 300  # a busy machine takes its time to start Prefect and Ray
+    """Wait until some waves are committed and others are not."""
+    deadline = time.monotonic() + 300  # Prefect and Ray start slowly on a busy machine
     while time.monotonic() < deadline and process.poll() is None:
         if store.rows.spec() is not None and store.rows.counts()[0] > 0:
             return
@@ -40,7 +40,7 @@ def wait_for_first_commit(store: Store, process: subprocess.Popen[str]) -> None:
 def test_a_killed_build_resumes_to_the_same_rows(
     make_config: MakeConfig, built: Config, corpus_file: Path, tmp_path: Path
 ) -> None:
-    """Many small files, so that the kill falls between two waves."""
+    """The corpus has many small files, so that the kill falls between two waves."""
     lines = corpus_file.read_text().splitlines(keepends=True)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -62,8 +62,8 @@ def test_a_killed_build_resumes_to_the_same_rows(
     out, err = start_build(path).communicate(timeout=240)
     assert json.loads(out.splitlines()[-1])["rows"] == ROWS, err[-2000:]
     after, expected = stored_rows(config), stored_rows(built)
-    assert {name: after[name] for name in before} == before, "committed rows are not touched again"
+    assert {name: after[name] for name in before} == before, "committed rows must not change"
     assert after.keys() == expected.keys()
     for name, row in after.items():
-        found, wanted = np.frombuffer(row, np.float32), np.frombuffer(expected[name], np.float32)
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        codes, expected_codes = np.frombuffer(row, np.float32), np.frombuffer(expected[name], np.float32)
+        np.testing.assert_allclose(codes, expected_codes, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,7 @@
 """Invariant: the preset `paper` is LoRIF as published (arXiv 2601.21929, section 3): rank-1 factors, by power
 iteration, of two-sided projected gradients, a truncated SVD, the Woodbury identity, factored queries.
 
-Against a dense float64 implementation from the formulas that shares nothing with ours but the random signs.
+The reference is a dense float64 implementation of the formulas; it shares only the random signs with our code.
 """
 
 import json
@@ -34,7 +34,7 @@ def example_of(text: str) -> Example:
 
 
 def published_scores(model: torch.nn.Module, spec: IndexSpec, texts: list[str]) -> np.ndarray:
-    """(Q, N): sum over layers of q^T (G^T G + lambda I)^-1 g, of rank r, by the Woodbury identity."""
+    """Scores (Q, N): the sum over layers of q^T (G^T G + lambda I)^-1 g at rank r, by the Woodbury identity."""
     rows: list[list[np.ndarray]] = [
         [
             low_rank_reference(projected(gradient, layer, spec.projection, spec.layers), 1).ravel()
@@ -70,7 +70,7 @@ def test_the_paper_preset_is_the_published_algorithm(make_config: MakeConfig, tm
     assert generation.newest.factored_query and config.code.dtype == "float16" and config.code.rank == 1
     model = AutoModelForCausalLM.from_pretrained(config.model.path).double().eval()
     expected = published_scores(model, generation.index_spec, texts)
-    ids, found = lc.open_index(config.index).scores(QUERIES)
-    found = found[:, [ids.index(text) for text in texts]]
-    error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    ids, scores = lc.open_index(config.index).scores(QUERIES)
+    scores = scores[:, [ids.index(text) for text in texts]]
+    error = np.linalg.norm(scores - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert error.max() <= 1e-3, error

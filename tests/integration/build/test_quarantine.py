@@ -1,4 +1,4 @@
-"""Invariant: a shard that cannot be read keeps nobody else's rows out, and is never left out in silence."""
+"""Invariant: an unreadable shard does not keep out rows of other shards, and is never left out silently."""
 
 import gzip
 import io
@@ -14,13 +14,13 @@ from prefect import flow
 from lorif_core.config import Config
 from lorif_core.errors import CorpusChangedError, IncompleteBuildError
 from lorif_core.lifecycle.plan import make_plan
-from lorif_core.storage.lease import hold
+from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.demo.object_store import MotoServer
 from tasks.indexing import index_shards
+from tests.integration.lorif import run
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, put_shards, s3_config
-from tests.integration.lorif import run
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")
 
@@ -37,8 +37,8 @@ def parquet(name: str) -> bytes:
     return sink.getvalue()
 
 
-WHOLE = {"z.jsonl.gz": gzip.compress(lines("z"), mtime=0), "y.parquet": parquet("y")}
-CUT = {"z.jsonl.gz": WHOLE["z.jsonl.gz"][:-20], "y.parquet": WHOLE["y.parquet"][:-100]}
+INTACT = {"z.jsonl.gz": gzip.compress(lines("z"), mtime=0), "y.parquet": parquet("y")}
+TRUNCATED = {"z.jsonl.gz": INTACT["z.jsonl.gz"][:-20], "y.parquet": INTACT["y.parquet"][:-100]}
 
 
 def put(server: MotoServer, folder: str, files: dict[str, bytes]) -> None:
@@ -46,19 +46,19 @@ def put(server: MotoServer, folder: str, files: dict[str, bytes]) -> None:
         server.client().put_object(Bucket=BUCKET, Key=f"{folder}/{name}", Body=body)
 
 
-def written(config: Config, folder: Path) -> str:
+def write_config(config: Config, folder: Path) -> str:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     return str(path)
 
 
-def test_truncated_files_are_quarantined_and_the_rest_goes_on(
-    s3_place: MotoServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_truncated_files_are_quarantined_and_the_others_are_indexed(
+    s3_server: MotoServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_shards(s3_place, "cut", range(3))
-    put(s3_place, "cut", CUT)
-    config = s3_config(s3_place.url, "quarantine", "cut")
-    path = written(config, tmp_path)
+    put_shards(s3_server, "cut", range(3))
+    put(s3_server, "cut", TRUNCATED)
+    config = s3_config(s3_server.url, "quarantine", "cut")
+    path = write_config(config, tmp_path)
     store = Store(config.index, config.storage)
     code, _, err = run(capsys, "build", "-c", path)
     assert code == 2 and err.strip().splitlines()[-1].startswith("lorif: error: 2 shards or files are quarantined")
@@ -66,27 +66,27 @@ def test_truncated_files_are_quarantined_and_the_rest_goes_on(
     assert len(stored_rows(config)) == 3 * ROWS_PER_SHARD and store.generations() == []
 
     code, out, _ = run(capsys, "build", "-c", path, "--publish-incomplete", "--json")
-    told = json.loads(out.splitlines()[-1])
-    assert code == 0 and told["rows"] == 3 * ROWS_PER_SHARD
-    assert [entry["shard"] for entry in told["quarantined"]] == ["y.parquet", "z.jsonl.gz"]
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and result["rows"] == 3 * ROWS_PER_SHARD
+    assert [entry["shard"] for entry in result["quarantined"]] == ["y.parquet", "z.jsonl.gz"]
     recorded = json.loads(store.latest().quarantined_json)
     assert [name for name, _ in recorded] == ["y.parquet", "z.jsonl.gz"] and "cut off" in recorded[0][1]
 
-    put(s3_place, "cut", WHOLE)
+    put(s3_server, "cut", INTACT)
     code, out, _ = run(capsys, "build", "-c", path, "--json")
-    told = json.loads(out.splitlines()[-1])
-    assert code == 0 and told["rows"] == 5 * ROWS_PER_SHARD and told["quarantined"] == []
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and result["rows"] == 5 * ROWS_PER_SHARD and result["quarantined"] == []
 
 
-def test_an_object_that_changes_between_listing_and_reading_is_quarantined(s3_place: MotoServer) -> None:
-    put_shards(s3_place, "changing", range(3))
-    config = s3_config(s3_place.url, "changing-index", "changing")
+def test_an_object_that_changes_between_listing_and_reading_is_quarantined(s3_server: MotoServer) -> None:
+    put_shards(s3_server, "changing", range(3))
+    config = s3_config(s3_server.url, "changing-index", "changing")
     plan = make_plan(config)
-    put(s3_place, "changing", {"001.jsonl": lines("new")})
+    put(s3_server, "changing", {"001.jsonl": lines("new")})
 
     @flow
     def index_only() -> None:
-        with hold(config.index, config.storage, "build") as lease:
+        with hold_lease(config.index, config.storage, "build") as lease:
             index_shards.fn(config, plan, lease, False)
 
     with pytest.raises(IncompleteBuildError, match=r"001\.jsonl.*changed after it was listed") as caught:
@@ -95,15 +95,15 @@ def test_an_object_that_changes_between_listing_and_reading_is_quarantined(s3_pl
     assert len(stored_rows(config)) == 2 * ROWS_PER_SHARD
 
 
-def test_damage_that_only_reading_finds_is_quarantined(
-    s3_place: MotoServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_damage_that_appears_only_while_reading_is_quarantined(
+    s3_server: MotoServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A parquet file whose footer is whole and whose pages are not."""
-    spoilt = bytearray(WHOLE["y.parquet"])
-    spoilt[4:200] = b"\xff" * 196
-    put_shards(s3_place, "spoilt", range(2))
-    put(s3_place, "spoilt", {"y.parquet": bytes(spoilt)})
-    config = s3_config(s3_place.url, "spoilt-index", "spoilt", corpus={"id": None})
-    code, _, err = run(capsys, "build", "-c", written(config, tmp_path))
+    """The Parquet file has an intact footer and damaged pages."""
+    damaged = bytearray(INTACT["y.parquet"])
+    damaged[4:200] = b"\xff" * 196
+    put_shards(s3_server, "damaged", range(2))
+    put(s3_server, "damaged", {"y.parquet": bytes(damaged)})
+    config = s3_config(s3_server.url, "damaged-index", "damaged", corpus={"id": None})
+    code, _, err = run(capsys, "build", "-c", write_config(config, tmp_path))
     assert code == 2 and "1 shards or files are quarantined" in err and "y.parquet" in err
     assert len(stored_rows(config)) == 2 * ROWS_PER_SHARD

@@ -1,4 +1,4 @@
-"""Invariant: a node that vanishes mid-build takes no row with it."""
+"""Invariant: no row is lost if a node disappears during a build."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from tests.integration.s3 import s3_config
 
 
 @pytest.mark.chaos
-def test_a_node_lost_without_grace_changes_nothing(
-    s3_place: MotoServer, prefect_server: None, ray_session: None, tmp_path: Path
+def test_a_killed_node_does_not_change_the_rows(
+    s3_server: MotoServer, prefect_server: None, ray_session: None, tmp_path: Path
 ) -> None:
-    expected = s3_config(s3_place.url, "one-node", "corpus-44")
+    expected = s3_config(s3_server.url, "one-node", "corpus-44")
     build(expected)
-    config = s3_config(s3_place.url, "two-nodes", "corpus-44", compute={"ray": "auto"})
+    config = s3_config(s3_server.url, "two-nodes", "corpus-44", compute={"ray": "auto"})
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
@@ -31,6 +31,6 @@ def test_a_node_lost_without_grace_changes_nothing(
         capture_output=True, text=True, timeout=300, env=environment, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    told = json.loads(run.stdout.splitlines()[-1])
-    assert told["alive"] == 1 and 0 < told["finished"] < 44, "the node must be lost while shards are indexed"
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert result["alive"] == 1 and 0 < result["finished"] < 44, "the node must be lost while shards are indexed"
     assert stored_rows(config) == stored_rows(expected)

@@ -1,4 +1,4 @@
-"""Invariants of whitened builds: one whitening per index, whoever builds; codes take the bytes they promise."""
+"""Invariants of whitened builds: the whitening does not depend on the workers; codes take the computed bytes."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lorif_core.config import Config
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.plan import make_plan
-from lorif_core.storage.lease import hold
+from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.calibrate import calibrate
 from tests.integration.conftest import MakeConfig
@@ -50,16 +50,16 @@ def corpus(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def indexes(
     make_config: MakeConfig, corpus: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Config]]:
-    """An index of every code over the same corpus, all calibrated alike."""
+    """One index per code over the same corpus, with the same calibration."""
     folder = tmp_path_factory.mktemp("whitened")
-    made = {}
+    configs = {}
     for name, code in CODES.items():
         config = make_config(
             folder / name, corpus=corpus, projection=WHITENED, code=code, curvature={"kind": "none"}
         )
-        made[name] = config
+        configs[name] = config
         build(config)
-    yield made
+    yield configs
 
 
 def scores_of(config: Config) -> dict[str, np.ndarray]:
@@ -73,16 +73,16 @@ def correlation(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("int8", 0.999), ("int4", 0.98), ("sign", 0.7)])
-def test_quantised_codes_score_like_those_in_full(dtype: str, least: float, indexes: dict[str, Config]) -> None:
+def test_quantised_codes_score_like_float32_codes(dtype: str, least: float, indexes: dict[str, Config]) -> None:
     assert correlation(scores_of(indexes["float32"]), scores_of(indexes[dtype])) >= least
 
 
-def test_quantised_factors_score_like_factors_in_full(indexes: dict[str, Config]) -> None:
+def test_quantised_factors_score_like_float32_factors(indexes: dict[str, Config]) -> None:
     assert correlation(scores_of(indexes["rank 3 float32"]), scores_of(indexes["rank 3 int8"])) >= 0.999
 
 
 @pytest.mark.parametrize("name", CODES)
-def test_bytes_on_disk_are_the_arithmetic(name: str, indexes: dict[str, Config]) -> None:
+def test_bytes_on_disk_equal_the_computed_bytes(name: str, indexes: dict[str, Config]) -> None:
     store = Store(indexes[name].index)
     generation = store.latest()
     layout = CodeLayout(generation.index_spec.layers, generation.index_spec.code)
@@ -96,7 +96,7 @@ def test_a_rebuild_keeps_the_whitening_and_other_settings_are_refused(indexes: d
     before = store.latest().index_spec.projection.whitening
     assert before is not None and build(config).index_spec.projection.whitening == before
     covariances = store.covariances.read(before)
-    # row 7 of the corpus has no token to score
+    # row 7 of the corpus has no scored token
     assert covariances is not None and covariances.examples == 63 and covariances.digest() == before
     other = config.model_copy(
         update={"projection": config.projection.model_copy(update={"calibration_examples": 32})}
@@ -119,18 +119,18 @@ def test_the_whitening_does_not_depend_on_the_workers(
 
     @flow
     def calibrate_only() -> str | None:
-        with hold(config.index, config.storage, "test") as lease:
+        with hold_lease(config.index, config.storage, "test") as lease:
             return calibrate(config, make_plan(config), lease).spec.projection.whitening
 
-    found = Store(config.index).covariances.read(calibrate_only())
+    covariances = Store(config.index).covariances.read(calibrate_only())
     spec = Store(indexes["sign"].index).latest().index_spec
     expected = Store(indexes["sign"].index).covariances.read(spec.projection.whitening)
-    assert found is not None and expected is not None and found.tokens == expected.tokens
+    assert covariances is not None and expected is not None and covariances.tokens == expected.tokens
     for key, sums in expected.sums.items():
-        assert (found.sums[key] - sums).norm() <= 1e-4 * sums.norm()
+        assert (covariances.sums[key] - sums).norm() <= 1e-4 * sums.norm()
 
 
-def test_a_damaged_whitening_is_noticed(indexes: dict[str, Config]) -> None:
+def test_a_missing_whitening_is_an_error(indexes: dict[str, Config]) -> None:
     store = Store(indexes["int8"].index)
     spec = store.latest().index_spec
     with pytest.raises(Exception, match="lacks the whitening"):
@@ -141,7 +141,7 @@ def test_a_damaged_whitening_is_noticed(indexes: dict[str, Config]) -> None:
 def test_a_factored_query_is_part_of_the_generation(
     make_config: MakeConfig, corpus: dict[str, str], tmp_path: Path
 ) -> None:
-    """The paper's preset: other scores than those of the dense query, from the same rows."""
+    """A factored query, as in the preset `paper`, gives other scores than a dense query from the same rows."""
     dense = make_config(tmp_path / "index", corpus=corpus, code={"dtype": "float32"})
     build(dense)
     plain = scores_of(dense)

@@ -1,4 +1,4 @@
-"""Invariant: at a new checkpoint rows are computed anew, or are asked as what they are; none is lost."""
+"""Invariant: at a new checkpoint, old rows are recomputed, or scored as rows of their checkpoint; none is lost."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from lorif_core.lifecycle.update import make_update_plan
 from lorif_core.model.loading import load_model
 from lorif_core.search.queries import as_query
 from lorif_core.search.query_encoder import QueryEncoder
-from lorif_core.storage.lease import hold
+from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 from tasks.indexing import index_shards
-from tasks.older import settle_whitening
+from tasks.older import calibrate_whitening
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, scores_of
 from tests.integration.kinds import check_agreement
@@ -40,18 +40,18 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny model after a little and after much training, as far as noise on its weights is training."""
-    made = {}
+    """The tiny model after a little and after much training, which noise on the weights stands for."""
+    folders = {}
     for name, amount in {"little": 0.02, "much": 1.0}.items():
-        made[name] = tmp_path_factory.mktemp(name)
+        folders[name] = tmp_path_factory.mktemp(name)
         model = scaled(gpt2(vocab_size=VOCAB))
         noise = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for weight in model.parameters():
                 weight += amount * weight.std(correction=0) * torch.randn(weight.shape, generator=noise)
-        model.save_pretrained(made[name])
-        byte_tokenizer().save_pretrained(made[name])
-    return made
+        model.save_pretrained(folders[name])
+        byte_tokenizer().save_pretrained(folders[name])
+    return folders
 
 
 @pytest.fixture
@@ -61,17 +61,17 @@ def folder(tmp_path: Path, corpus_file: Path) -> Folder:
     return folder
 
 
-def at(config: Config, model: Path, **wishes: object) -> Config:
-    """The config of an update at another checkpoint."""
+def at(config: Config, model: Path, **options: object) -> Config:
+    """The config of an update at another checkpoint, with options of the `update` section."""
     sections = {
         "model": config.model.model_copy(update={"path": str(model)}),
-        "update": config.update.model_copy(update=wishes),
+        "update": config.update.model_copy(update=options),
     }
     return config.model_copy(update=sections)
 
 
-def apart(config: Config, name: str) -> Config:
-    """The same with an index of its own."""
+def with_own_index(config: Config, name: str) -> Config:
+    """The same config with an index of this name."""
     return config.model_copy(update={"index": str(Path(config.index).parent / name)})
 
 
@@ -80,10 +80,10 @@ def texts_of(folder: Path) -> dict[str, str]:
     return {line["id"]: line["text"] for line in lines}
 
 
-def test_near_rows_follow_the_new_checkpoint(
+def test_close_rows_follow_the_new_checkpoint(
     make_config: MakeConfig, folder: Folder, tmp_path: Path, moved: dict[str, Path]
 ) -> None:
-    """They score as their old gradients do, whitened by the new checkpoint, against its queries."""
+    """Their scores are those of their old gradients, whitened by the new checkpoint, against its queries."""
     config = make_config(
         tmp_path / "index", corpus=folder.section, projection=WHITENED, code=DENSE, curvature=NONE, compute=ONE
     )
@@ -93,30 +93,31 @@ def test_near_rows_follow_the_new_checkpoint(
     folder.put("b", range(80, 100))
     newer = at(config, moved["little"])
     second = update(newer)
-    (told,) = second.changes["older_rows"]
-    assert told["decision"] == "follows" and 0.9 < told["cosine"] < 0.9999 and told["sampled"] == 60
-    assert 0.9 < told["score_correlation"] <= 1
+    (drift,) = second.changes["older_rows"]
+    assert drift["decision"] == "follows" and 0.9 < drift["cosine"] < 0.9999 and drift["sampled"] == 60
+    assert 0.9 < drift["score_correlation"] <= 1
     assert [(part.rows, part.follows is not None) for part in second.parts] == [(60, True), (20, False)]
-    assert {name: codes_of(newer)[name] for name in rows} == rows, "no row is written again"
+    assert {name: codes_of(newer)[name] for name in rows} == rows, "rows must not be rewritten"
     assert second.changes["rows_added"] == 20 and second.changes["rows_refreshed"] == 0
     again = reader.scores(QUERIES)
-    assert again[0] == before[0] and np.array_equal(again[1], before[1]), "the old generation answers as it did"
+    assert again[0] == before[0] and np.array_equal(again[1], before[1]), "the old generation must not change"
 
     store, spec = Store(config.index), second.index_spec
     covariances = store.covariances.read(spec.projection.whitening)
     assert spec.projection.whitening != first.index_spec.projection.whitening and covariances is not None
-    old, new = (load_model(one.model, one.storage) for one in (config, newer))
-    asked = torch.cat(QueryEncoder(new, spec, covariances).gradients([as_query(q, 0) for q in QUERIES]).layers, 1)
-    texts, found = texts_of(tmp_path / "corpus"), scores_of(newer, QUERIES)
+    old, new = (load_model(of.model, of.storage) for of in (config, newer))
+    encoder = QueryEncoder(new, spec, covariances)
+    queries_QD = torch.cat(encoder.gradients([as_query(query, 0) for query in QUERIES]).layers, dim=1).double()
+    texts, scores = texts_of(tmp_path / "corpus"), scores_of(newer, QUERIES)
     fresh = lc.open_index(config.index)
     check_agreement(fresh, QUERIES)
     own = {name: value for ids, values in fresh.self_influence() for name, value in zip(ids, values, strict=True)}
-    for names, model in (([*rows], old), ([name for name in found if name not in rows], new)):
+    for names, model in (([*rows], old), ([name for name in scores if name not in rows], new)):
         encoder = QueryEncoder(model, spec, covariances)
         gradients = encoder.gradients([as_query({"text": texts[name]}, 0) for name in names]).layers
         rows_ND = torch.cat(gradients, dim=1).double()
-        expected = (rows_ND @ asked.double().T).numpy()
-        actual = np.stack([found[name] for name in names])
+        expected = (rows_ND @ queries_QD.T).numpy()
+        actual = np.stack([scores[name] for name in names])
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
         np.testing.assert_allclose([own[name] for name in names], rows_ND.square().sum(dim=1), rtol=1e-4)
 
@@ -127,10 +128,10 @@ def test_near_rows_follow_the_new_checkpoint(
     check_agreement(lc.open_index(config.index), QUERIES)
 
 
-def test_rows_that_have_moved_far_are_computed_anew(
+def test_rows_that_have_moved_far_are_recomputed(
     make_config: MakeConfig, folder: Folder, tmp_path: Path, moved: dict[str, Path]
 ) -> None:
-    """As a build of the new checkpoint would; what a run that died has done is not done again."""
+    """The result equals a build at the new checkpoint, and the work of a crashed run is reused."""
     code = {"kind": "rank", "rank": 2, "dtype": "sign"}
     config = make_config(
         tmp_path / "index", corpus=folder.section, projection=WHITENED, code=code, curvature=NONE, compute=ONE
@@ -142,64 +143,64 @@ def test_rows_that_have_moved_far_are_computed_anew(
 
     @flow
     def die_before_publishing() -> None:
-        with hold(config.index, config.storage, "update") as lease:
-            plan = settle_whitening(newer, make_update_plan(at(newer, moved["much"], policy="refresh")), lease)
+        with hold_lease(config.index, config.storage, "update") as lease:
+            plan = calibrate_whitening(newer, make_update_plan(at(newer, moved["much"], policy="refresh")), lease)
             index_shards.fn(newer, plan.build, lease, False)
 
     die_before_publishing()
     store = Store(config.index)
     assert store.latest() == first and codes_of(config) == rows
-    done = store.rows.version()
+    version = store.rows.version()
     second = update(newer)
-    (told,) = second.changes["older_rows"]
-    assert told["decision"] == "refreshed" and told["cosine"] < 0.9
+    (drift,) = second.changes["older_rows"]
+    assert drift["decision"] == "refreshed" and drift["cosine"] < 0.9
     assert second.changes["rows_refreshed"] == 60 and second.changes["rows_added"] == 20
-    assert store.rows.version() == done, "all rows were there"
+    assert store.rows.version() == version, "all rows were committed already"
     assert len(second.parts) == 1
-    whole = apart(newer, "whole")
-    assert build(whole).index_spec == second.index_spec and codes_of(newer) == codes_of(whole)
-    back = rollback_to(config, 1)
-    assert back.checkpoint == first.checkpoint and codes_of(config) == rows
+    rebuilt = with_own_index(newer, "rebuilt")
+    assert build(rebuilt).index_spec == second.index_spec and codes_of(newer) == codes_of(rebuilt)
+    restored = rollback_to(config, 1)
+    assert restored.checkpoint == first.checkpoint and codes_of(config) == rows
     assert build(newer.model_copy(update={"model": config.model})).checkpoint == first.checkpoint
 
 
 def rollback_to(config: Config, number: int) -> Generation:
     store = Store(config.index, config.storage)
-    with hold(config.index, config.storage, "rollback") as lease:
+    with hold_lease(config.index, config.storage, "rollback") as lease:
         return rollback(store, lease, number)
 
 
-def test_appended_rows_are_of_the_new_checkpoint_and_the_others_stay_at_theirs(
+def test_appended_rows_are_of_the_new_checkpoint_and_the_others_stay_at_their_own(
     make_config: MakeConfig, folder: Folder, tmp_path: Path, moved: dict[str, Path]
 ) -> None:
     config = make_config(tmp_path / "index", corpus=folder.section, code={"dtype": "float32"}, compute=ONE)
     first = build(config)
     before = scores_of(config, QUERIES)
     newer = at(config, moved["little"], policy="append", sample_share=1.0)
-    assert update(newer) == first, "without new data nothing is appended"
+    assert update(newer) == first, "nothing may be published without new data"
     folder.put("b", range(80, 100))
     second = update(newer)
     assert [(part.rows, part.follows) for part in second.parts] == [(60, None), (20, None)]
-    assert second.newest.sampled == 60, "its curvature stands for all rows"
-    whole = apart(newer, "whole")
-    build(whole)
-    index, fresh = lc.open_index(config.index), lc.open_index(whole.index)
+    assert second.newest.sampled == 60, "the curvature must represent all rows"
+    rebuilt = with_own_index(newer, "rebuilt")
+    build(rebuilt)
+    index, fresh = lc.open_index(config.index), lc.open_index(rebuilt.index)
     for layer in range(len(second.index_spec.layers)):
         ours = index.store.curvatures.layer(second, second.newest, layer)
         theirs = fresh.store.curvatures.layer(fresh.generation, fresh.generation.newest, layer)
         assert ours.rows == theirs.rows == 80 and ours.trace == pytest.approx(theirs.trace, rel=1e-4)
         assert ours.damping == pytest.approx(theirs.damping, rel=0.05)
-    found, expected = scores_of(config, QUERIES), scores_of(whole, QUERIES)
+    actual, expected = scores_of(config, QUERIES), scores_of(rebuilt, QUERIES)
     for query in range(len(QUERIES)):
-        ratios = [found[name][query] / before[name][query] for name in before]
-        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3), "one unit for all rows of a checkpoint"
-        appended = [name for name in found if name not in before]
-        both = [[scores[name][query] for name in appended] for scores in (found, expected)]
+        ratios = [actual[name][query] / before[name][query] for name in before]
+        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3, err_msg="old rows must share one unit")
+        appended = [name for name in actual if name not in before]
+        both = [[scores[name][query] for name in appended] for scores in (actual, expected)]
         assert np.corrcoef(both)[0, 1] > 0.98
     check_agreement(index, QUERIES)
 
     third = update(at(newer, moved["little"], policy="refresh"))
-    assert len(third.parts) == 1 and third.rows == 80 and codes_of(newer) == codes_of(whole)
+    assert len(third.parts) == 1 and third.rows == 80 and codes_of(newer) == codes_of(rebuilt)
 
 
 def test_a_checkpoint_of_other_layers_is_refused_before_anything_is_written(
@@ -219,7 +220,7 @@ def test_a_checkpoint_of_other_layers_is_refused_before_anything_is_written(
         code, _, err = run(capsys, "update", "-c", str(path), wrong)
         assert code == 2 and wrong.partition("=")[0] in err
     code, _, err = run(capsys, "build", "-c", str(path), f"model.path={scaled_elsewhere(tmp_path)}")
-    assert code == 2 and "lorif update brings it to a new one" in err
+    assert code == 2 and "move it to the new checkpoint with lorif update" in err
     assert Store(config.index).rows.version() == version
 
 

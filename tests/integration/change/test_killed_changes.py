@@ -1,5 +1,5 @@
-"""Invariant: what changes an index, killed at any moment and run again, ends with the rows and the scores of one
-that never was, nothing lost or doubled; the generation from before answers throughout.
+"""Invariant: a command that is killed at any moment and run again ends with the same rows and scores as one that
+is not killed; no row is lost or duplicated. The previous generation answers all the time.
 """
 
 import itertools
@@ -43,51 +43,51 @@ COMMANDS = {
 RECEIPT = "^PUT .*/_lorif/receipts/"
 QUICK = {
     "update, between commit and publishing": ("update", Moment("^PUT .*/generations.lance/_versions")),
-    "gc, among its deletions": ("gc", Moment("^(POST .*delete|DELETE .*/data/)", 2)),
+    "gc, during its deletions": ("gc", Moment("^(POST .*delete|DELETE .*/data/)", 2)),
 }
 SLOW = {
     "refresh, between commit and publishing": ("refresh", Moment("^PUT .*/generations.lance/_versions")),
-    "remove, between taking out and publishing": ("remove", Moment("^PUT .*/curvature.lance/_versions")),
-    "update, among its shards": ("update", Moment(RECEIPT, 2)),
+    "remove, between the removal of rows and publishing": ("remove", Moment("^PUT .*/curvature.lance/_versions")),
+    "update, during its shards": ("update", Moment(RECEIPT, 2)),
     "update, before its rows are committed": ("update", Moment("^PUT .*/factors.lance/_versions")),
     "update, before its curvature": ("update", Moment("^PUT .*/curvature.lance/data")),
     "update, before its tags": ("update", Moment("^PUT .*/_refs/tags")),
-    "refresh, among its shards": ("refresh", Moment(RECEIPT, 4)),
+    "refresh, during its shards": ("refresh", Moment(RECEIPT, 4)),
     "refresh, before its curvature": ("refresh", Moment("^PUT .*/curvature.lance/data")),
-    "remove, before it is noted": ("remove", Moment("^PUT .*/removed.lance/_versions")),
-    "remove, before rows are taken out": ("remove", Moment("^PUT .*/factors.lance/_versions")),
+    "remove, before it is recorded": ("remove", Moment("^PUT .*/removed.lance/_versions")),
+    "remove, before rows are removed": ("remove", Moment("^PUT .*/factors.lance/_versions")),
     "remove, before it is published": ("remove", Moment("^PUT .*/generations.lance/_versions")),
-    "gc, before generations go": ("gc", Moment("^PUT .*/generations.lance/_versions")),
-    "gc, before their tags go": ("gc", Moment("^HEAD .*/_refs/tags")),
-    "gc, before their fits go": ("gc", Moment("^PUT .*/curvature.lance/_versions")),
+    "gc, before generations are removed": ("gc", Moment("^PUT .*/generations.lance/_versions")),
+    "gc, before their tags are removed": ("gc", Moment("^HEAD .*/_refs/tags")),
+    "gc, before their fits are removed": ("gc", Moment("^PUT .*/curvature.lance/_versions")),
 }
 
 
 @dataclass(frozen=True)
-class Held:
-    """What an index holds at its newest generation, and how it answers."""
+class IndexState:
+    """The rows of an index in its newest generation, and its answer to the queries."""
 
     rows: dict[str, bytes]
     metadata: dict[str, tuple[object, ...]]
     answer: Answer
 
-    def check(self, other: "Held") -> None:
-        """Raise unless the other is the same; scores may differ by the order in which rows were added up."""
+    def check(self, other: "IndexState") -> None:
+        """Fail unless the other state is the same; scores may differ by the order of floating-point sums."""
         assert other.rows == self.rows and other.metadata == self.metadata
         check_answer(other.answer, self.answer)
 
 
-def check_answer(found: Answer, expected: Answer) -> None:
-    """The same generation and ids, each once, and scores."""
-    pairs = [dict(zip(ids, scores.T, strict=True)) for _, ids, scores in (found, expected)]
-    assert found[0] == expected[0] and pairs[0].keys() == pairs[1].keys() and len(found[1]) == len(pairs[0])
-    names, largest = list(pairs[1]), np.abs(expected[2]).max()
-    ours, theirs = (np.stack([scores[name] for name in names]) for scores in pairs)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
+def check_answer(actual: Answer, expected: Answer) -> None:
+    """Fail unless both have the same generation, the same ids (each once) and close scores."""
+    by_id = [dict(zip(ids, scores.T, strict=True)) for _, ids, scores in (actual, expected)]
+    assert actual[0] == expected[0] and by_id[0].keys() == by_id[1].keys() and len(actual[1]) == len(by_id[0])
+    names, largest = list(by_id[1]), np.abs(expected[2]).max()
+    actual_scores, expected_scores = (np.stack([scores[name] for name in names]) for scores in by_id)
+    np.testing.assert_allclose(actual_scores, expected_scores, rtol=1e-3, atol=1e-4 * largest)
 
 
-class Places:
-    """Copies of one index of two generations, beside a corpus that has changed since."""
+class IndexCopies:
+    """Copies of an index of two generations, whose corpus has changed since."""
 
     def __init__(self, server: MotoServer, config: Config, moved: Path, folder: Path) -> None:
         self.server, self.moved, self.folder = server, moved, folder
@@ -99,7 +99,7 @@ class Places:
         self._raw = raw
 
     def new(self) -> Config:
-        """Another copy."""
+        """The config of a new copy."""
         name = f"killed-{next(self._numbers)}"
         copy_index(self.server, self._config.index.rpartition("/")[2], name)
         config = self._config.model_copy(update={"index": f"s3://{BUCKET}/{name}"})
@@ -108,7 +108,7 @@ class Places:
         return config
 
     def words(self, command: str, config: Config, endpoint: str) -> list[str]:
-        """Of a command line for a copy."""
+        """The words of a command line for a copy."""
         return (
             COMMANDS[command]
             .format(
@@ -127,53 +127,51 @@ class Places:
             main(self.words(command, config, self.server.url))
         return int(stopped.value.code or 0)
 
-    def held(self, config: Config) -> Held:
+    def state(self, config: Config) -> IndexState:
         version = Store(config.index, config.storage).latest().factors_version
-        return Held(stored_rows(config, version), metadata_of(config), self.ask(config))
-
-    def ask(self, config: Config) -> Answer:
-        return answer(lc.open_index(config.index, config.storage), self.models)
+        newest = answer(lc.open_index(config.index, config.storage), self.models)
+        return IndexState(stored_rows(config, version), metadata_of(config), newest)
 
 
 @pytest.fixture(scope="module")
-def places(
-    s3_place: MotoServer, prefect_server: None, ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Places:
-    """Generation 2 has a shard changed and a new one; since then one has changed, one is gone, and two are new."""
-    client = s3_place.client()
+def copies(
+    s3_server: MotoServer, prefect_server: None, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> IndexCopies:
+    """Generation 2 has one changed and one new shard. Since then, one changed, one vanished, and two are new."""
+    client = s3_server.client()
 
     def change(number: int) -> None:
         body = shard_file(number).replace(b"cat", b"dog")
         client.put_object(Bucket=BUCKET, Key=f"{CORPUS}/{number:03d}.jsonl", Body=body)
 
-    put_shards(s3_place, CORPUS, range(5))
-    config = s3_config(s3_place.url, "killed", CORPUS, compute={"workers": 1})
+    put_shards(s3_server, CORPUS, range(5))
+    config = s3_config(s3_server.url, "killed", CORPUS, compute={"workers": 1})
     build(config)
     change(3)
-    put_shards(s3_place, CORPUS, range(5, 6))
+    put_shards(s3_server, CORPUS, range(5, 6))
     update(config)
     change(4)
     client.delete_object(Bucket=BUCKET, Key=f"{CORPUS}/000.jsonl")
-    put_shards(s3_place, CORPUS, range(6, 8))
+    put_shards(s3_server, CORPUS, range(6, 8))
     moved = tmp_path_factory.mktemp("moved")
     scaled(gpt2(seed=5, vocab_size=VOCAB)).save_pretrained(moved)
     byte_tokenizer().save_pretrained(moved)
-    return Places(s3_place, config, moved, tmp_path_factory.mktemp("killed"))
+    return IndexCopies(s3_server, config, moved, tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(places: Places) -> Callable[[str], list[Held]]:
-    """What a copy holds before a command and after it, nothing killed; the same for `gc`, so it is there once."""
+def undisturbed_states(copies: IndexCopies) -> Callable[[str], list[IndexState]]:
+    """The states of a copy before and after a command that is not killed; only one if the command is `gc`."""
 
     @cache
-    def of(command: str) -> list[Held]:
-        config = places.new()
-        before = places.held(config)
-        assert places.run(command, config) == 0
-        after = places.held(config)
+    def states_of(command: str) -> list[IndexState]:
+        config = copies.new()
+        before = copies.state(config)
+        assert copies.run(command, config) == 0
+        after = copies.state(config)
         return [before] if after.answer[0] == before.answer[0] else [before, after]
 
-    return of
+    return states_of
 
 
 Check = Callable[[str, Moment], bool]
@@ -181,31 +179,34 @@ Check = Callable[[str, Moment], bool]
 
 @pytest.fixture
 def kill_and_repeat(
-    places: Places, undisturbed: Callable[[str], list[Held]], capsys: pytest.CaptureFixture[str]
+    copies: IndexCopies,
+    undisturbed_states: Callable[[str], list[IndexState]],
+    capsys: pytest.CaptureFixture[str],
 ) -> Check:
-    """Kill a command at a moment, run it again, and look at it all; whether there was such a moment."""
+    """Kill a command at a moment, run it again, check all states; returns False if it ended before the moment."""
 
     def check(command: str, moment: Moment) -> bool:
-        known = {held.answer[0]: held for held in undisturbed(command)}
-        config = places.new()
+        expected = {state.answer[0]: state for state in undisturbed_states(command)}
+        config = copies.new()
         store = Store(config.index, config.storage)
-        with Readers(config, 1, places.further) as readers, FaultProxy(places.server.url) as proxy:
-            killed = kill_at(moment, proxy, places.words(command, config, proxy.url), places.folder / "errors.txt")
-            standing = store.latest().generation
-            known[standing].check(places.held(config))
-            code = places.run(command, config)
-            told = capsys.readouterr().err
-        is_done = standing == max(known) and command == "remove"
-        assert code == 0 or (is_done and "matches none of its rows" in told), told
-        assert store.latest().generation == max(known)
-        known[max(known)].check(places.held(config))
+        with Readers(config, 1, copies.further) as readers, FaultProxy(copies.server.url) as proxy:
+            killed = kill_at(moment, proxy, copies.words(command, config, proxy.url), copies.folder / "errors.txt")
+            after_kill = store.latest().generation
+            expected[after_kill].check(copies.state(config))
+            code = copies.run(command, config)
+            errors = capsys.readouterr().err
+        is_done = after_kill == max(expected) and command == "remove"
+        assert code == 0 or (is_done and "matches none of its rows" in errors), errors
+        assert store.latest().generation == max(expected)
+        expected[max(expected)].check(copies.state(config))
         assert not readers.errors, readers.errors
-        for found in readers.answers:
-            check_answer(found, known[found[0]].answer)
+        for reader_answer in readers.answers:
+            check_answer(reader_answer, expected[reader_answer[0]].answer)
         collect(config, keep=1)
-        left = find_garbage(store, keep=1)
-        assert not (left.files or left.receipts or left.curvatures or left.generations or left.uploads)
-        known[max(known)].check(places.held(config))
+        garbage = find_garbage(store, keep=1)
+        assert not (garbage.files or garbage.receipts or garbage.curvatures)
+        assert not (garbage.generations or garbage.uploads)
+        expected[max(expected)].check(copies.state(config))
         return killed
 
     return check
@@ -214,7 +215,7 @@ def kill_and_repeat(
 @pytest.mark.parametrize("case", [*QUICK, *(pytest.param(name, marks=pytest.mark.chaos) for name in SLOW)])
 def test_a_command_killed_at_a_moment(case: str, kill_and_repeat: Check) -> None:
     command, moment = (QUICK | SLOW)[case]
-    assert kill_and_repeat(command, moment), "the command never came to this moment"
+    assert kill_and_repeat(command, moment), "the command never reached this moment"
 
 
 @pytest.mark.chaos

@@ -1,7 +1,8 @@
-"""Invariants: what is removed is in no later generation, never returns, and leaves storage with the older ones."""
+"""Invariants: no later generation has a removed example, and its rows leave storage with the older generations."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.removal import REMOVED
 from lorif_core.lifecycle.update import make_update_plan
-from lorif_core.storage.lease import hold
+from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, scores_of
@@ -32,10 +33,10 @@ ONE = {"workers": 1}  # each takes seconds to start
 
 @pytest.fixture
 def folder(tmp_path: Path, corpus_file: Path) -> Folder:
-    made = Folder(tmp_path / "corpus", corpus_file)
+    folder = Folder(tmp_path / "corpus", corpus_file)
     for number in range(3):
-        made.put(f"{number}", range(20 + 20 * number, 40 + 20 * number))
-    return made
+        folder.put(f"{number}", range(20 + 20 * number, 40 + 20 * number))
+    return folder
 
 
 @pytest.fixture
@@ -49,21 +50,21 @@ def ids_file(folder: Path, *ids: str) -> str:
     return str(path)
 
 
-def told(out: str) -> dict[str, object]:
+def result_of(out: str) -> dict[str, object]:
+    """The JSON that a command has printed as its last line."""
     return json.loads(out.splitlines()[-1])
 
 
-def files_with(place: Path, text: bytes) -> list[str]:
-    """Files below a folder whose bytes hold a text."""
-    return [
-        str(path.relative_to(place)) for path in place.rglob("*") if path.is_file() and text in path.read_bytes()
-    ]
+def files_with(folder: Path, text: bytes) -> list[str]:
+    """Files below a folder that contain a text."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and text in path.read_bytes())
+    return [str(path.relative_to(folder)) for path in paths]
 
 
 def collect(config: Config) -> None:
     store = Store(config.index)
-    with hold(config.index, config.storage, "gc"):
-        remove_garbage(store, find_garbage(store, 1, held=True))
+    with hold_lease(config.index, config.storage, "gc"):
+        remove_garbage(store, find_garbage(store, 1, lease_held=True))
 
 
 def test_removed_examples_leave_the_next_generation_and_after_gc_the_storage(
@@ -77,19 +78,21 @@ def test_removed_examples_leave_the_next_generation_and_after_gc_the_storage(
     index = Path(config.index)
     before = codes_of(config)
     reader = lc.open_index(config.index)
-    asked = reader.scores(QUERIES)
-    assert files_with(index, text.encode()), "the text is stored, or this test shows nothing"
+    scores_before = reader.scores(QUERIES)
+    assert files_with(index, text.encode()), "the test needs the text on storage"
     code, out, _ = run(
         capsys, "remove", config.index, "--ids", ids_file(tmp_path, "secret", "s25", "no such"), "--json"
     )
-    answer = told(out)
-    assert code == 0 and answer["removed"] == 2 and answer["not_found"] == ["no such"]
+    result = result_of(out)
+    assert code == 0 and result["removed"] == 2 and result["not_found"] == ["no such"]
     after = codes_of(config)
     assert after == {name: row for name, row in before.items() if name not in ("secret", "s25")}
     check_two_stage(lc.open_index(config.index), QUERIES)
     again = reader.scores(QUERIES)
-    assert again[0] == asked[0] and np.array_equal(again[1], asked[1]), "readers of the old generation keep it"
-    assert files_with(index, text.encode()), "until it is collected"
+    assert again[0] == scores_before[0] and np.array_equal(again[1], scores_before[1]), (
+        "readers of the old generation must see no change"
+    )
+    assert files_with(index, text.encode()), "the text must stay on storage until the old generation is collected"
     code, _, _ = run(capsys, "gc", config.index, "--apply", "--keep", "1")
     assert code == 0 and files_with(index, text.encode()) == []
     assert codes_of(config) == after
@@ -103,23 +106,23 @@ def test_removed_examples_leave_the_next_generation_and_after_gc_the_storage(
     assert newest.rows == 69 and not {"secret", "s25"} & codes_of(config).keys()
     fresh = config.model_copy(update={"index": str(tmp_path / "fresh")})
     build(fresh)
-    found, expected = scores_of(config, QUERIES), scores_of(fresh, QUERIES)
-    assert found.keys() == expected.keys() - {"secret", "s25"}
+    actual, expected = scores_of(config, QUERIES), scores_of(fresh, QUERIES)
+    assert actual.keys() == expected.keys() - {"secret", "s25"}
     largest = max(abs(scores[0]) for scores in expected.values())
-    for name, scores in found.items():  # in other batches than with the two
+    for name, scores in actual.items():  # batches differ, so scores differ slightly
         np.testing.assert_allclose(scores, expected[name], atol=1e-3 * largest)
     collect(config)
     assert files_with(index, text.encode()) == []
 
 
-def test_a_condition_on_the_columns_removes_what_meets_it(
+def test_a_condition_removes_the_rows_that_meet_it(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(config)
     before = codes_of(config)
     store = Store(config.index)
     code, out, _ = run(capsys, "remove", config.index, "--where", "uri LIKE '%1.jsonl' AND row < 5", "--json")
-    assert code == 0 and told(out)["removed"] == 5
+    assert code == 0 and result_of(out)["removed"] == 5
     assert before.keys() - codes_of(config).keys() == {f"s{i}" for i in range(40, 45)}
     version, generations = store.rows.version(), len(store.generations())
     (tmp_path / "empty.txt").write_text("\n")
@@ -146,16 +149,16 @@ def test_a_condition_on_the_columns_removes_what_meets_it(
     assert (store.rows.version(), len(store.generations())) == (version, generations)
 
 
-def test_without_ids_an_example_is_known_by_its_content(
+def test_without_ids_an_example_is_identified_by_its_content(
     make_config: MakeConfig, folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows that move to other places of a file do not bring it back, and others do not go in its stead."""
+    """If rows of a file move, the example does not return, and no other example is removed in its place."""
     config = make_config(
         tmp_path / "index", corpus={**folder.section, "id": None}, curvature=NONE, compute=ONE
     )  # fmt: skip
     build(config)
     code, out, _ = run(capsys, "remove", config.index, "--ids", ids_file(tmp_path, "1.jsonl#3"), "--json")
-    assert code == 0 and told(out)["removed"] == 1
+    assert code == 0 and result_of(out)["removed"] == 1
     path = tmp_path / "corpus" / "1.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[7], *lines]))
@@ -163,35 +166,36 @@ def test_without_ids_an_example_is_known_by_its_content(
     assert newest.rows == 60 and "1.jsonl#3" in codes_of(config) and "1.jsonl#4" not in codes_of(config)
 
 
-@pytest.mark.parametrize("wish", [pytest.param("refit", marks=pytest.mark.chaos), "merge"])
+@pytest.mark.parametrize("method", [pytest.param("refit", marks=pytest.mark.chaos), "merge"])
 def test_the_curvature_is_that_of_the_rows_that_stay(
-    wish: str, make_config: MakeConfig, folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, make_config: MakeConfig, folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3, 12):
         folder.put(f"{number}", range(20 + 20 * number, 40 + 20 * number))
     config = make_config(tmp_path / "index", corpus=folder.section, code={"dtype": "float32"}, compute=ONE)
     build(config)
-    chosen = ids_file(tmp_path, "s31", "s33")
-    code, out, _ = run(capsys, "remove", config.index, "--ids", chosen, f"update.curvature={wish}", "--json")
-    assert code == 0 and told(out)["changes"]["curvature"] == [{"refit": "fitted", "merge": "merged"}[wish]]  # type: ignore[index]
+    ids = ids_file(tmp_path, "s31", "s33")
+    code, out, _ = run(capsys, "remove", config.index, "--ids", ids, f"update.curvature={method}", "--json")
+    changes: Any = result_of(out)["changes"]
+    assert code == 0 and changes["curvature"] == [{"refit": "fitted", "merge": "merged"}[method]]
     fresh = config.model_copy(update={"index": str(tmp_path / "fresh")})
     build(fresh)
     store, other = Store(config.index), Store(fresh.index)
     generation = store.latest()
-    run(capsys, "remove", fresh.index, "--ids", chosen)
+    run(capsys, "remove", fresh.index, "--ids", ids)
     expected = scores_of(fresh, QUERIES)
-    found = scores_of(config, QUERIES)
-    assert found.keys() == expected.keys() and len(found) == 238
-    pairs = np.array([[found[name][0], expected[name][0]] for name in found])
-    assert np.corrcoef(pairs.T)[0, 1] >= {"refit": 0.9999, "merge": 0.99}[wish]
-    for layer, fitted in store.curvatures.layers(generation, generation.newest):
-        wanted = other.curvatures.layer(other.latest(), other.latest().newest, layer)
-        assert fitted.rows == wanted.rows == 238
-        assert fitted.trace == pytest.approx(wanted.trace, rel=1e-4)
+    actual = scores_of(config, QUERIES)
+    assert actual.keys() == expected.keys() and len(actual) == 238
+    pairs = np.array([[actual[name][0], expected[name][0]] for name in actual])
+    assert np.corrcoef(pairs.T)[0, 1] >= {"refit": 0.9999, "merge": 0.99}[method]
+    for number, layer in store.curvatures.layers(generation, generation.newest):
+        expected_layer = other.curvatures.layer(other.latest(), other.latest().newest, number)
+        assert layer.rows == expected_layer.rows == 238
+        assert layer.trace == pytest.approx(expected_layer.trace, rel=1e-4)
 
 
-def test_a_removal_that_died_is_carried_out_by_whatever_comes_next(config: Config, folder: Folder) -> None:
-    """It had only noted what was to go; a receipt of an earlier run names rows of it, too."""
+def test_the_next_change_completes_a_removal_that_crashed(config: Config, folder: Folder) -> None:
+    """The removal has only recorded its examples; a receipt of an earlier run has one of them, too."""
     build(config)
     store = Store(config.index)
     folder.put("9", range(200, 210))
@@ -206,7 +210,9 @@ def test_a_removal_that_died_is_carried_out_by_whatever_comes_next(config: Confi
     assert store.latest().removals == 3 and ["s205", REMOVED] in json.loads(store.latest().skipped_json)
 
 
-def test_the_command_is_listed_with_what_it_takes(capsys: pytest.CaptureFixture[str], config: Config) -> None:
+def test_keys_that_do_not_apply_to_the_command_are_refused(
+    capsys: pytest.CaptureFixture[str], config: Config
+) -> None:
     path = Path(config.index).parent / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     code, _, err = run(capsys, "remove", config.index, "--where", "row < 5", "corpus.uri=x")

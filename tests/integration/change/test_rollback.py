@@ -1,4 +1,4 @@
-"""Invariant: after a rollback the index is what it was, for readers and for whatever is done to it next."""
+"""Invariant: a rollback restores the index, for readers and as the base of the next change."""
 
 import json
 import re
@@ -47,39 +47,43 @@ def grown(tmp_path: Path) -> Store:
     return store
 
 
-def test_an_earlier_generation_stands_again_in_a_second(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_generation_is_restored_quickly(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.perf_counter()
     code, out, _ = run(capsys, "rollback", grown.uri, "2", "--json")
     seconds = time.perf_counter() - started
-    answer = json.loads(out.splitlines()[-1])
-    assert code == 0 and answer["generation"] == 4 and answer["rows"] == 8 and seconds < 20, seconds
-    assert answer["changes"] == {"command": "rollback", "to": 2, "removed_again": 0}
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and result["generation"] == 4 and result["rows"] == 8 and seconds < 20, seconds
+    assert result["changes"] == {"command": "rollback", "to": 2, "removed_again": 0}
     assert ids_of(grown) == {f"it's {number}/{i}" for number in (0, 1) for i in range(4)}
     assert grown.rows.inventory().keys == {(SPEC.hash, shard(number).key) for number in (0, 1)}, (
-        "the newest version too"
+        "the newest version must have these shards, too"
     )
     code, out, _ = run(capsys, "rollback", grown.uri, "2", "--json")
-    assert code == 0 and json.loads(out.splitlines()[-1])["generation"] == 4, "said twice, done once"
+    assert code == 0 and json.loads(out.splitlines()[-1])["generation"] == 4, "a repeated rollback must do nothing"
     run(capsys, "rollback", grown.uri, "3")
     assert ids_of(grown) == {f"it's {number}/{i}" for number in (1, 2) for i in range(4)}
     collect(grown, keep=1)
-    assert [kept.generation for kept in grown.generations()] == [5] and len(ids_of(grown)) == 8
+    assert [retained.generation for retained in grown.generations()] == [5] and len(ids_of(grown)) == 8
 
 
 def test_unknown_and_collected_generations_are_refused(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
     collect(grown, keep=2)
-    mistakes = {"1": "generation 1 of .* was collected; there are 2, 3", "9": "never had a generation 9", "x": "x"}
+    mistakes = {
+        "1": "generation 1 of .* was collected; available generations: 2, 3",
+        "9": "never had a generation 9",
+        "x": "x",
+    }
     for number, message in mistakes.items():
         code, _, err = run(capsys, "rollback", grown.uri, number)
         assert code == 2 and len(err.strip().splitlines()) == 1
         assert re.search(message, err)
     code, _, err = run(capsys, "rollback", f"{grown.uri}-none", "1")
     assert code == 2 and "does not exist" in err
-    assert [kept.generation for kept in grown.generations()] == [2, 3]
+    assert [retained.generation for retained in grown.generations()] == [2, 3]
 
 
-def test_what_was_removed_since_stays_removed(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """The spec of these rows has no ids: an example is known by its content."""
+def test_examples_removed_in_the_meantime_stay_removed(grown: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """The spec of these rows has no ids, so an example is identified by its content."""
     examples = [replace(example, content_hash=f"{number:032}") for number, example in enumerate(rows(3).examples)]
     fragments = grown.rows.write(iter([replace(rows(3), examples=examples)]), shard(3), SPEC)
     grown.rows.commit_wave([Receipt(shard(3).key, tuple(fragments), 4, 12, 12, (), 0.0)], grown.rows.version())
@@ -88,8 +92,8 @@ def test_what_was_removed_since_stays_removed(grown: Store, capsys: pytest.Captu
     grown.publish(generation(grown, 5))
     grown.rows.note_removed(pa.table({"example_id": ["another name"], "content_hash": [f"{2:032}"]}))
     code, out, _ = run(capsys, "rollback", grown.uri, "4", "--json")
-    answer = json.loads(out.splitlines()[-1])
-    assert code == 0 and answer["rows"] == 11 and answer["changes"]["removed_again"] == 1
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and result["rows"] == 11 and result["changes"]["removed_again"] == 1
     assert "it's 3/2" not in ids_of(grown) and {"it's 3/1", "it's 1/2"} < ids_of(grown)
     assert grown.latest().removals == 1 and grown.rows.skipped({shard(3).file}) == [("it's 3/2", REMOVED)]
     inventory = grown.rows.inventory()
@@ -97,10 +101,10 @@ def test_what_was_removed_since_stays_removed(grown: Store, capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("prefect_server", "ray_session")
-def test_an_update_after_a_rollback_knows_nothing_of_what_was_rolled_back(
+def test_an_update_after_a_rollback_ignores_the_rolled_back_generation(
     make_config: MakeConfig, tmp_path: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows, curvature and covariances are those of a history without the bad night."""
+    """Rows and curvature are those of an index that never had the bad generation."""
     folder = Folder(tmp_path / "corpus", corpus_file)
     folder.put("a", range(20, 220))
     config = make_config(tmp_path / "index", corpus=folder.section, compute=ONE)
@@ -115,15 +119,15 @@ def test_an_update_after_a_rollback_knows_nothing_of_what_was_rolled_back(
     folder.put("good", range(400, 420))
     newest = update(config)
     assert newest.generation == 4 and newest.rows == 220 and newest.changes["files"]["vanished"] == 0
-    whole = config.model_copy(update={"index": str(tmp_path / "fresh")})
-    build(whole)
-    assert codes_of(config) == codes_of(whole) and metadata_of(config) == metadata_of(whole)
+    fresh = config.model_copy(update={"index": str(tmp_path / "fresh")})
+    build(fresh)
+    assert codes_of(config) == codes_of(fresh) and metadata_of(config) == metadata_of(fresh)
     store = Store(config.index)
     for _, fitted in store.curvatures.layers(newest, newest.newest):
         assert fitted.rows == 220
 
-    # a rollback that died after it had restored the table, and before it published
+    # a rollback that crashes after it has restored the table, and before it publishes
     folder.drop("good")
     store.rows.rewind(store.generations()[0].factors_version)
     folder.put("more", range(500, 510))
-    assert update(config).rows == 230, "rows that are published are not lost"
+    assert update(config).rows == 230, "published rows must not be lost"

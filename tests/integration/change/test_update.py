@@ -1,4 +1,4 @@
-"""Invariant: an update ends with the rows of a full build, at the cost of what is new; readers see all or none."""
+"""Invariant: an update computes only new rows, and gives those of a full build; readers see all of it or none."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from lorif_core.lifecycle.update import make_update_plan
 from lorif_core.model.loading import load_model
 from lorif_core.search.queries import as_query
 from lorif_core.search.query_encoder import QueryEncoder
-from lorif_core.storage.lease import hold
+from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.indexing import index_shards
 from tests.integration.conftest import MakeConfig
@@ -40,14 +40,14 @@ def folder(tmp_path: Path, corpus_file: Path) -> Folder:
 
 
 def fresh(config: Config) -> Config:
-    """The config of an index that is built anew over the corpus as it is now."""
+    """The config of another index, which is built from the current corpus."""
     number = sum(path.name.startswith("fresh") for path in Path(config.index).parent.iterdir())
     other = config.model_copy(update={"index": str(Path(config.index).parent / f"fresh{number}")})
     build(other)
     return other
 
 
-def written(config: Config, folder: Path) -> str:
+def write_config(config: Config, folder: Path) -> str:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     return str(path)
@@ -57,16 +57,16 @@ def written(config: Config, folder: Path) -> str:
 def test_rows_and_scores_after_updates_are_those_of_a_full_build(
     make_config: MakeConfig, folder: Folder, tmp_path: Path
 ) -> None:
-    """New files, a changed one, one that moved, one that vanished; and a reader of the first generation."""
+    """With new, changed, moved and vanished files, and with a reader of the first generation."""
     folder.put("a", range(20, 320))
     folder.put("b", range(320, 340))
     config = make_config(tmp_path / "index", corpus=folder.section, code={"dtype": "float32"}, compute=ONE)
     first = build(config)
     reader = lc.open_index(config.index)
     before = reader.scores(QUERIES)
-    assert update(config) == first, "nothing new, nothing published"
+    assert update(config) == first, "nothing may be published without a change"
     store = Store(config.index)
-    untouched = store.rows.inventory(first.factors_version)
+    inventory_before = store.rows.inventory(first.factors_version)
 
     folder.put("b", range(320, 340), ("cat", "tree"))
     folder.put("c", range(340, 370))
@@ -75,13 +75,14 @@ def test_rows_and_scores_after_updates_are_those_of_a_full_build(
     assert second.changes["files"] == {"new": 1, "changed": 1, "moved": 0, "vanished": 0}
     assert (second.changes["rows_added"], second.changes["rows_removed"]) == (50, 20)
     assert second.changes["curvature"] == "merged" and second.newest.left == 20
-    kept = store.rows.inventory(second.factors_version)
-    assert len(kept.files & untouched.files) == 1, "the file of 300 rows is not written again"
-    whole = fresh(config)
-    assert codes_of(config) == codes_of(whole) and metadata_of(config) == metadata_of(whole)
-    ours, theirs = scores_of(config, QUERIES), scores_of(whole, QUERIES)
+    inventory = store.rows.inventory(second.factors_version)
+    assert len(inventory.files & inventory_before.files) == 1, "the file of 300 rows must not be rewritten"
+    rebuilt = fresh(config)
+    assert codes_of(config) == codes_of(rebuilt) and metadata_of(config) == metadata_of(rebuilt)
+    updated_scores, rebuilt_scores = scores_of(config, QUERIES), scores_of(rebuilt, QUERIES)
     for query in range(len(QUERIES)):
-        pairs = [[scores[name][query] for name in sorted(ours)] for scores in (ours, theirs)]
+        names = sorted(updated_scores)
+        pairs = [[scores[name][query] for name in names] for scores in (updated_scores, rebuilt_scores)]
         assert spearmanr(*pairs).statistic >= 0.99
     after = reader.scores(QUERIES)
     assert after[0] == before[0] and np.array_equal(after[1], before[1])
@@ -99,7 +100,7 @@ def test_rows_and_scores_after_updates_are_those_of_a_full_build(
 
 
 @needs_servers
-def test_a_newer_metric_folds_as_if_codes_were_whitened_anew(
+def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
     make_config: MakeConfig, folder: Folder, tmp_path: Path
 ) -> None:
     folder.put("a", range(20, 80))
@@ -111,46 +112,45 @@ def test_a_newer_metric_folds_as_if_codes_were_whitened_anew(
     rows = codes_of(config)
     folder.put("b", range(80, 110), ("red", "old"))
     second = update(config)
-    assert second.index_spec == first.index_spec, "the whitening of the codes is frozen"
+    assert second.index_spec == first.index_spec, "the whitening of the codes must be frozen"
     drift = second.changes["drift"]
     assert 0 < drift["mean"] <= drift["worst"] and drift["layer"] in {
         layer.name for layer in first.index_spec.layers
     }
-    kept = codes_of(config)
-    assert {name: kept[name] for name in rows} == rows and second.newest.metric is not None
+    updated_rows = codes_of(config)
+    assert {name: updated_rows[name] for name in rows} == rows and second.newest.metric is not None
 
     store = Store(config.index)
     frozen, newer = (
         store.covariances.read(name) for name in (first.index_spec.projection.whitening, second.newest.metric)
     )
     assert frozen is not None and newer is not None
-    held = store.rows.inventory(second.factors_version)
-    assert newer.tokens == held.tokens and newer.digest() != frozen.digest()
+    inventory = store.rows.inventory(second.factors_version)
+    assert newer.tokens == inventory.tokens and newer.digest() != frozen.digest()
 
     # the same rows and queries, whitened with the newer covariances
     model = load_model(config.model, config.storage)
     encoder = QueryEncoder(model, first.index_spec, newer)
-    lines = {}
+    examples = {}
     for name in ("a", "b"):
         for line in (tmp_path / "corpus" / f"{name}.jsonl").read_text().splitlines():
             record = json.loads(line)
-            lines[record["id"]] = as_query({"text": record["text"]}, 0)
-    ids = list(lines)
-    anew = torch.cat(encoder.gradients(list(lines.values())).layers, dim=1).double()
-    asked = torch.cat(encoder.gradients([as_query(query, 0) for query in QUERIES]).layers, dim=1).double()
-    expected = (anew @ asked.T).numpy()
-    found = scores_of(config, QUERIES)
-    assert found.keys() == lines.keys()
+            examples[record["id"]] = as_query({"text": record["text"]}, 0)
+    rows_ND = torch.cat(encoder.gradients(list(examples.values())).layers, dim=1).double()
+    queries_QD = torch.cat(encoder.gradients([as_query(query, 0) for query in QUERIES]).layers, dim=1).double()
+    expected = (rows_ND @ queries_QD.T).numpy()
+    scores = scores_of(config, QUERIES)
+    assert scores.keys() == examples.keys()
     np.testing.assert_allclose(
-        np.stack([found[name] for name in ids]), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+        np.stack([scores[name] for name in examples]), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
     )
 
 
 @needs_servers
-def test_an_update_that_died_leaves_nothing_that_the_corpus_no_longer_has(
+def test_the_next_update_discards_the_work_of_a_crashed_update_that_no_longer_applies(
     make_config: MakeConfig, folder: Folder, tmp_path: Path
 ) -> None:
-    """It had committed a bad file and taken out rows that had vanished; the next update has none of that."""
+    """The crashed update has committed a file that is removed later, and has removed rows of a vanished file."""
     for number in range(3):
         folder.put(f"{number}", range(20 + 20 * number, 40 + 20 * number))
     config = make_config(tmp_path / "index", corpus=folder.section, curvature=NONE, compute=ONE)
@@ -163,7 +163,7 @@ def test_an_update_that_died_leaves_nothing_that_the_corpus_no_longer_has(
     @flow
     def die_before_publishing() -> None:
         plan = make_update_plan(config, remove_vanished=True)
-        with hold(config.index, config.storage, "update") as lease:
+        with hold_lease(config.index, config.storage, "update") as lease:
             index_shards.fn(config, plan.build, lease, False)
 
     die_before_publishing()
@@ -172,14 +172,14 @@ def test_an_update_that_died_leaves_nothing_that_the_corpus_no_longer_has(
     folder.drop("bad")
     second = update(config)
     assert second.rows == 80 and second.changes["files"]["vanished"] == 1, (
-        "what left without being told to is back"
+        "rows of the vanished file must be restored: this update does not remove them"
     )
     assert {name: codes_of(config)[name] for name in rows} == rows
     folder.put("0", range(20, 40))
     keeping = config.model_copy(update={"update": config.update.model_copy(update={"keep": 2})})
     update(keeping)
     assert codes_of(config) == codes_of(fresh(config))
-    assert [generation.generation for generation in store.generations()] == [2, 3], "the last two are kept"
+    assert [generation.generation for generation in store.generations()] == [2, 3], "two must be retained"
 
 
 @needs_servers
@@ -188,7 +188,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     folder.put("a", range(20, 40))
     config = make_config(tmp_path / "index", corpus=folder.section, curvature=NONE, compute=ONE)
-    path = written(config, tmp_path)
+    path = write_config(config, tmp_path)
     code, _, err = run(capsys, "update", "-c", path)
     assert code == 2 and "does not exist; run lorif build first" in err and not (tmp_path / "index").exists()
     build(config)

@@ -1,4 +1,4 @@
-"""Invariant: an update of a prefix changes rows of the files under it, and forgets nothing of the others."""
+"""Invariant: an update of a prefix changes only rows of the files under it."""
 
 import gzip
 import json
@@ -21,10 +21,8 @@ def folder(tmp_path: Path, corpus_file: Path) -> Folder:
     return Folder(tmp_path / "corpus", corpus_file)
 
 
-def test_only_what_lies_under_the_prefix_is_updated(
-    make_config: MakeConfig, folder: Folder, tmp_path: Path
-) -> None:
-    """A file of which nothing could be read stays known as such, so that a later update tries it again."""
+def test_only_files_under_the_prefix_are_updated(make_config: MakeConfig, folder: Folder, tmp_path: Path) -> None:
+    """A quarantined file outside the prefix stays quarantined, so that a later update reads it again."""
     corpus = tmp_path / "corpus"
     folder.put("a", range(20, 40))
     (corpus / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"id": "x", "text": "the cat"}\n' * 100)[:-20])
@@ -42,7 +40,7 @@ def test_only_what_lies_under_the_prefix_is_updated(
     assert second.rows == 30 and second.changes["files"] == {"new": 1, "changed": 0, "moved": 0, "vanished": 0}
     assert second.quarantined_json == first.quarantined_json
     assert {name: codes_of(config)[name] for name in rows} == rows
-    assert update(config, prefix=f"{corpus}/new-1.jsonl") == second, "nothing new there, nothing published"
+    assert update(config, prefix=f"{corpus}/new-1.jsonl") == second, "nothing may be published without a change"
     receipts = [
         Objects(config.index, config.storage).get(entry.name)
         for entry in Objects(config.index, config.storage).names("runs")
@@ -58,7 +56,7 @@ def test_only_what_lies_under_the_prefix_is_updated(
 
 
 @pytest.mark.parametrize("prefix", ["", "s3://elsewhere/corpus/"])
-def test_a_prefix_that_names_nothing_is_refused_before_any_work(
+def test_a_prefix_outside_the_corpus_is_refused_before_any_work(
     make_config: MakeConfig, tmp_path: Path, prefix: str
 ) -> None:
     with pytest.raises(UserError, match="prefix"):

@@ -1,4 +1,4 @@
-"""Invariant: no object of an index is a pickle, and no column of it can hold one."""
+"""Invariant: no object of an index is a pickle, and no column of its tables can contain one."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ BASE64_OF_PICKLES = ("gAI", "gAM", "gAQ", "gAU")  # b"\x80" and the protocol, 2 
 
 
 def is_pickle(content: bytes) -> bool:
-    """Whether it reads as opcodes up to a STOP, of any protocol, or is a zip, as torch saves its pickles in."""
+    """Whether a content parses as pickle opcodes up to STOP, or is a zip file, the format of torch's pickles."""
     try:
         return [opcode.name for opcode, _, _ in pickletools.genops(content)][-1] == "STOP"
     except ValueError:
@@ -27,7 +27,7 @@ def is_pickle(content: bytes) -> bool:
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Whether a column is text or numbers, so that no bytes of an object can be in it."""
+    """Whether a column type is text or numbers, which cannot contain the bytes of an object."""
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.types.is_floating(kind.value_type)
     known = pa.types
@@ -36,7 +36,7 @@ def is_plain(kind: pa.DataType) -> bool:
 
 
 def check_without_pickle(files: Mapping[str, bytes], tables: Tables, names: Sequence[str]) -> None:
-    """Every file has an ending that is known and is no pickle; every column is plain, and no text is a pickle."""
+    """Check that files have known endings and are not pickles, and that columns are plain without pickled text."""
     assert {Path(name).suffix for name in files} <= ENDINGS
     assert [name for name, content in files.items() if is_pickle(content)] == []
     for name, content in files.items():
@@ -50,7 +50,7 @@ def check_without_pickle(files: Mapping[str, bytes], tables: Tables, names: Sequ
         assert [value for value in values if value.startswith(BASE64_OF_PICKLES)] == []
 
 
-def test_no_pickle_in_a_local_index(built: Config) -> None:
+def test_a_local_index_has_no_pickle(built: Config) -> None:
     files = {str(path): path.read_bytes() for path in Path(built.index).rglob("*") if path.is_file()}
     assert len(files) > 10
     check_without_pickle(
@@ -59,7 +59,7 @@ def test_no_pickle_in_a_local_index(built: Config) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_is_seen(protocol: int, tmp_path: Path) -> None:
+def test_a_pickle_is_recognised(protocol: int, tmp_path: Path) -> None:
     assert is_pickle(pickle.dumps({"weights": [1.5, LorifError("x")]}, protocol))
     torch.save({"x": torch.ones(1)}, tmp_path / "x.pt")
     assert is_pickle((tmp_path / "x.pt").read_bytes())

@@ -1,5 +1,5 @@
-"""Invariant: a credential in the environment or in a profile is in nothing that any command writes, logs, prints
-or records; and no object of an index is a pickle.
+"""Invariant: nothing that a command writes, logs, prints or records contains a credential of the environment or of
+a profile; and no object of an index is a pickle.
 """
 
 import logging
@@ -26,23 +26,23 @@ from lorif_core.search.queries import Query
 from lorif_core.tables.datasets import Tables
 from tasks.demo.object_store import MotoServer
 from tasks.environment import environment
-from tests.integration.evidence import Runs
+from tests.integration.evidence import RecordedCommands
 from tests.integration.planted import (
-    ENVIRONMENT,
+    ENVIRONMENT_CREDENTIALS,
     MARK,
-    OF_PROFILE,
     PROFILE,
-    Overhearing,
-    hits,
-    refusal,
-    served,
-    shows,
+    PROFILE_CREDENTIALS,
+    KeyRecordingProxy,
+    active_fault,
+    contains,
+    quoting_fault,
+    secrets_in,
 )
 from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, put_shards, s3_config
 from tests.integration.security.test_no_pickle import check_without_pickle
 
 SHARDS = 4
-TASKS = 3 + 5 + 3 + 1 + 7  # of the refused build, the one that ends, attribution, the library's build, the update
+TASKS = 3 + 5 + 3 + 1 + 7  # of the refused build, the complete build, attribution, the library's build, the update
 TABLES = ("factors", "curvature", "generations", "skipped", "removed")
 INDEX = "secrets-index"
 REFUSED = "secrets-index-refused"
@@ -50,91 +50,95 @@ ANSWERS = "secrets-answers"
 
 
 @pytest.fixture(scope="module")
-def proxy(s3_place: MotoServer) -> Iterator[Overhearing]:
-    put_shards(s3_place, "secrets-corpus", range(SHARDS))
-    with Overhearing(s3_place.url) as listening:
+def proxy(s3_server: MotoServer) -> Iterator[KeyRecordingProxy]:
+    put_shards(s3_server, "secrets-corpus", range(SHARDS))
+    with KeyRecordingProxy(s3_server.url) as listening:
         yield listening
 
 
 @pytest.fixture(scope="module")
 def runs(
-    s3_place: MotoServer, proxy: Overhearing, credentials: dict[str, str], prefect_server: None
-) -> Iterator[Runs]:
-    """A build that is refused at its second receipt, one that ends, what comes after it; and what they left."""
+    s3_server: MotoServer, proxy: KeyRecordingProxy, credentials: dict[str, str], prefect_server: None
+) -> Iterator[RecordedCommands]:
+    """A build whose second receipt the store refuses, a complete one, later commands, and everything they left."""
     folder = Path(tempfile.mkdtemp(prefix="ls"))
     config = s3_config(proxy.url, INDEX, "secrets-corpus", compute={"workers": 1}, curvature={"kind": "none"})
-    made = Runs(config, credentials, folder)
-    ending = made.start("build", "-c", made.config)
+    commands = RecordedCommands(config, credentials, folder)
+    complete_build = commands.start("build", "-c", commands.config)
     try:
-        refuse_a_build(made, s3_place)
-        assert made.finish("build", ending) == 0, made.said("build")
-        assert proxy.keys == {ENVIRONMENT["AWS_ACCESS_KEY_ID"]}
-        change(made, s3_place, proxy)
-        attribute(made, proxy)
+        run_refused_build(commands, s3_server)
+        assert commands.finish("build", complete_build) == 0, commands.output("build")
+        assert proxy.keys == {ENVIRONMENT_CREDENTIALS["AWS_ACCESS_KEY_ID"]}
+        run_changes(commands, s3_server, proxy)
+        run_attribution(commands, proxy)
         with environment(credentials):
-            refuse_the_library(config, proxy)
+            run_refused_flow(config, proxy)
             answer_locally(config, str(folder / "answers"))
-        collect(made, s3_place)
-        yield made
+        collect(commands, s3_server)
+        yield commands
     finally:
-        if ending.poll() is None:
-            ending.kill()
+        if complete_build.poll() is None:
+            complete_build.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def refuse_a_build(made: Runs, server: MotoServer) -> None:
-    """With the credentials of the profile; the page is one that nothing is known of, so its text is shown."""
+def run_refused_build(commands: RecordedCommands, server: MotoServer) -> None:
+    """Run a build with the credentials of the profile; the error code is unknown to us, so its text is shown."""
     receipts: list[str] = []
 
     def refuse_the_second_receipt(request: str) -> None:
         if request.startswith("PUT") and "/receipts/" in request:
             receipts.append(request)
             if len(receipts) == 2:
-                proxy.fault = refusal("OddRefusal", PROFILE)
+                proxy.fault = quoting_fault("OddRefusal", PROFILE)
 
-    with Overhearing(server.url) as proxy:
+    with KeyRecordingProxy(server.url) as proxy:
         proxy.watch = refuse_the_second_receipt
         words = [f"index=s3://{BUCKET}/{REFUSED}", f"storage.endpoint={proxy.url}", f"storage.profile={PROFILE}"]
-        code = made.finish("refused build", made.start("build", "-c", made.config, *words))
-        assert code == 1 and proxy.hit > 0 and MARK in made.said("refused build"), made.said("refused build")
-        assert proxy.keys == {OF_PROFILE["aws_access_key_id"]}
+        code = commands.finish("refused build", commands.start("build", "-c", commands.config, *words))
+        output = commands.output("refused build")
+        assert code == 1 and proxy.injected > 0 and MARK in output, output
+        assert proxy.keys == {PROFILE_CREDENTIALS["aws_access_key_id"]}
 
 
-def change(made: Runs, server: MotoServer, proxy: Overhearing) -> None:
-    """An update, and a removal of what it brought in; with the credentials of the environment."""
+def run_changes(commands: RecordedCommands, server: MotoServer, proxy: KeyRecordingProxy) -> None:
+    """Run an update, then a removal of its new rows, with the credentials of the environment."""
     put_shards(server, "secrets-corpus", range(SHARDS, SHARDS + 1))
     storage = [f"storage.{key}={value}" for key, value in {**server.storage(), "endpoint": proxy.url}.items()]
-    commands = {
-        "update": ["-c", made.config],
+    arguments = {
+        "update": ["-c", commands.config],
         "remove": [f"s3://{BUCKET}/{INDEX}", "--where", f"uri LIKE '%{SHARDS:03d}.jsonl' AND row < 2", *storage],
     }
-    for name, words in commands.items():
-        assert made.finish(name, made.start(name, *words)) == 0, made.said(name)
-    assert proxy.keys == {ENVIRONMENT["AWS_ACCESS_KEY_ID"]}
+    for name, words in arguments.items():
+        assert commands.finish(name, commands.start(name, *words)) == 0, commands.output(name)
+    assert proxy.keys == {ENVIRONMENT_CREDENTIALS["AWS_ACCESS_KEY_ID"]}
 
 
-def attribute(made: Runs, proxy: Overhearing) -> None:
-    """With the credentials of the profile, into the object store."""
-    queries = made.folder / "queries.jsonl"
+def run_attribution(commands: RecordedCommands, proxy: KeyRecordingProxy) -> None:
+    """Run an attribution into the object store, with the credentials of the profile."""
+    queries = commands.folder / "queries.jsonl"
     queries.write_text('{"text": "the cat sees it"}\n')
     proxy.keys.clear()
     arguments = ["--queries", str(queries), "--out", f"s3://{BUCKET}/{ANSWERS}", f"storage.profile={PROFILE}"]
-    assert made.finish("attribute", made.start("attribute", "-c", made.config, *arguments)) == 0, made.said(
-        "attribute"
-    )
-    assert proxy.keys == {OF_PROFILE["aws_access_key_id"]}
+    code = commands.finish("attribute", commands.start("attribute", "-c", commands.config, *arguments))
+    assert code == 0, commands.output("attribute")
+    assert proxy.keys == {PROFILE_CREDENTIALS["aws_access_key_id"]}
 
 
-def refuse_the_library(config: Config, proxy: Overhearing) -> None:
-    """The flow without the command line, which keeps tracebacks of our errors out of Prefect's logs."""
+def run_refused_flow(config: Config, proxy: KeyRecordingProxy) -> None:
+    """Run the flow without the command line, which would keep tracebacks of our errors out of Prefect's logs."""
     storage = config.storage.model_copy(update={"profile": PROFILE})
-    with unfiltered_logs(), served(proxy, refusal("OddRefusal", PROFILE)), pytest.raises(LorifError, match=MARK):
+    with (
+        unfiltered_logs(),
+        active_fault(proxy, quoting_fault("OddRefusal", PROFILE)),
+        pytest.raises(LorifError, match=MARK),
+    ):
         build(config.model_copy(update={"storage": storage}))
 
 
 @contextmanager
 def unfiltered_logs() -> Iterator[None]:
-    """Without the filters that the command line has added, if an earlier test has called it in this process."""
+    """Remove the log filters of the command line, which an earlier test may have added, for the block."""
     loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")]
     filters = [logger.filters[:] for logger in loggers]
     for logger in loggers:
@@ -142,8 +146,8 @@ def unfiltered_logs() -> Iterator[None]:
     try:
         yield
     finally:
-        for logger, kept in zip(loggers, filters, strict=True):
-            logger.filters[:] = kept
+        for logger, former in zip(loggers, filters, strict=True):
+            logger.filters[:] = former
 
 
 def answer_locally(config: Config, out: str) -> None:
@@ -153,29 +157,29 @@ def answer_locally(config: Config, out: str) -> None:
     write_answers(out, index.store, index.generation, [Attribution(query, 1.0, top)], "Local answers")
 
 
-def collect(made: Runs, server: MotoServer) -> None:
-    """Everything that is where the runs could leave something, tables also as they are read."""
-    evidence = made.evidence
+def collect(commands: RecordedCommands, server: MotoServer) -> None:
+    """Collect everything that the commands could have written, and also the decoded rows of tables."""
+    evidence = commands.evidence
     evidence.add_objects("index", server, f"{INDEX}/")
     evidence.add_objects("index", server, f"{REFUSED}/")
     evidence.add_objects("receipts", server, f"{REFUSED}/_lorif/receipts/")
     evidence.add_objects("answers", server, f"{ANSWERS}/")
-    evidence.add_folder("local answers", made.folder / "answers")
+    evidence.add_folder("local answers", commands.folder / "answers")
     tables = Tables(f"s3://{BUCKET}/{INDEX}", StorageConfig(**server.storage()))
     for name in TABLES:
         evidence.add("index, decoded", name, repr(tables.read(name).to_pylist()))
-    scores = pa.BufferReader(evidence.found["answers"][f"{ANSWERS}/scores.parquet"])
+    scores = pa.BufferReader(evidence.contents["answers"][f"{ANSWERS}/scores.parquet"])
     evidence.add("answers, decoded", "scores", repr(pq.read_table(scores).to_pylist()))
-    evidence.add_folder("ray", made.folder / "ray")
+    evidence.add_folder("ray", commands.folder / "ray")
     for name in ("cache", "prefect", "tmp"):
-        evidence.add_folder("node", made.folder / name)
+        evidence.add_folder("node", commands.folder / name)
     path = PREFECT_SERVER_DATABASE_CONNECTION_URL.value().partition("///")[2]
-    await_prefect(path)
+    wait_for_prefect(path)
     evidence.add_database(path)
 
 
-def await_prefect(path: str) -> None:
-    """Prefect writes task runs and logs some seconds after they are done."""
+def wait_for_prefect(path: str) -> None:
+    """Wait until Prefect has written task runs and logs, which takes some seconds."""
     ended = (
         "SELECT count(*) FROM task_run JOIN flow_run ON flow_run.id = task_run.flow_run_id "
         f"WHERE flow_run.parameters LIKE '%{INDEX}%' AND task_run.state_type IN ('COMPLETED', 'FAILED')"
@@ -211,18 +215,18 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("place", CONTROLS)
-def test_no_place_shows_a_secret(place: str, runs: Runs) -> None:
+def test_no_place_shows_a_secret(place: str, runs: RecordedCommands) -> None:
     count, control = CONTROLS[place]
-    found = runs.evidence.found[place]
-    assert len(found) >= count
-    assert any(shows(content, control) for content in found.values()), "what is certainly there is not found"
-    assert {name: shown for name, content in found.items() if (shown := hits(content))} == {}
+    contents = runs.evidence.contents[place]
+    assert len(contents) >= count
+    assert any(contains(content, control) for content in contents.values()), "the control text must be found"
+    assert {name: secrets for name, content in contents.items() if (secrets := secrets_in(content))} == {}
 
 
-def test_every_place_is_looked_at(runs: Runs) -> None:
-    assert set(runs.evidence.found) == set(CONTROLS)
+def test_every_place_is_searched(runs: RecordedCommands) -> None:
+    assert set(runs.evidence.contents) == set(CONTROLS)
 
 
-def test_no_pickle_in_an_index_in_an_object_store(runs: Runs, s3_place: MotoServer) -> None:
-    tables = Tables(f"s3://{BUCKET}/{INDEX}", StorageConfig(**s3_place.storage()))
-    check_without_pickle(runs.evidence.found["index"], tables, TABLES)
+def test_an_index_in_an_object_store_has_no_pickle(runs: RecordedCommands, s3_server: MotoServer) -> None:
+    tables = Tables(f"s3://{BUCKET}/{INDEX}", StorageConfig(**s3_server.storage()))
+    check_without_pickle(runs.evidence.contents["index"], tables, TABLES)

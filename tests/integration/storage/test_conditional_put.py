@@ -1,4 +1,4 @@
-"""Invariant: a store that refuses a conditional put is understood, whichever way it says so."""
+"""Invariant: a refused conditional put is recognised from every response with which stores refuse it."""
 
 import pytest
 
@@ -11,14 +11,14 @@ from tests.servers.proxy import Fault, FaultProxy
 
 
 @pytest.mark.parametrize(("status", "code"), [(412, "PreconditionFailed"), (409, "ConditionalRequestConflict")])
-def test_a_refusal_is_told_from_a_failure(s3_place: MotoServer, status: int, code: str) -> None:
-    with FaultProxy(s3_place.url) as proxy:
+def test_a_refused_put_is_distinguished_from_a_failed_one(s3_server: MotoServer, status: int, code: str) -> None:
+    with FaultProxy(s3_server.url) as proxy:
         storage = StorageConfig(endpoint=proxy.url, region="us-east-1", allow_http=True)
         objects = Objects(f"s3://{BUCKET}/conditional-{status}", storage)
-        assert objects.create("x.json", {"by": "us"}) and not objects.create("x.json", {"by": "others"})
+        assert objects.create("x.json", {"by": "own"}) and not objects.create("x.json", {"by": "other"})
         proxy.fault = Fault("answer", match="^PUT", status=status, code=code)
-        assert not objects.create("x.json", {"by": "others"}), "another one's object is there"
-        assert objects.create("x.json", {"by": "us"}), "our own write, whose answer was lost"
+        assert not objects.create("x.json", {"by": "other"}), "the object of another process exists"
+        assert objects.create("x.json", {"by": "own"}), "the own write, whose response was lost"
         proxy.fault = Fault("answer", match="^PUT", status=403, code="AccessDenied")
         with pytest.raises(LorifError, match="may not be written"):
-            objects.create("y.json", {"by": "us"})
+            objects.create("y.json", {"by": "own"})

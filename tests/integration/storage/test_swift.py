@@ -1,5 +1,5 @@
-"""Invariant: on a real store, which checks credentials, keeps large objects in parts and is not atomic about
-If-None-Match, builds that run one at a time store what they store on a disk, however often one is killed.
+"""Invariant: on a real store, builds that run one at a time store the same rows as on a disk, however often one is
+killed. The store checks credentials, keeps large objects in parts and does not apply If-None-Match atomically.
 """
 
 import json
@@ -35,7 +35,7 @@ from lorif_core.lifecycle import garbage as garbage_module
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.model.checkpoint import locate
 from lorif_core.storage import connection, probe
-from lorif_core.storage.lease import Lease, LeaseHeldError, current_holder, hold
+from lorif_core.storage.lease import Lease, LeaseHeldError, current_holder, hold_lease
 from lorif_core.storage.node_cache import _PART_BYTES
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.datafiles import DataFiles
@@ -45,7 +45,7 @@ from tasks.cluster import cluster
 from tests.integration.conftest import MakeConfig
 from tests.integration.lorif import run
 from tests.integration.rows import stored_rows
-from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, make_place, s3_config, shard_file
+from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, fill_bucket, s3_config, shard_file
 from tests.servers import swift as swift_module
 from tests.servers.proxy import FaultProxy
 from tests.servers.swift import GUEST, OWNER, STRANGER, SwiftServer
@@ -54,9 +54,9 @@ pytestmark = pytest.mark.swift
 
 SHARDS = 12
 CORPUS = f"corpus-{SHARDS}"
-PUBLIC = "lorif-public"  # everybody may read it
-RACES = 24  # on a store of which every third race is fair, all are once in 10^11 times
-LIFE = 12.0  # of a lease: renewed every two seconds, and longer than it settles
+PUBLIC = "lorif-public"  # every user may read it
+RACES = 24  # if a third of the races have one winner, all of them have with probability 1e-11
+TTL = 12.0  # of a lease: renewed every two seconds, and longer than the settling time
 QUERY = "the cat sees"
 
 
@@ -66,7 +66,7 @@ def swift(model_folder: Path) -> Iterator[SwiftServer]:
     with SwiftServer() as server, pytest.MonkeyPatch.context() as environment:
         for name, value in server.environment().items():
             environment.setenv(name, value)
-        make_place(server, model_folder, (SHARDS,))
+        fill_bucket(server, model_folder, (SHARDS,))
         client = server.client()
         client.create_bucket(Bucket=PUBLIC, ACL="public-read")
         for entry in client.list_objects_v2(Bucket=BUCKET)["Contents"]:
@@ -104,12 +104,12 @@ def storage(swift: SwiftServer) -> StorageConfig:
     return StorageConfig(**swift.storage())
 
 
-Become = Callable[..., None]
+UseCredentials = Callable[..., None]
 
 
 @pytest.fixture
-def become(swift: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Become]:
-    """Use other credentials: sets variables, and forgets the connections that know the former ones."""
+def use_credentials(swift: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[UseCredentials]:
+    """Sets the credentials of a user and drops connections with the previous ones."""
 
     def forget() -> None:
         connection.S3FileSystem.clear_instance_cache()
@@ -134,11 +134,11 @@ def write_config(config: Config, folder: Path, **compute: Any) -> Path:
 
 
 def same_scores(config: Config, other: Config) -> bool:
-    """Whether two indexes answer a query alike; their curvature is fitted to rows in another order."""
+    """Whether two indexes give nearly equal scores; their curvatures are fitted to rows in different order."""
     answers = [lc.open_index(index.index, index.storage).scores([QUERY]) for index in (config, other)]
-    ours, theirs = (dict(zip(ids, scores[0], strict=True)) for ids, scores in answers)
-    return ours.keys() == theirs.keys() and np.allclose(
-        list(ours.values()), [theirs[name] for name in ours], rtol=1e-2, atol=1e-4
+    first, second = (dict(zip(ids, scores[0], strict=True)) for ids, scores in answers)
+    return first.keys() == second.keys() and np.allclose(
+        list(first.values()), [second[name] for name in first], rtol=1e-2, atol=1e-4
     )
 
 
@@ -156,14 +156,19 @@ def test_a_swift_that_does_not_start_leaves_nothing(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_right_credentials_are_enough(
-    swift: SwiftServer, swift_ray: None, become: Become, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swift: SwiftServer,
+    swift_ray: None,
+    use_credentials: UseCredentials,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    become(OWNER)
+    use_credentials(OWNER)
     config = s3_config(swift.url, "checked", CORPUS)
     code, out, err = run(capsys, "check", "-c", str(write_config(config, tmp_path)), "--json")
     assert code == 0, err
-    found = json.loads(out.splitlines()[-1])
-    assert found["records"] == SHARDS * ROWS_PER_SHARD and "writable; conditional put" in found["checks"]["index"]
+    result = json.loads(out.splitlines()[-1])
+    assert result["records"] == SHARDS * ROWS_PER_SHARD
+    assert "writable; conditional put" in result["checks"]["index"]
     assert swift.client().list_objects_v2(Bucket=BUCKET, Prefix="checked/")["KeyCount"] == 0
 
 
@@ -178,11 +183,11 @@ REFUSED: dict[str, tuple[str, dict[str, str], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_credentials_are_told_in_one_sentence(
+def test_refused_credentials_are_reported_in_one_sentence(
     case: str,
     swift: SwiftServer,
     swift_ray: None,
-    become: Become,
+    use_credentials: UseCredentials,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -190,8 +195,8 @@ def test_refused_credentials_are_told_in_one_sentence(
     config = s3_config(swift.url, "refused", CORPUS)
     path = write_config(config, tmp_path)
     path.write_text(path.read_text().replace(BUCKET, bucket))
-    become(user, **changes)
-    # a build finds out before it starts Prefect, and a check looks whether it may write
+    use_credentials(user, **changes)
+    # a build fails before it starts Prefect, and a check also tests the permission to write
     command = "check" if bucket == PUBLIC else "build"
     code, out, err = run(capsys, command, "-c", str(path), "--json")
     message = json.loads(out.splitlines()[-1]).get("error", "no error")
@@ -208,7 +213,7 @@ def test_refused_credentials_are_told_in_one_sentence(
 
 
 def parts_of(swift: SwiftServer, key: str) -> int:
-    """In how many parts an object was written, which S3 tells at the end of the tag of one that was."""
+    """Number of parts in which an object was written; S3 appends it to the ETag of a multipart upload."""
     tag = swift.client().head_object(Bucket=BUCKET, Key=key)["ETag"].strip('"')
     return int(tag.partition("-")[2] or 1)
 
@@ -229,14 +234,14 @@ def test_a_checkpoint_in_parts_is_fetched_in_ranges_and_is_the_same(
     with FaultProxy(swift.url) as proxy:
         proxy.watch = requests.append
         remote = StorageConfig(**{**swift.storage(), "endpoint": proxy.url})
-        found = locate(ModelConfig(path=f"s3://{BUCKET}/large-model"), remote)
-        assert found.fingerprint() == locate(ModelConfig(path=str(local)), StorageConfig()).fingerprint()
-    assert (Path(found.whole()) / weights.name).read_bytes() == weights.read_bytes()
+        checkpoint = locate(ModelConfig(path=f"s3://{BUCKET}/large-model"), remote)
+        assert checkpoint.fingerprint() == locate(ModelConfig(path=str(local)), StorageConfig()).fingerprint()
+    assert (Path(checkpoint.path_with_weights()) / weights.name).read_bytes() == weights.read_bytes()
     ranges = [request for request in requests if re.match(rf"GET /{BUCKET}/large-model/{weights.name}", request)]
     assert len(ranges) == math.ceil(weights.stat().st_size / _PART_BYTES)
 
 
-def test_a_fragment_in_parts_is_scanned_as_it_was_written(swift: SwiftServer, storage: StorageConfig) -> None:
+def test_a_fragment_in_parts_is_read_as_it_was_written(swift: SwiftServer, storage: StorageConfig) -> None:
     schema = pa.schema([("row", pa.int64()), ("codes", pa.list_(pa.float32(), 4096))])
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -274,34 +279,36 @@ def test_a_corpus_file_in_parts_has_the_rows_that_it_has_on_disk(
 # ---- one committer at a time ---------------------------------------------------------------------------------
 
 
-def test_the_probe_finds_out_that_conditional_put_is_not_atomic(
+def test_the_probe_detects_that_conditional_put_is_not_atomic(
     storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(probe, "_RACES", RACES)
     uri = f"s3://{BUCKET}/probed"
-    with caplog.at_level(logging.INFO), hold(uri, storage, "build") as lease:
+    with caplog.at_level(logging.INFO), hold_lease(uri, storage, "build") as lease:
         lease.confirm()
-        assert not Objects(uri, storage).create("lease/000000000001.json", {"token": "another"}), "it is there"
-    told = (
+        assert not Objects(uri, storage).create("lease/000000000001.json", {"token": "another"}), (
+            "the lease exists"
+        )
+    message = (
         rf"{uri}: conditional put is not atomic \(\d+ of {RACES} races had one winner\): single-committer mode, "
-        rf"the lease alone keeps other builds out"
+        rf"only the lease keeps other builds out"
     )
-    assert re.search(told, caplog.text), caplog.text
+    assert re.search(message, caplog.text), caplog.text
     assert Objects(uri, storage).names("probe") == []
 
 
-def test_of_many_that_start_at_once_one_holds_the_index(storage: StorageConfig) -> None:
-    """Several of them may believe that they have made the lease: the last to write it is right."""
+def test_one_of_several_simultaneous_processes_gets_the_lease(storage: StorageConfig) -> None:
+    """Several processes may believe that they created the lease; the last writer holds it."""
     objects = Objects(f"s3://{BUCKET}/contended", storage)
     outcomes: list[str] = []
-    go = threading.Barrier(4)
+    barrier = threading.Barrier(4)
 
     def contend() -> None:
-        go.wait()
+        barrier.wait()
         try:
-            with Lease(objects, "build", atomic=False, time_to_live=LIFE) as lease:
+            with Lease(objects, "build", atomic=False, time_to_live=TTL) as lease:
                 outcomes.append("held")
-                time.sleep(LIFE / 2)
+                time.sleep(TTL / 2)
                 lease.confirm()
         except LeaseHeldError:
             outcomes.append("refused")
@@ -323,13 +330,13 @@ def test_a_second_build_is_refused_with_the_name_of_the_holder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = s3_config(swift.url, "held", CORPUS)
-    with Lease(Objects(config.index, storage), "build", atomic=False, time_to_live=LIFE) as lease:
+    with Lease(Objects(config.index, storage), "build", atomic=False, time_to_live=TTL) as lease:
         holder = str(current_holder(Objects(config.index, storage)))
         code, out, _ = run(capsys, "build", "-c", str(write_config(config, tmp_path)), "--json")
         message = json.loads(out.splitlines()[-1])["error"]
         lease.confirm()
     assert code == 1 and f"in use by {holder}" in message and f"(process {os.getpid()}, " in message
-    assert Store(config.index, storage).rows.spec() is None, "the refused build may write nothing"
+    assert Store(config.index, storage).rows.spec() is None, "a refused build must not write"
 
 
 def test_a_build_has_the_rows_of_one_on_disk(swift: SwiftServer, on_disk: Config) -> None:
@@ -343,7 +350,7 @@ def test_a_build_has_the_rows_of_one_on_disk(swift: SwiftServer, on_disk: Config
 
 
 class Victim:
-    """A build in processes of its own, with a private Ray that dies with their group."""
+    """A build in a separate process group, with a private Ray that ends with the group."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.store = Store(config.index, config.storage)
@@ -359,29 +366,29 @@ class Victim:
             env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
         )  # fmt: skip
 
-    def kill_when(self, reached: Callable[[], bool]) -> None:
-        """Run it, and kill it with all its processes at a moment of its life."""
+    def kill_when(self, condition: Callable[[], bool]) -> None:
+        """Run the build, and kill its process group as soon as the condition holds."""
         self.start()
         deadline = time.monotonic() + 120
-        while not reached():
+        while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self._errors.read_text()[-3000:]
             time.sleep(0.02)
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
     def finish(self) -> int:
-        """Run it to its end; rows of the generation."""
+        """Run the build to its end; returns the number of rows of the generation."""
         self.start()
         out, _ = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, self._errors.read_text()[-3000:]
         return int(json.loads(out.splitlines()[-1])["rows"])
 
     def has_receipts(self) -> bool:
-        """Some shards are done, none is committed."""
+        """Whether there are at least two receipts."""
         return len(self._objects.names("receipts")) >= 2
 
     def has_rows(self) -> bool:
-        """Shards are committed, no generation is published."""
+        """Whether rows are committed."""
         return self.store.rows.spec() is not None and self.store.rows.counts()[0] > 0
 
 
@@ -391,24 +398,24 @@ def test_a_build_that_is_killed_and_run_again_has_the_same_rows_and_no_garbage(
     config = s3_config(swift.url, "killed", CORPUS)
     victim = Victim(config, tmp_path)
     victim.kill_when(victim.has_receipts)
-    assert victim.store.rows.counts()[0] == 0, "the first kill must fall before the commit"
+    assert victim.store.rows.counts()[0] == 0, "the first kill must be before the commit"
     victim.kill_when(victim.has_rows)
-    assert victim.store.generations() == [], "the second kill must fall before the generation"
+    assert victim.store.generations() == [], "the second kill must be before the publication"
     assert victim.finish() == SHARDS * ROWS_PER_SHARD
     expected = stored_rows(on_disk)
     (generation,) = victim.store.generations()
     assert stored_rows(config, generation.factors_version) == expected and same_scores(config, on_disk)
 
-    # what a worker leaves that is killed within a large fragment
+    # an unfinished upload, as a worker leaves it when it is killed during the write of a large fragment
     key = "killed/factors.lance/data/begun.lance"
-    upload = swift.client().create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
-    swift.client().upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=bytes(5 * 2**20))
+    upload_id = swift.client().create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+    swift.client().upload_part(Bucket=BUCKET, Key=key, UploadId=upload_id, PartNumber=1, Body=bytes(5 * 2**20))
     monkeypatch.setattr(garbage_module, "_UPLOAD_AGE", timedelta(days=-1))
-    with hold(config.index, storage, "gc"):
-        found = find_garbage(victim.store, keep=1, held=True)
-        assert [begun.key for begun in found.uploads] == [key]
-        remove_garbage(victim.store, found)
-    left = find_garbage(victim.store, keep=1)
-    assert not (left.files or left.receipts or left.curvatures or left.uploads or left.generations)
+    with hold_lease(config.index, storage, "gc"):
+        garbage = find_garbage(victim.store, keep=1, lease_held=True)
+        assert [upload.key for upload in garbage.uploads] == [key]
+        remove_garbage(victim.store, garbage)
+    rest = find_garbage(victim.store, keep=1)
+    assert not (rest.files or rest.receipts or rest.curvatures or rest.uploads or rest.generations)
     assert "Uploads" not in swift.client().list_multipart_uploads(Bucket=BUCKET, Prefix="killed/")
     assert stored_rows(config, generation.factors_version) == expected and same_scores(config, on_disk)

@@ -1,6 +1,6 @@
-"""Invariant: batching loses and doubles nothing, and rows x longest never exceeds the token budget.
+"""Invariant: batches contain each example once, and rows times longest length never exceeds the token budget.
 
-If this breaks, examples vanish from the index or a worker runs out of memory.
+If this breaks, examples are missing from the index or a worker runs out of memory.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from tests.models import make_example
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(50, 200))
-def test_each_index_once_within_the_budget(lengths: list[int], budget: int) -> None:
+def test_batches_contain_each_index_once_within_the_budget(lengths: list[int], budget: int) -> None:
     batches = token_budget_batches(lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(batch and len(batch) * max(lengths[i] for i in batch) <= budget for batch in batches)

@@ -1,4 +1,4 @@
-"""Invariants: merging curvatures is adding matrices, as far as ranks suffice; taking rows away is its inverse."""
+"""Invariants: a merge of curvatures adds their matrices as far as ranks suffice; a removal is its inverse."""
 
 from dataclasses import replace
 from functools import reduce
@@ -47,7 +47,7 @@ def low_rank(count: int, rank: int, seed: int) -> torch.Tensor:
 
 
 def noisy(count: int, seed: int = 0, drift: float = 0.0) -> torch.Tensor:
-    """Rows with a decaying spectrum in common directions over a floor of noise; `drift` turns some of them."""
+    """Rows with a decaying spectrum in common directions plus noise; `drift` rotates the directions."""
     generator = torch.Generator().manual_seed(seed)
     common = torch.linalg.qr(torch.randn(DIM, 20, generator=torch.Generator().manual_seed(99))).Q
     other = torch.linalg.qr(torch.randn(DIM, 20, generator=torch.Generator().manual_seed(98))).Q
@@ -61,12 +61,12 @@ def noisy(count: int, seed: int = 0, drift: float = 0.0) -> torch.Tensor:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 15), st.integers(1, 15), st.integers(1, 30), st.integers(1, 30), st.integers(0, 100))
 def test_merging_is_exact_when_ranks_suffice(first: int, second: int, m: int, n: int, seed: int) -> None:
-    """The matrix, its trace, and lambda are those of all rows together, in float64."""
+    """The matrix, its trace and lambda are those of all rows together in float64."""
     rows = [low_rank(m, first, seed), low_rank(n, second, seed + 1000)]
     spec = CurvatureSpec("woodbury", rank=40, oversample=4, power_iterations=2)
     merged = merge(*(fit(part, spec) for part in rows), spec)
-    whole = torch.cat(rows).double()
-    expected = (whole.T @ whole).numpy()
+    joined = torch.cat(rows).double()
+    expected = (joined.T @ joined).numpy()
     assert np.linalg.norm(matrix(merged) - expected) <= 1e-5 * np.linalg.norm(expected)
     assert merged.trace == pytest.approx(np.trace(expected), rel=1e-5) and merged.rows == m + n
     refit = fit(torch.cat(rows), spec)
@@ -90,7 +90,7 @@ def test_a_full_basis_merges_to_the_refit_under_every_rule(kind: str, damping: o
 
 
 def spearman(rows: torch.Tensor, first: LayerCurvature, second: LayerCurvature) -> float:
-    """Smallest over queries that lie where rows do, as those of held-out examples."""
+    """Smallest rank correlation over queries with the distribution of the rows, as those of held-out examples."""
     queries = noisy(12, seed=77)
     scores = [(rows @ fitted.fold(queries).T).numpy() for fitted in (first, second)]
     return min(spearmanr(scores[0][:, q], scores[1][:, q]).statistic for q in range(len(queries)))
@@ -102,7 +102,7 @@ def spearman(rows: torch.Tensor, first: LayerCurvature, second: LayerCurvature) 
 )
 @pytest.mark.parametrize("merges", [1, 8])
 def test_scores_after_merges_are_those_of_a_refit(merges: int, damping: str, tail: str, drift: float) -> None:
-    """With a basis of a fifth of the dimensions, a little above the signal's; `drift` brings new directions."""
+    """The basis has a fifth of the dimensions, a little more than the signal; `drift` adds new directions."""
     spec = CurvatureSpec("woodbury", rank=24, damping=damping, tail=tail)
     parts = [noisy(1000), *(noisy(150, seed=n, drift=drift) for n in range(1, merges + 1))]
     merged = fit(parts[0], spec)
@@ -114,8 +114,8 @@ def test_scores_after_merges_are_those_of_a_refit(merges: int, damping: str, tai
     assert spearman(torch.cat(parts), merged, refit) >= 0.99
 
 
-def test_a_flat_spectrum_merges_to_the_refit_and_that_does_not_hang_on_its_seed() -> None:
-    """Components inside and outside the rank weigh almost alike: one block, r kept, gives .949, .929."""
+def test_a_flat_spectrum_merges_to_the_refit_and_the_refit_does_not_depend_on_its_seed() -> None:
+    """Components inside and outside the rank weigh about the same; one block and r components give .949, .929."""
     spec = CurvatureSpec("woodbury", rank=16, oversample=4)
     rows = torch.randn(1500, DIM, generator=torch.Generator().manual_seed(5)) * torch.logspace(0.6, -0.6, DIM)
     pieces = [fit(part, spec) for part in (rows[:750], *rows[750:].split(94))]
@@ -124,8 +124,8 @@ def test_a_flat_spectrum_merges_to_the_refit_and_that_does_not_hang_on_its_seed(
     assert spearman(rows, fit(rows, replace(spec, seed=1)), refit) >= 0.99
 
 
-def test_what_one_has_left_out_is_spread_evenly_over_what_the_other_knows() -> None:
-    """C1 = diag(10, 1, 1, ...) and C2 = diag(1, 20, 1, ...), each known by one component and its trace."""
+def test_energy_outside_one_basis_is_spread_evenly_over_the_other() -> None:
+    """C1 = diag(10, 1, 1, ...) and C2 = diag(1, 20, 1, ...), each represented by one component and its trace."""
     spec = CurvatureSpec("woodbury", rank=2)
     axes = torch.eye(DIM)
     first = LayerCurvature(torch.tensor([10.0]).double(), axes[:, :1], 10.0 + DIM - 1, 50, 1.0, 1.0)
@@ -135,13 +135,13 @@ def test_what_one_has_left_out_is_spread_evenly_over_what_the_other_knows() -> N
     assert merged.tail == pytest.approx(2.0) and merged.trace == first.trace + second.trace
 
 
-def test_taking_rows_away_is_a_refit_without_them() -> None:
-    """As far as the basis reaches; and taking away what was merged gives back what was there."""
+def test_removing_rows_equals_a_refit_without_them() -> None:
+    """Equality holds within the span of the basis."""
     spec = CurvatureSpec("woodbury", rank=24)
     rows = noisy(1000)
-    whole, left = fit(rows, spec), rows[:80]
-    found = gram(left, whole.basis)
-    smaller = downdate(whole, found.matrices[0], found.traces[0], found.rows, spec)
+    fitted, removed = fit(rows, spec), rows[:80]
+    sums = gram(removed, fitted.basis)
+    smaller = downdate(fitted, sums.matrices[0], sums.traces[0], sums.rows, spec)
     refit = fit(rows[80:], spec)
     assert smaller.rows == 920 and smaller.trace == pytest.approx(refit.trace, rel=1e-5)
     np.testing.assert_allclose(smaller.sigma2[:20], refit.sigma2[:20], rtol=0.02)
@@ -151,25 +151,25 @@ def test_taking_rows_away_is_a_refit_without_them() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(2, 40), st.integers(1, 39), st.integers(0, 100))
-def test_taking_rows_away_is_exact_when_the_rank_suffices(rank: int, count: int, leaving: int, seed: int) -> None:
+def test_removing_rows_is_exact_when_the_rank_suffices(rank: int, count: int, removed: int, seed: int) -> None:
     rows = low_rank(count, rank, seed)
-    leaving = min(leaving, count - 1)
-    whole = fit(rows, GENEROUS)
-    found = gram(rows[:leaving], whole.basis)
-    smaller = downdate(whole, found.matrices[0], found.traces[0], leaving, GENEROUS)
-    rest = rows[leaving:].double()
-    expected = (rest.T @ rest).numpy()
+    removed = min(removed, count - 1)
+    fitted = fit(rows, GENEROUS)
+    sums = gram(rows[:removed], fitted.basis)
+    smaller = downdate(fitted, sums.matrices[0], sums.traces[0], removed, GENEROUS)
+    remaining = rows[removed:].double()
+    expected = (remaining.T @ remaining).numpy()
     assert (smaller.sigma2 >= 0).all()
-    assert np.linalg.norm(matrix(smaller) - expected) <= 1e-5 * np.linalg.norm(matrix(whole))
+    assert np.linalg.norm(matrix(smaller) - expected) <= 1e-5 * np.linalg.norm(matrix(fitted))
 
 
-def test_rows_without_gradient_change_nothing_but_their_number() -> None:
+def test_merging_rows_without_gradient_changes_only_the_number_of_rows() -> None:
     empty = fit(torch.zeros(5, DIM), GENEROUS)
     rows = low_rank(30, 6, 0)
     fitted = fit(rows, GENEROUS)
     for merged in (merge(fitted, empty, GENEROUS), merge(empty, fitted, GENEROUS)):
         assert merged.rows == 35
         np.testing.assert_allclose(matrix(merged), matrix(fitted), atol=1e-4 * float(fitted.sigma2[0]))
-    nothing = merge(empty, empty, GENEROUS)
-    assert nothing.rows == 10 and len(nothing.sigma2) >= 1
-    assert torch.isfinite(nothing.fold(torch.ones(1, DIM))).all()
+    both_empty = merge(empty, empty, GENEROUS)
+    assert both_empty.rows == 10 and len(both_empty.sigma2) >= 1
+    assert torch.isfinite(both_empty.fold(torch.ones(1, DIM))).all()

@@ -1,6 +1,6 @@
-"""Invariant: fitted curvature equals a dense float64 eigendecomposition, and the fold equals a dense solve.
+"""Invariant: a fitted curvature equals a dense float64 eigendecomposition, and its fold equals a dense solve.
 
-Scores are only as good as H^-1: a wrong basis or a wrong lambda reorders proponents without any other sign.
+A wrong basis or a wrong lambda would reorder proponents without any other symptom.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ DIMS = [layer.dim for layer in LAYERS]
 
 
 def make_rows(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales with a decaying spectrum, so that a truncation means something."""
+    """Codes and scales with a decaying spectrum, so that a truncation has an effect."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randn(count, LAYOUT.width, generator=generator)
     decay = torch.exp(-torch.arange(LAYOUT.width) / 6.0)
@@ -62,8 +62,8 @@ def test_exact_fold_is_the_dense_solve(rows: int, damping: str | float) -> None:
         H = G.T @ G + curvature.damping * np.eye(DIMS[layer])
         queries = np.random.default_rng(1).standard_normal((3, DIMS[layer]))
         expected = np.linalg.solve(H, queries.T).T
-        found = curvature.fold(torch.from_numpy(queries).float()).numpy()
-        assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+        folded = curvature.fold(torch.from_numpy(queries).float()).numpy()
+        assert np.linalg.norm(folded - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("rows", [12, 200])
@@ -81,7 +81,7 @@ def test_woodbury_at_full_rank_is_exact(rows: int) -> None:
 
 @pytest.mark.parametrize("power_iterations", [1, 3, 8])
 def test_truncated_spectrum_is_within_the_bound_of_subspace_iteration(power_iterations: int) -> None:
-    """Ritz values lie below the eigenvalues, by at most (D / k) (lambda_k+1 / lambda_j)^2q of them (Saad 5.2)."""
+    """Ritz values are below the eigenvalues by at most (D / k) (lambda_k+1 / lambda_j)^2q of them (Saad 5.2)."""
     codes, scales = make_rows(300)
     rank, oversample = 6, 4
     fitted = fit(codes, scales, CurvatureSpec("woodbury", rank, oversample, power_iterations))
@@ -90,24 +90,24 @@ def test_truncated_spectrum_is_within_the_bound_of_subspace_iteration(power_iter
         eigenvalues = np.linalg.eigvalsh(G.T @ G)[::-1]
         expected, beyond = eigenvalues[:rank], eigenvalues[rank + oversample]
         bound = DIMS[layer] / (rank + oversample) * (beyond / expected) ** (2 * power_iterations)
-        found, kept = curvature.sigma2[:rank].numpy(), len(curvature.sigma2)
-        assert rank < kept <= 2 * rank == 2 * curvature.rank
-        assert (found <= expected * (1 + 1e-5)).all()
-        assert (found >= expected * (1 - bound - 1e-5)).all()
-        torch.testing.assert_close(curvature.basis.T @ curvature.basis, torch.eye(kept), atol=1e-5, rtol=0)
-        assert curvature.energy == pytest.approx(found.sum() / (G**2).sum(), rel=1e-5)
+        ritz, stored = curvature.sigma2[:rank].numpy(), len(curvature.sigma2)
+        assert rank < stored <= 2 * rank == 2 * curvature.rank
+        assert (ritz <= expected * (1 + 1e-5)).all()
+        assert (ritz >= expected * (1 - bound - 1e-5)).all()
+        torch.testing.assert_close(curvature.basis.T @ curvature.basis, torch.eye(stored), atol=1e-5, rtol=0)
+        assert curvature.energy == pytest.approx(ritz.sum() / (G**2).sum(), rel=1e-5)
 
 
-def test_components_that_are_carried_do_not_touch_a_query() -> None:
+def test_stored_components_beyond_the_rank_do_not_affect_a_query() -> None:
     codes, scales = make_rows(300)
-    (whole, _) = fit(codes, scales, CurvatureSpec("woodbury", rank=6, oversample=4)).values()
-    used = replace(whole, sigma2=whole.sigma2[:6], basis=whole.basis[:, :6])
+    (fitted, _) = fit(codes, scales, CurvatureSpec("woodbury", rank=6, oversample=4)).values()
+    truncated = replace(fitted, sigma2=fitted.sigma2[:6], basis=fitted.basis[:, :6])
     queries = torch.randn(4, DIMS[0], generator=torch.Generator().manual_seed(2))
-    assert len(whole.sigma2) > 6
-    assert torch.equal(whole.fold(queries), used.fold(queries)) and whole.energy == used.energy
+    assert len(fitted.sigma2) > 6
+    assert torch.equal(fitted.fold(queries), truncated.fold(queries)) and fitted.energy == truncated.energy
 
 
-def test_tail_uses_the_mean_energy_outside() -> None:
+def test_tail_uses_the_mean_energy_outside_the_basis() -> None:
     codes, scales = make_rows(300)
     (curvature, _) = fit(codes, scales, CurvatureSpec("woodbury", rank=6, tail="tail")).values()
     inside = float(curvature.sigma2[:6].sum())
@@ -120,26 +120,26 @@ def test_tail_uses_the_mean_energy_outside() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5))
-def test_sums_do_not_depend_on_how_rows_are_cut(rows: int, block: int, workers: int) -> None:
+def test_sums_do_not_depend_on_blocks_or_workers(rows: int, block: int, workers: int) -> None:
     codes, scales = make_rows(rows)
     request = ScanRequest("product", {0: torch.randn(DIMS[0], 3, generator=torch.Generator().manual_seed(0))})
-    whole = scan_of(codes, scales, rows)(request)
+    expected = scan_of(codes, scales, rows)(request)
     total = NO_ROWS
     for part in range(workers + 1):
-        chosen = slice(part, None, workers + 1)
-        if len(codes[chosen]):
-            total += scan_of(codes[chosen], scales[chosen], block)(request)
+        selected = slice(part, None, workers + 1)
+        if len(codes[selected]):
+            total += scan_of(codes[selected], scales[selected], block)(request)
     assert total.rows == rows
-    torch.testing.assert_close(total.matrices[0], whole.matrices[0], rtol=1e-4, atol=1e-4)
-    assert total.traces[0] == pytest.approx(whole.traces[0], rel=1e-5)
+    torch.testing.assert_close(total.matrices[0], expected.matrices[0], rtol=1e-4, atol=1e-4)
+    assert total.traces[0] == pytest.approx(expected.traces[0], rel=1e-5)
 
 
-def test_none_is_the_plain_dot_product() -> None:
+def test_the_curvature_none_does_not_change_a_query() -> None:
     queries = torch.randn(2, 5)
     torch.testing.assert_close(identity_curvature(5).fold(queries), queries)
 
 
-def test_a_layer_without_gradient_folds_without_dividing_by_zero() -> None:
+def test_the_fold_of_a_layer_without_gradient_is_finite() -> None:
     codes, scales = make_rows(20)
     fitted = fit(codes, torch.zeros_like(scales), CurvatureSpec("woodbury", rank=4))
     assert torch.isfinite(fitted[0].fold(torch.ones(1, DIMS[0]))).all()

@@ -1,4 +1,4 @@
-"""Invariant: an evaluation works on the examples that have something to learn, and BM25 never on missing texts."""
+"""Invariant: an evaluation uses the examples that have a scored token, and BM25 always has texts."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from lorif_core.errors import UserError
 from lorif_core.evaluation.config import EvaluationConfig
-from lorif_core.evaluation.inputs import digest, load_material
+from lorif_core.evaluation.inputs import digest, load_inputs
 from tests.models import gpt2
 
 
@@ -21,21 +21,21 @@ def evaluation(folder: Path, model: Path, rows: list[dict[str, Any]], **more: An
     return EvaluationConfig(config=config, queries=str(folder / "queries.jsonl"), methods={"a": {}}, **more)
 
 
-def test_texts_are_there_for_bm25_whatever_the_index_stores(model_folder: Path, tmp_path: Path) -> None:
-    material = load_material(evaluation(tmp_path, model_folder, [{"text": "a cat"}, {"text": "the dog"}]))
-    assert material.texts() == (["a cat", "the dog"], ["a cat", "the dog"])
-    assert digest(material.examples) == digest(material.examples) != digest(material.queries), "ids differ"
+def test_texts_are_loaded_for_bm25_even_if_the_index_stores_none(model_folder: Path, tmp_path: Path) -> None:
+    inputs = load_inputs(evaluation(tmp_path, model_folder, [{"text": "a cat"}, {"text": "the dog"}]))
+    assert inputs.texts() == (["a cat", "the dog"], ["a cat", "the dog"])
+    assert digest(inputs.examples) == digest(inputs.examples) != digest(inputs.queries), "the digest includes ids"
 
 
 def test_bm25_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     gpt2().save_pretrained(tmp_path / "model")
     rows = [{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
-    with pytest.raises(UserError, match=r"no tokenizer to make texts of tokens; .* or set bm25: false"):
-        load_material(evaluation(tmp_path, tmp_path / "model", rows))
-    assert len(load_material(evaluation(tmp_path, tmp_path / "model", rows, bm25=False)).examples) == 2
+    with pytest.raises(UserError, match=r"no tokenizer to decode tokens; .* or set bm25: false"):
+        load_inputs(evaluation(tmp_path, tmp_path / "model", rows))
+    assert len(load_inputs(evaluation(tmp_path, tmp_path / "model", rows, bm25=False)).examples) == 2
 
 
 def test_a_corpus_without_a_scored_token_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    wanted = evaluation(tmp_path, model_folder, [{"text": "x"}])
+    empty = evaluation(tmp_path, model_folder, [{"text": "x"}])
     with pytest.raises(UserError, match=r"no example of the corpus .* has a scored token"):
-        load_material(wanted)
+        load_inputs(empty)

@@ -1,5 +1,5 @@
-"""Invariants of planting: a near-duplicate is a function of its seed, no further from its query than was asked
-for, and can be trained on; what is planted is found again in its place.
+"""Invariants of planting: a near-duplicate depends only on its seed, has a bounded edit distance from its query
+and at least one scored token; sources record the positions of the plants.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ from lorif_core.config import StorageConfig
 from lorif_core.corpus.tokenise import make_example
 from lorif_core.errors import UserError
 from lorif_core.evaluation.config import RecallConfig
-from lorif_core.evaluation.inputs import Material
-from lorif_core.evaluation.planting import PlantedFolder, edited, plant, planting_identity
+from lorif_core.evaluation.inputs import EvaluationInputs
+from lorif_core.evaluation.planting import PlantedFolder, edit_tokens, plant, planting_identity
 from lorif_core.search.queries import Query, read_pairs
 from lorif_core.spec import MASKED
 from tests.models import gpt2, loaded, random_examples
@@ -24,7 +24,7 @@ TOKENS = np.arange(40, dtype=np.int32)
 
 @st.composite
 def sequences(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, and labels of which at least one is scored."""
+    """Ids and labels, with at least one scored token."""
     ids = np.array(draw(st.lists(st.integers(0, 60), min_size=2, max_size=30)), dtype=np.int32)
     masked = np.array(draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))
     masked[draw(st.integers(1, len(ids) - 1))] = False
@@ -32,7 +32,7 @@ def sequences(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distance(a: list[int], b: list[int]) -> int:
-    """Levenshtein: insertions, deletions and substitutions."""
+    """Levenshtein distance: insertions, deletions and substitutions."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
         previous, row[0] = row[0], i
@@ -42,86 +42,90 @@ def distance(a: list[int], b: list[int]) -> int:
 
 
 @given(sequences(), st.floats(0, 1), st.integers(0, 2**32))
-def test_edits_are_bounded_seeded_and_leave_something_to_train_on(
+def test_edits_are_bounded_seeded_and_leave_a_scored_token(
     sequence: tuple[np.ndarray, np.ndarray], share: float, seed: int
 ) -> None:
     ids, labels = sequence
     before = ids.copy(), labels.copy()
-    first = edited(ids, labels, share, TOKENS, np.random.default_rng(seed))
-    again = edited(ids, labels, share, TOKENS, np.random.default_rng(seed))
-    assert all((one == two).all() for one, two in zip(first, again, strict=True))
-    assert (ids == before[0]).all() and (labels == before[1]).all(), "the query itself is not changed"
+    first = edit_tokens(ids, labels, share, TOKENS, np.random.default_rng(seed))
+    again = edit_tokens(ids, labels, share, TOKENS, np.random.default_rng(seed))
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (ids == before[0]).all() and (labels == before[1]).all(), "the query itself must not change"
 
-    made, targets = first
+    new_ids, new_labels = first
     count = max(round(share * (len(ids) - 1)), 1 if share else 0)
-    assert distance(ids.tolist(), made.tolist()) <= 2 * count  # a swap counts as two
-    assert len(ids) - count <= len(made) <= len(ids) and made.dtype == np.int32
-    assert made[0] == ids[0]
-    assert set(made.tolist()) <= {*ids.tolist(), *TOKENS.tolist()}
-    assert ((targets == MASKED) | (targets == made)).all(), "a label is its token or masked"
-    assert (targets[1:] != MASKED).any()
+    assert distance(ids.tolist(), new_ids.tolist()) <= 2 * count  # a swap counts as two
+    assert len(ids) - count <= len(new_ids) <= len(ids) and new_ids.dtype == np.int32
+    assert new_ids[0] == ids[0]
+    assert set(new_ids.tolist()) <= {*ids.tolist(), *TOKENS.tolist()}
+    assert ((new_labels == MASKED) | (new_labels == new_ids)).all(), "a label is its token or masked"
+    assert (new_labels[1:] != MASKED).any()
     if share == 0:
-        assert (made == ids).all() and (targets == labels).all()
+        assert (new_ids == ids).all() and (new_labels == labels).all()
 
 
-def test_more_edits_lead_further_away() -> None:
+def test_more_edits_increase_the_distance() -> None:
     query = np.random.default_rng(0).integers(0, 60, 200).astype(np.int32)
-    found = [
-        distance(query.tolist(), edited(query, query, share, TOKENS, np.random.default_rng(1))[0].tolist())
+    distances = [
+        distance(query.tolist(), edit_tokens(query, query, share, TOKENS, np.random.default_rng(1))[0].tolist())
         for share in (0.0, 0.05, 0.2, 0.6)
     ]
-    assert found[0] == 0 and found[1] >= 10 and found == sorted(set(found))
+    assert distances[0] == 0 and distances[1] >= 10 and distances == sorted(set(distances))
 
 
 @pytest.fixture(scope="module")
-def material() -> Material:
+def inputs() -> EvaluationInputs:
     queries = [make_example(f"q{i}", 0, q.input_ids, q.labels, None) for i, q in enumerate(random_examples(3, 5))]
-    return Material(loaded(gpt2()), random_examples(8), queries)
+    return EvaluationInputs(loaded(gpt2()), random_examples(8), queries)
 
 
-def test_every_query_has_a_source_of_every_kind_where_it_says(material: Material) -> None:
+def test_every_query_has_a_source_of_every_kind_at_the_recorded_position(inputs: EvaluationInputs) -> None:
     recall = RecallConfig(edits=(0.0, 0.5), per_query=2)
     pair = Query("0", tokens=(1, 2, 3)), Query("0", tokens=(4, 5, 6))
-    planted = plant(material, recall, [pair], 64)
+    planted = plant(inputs, recall, [pair], 64)
     assert [example.example_id for example in planted.queries] == ["q0", "q1", "q2", "pair/0"]
-    assert list(planted.examples[:8]) == list(material.examples)
+    assert list(planted.examples[:8]) == list(inputs.examples)
     assert [source.column for source in planted.sources] == list(range(8, 8 + 3 * 2 * 2 + 1))
     for source in planted.sources:
-        query, made = planted.queries[source.query], planted.examples[source.column]
-        assert made.example_id.startswith(f"plant/{query.example_id}") and made.scored
+        query, duplicate = planted.queries[source.query], planted.examples[source.column]
+        assert duplicate.example_id.startswith(f"plant/{query.example_id}") and duplicate.scored
         if source.kind == "copy":
-            assert made.content_hash == query.content_hash
+            assert duplicate.content_hash == query.content_hash
         elif source.kind == "0.5 edited":
-            assert made.content_hash != query.content_hash
+            assert duplicate.content_hash != query.content_hash
     assert planted.examples[-1].input_ids.tolist() == [4, 5, 6] and planted.sources[-1].kind == "paraphrase"
-    again = plant(material, recall, [pair], 64)
+    again = plant(inputs, recall, [pair], 64)
     assert [e.content_hash for e in again.examples] == [e.content_hash for e in planted.examples]
 
-    only = plant(material, RecallConfig(edits=(), pairs="some.jsonl"), [pair], 64)
-    assert [example.example_id for example in only.queries] == ["pair/0"], "queries without a source are not asked"
+    pairs_only = plant(inputs, RecallConfig(edits=(), pairs="some.jsonl"), [pair], 64)
+    assert [example.example_id for example in pairs_only.queries] == ["pair/0"], (
+        "queries without a source are left out"
+    )
 
 
-def test_an_id_that_is_taken_is_refused(material: Material) -> None:
+def test_a_duplicate_id_raises(inputs: EvaluationInputs) -> None:
     taken = make_example("plant/q0/copy/0", 0, TOKENS, TOKENS, None)
-    crowded = Material(material.loaded, [*material.examples, taken], material.queries)
+    with_taken = EvaluationInputs(inputs.loaded, [*inputs.examples, taken], inputs.queries)
     with pytest.raises(UserError, match="'plant/q0/copy/0' would be in the planted corpus twice"):
-        plant(crowded, RecallConfig(), [], 64)
+        plant(with_taken, RecallConfig(), [], 64)
 
 
-def test_a_planted_corpus_is_written_once_and_never_mixed(material: Material, tmp_path: Path) -> None:
+def test_a_planted_corpus_is_written_once_and_never_mixed(inputs: EvaluationInputs, tmp_path: Path) -> None:
     recall = RecallConfig(edits=(0.5,))
     folder = PlantedFolder(str(tmp_path), StorageConfig())
-    folder.keep(plant(material, recall, [], 64), planting_identity(material, recall, []))
+    folder.save(plant(inputs, recall, [], 64), planting_identity(inputs, recall, []))
     corpus = tmp_path / "planted" / "corpus.jsonl"
     written = corpus.stat().st_mtime_ns
-    folder.keep(plant(material, recall, [], 64), planting_identity(material, recall, []))
-    assert corpus.stat().st_mtime_ns == written, "its time is its version: indexes of it would be built again"
+    folder.save(plant(inputs, recall, [], 64), planting_identity(inputs, recall, []))
+    assert corpus.stat().st_mtime_ns == written, (
+        "a new modification time would make every index of the corpus outdated"
+    )
     other = RecallConfig(edits=(0.5,), per_query=2)
     with pytest.raises(UserError, match="planted corpus of another per_query"):
-        folder.keep(plant(material, other, [], 64), planting_identity(material, other, []))
+        folder.save(plant(inputs, other, [], 64), planting_identity(inputs, other, []))
     pair = Query("0", tokens=(1, 2)), Query("0", tokens=(4, 5))
     with pytest.raises(UserError, match="another pairs"):
-        folder.keep(plant(material, recall, [pair], 64), planting_identity(material, recall, [pair]))
+        folder.save(plant(inputs, recall, [pair], 64), planting_identity(inputs, recall, [pair]))
 
 
 def test_pairs_are_queries_with_a_source(tmp_path: Path) -> None:
@@ -133,11 +137,11 @@ def test_pairs_are_queries_with_a_source(tmp_path: Path) -> None:
     first, second = read_pairs(str(path), StorageConfig())
     assert (first[0].query_id, first[0].text, first[1].text) == ("a", "the cat sees", "a cat saw")
     assert (second[0].query_id, second[1].completion) == ("1", " four")
-    for row, told in (
+    for row, message in (
         ('{"text": "x"}', "pair 0 of .* has no source"),
         ('{"text": "x", "source": {"prompt": "y"}}', "the source of pair 0 .* it needs text"),
         ('{"source": "x"}', "pair 0 of .* it needs text"),
     ):
         path.write_text(row + "\n")
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_pairs(str(path), StorageConfig())

@@ -1,7 +1,7 @@
 """Invariant: codes equal those of per-example weight gradients taken by autograd in float64.
 
-If this breaks, every score is wrong in a way that no other test would show: wrong transposes, padding that
-leaks, a projection that differs between query and corpus.
+If this breaks, every score is wrong in a way that no other test would detect: wrong transposes, leaking padding,
+or a projection that differs between query and corpus.
 """
 
 import copy
@@ -31,8 +31,8 @@ PROJECTION = ProjectionSpec(factor=2, seed=7)
 
 def projected(gradient: torch.Tensor, layer: LayerSpec, projection: ProjectionSpec, layers: tuple) -> np.ndarray:
     """P_in^T (dL/dW) P_out in float64."""
-    places = [(torch.device("cpu"), torch.float64)] * len(layers)
-    sides = ProjectionSet(layers, projection, places).layers[layers.index(layer)]
+    placements = [(torch.device("cpu"), torch.float64)] * len(layers)
+    sides = ProjectionSet(layers, projection, placements).layers[layers.index(layer)]
     left = sides.inner(torch.eye(layer.in_features, dtype=torch.float64))
     right = sides.outer(torch.eye(layer.out_features, dtype=torch.float64))
     return (left.T @ gradient @ right).numpy()
@@ -52,8 +52,8 @@ def low_rank_reference(G: np.ndarray, rank: int) -> np.ndarray:
     return basis @ (basis.T @ G)
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,8 +80,8 @@ def test_codes_equal_autograd_float64(family: str, code: CodeSpec) -> None:
         ):
             G = projected(gradient, layer, PROJECTION, layers)
             expected = G if code.kind == "dense" else low_rank_reference(G, code.rank)
-            found = extractor.layout.decode(codes, scales, index)[b].view(layer.d1, layer.d2).numpy()
-            assert relative_error(found, expected) <= 1e-5, (family, layer.name, example.example_id)
+            decoded = extractor.layout.decode(codes, scales, index)[b].view(layer.d1, layer.d2).numpy()
+            assert relative_error(decoded, expected) <= 1e-5, (family, layer.name, example.example_id)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,16 +94,16 @@ def test_bfloat16_codes_are_close_to_those_of_the_same_weights_in_float64(family
     examples = random_examples(3, seed=2)
     extractor = Extractor(subject, layers, PROJECTION, code)
     result = extractor.extract(batch_of(examples))
-    found, expected = [], []
+    actual, expected = [], []
     for b, example in enumerate(examples):
         gradients = autograd_gradients(reference, layers, example)
         for index, layer in enumerate(layers):
             decoded = extractor.layout.decode(
                 torch.from_numpy(result.codes), torch.from_numpy(result.scales), index
             )
-            found.append(decoded[b].numpy())
+            actual.append(decoded[b].numpy())
             expected.append(projected(gradients[index], layer, PROJECTION, layers).ravel())
-    correlation = np.corrcoef(np.concatenate(found), np.concatenate(expected))[0, 1]
+    correlation = np.corrcoef(np.concatenate(actual), np.concatenate(expected))[0, 1]
     assert correlation > 0.98
 
 
@@ -116,11 +116,11 @@ def test_factor_one_is_the_plain_gradient() -> None:
     extractor = Extractor(subject, layers, ProjectionSpec(factor=1), CodeSpec("dense", 1, "float32"))
     _, gradients = extractor.gradients(batch_of(examples))
     for b, example in enumerate(examples):
-        for found, expected in zip(gradients, autograd_gradients(reference, layers, example), strict=True):
-            assert relative_error(found[b].numpy(), expected.numpy().ravel()) <= 1e-5
+        for gradient, expected in zip(gradients, autograd_gradients(reference, layers, example), strict=True):
+            assert relative_error(gradient[b].numpy(), expected.numpy().ravel()) <= 1e-5
 
 
-def test_masked_tokens_give_exactly_zero() -> None:
+def test_an_example_of_masked_tokens_has_a_code_of_zeros() -> None:
     subject = loaded(scaled(FAMILIES["llama"]()))
     layers = tracked(subject, 2)
     extractor = Extractor(subject, layers, PROJECTION, CodeSpec("rank", 1, "float32"))

@@ -1,6 +1,6 @@
-"""Invariant: codes, and so scores, do not depend on which examples share a batch, on padding, or on their order.
+"""Invariant: codes and scores do not depend on which examples share a batch, on their order or on padding.
 
-If they did, a rebuild on another number of workers would give other answers.
+If they did, a rebuild with another number of workers would give other answers.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ EXAMPLES = random_examples(10, seed=4)
 
 
 def scores_of(extractor: Extractor, order: list[int], sizes: list[int]) -> np.ndarray:
-    """(Q, N) scores of EXAMPLES, encoded in the given order and batch sizes."""
+    """(Q, N) scores of EXAMPLES that were encoded in the given order and batch sizes."""
     codes = torch.zeros(len(EXAMPLES), extractor.layout.width)
     scales = torch.zeros(len(EXAMPLES), extractor.layout.scales)
     start = 0
@@ -53,7 +53,7 @@ def test_scores_do_not_depend_on_batches(family: str, code: CodeSpec) -> None:
     check()
 
 
-def test_projections_are_the_same_wherever_they_are_made() -> None:
+def test_two_extractors_create_the_same_projections() -> None:
     code = CodeSpec("rank", 1, "float32")
     first, second = make_extractor("llama", code), make_extractor("llama", code)
     batch = batch_of(EXAMPLES)

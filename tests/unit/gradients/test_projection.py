@@ -1,4 +1,4 @@
-"""Invariant: a projection is a function of (seed, name, shape) alone, and keeps inner products on average."""
+"""Invariant: a projection is determined by (seed, name, shape), and preserves inner products on average."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def test_signs_are_plus_minus_one_and_repeatable(rows: int, cols: int, seed: int
 
 
 def test_the_stream_never_changes() -> None:
-    """A frozen value: another stream would make every existing index unreadable, silently."""
+    """The values are frozen: another stream would silently make the scores of every existing index wrong."""
     signs = rademacher_signs(2, 8, 0, "in/transformer.h.0.attn/768x192")
     assert signs.tolist() == [[1, -1, -1, 1, 1, 1, 1, -1], [1, 1, -1, -1, -1, -1, 1, 1]]
 
@@ -29,19 +29,19 @@ def test_seed_and_key_give_independent_matrices() -> None:
     assert np.abs(correlations).max() < 0.03
 
 
-def test_inner_products_are_kept_on_average() -> None:
+def test_inner_products_are_preserved_on_average() -> None:
     x, y = np.random.default_rng(0).standard_normal((2, 64))
-    found = []
+    products = []
     for seed in range(400):
         layers = (LayerSpec("l", 64, 64, 16, 16),)
-        places = [(torch.device("cpu"), torch.float64)]
-        side = ProjectionSet(layers, ProjectionSpec(factor=4, seed=seed), places).layers[0].inner
-        found.append(float(side(torch.from_numpy(x)) @ side(torch.from_numpy(y))))
-    error = np.std(found) / np.sqrt(len(found))
-    assert abs(np.mean(found) - x @ y) < 4 * error
+        placements = [(torch.device("cpu"), torch.float64)]
+        side = ProjectionSet(layers, ProjectionSpec(factor=4, seed=seed), placements).layers[0].inner
+        products.append(float(side(torch.from_numpy(x)) @ side(torch.from_numpy(y))))
+    error = np.std(products) / np.sqrt(len(products))
+    assert abs(np.mean(products) - x @ y) < 4 * error
 
 
-def test_siblings_share_the_input_side_only() -> None:
+def test_siblings_share_only_the_input_side() -> None:
     layers = tuple(LayerSpec(f"block.{name}", 8, 8, 4, 4) for name in ("q_proj", "k_proj"))
     sides = ProjectionSet(layers, ProjectionSpec(factor=2), [(torch.device("cpu"), torch.float32)] * 2).layers
     assert sides[0].inner is sides[1].inner

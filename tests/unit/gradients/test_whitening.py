@@ -1,4 +1,4 @@
-"""Invariants: whitening is the K-FAC metric, whatever the scale of a layer, and sums do not depend on batches."""
+"""Invariants: whitening is the K-FAC metric at any scale of a layer, and its sums do not depend on batches."""
 
 import numpy as np
 import pytest
@@ -46,16 +46,15 @@ def test_the_inverse_root_is_right_at_any_rank_and_magnitude(
 @settings(max_examples=40, deadline=None)
 def test_second_moments_of_tiny_numbers_do_not_vanish(magnitude: float, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((20, 4)).astype(np.float32)
-    found = (
-        second_moment(torch.from_numpy(x * np.float32(magnitude))).numpy() / np.float64(np.float32(magnitude)) ** 2
-    )
-    np.testing.assert_allclose(found, x.astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
+    rounded = np.float32(magnitude)
+    moment = second_moment(torch.from_numpy(x * rounded)).numpy() / np.float64(rounded) ** 2
+    np.testing.assert_allclose(moment, x.astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_that_are_not_finite_are_left_out() -> None:
+def test_tokens_that_are_not_finite_are_ignored() -> None:
     x = torch.randn(6, 3)
-    spoilt = torch.cat([x, torch.tensor([[1.0, torch.inf, 0.0], [torch.nan, 0.0, 0.0]])])
-    torch.testing.assert_close(second_moment(spoilt), second_moment(x))
+    with_non_finite = torch.cat([x, torch.tensor([[1.0, torch.inf, 0.0], [torch.nan, 0.0, 0.0]])])
+    torch.testing.assert_close(second_moment(with_non_finite), second_moment(x))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -64,17 +63,17 @@ def test_sums_do_not_depend_on_batches_or_padding(family: str) -> None:
     layers = tracked(subject, 2)
     together = calibrated(subject, layers, [batch_of(EXAMPLES)])
     alone = calibrated(subject, layers, [collate(EXAMPLES, [i]) for i in range(len(EXAMPLES))])
-    added = Covariances()
+    added_up = Covariances()
     for part in (range(5), range(5, 12)):
-        added.add(calibrated(subject, layers, [collate(EXAMPLES, list(part))]))
-    assert together.tokens == alone.tokens == added.tokens == sum(len(e.input_ids) for e in EXAMPLES)
+        added_up.add(calibrated(subject, layers, [collate(EXAMPLES, list(part))]))
+    assert together.tokens == alone.tokens == added_up.tokens == sum(len(e.input_ids) for e in EXAMPLES)
     for key, sums in together.sums.items():
-        for other in (alone, added):
+        for other in (alone, added_up):
             assert (other.sums[key] - sums).norm() <= 1e-5 * sums.norm()
 
 
 def test_whitened_codes_are_the_gradients_in_the_kfac_metric() -> None:
-    """Against autograd in float64: W_in (P_in^T G P_out) W_out with W from the covariances."""
+    """Codes equal W_in (P_in^T G P_out) W_out with G from autograd in float64 and W from the covariances."""
     model = scaled(FAMILIES["gpt2"]()).double()
     subject = loaded(model, torch.float64)
     layers = tracked(subject, 2)
@@ -82,23 +81,23 @@ def test_whitened_codes_are_the_gradients_in_the_kfac_metric() -> None:
     extractor = Extractor(subject, layers, SPEC, DENSE, covariances)
     result = extractor.extract(batch_of(EXAMPLES[:3]))
     codes, scales = torch.from_numpy(result.codes), torch.from_numpy(result.scales)
-    places = [(torch.device("cpu"), torch.float64)] * len(layers)
-    sides = ProjectionSet(layers, ProjectionSpec("random", 2, 5), places).layers
+    placements = [(torch.device("cpu"), torch.float64)] * len(layers)
+    sides = ProjectionSet(layers, ProjectionSpec("random", 2, 5), placements).layers
     for number, example in enumerate(EXAMPLES[:3]):
         for index, gradient in enumerate(autograd_gradients(model, layers, example)):
             projected = sides[index].outer(sides[index].inner(gradient.T).T)
             roots = [inverse_root(covariances.mean(index, side)) for side in SIDES]
             expected = (roots[0] @ projected @ roots[1]).flatten()
-            found = extractor.layout.decode(codes[number : number + 1], scales[number : number + 1], index)[0]
-            assert (found.double() - expected).norm() <= 1e-5 * expected.norm()
+            decoded = extractor.layout.decode(codes[number : number + 1], scales[number : number + 1], index)[0]
+            assert (decoded.double() - expected).norm() <= 1e-5 * expected.norm()
 
 
 @settings(max_examples=6, deadline=None)
 @given(st.floats(1e-3, 1e3), st.integers(0, 3))
 def test_codes_do_not_change_when_a_layer_activation_is_rescaled(gain: float, number: int) -> None:
-    """x -> g x with W -> W / g is the same model; a metric that noticed would weigh layers by their units."""
+    """x -> g x with W -> W / g is the same model; a metric that depends on g would weigh layers by their units."""
     layer_name = ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"][number % 2]
-    found = []
+    results = []
     for factor in (1.0, gain):
         model = scaled(FAMILIES["gpt2"]())
         consumer = model.get_submodule(layer_name)
@@ -109,18 +108,18 @@ def test_codes_do_not_change_when_a_layer_activation_is_rescaled(gain: float, nu
         layers = tracked(subject, 2)
         covariances = calibrated(subject, layers, [batch_of(EXAMPLES)])
         result = Extractor(subject, layers, SPEC, DENSE, covariances).extract(batch_of(EXAMPLES))
-        found.append((result.codes, result.scales))
-    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-4)
+        results.append(result)
+    np.testing.assert_allclose(results[1].codes, results[0].codes, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(results[1].scales, results[0].scales, rtol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=30), st.integers(1, 700))
-def test_the_sample_is_drawn_across_all_shards(rows: list[int], examples: int) -> None:
+def test_the_calibration_sample_has_a_share_of_every_shard(rows: list[int], examples: int) -> None:
     shards = [ShardRef("u", f"f{i}", "e", 1, 0, count) for i, count in enumerate(rows)]
     sample = calibration_sample(shards, examples)
-    taken = {part.shard.name: part.examples for part in sample}
-    assert sum(taken.values()) == min(examples, sum(rows))
+    sampled = {part.shard.name: part.examples for part in sample}
+    assert sum(sampled.values()) == min(examples, sum(rows))
     for shard in shards:
         share = shard.rows * examples / sum(rows)
-        assert abs(taken.get(shard.name, 0) - min(share, shard.rows)) < 1
+        assert abs(sampled.get(shard.name, 0) - min(share, shard.rows)) < 1

@@ -1,10 +1,10 @@
-"""Invariant: the drift of gradients is estimated from codes alone: 1 without any, else near the true cosine."""
+"""Invariant: codes alone give an estimate of the cosine of old and new gradients; without drift it is 1."""
 
 import pytest
 import torch
 
 from lorif_core.gradients.codes import CodeLayout, encode
-from lorif_core.gradients.quantisation import PER_BYTE, pack
+from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
 from lorif_core.lifecycle.drift import CheckpointDrift, DriftSink
 from lorif_core.spec import CodeSpec, LayerSpec
 
@@ -22,29 +22,29 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def pairs(drift: float) -> Pairs:
-    """(A, E) of every layer: shared structure in the tokens, and noise that grows with the drift."""
+    """(A, E) of every layer: a constant part that all drifts share, and noise that grows with the drift."""
     base, noise = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
 
     def side(size: int) -> torch.Tensor:
-        kept = torch.randn(ROWS, TOKENS, size, generator=base)
-        return kept + drift * torch.randn(kept.shape, generator=noise)
+        constant = torch.randn(ROWS, TOKENS, size, generator=base)
+        return constant + drift * torch.randn(constant.shape, generator=noise)
 
     return [(side(layer.d1), side(layer.d2)) for layer in LAYERS]
 
 
-def stored(layout: CodeLayout, found: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales as an index has them."""
-    encoded = [encode(A, E, layout.code, unbiased=True) for A, E in found]
-    codes = [one.codes for one in encoded]
-    if layout.code.dtype in PER_BYTE:
+def stored(layout: CodeLayout, layers: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales as an index stores them."""
+    encoded = [encode(A, E, layout.code, unbiased=True) for A, E in layers]
+    codes = [layer.codes for layer in encoded]
+    if layout.code.dtype in LEVELS_PER_BYTE:
         codes = [pack(levels, layout.code.dtype) for levels in codes]
     elif layout.code.dtype == "float16":
         codes = [levels.half() for levels in codes]
-    return torch.cat(codes, dim=1), torch.cat([one.scales for one in encoded], dim=1)
+    return torch.cat(codes, dim=1), torch.cat([layer.scales for layer in encoded], dim=1)
 
 
 def true_cosines(before: Pairs, after: Pairs) -> torch.Tensor:
-    flat = [torch.cat([(A.mT @ E).flatten(1) for A, E in found], dim=1).double() for found in (before, after)]
+    flat = [torch.cat([(A.mT @ E).flatten(1) for A, E in layers], dim=1).double() for layers in (before, after)]
     return torch.nn.functional.cosine_similarity(*flat, dim=1)
 
 
@@ -57,16 +57,16 @@ def test_the_cosine_is_estimated_from_codes(name: str, drift: float) -> None:
     sink.start(*stored(layout, before))
     for number, (A, E) in enumerate(after):
         sink.take(number, A, E)
-    found, true = sink.cosines(), true_cosines(before, after)
+    estimated, true = sink.cosines(), true_cosines(before, after)
     if drift == 0.0:
-        torch.testing.assert_close(found, torch.ones(ROWS).double(), rtol=0, atol=1e-3)
+        torch.testing.assert_close(estimated, torch.ones(ROWS).double(), rtol=0, atol=1e-3)
     elif name == "dense float32":
-        torch.testing.assert_close(found, true, rtol=1e-4, atol=1e-5)
-    assert abs(float(found.mean() - true.mean())) < 0.05
+        torch.testing.assert_close(estimated, true, rtol=1e-4, atol=1e-5)
+    assert abs(float(estimated.mean() - true.mean())) < 0.05
     assert 0.4 < float(true.mean()) < 1.001
 
 
 def test_samples_add_up() -> None:
-    whole = CheckpointDrift(10, 9.0, 2, 1.5) + CheckpointDrift(30, 24.0, 0, 0.0)
-    assert whole.cosine == pytest.approx(33 / 40) and whole.correlation == pytest.approx(0.75)
+    total = CheckpointDrift(10, 9.0, 2, 1.5) + CheckpointDrift(30, 24.0, 0, 0.0)
+    assert total.cosine == pytest.approx(33 / 40) and total.correlation == pytest.approx(0.75)
     assert CheckpointDrift(3, 1.0).correlation is None

@@ -1,4 +1,4 @@
-"""Invariant: an example that cannot be scored is left out and named; it never becomes a row of zeros or NaN."""
+"""Invariant: an example that cannot be scored is skipped and reported; it never becomes a row of zeros or NaN."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def indexer(request: pytest.FixtureRequest, model_folder: Path, corpus_file: Pat
 
 
 def poison(indexer: ShardIndexer, token: int) -> None:
-    """A fault: the embedding of one token comes out infinite, so only examples that contain it are harmed."""
+    """A fault: the embedding of one token is infinite, which spoils only the examples that contain it."""
 
     def spoil(_module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         return output.masked_fill((inputs[0] == token)[..., None], float("inf"))
@@ -39,7 +39,7 @@ def poison(indexer: ShardIndexer, token: int) -> None:
     indexer.loaded.model.get_input_embeddings().register_forward_hook(spoil)
 
 
-def test_bad_examples_are_skipped_counted_and_named(indexer: ShardIndexer) -> None:
+def test_bad_examples_are_skipped_and_reported(indexer: ShardIndexer) -> None:
     poison(indexer, 200)
     examples = [
         make_example([1, 2, 3, 4], name="good"),
@@ -58,7 +58,7 @@ def test_bad_examples_are_skipped_counted_and_named(indexer: ShardIndexer) -> No
 
 
 def test_a_bad_example_does_not_touch_its_neighbours(indexer: ShardIndexer) -> None:
-    """It shares the batch with good ones, and NaN spreads easily."""
+    """It is in the same batch as good examples, where NaN could spread."""
     good = [make_example([1, 2, 3, 4], name="a"), make_example([4, 3, 2, 1], name="b")]
     alone, _, _ = indexer.encode(good)
     poison(indexer, 200)
@@ -69,8 +69,8 @@ def test_a_bad_example_does_not_touch_its_neighbours(indexer: ShardIndexer) -> N
     np.testing.assert_allclose(together.scales, alone.scales, rtol=1e-5)
 
 
-def test_a_bad_record_is_told_in_its_own_words(model_folder: Path, tmp_path: Path) -> None:
-    """Rows are made while Lance writes; an error must come out as it was raised, not as Lance's."""
+def test_the_error_of_a_bad_record_is_raised_unchanged(model_folder: Path, tmp_path: Path) -> None:
+    """Rows are computed while Lance writes; Lance must not replace their errors by its own."""
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"text": "the cat"}\n' * 40 + '{"text": null}\n')
     config = parse_config(
@@ -79,7 +79,7 @@ def test_a_bad_record_is_told_in_its_own_words(model_folder: Path, tmp_path: Pat
             "model": {"path": str(model_folder)},
             "corpus": {"uri": str(corpus), "max_length": 64},
             "projection": {"kind": "random", "factor": 4},
-            "compute": {"memory_gb": 1e-5},  # blocks of 16 rows: some are written before the bad one is read
+            "compute": {"memory_gb": 1e-5},  # blocks of 16 rows: some are written before the bad record is read
             "curvature": {"kind": "none"},
         }
     )

@@ -1,4 +1,4 @@
-"""Invariant: an update of a prefix sees what lies under it, and takes the rest to be as the generation has it."""
+"""Invariant: an update of a prefix compares the files under it, and treats all other files as unchanged."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import pytest
 
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.manifest import compare, known_files
-from lorif_core.lifecycle.prefix import names_under, unchanged_outside
+from lorif_core.lifecycle.prefix import relative_prefix, restrict_to_prefix
 from lorif_core.spec import FileTag
-from tests.unit.lifecycle.test_manifest import held, listing, shards
+from tests.unit.lifecycle.test_manifest import inventory_of, listing, shards
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from tests.unit.lifecycle.test_manifest import held, listing, shards
     ],
 )
 def test_a_prefix_is_the_beginning_of_names(corpus: str, prefix: str | None, names: str) -> None:
-    assert names_under(corpus, prefix) == names
+    assert relative_prefix(corpus, prefix) == names
 
 
 @pytest.mark.parametrize(
@@ -41,29 +41,29 @@ def test_a_prefix_is_the_beginning_of_names(corpus: str, prefix: str | None, nam
         ("s3://key:secret@b/corpus/", "carries credentials"),
     ],
 )
-def test_a_prefix_that_names_nothing_is_refused(prefix: str, sentence: str) -> None:
+def test_a_prefix_outside_the_corpus_is_refused(prefix: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
-        names_under("s3://b/corpus", prefix)
+        relative_prefix("s3://b/corpus", prefix)
     assert "secret" not in str(caught.value)
 
 
-def test_what_lies_outside_is_left_as_it_is() -> None:
-    before = held(
+def test_files_outside_the_prefix_count_as_unchanged() -> None:
+    before = inventory_of(
         [*shards("in/same", "1", 1), *shards("in/changed", "1", 1), *shards("in/gone", "2", 1),
          *shards("out/changed", "1", 1), *shards("out/gone", "3", 1), *shards("out/moved", "77", 1)]
     )  # fmt: skip
-    looked_at = [*shards("in/changed", "2", 1), *shards("in/new", "4", 1), *shards("in/moved", "77", 1)]
+    read = [*shards("in/changed", "2", 1), *shards("in/new", "4", 1), *shards("in/moved", "77", 1)]
     others = [FileTag("in/same", "1", 10), FileTag("out/changed", "9", 10), FileTag("out/new", "5", 10)]
-    seen = unchanged_outside(listing(looked_at, others), before, "in/")
-    found = compare(before, seen, remove_vanished=True)
-    assert found.new == ("in/moved", "in/new") and found.changed == ("in/changed",)
-    assert found.moved == ("out/moved",) and found.vanished == ("in/gone",)
-    assert found.shards == tuple(looked_at) and found.dropped_rows == 12
-    assert {key.partition("[")[0] for _, key in found.kept} == {"in/same", "out/changed", "out/gone"}
+    restricted = restrict_to_prefix(listing(read, others), before, "in/")
+    changes = compare(before, restricted, remove_vanished=True)
+    assert changes.new == ("in/moved", "in/new") and changes.changed == ("in/changed",)
+    assert changes.moved == ("out/moved",) and changes.vanished == ("in/gone",)
+    assert changes.shards == tuple(read) and changes.dropped_rows == 12
+    assert {key.partition("[")[0] for _, key in changes.retained} == {"in/same", "out/changed", "out/gone"}
     assert FileTag("in/same", "1", 10) in known_files(before, [])
 
 
-def test_without_a_prefix_the_listing_is_what_it_was() -> None:
-    before = held([*shards("a", "1", 1), *shards("gone", "2", 1)])
-    whole = listing(shards("b", "1", 1), [FileTag("a", "1", 10)])
-    assert unchanged_outside(whole, before, "") == whole
+def test_without_a_prefix_the_listing_is_unchanged() -> None:
+    before = inventory_of([*shards("a", "1", 1), *shards("gone", "2", 1)])
+    corpus = listing(shards("b", "1", 1), [FileTag("a", "1", 10)])
+    assert restrict_to_prefix(corpus, before, "") == corpus

@@ -1,5 +1,5 @@
-"""Invariants: what is tracked is what the checkpoint has, by the same names with and without weights; the quick
-loss of a linear head is only used where it is the model's own.
+"""Invariants: a checkpoint gives the same layer names with and without weights; the loss without autograd is used
+only for a model whose logits are a plain linear head.
 """
 
 import copy
@@ -26,7 +26,7 @@ STORAGE = StorageConfig()
 
 @pytest.fixture
 def adapter_folder(tmp_path: Path) -> Path:
-    """A LoRA adapter beside the base model that it names."""
+    """A folder with a LoRA adapter whose config names the base model in a neighbouring folder."""
     base = llama()
     base.save_pretrained(tmp_path / "base")
     base.name_or_path = str(tmp_path / "base")
@@ -59,7 +59,7 @@ def test_an_adapter_folder_loads_with_its_base(adapter_folder: Path) -> None:
     assert len(specs) == 2 * 2 * 2 and all(".lora_A." in spec.name or ".lora_B." in spec.name for spec in specs)
     before = locate(config, STORAGE).fingerprint()
     gpt2(seed=3).save_pretrained(adapter_folder.parent / "base")
-    assert locate(config, STORAGE).fingerprint() != before, "another base is another model"
+    assert locate(config, STORAGE).fingerprint() != before, "the fingerprint must change with the base model"
 
 
 def test_the_fingerprint_follows_the_weights_not_the_folder(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_fingerprint_follows_the_weights_not_the_folder(tmp_path: Path) -> N
     assert a == b != c
 
 
-def test_a_tokenizers_identity_does_not_change_by_using_it() -> None:
+def test_using_a_tokenizer_does_not_change_its_fingerprint() -> None:
     tokenizer = byte_tokenizer()
     before = tokenizer_fingerprint(tokenizer)
     tokenizer(["a longer text", "b"], truncation=True, max_length=3)
@@ -77,7 +77,7 @@ def test_a_tokenizers_identity_does_not_change_by_using_it() -> None:
     assert tokenizer_fingerprint(byte_tokenizer(bos=True)) != before
 
 
-def test_pickled_weights_need_consent(tmp_path: Path) -> None:
+def test_pickled_weights_need_allow_pickle(tmp_path: Path) -> None:
     model = gpt2()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -87,29 +87,29 @@ def test_pickled_weights_need_consent(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.model.transformer.wpe.weight, model.transformer.wpe.weight)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_rejected(tmp_path: Path) -> None:
     gpt2().config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no weights"):
         load_model(ModelConfig(path=str(tmp_path)), STORAGE)
 
 
-def test_coverage_names_what_is_not_tracked() -> None:
+def test_coverage_names_the_untracked_groups() -> None:
     config = MixtralConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         vocab_size=61, num_local_experts=4,
     )  # fmt: skip
     model = MixtralForCausalLM(config)
-    found = coverage(model, linear_layers(model))
-    groups = dict(found.untracked)
-    assert found.tracked + sum(groups.values()) == found.total == sum(p.numel() for p in model.parameters())
+    result = coverage(model, linear_layers(model))
+    groups = dict(result.untracked)
+    assert result.tracked + sum(groups.values()) == result.total == sum(p.numel() for p in model.parameters())
     assert {"embeddings", "output head", "norms"} <= set(groups)
     assert any(name.startswith("fused experts") for name in groups)
-    assert "fused experts" in found.sentence()
-    chosen = select_layers(model, "q_proj")
-    assert dict(coverage(model, chosen).untracked)["linear layers left out"] > 0
+    assert "fused experts" in result.sentence()
+    selected = select_layers(model, "q_proj")
+    assert dict(coverage(model, selected).untracked)["linear layers left out"] > 0
 
 
-def test_a_head_that_caps_its_logits_takes_the_models_own_path() -> None:
+def test_a_model_that_caps_its_logits_computes_them_itself() -> None:
     torch.manual_seed(0)
     config = Gemma2Config(
         hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -125,6 +125,6 @@ def test_a_head_that_caps_its_logits_takes_the_models_own_path() -> None:
         batch_of(examples)
     )
     for b, example in enumerate(examples):
-        for found, expected in zip(gradients, autograd_gradients(reference, layers, example), strict=True):
-            error = np.linalg.norm(found[b].numpy() - expected.numpy().ravel())
+        for gradient, expected in zip(gradients, autograd_gradients(reference, layers, example), strict=True):
+            error = np.linalg.norm(gradient[b].numpy() - expected.numpy().ravel())
             assert error <= 1e-5 * np.linalg.norm(expected.numpy())

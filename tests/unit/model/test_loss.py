@@ -1,4 +1,4 @@
-"""Invariant: the loss without autograd equals cross-entropy with it, values and gradients, chunked or not."""
+"""Invariant: the loss without autograd equals cross-entropy with autograd in value and gradient, for any chunk."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_loss_and_gradient_equal_autograd(bias: bool, chunk: int, monkeypatch: p
     labels[0, :4], labels[2] = -100, -100
     expected = token_losses(head(hidden), labels)
     (gradient,) = torch.autograd.grad(expected.sum(), hidden)
-    found = head_loss(hidden.detach(), head.weight.detach(), head.bias.detach() if bias else None, labels)
-    torch.testing.assert_close(found.losses, expected)
-    torch.testing.assert_close(found.hidden_grad, gradient)
-    assert found.losses[2] == 0 and not found.hidden_grad[2].any()
+    result = head_loss(hidden.detach(), head.weight.detach(), head.bias.detach() if bias else None, labels)
+    torch.testing.assert_close(result.losses, expected)
+    torch.testing.assert_close(result.hidden_grad, gradient)
+    assert result.losses[2] == 0 and not result.hidden_grad[2].any()

@@ -1,4 +1,4 @@
-"""What changed between two acts: former ranks, counts and costs are those of the acts, and add up."""
+"""The changes between two acts: former ranks, counts and costs match the acts, and the costs add up."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import pytest
 
 from flows.tables import change_lines
 from lorif_core.report.block_answers import Attribution
-from lorif_core.report.changes import Change, PartDrift, QueryChange, StageCost, Standing
+from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import Scored, TopK
 from lorif_core.tables.generation import Generation
@@ -20,7 +20,7 @@ def answer(query_id: str, loss: float, strongest_first: str) -> Attribution:
     return Attribution(Query(query_id, "text"), loss, TopK(len(hits), hits, hits[::-1]))
 
 
-def made(tokens: int, seconds: float, timings: Mapping[str, float]) -> Act:
+def make_act(tokens: int, seconds: float, timings: Mapping[str, float]) -> Act:
     generation = Generation(
         generation=1, created_at=datetime.now(UTC), factors_version=1, curvature_version=1, spec="s",
         checkpoint="c", rows=1, tokens=tokens, parts_json="[]", coverage_json="{}", skipped_json="[]",
@@ -29,12 +29,17 @@ def made(tokens: int, seconds: float, timings: Mapping[str, float]) -> Act:
     return Act(generation, [answer("q", 1.0, "abc")], seconds, 1.0)
 
 
-def test_proponents_are_new_or_have_the_rank_that_they_had() -> None:
-    """A rank counts over all rows of then, not over the strongest ones only."""
+def test_proponents_are_new_or_have_their_former_rank() -> None:
+    """A former rank counts all rows of the former generation, not only the strongest ones."""
     before = [answer("one", 3.0, "abcdefg"), answer("two", 4.0, "gfedcba")]
     after = [answer("one", 2.0, "axgbycdefz"), answer("two", 5.0, "gfedcbaxyz")]
     one, two = compare(before, after, 4)
-    assert one.proponents == (Standing("a", 1), Standing("x", None), Standing("g", 7), Standing("b", 2))
+    assert one.proponents == (
+        RankedProponent("a", 1),
+        RankedProponent("x", None),
+        RankedProponent("g", 7),
+        RankedProponent("b", 2),
+    )
     assert (one.new, one.risen, one.stayed) == (1, 1, 2)
     assert (two.new, two.risen, two.stayed) == (0, 0, 4)
     assert (one.loss_before, one.loss_after, two.loss_before, two.loss_after) == (3.0, 2.0, 4.0, 5.0)
@@ -45,16 +50,16 @@ def test_answers_to_different_queries_are_not_compared() -> None:
         list(compare([answer("one", 1.0, "ab")], [], 1))
 
 
-def test_both_ends_of_a_ranking_are_cut_from_the_same_answer() -> None:
-    (first,) = made(1, 1.0, {}).first(2)
+def test_first_k_keeps_both_ends_of_the_ranking() -> None:
+    (first,) = make_act(1, 1.0, {}).first(2)
     assert [hit.example_id for hit in first.top.proponents] == ["a", "b"]
     assert [hit.example_id for hit in first.top.opponents] == ["c", "b"]
 
 
 def test_costs_add_up_to_the_seconds_of_the_acts() -> None:
-    """What grows with the data is scaled by the tokens; a sample of a fixed size, and planning, are not."""
-    before = made(100, 50.0, {"calibrate": 10.0, "index": 20.0, "curvature": 2.0})
-    after = made(150, 40.0, {"calibrate": 11.0, "drift": 6.0, "index": 9.0, "curvature": 1.0})
+    """Stages that grow with the data are scaled by the tokens; calibration and planning are not."""
+    before = make_act(100, 50.0, {"calibrate": 10.0, "index": 20.0, "curvature": 2.0})
+    after = make_act(150, 40.0, {"calibrate": 11.0, "drift": 6.0, "index": 9.0, "curvature": 1.0})
     costs = {cost.stage: cost for cost in stage_costs(before, after)}
     assert sum(cost.update for cost in costs.values()) == 40.0
     assert costs["index"] == StageCost("index", 9.0, 30.0)
@@ -65,22 +70,22 @@ def test_costs_add_up_to_the_seconds_of_the_acts() -> None:
 
 
 @pytest.mark.parametrize("correlation", [0.5, None])
-def test_a_change_is_told_in_json_and_in_words(correlation: float | None) -> None:
+def test_a_change_is_reported_as_json_and_as_text(correlation: float | None) -> None:
     change = Change(
-        former=1, rows_before=10, rows_after=14, rows_added=4, rows_refreshed=0, bytes_before=1024,
+        former_generation=1, rows_before=10, rows_after=14, rows_added=4, rows_refreshed=0, bytes_before=1024,
         bytes_after=2048,
         older_rows=(PartDrift("old", 10, 5, 0.75, correlation, "refreshed", 1.5),),
         costs=(StageCost("index", 2.0, 3.0), StageCost("drift", 1.5, 0.0)),
-        queries=(QueryChange("q", 3.0, 2.0, (Standing("x", None), Standing("g", 7))),),
+        queries=(QueryChange("q", 3.0, 2.0, (RankedProponent("x", None), RankedProponent("g", 7))),),
     )  # fmt: skip
-    told = json.loads(json.dumps(change.to_dict()))
-    assert told["queries"][0]["proponents"] == [
+    summary = json.loads(json.dumps(change.to_dict()))
+    assert summary["queries"][0]["proponents"] == [
         {"example_id": "x", "rank": 1, "former_rank": None}, {"example_id": "g", "rank": 2, "former_rank": 7},
     ]  # fmt: skip
-    assert told["update_seconds"] == {"index": 2.0, "drift": 1.5, "all": 3.5}
-    assert told["rebuild_seconds_estimated"]["all"] == 3.0
-    assert told["proponents"] == {"new_data": 1, "risen": 1, "stayed": 0}
-    words = "\n".join(change_lines(told))
-    for fact in ("14 rows (10 before)", "cosine 0.750", "computed anew", "3.5 s", "1 from new data, 1 risen"):
-        assert fact in words
-    assert ("0.500" in words) == (correlation is not None)
+    assert summary["update_seconds"] == {"index": 2.0, "drift": 1.5, "all": 3.5}
+    assert summary["rebuild_seconds_estimated"]["all"] == 3.0
+    assert summary["proponents"] == {"new_data": 1, "risen": 1, "stayed": 0}
+    text = "\n".join(change_lines(summary))
+    for fact in ("14 rows (10 before)", "cosine 0.750", "computed again", "3.5 s", "1 from new data, 1 risen"):
+        assert fact in text
+    assert ("0.500" in text) == (correlation is not None)

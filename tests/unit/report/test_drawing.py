@@ -1,4 +1,4 @@
-"""A query's tokens are drawn as its whole text, each shade and percentage as its contribution says."""
+"""The tokens of a query are drawn as its full text; shades and percentages follow from their contributions."""
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ ROWS = {
 TOP = TopK(2, [Scored(4.0, "a"), Scored(1.0, "b")], [Scored(-2.0, "c"), Scored(1.0, "b")])
 QUERY = Query("q", prompt="a b", completion=" cd ef")
 TOKENS = ("a", " b", " c", "d", " ", "ef")
-ADDED = {
+CONTRIBUTIONS = {
     "a": np.array([0, 0, 4, 1, 0, -1], np.float32),
     "b": np.array([0, 0, 2, 0, 0, -1], np.float32),
     "c": np.array([0, 0, -3, 0, 1, 0], np.float32),
@@ -32,10 +32,10 @@ ADDED = {
 
 @pytest.fixture
 def section() -> QuerySection:
-    return answer_section(QUERY, 1.5, TOP, ROWS, Explanation(TOKENS, ADDED))
+    return answer_section(QUERY, 1.5, TOP, ROWS, Explanation(TOKENS, CONTRIBUTIONS))
 
 
-def test_shades_are_of_the_proponents_and_an_example_has_its_own(section: QuerySection) -> None:
+def test_shades_come_from_the_proponents_or_from_one_example(section: QuerySection) -> None:
     tokens = QueryTokens(section)
     assert [token.contribution for token in section.tokens or ()] == [0, 0, 6, 1, 0, -2]
     assert "".join(shade.space + shade.text for shade in tokens.unscored) == "a b"
@@ -51,22 +51,22 @@ def test_shades_are_of_the_proponents_and_an_example_has_its_own(section: QueryS
     assert [token.text for token in tokens.strongest_of(section.opponents[0])] == ["c", "\N{OPEN BOX}"]
 
 
-def test_an_answer_is_drawn_with_what_is_told(section: QuerySection) -> None:
+def test_an_answer_shows_its_contributions_and_columns(section: QuerySection) -> None:
     page = render_answer(section, relative=True)
     assert '<span class="completion"> <span class="t t8">c</span><span class="t t5">d</span>' in page
     assert 'data-levels="0454"' in page and "67\N{NO-BREAK SPACE}%" in page
-    assert "relative to the query" in page and "<dt>language</dt><dd>en</dd>" in page
+    assert "divided by the query" in page and "<dt>language</dt><dd>en</dd>" in page
 
 
-def test_why_a_query_is_not_explained_is_told() -> None:
+def test_the_reason_for_a_missing_explanation_is_shown() -> None:
     section = answer_section(QUERY, 1.5, TOP, ROWS, Explanation((), {}, "it is too <long>"))
     page = render_answer(section, relative=False)
-    assert "isn't shown: it is too &lt;long&gt;." in page and 'class="t ' not in page
+    assert "are not shown: it is too &lt;long&gt;." in page and 'class="t ' not in page
 
 
 @given(st.text(max_size=30))
-def test_texts_of_tokens_are_the_text(text: str) -> None:
-    """Though a token is a byte here; whole characters are told once, with the token that ends them."""
+def test_token_texts_concatenate_to_the_text(text: str) -> None:
+    """A token is one byte here; a character belongs to the token that completes it."""
     tokenizer = byte_tokenizer()
     ids = tokenizer(text)["input_ids"]
     texts = token_texts(ids, tokenizer)
@@ -74,12 +74,12 @@ def test_texts_of_tokens_are_the_text(text: str) -> None:
 
 
 @given(st.text(min_size=1, max_size=20), st.data())
-def test_pieces_are_whole_characters(text: str, data: st.DataObject) -> None:
+def test_pieces_are_complete_characters(text: str, data: st.DataObject) -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer(text)["input_ids"]
     texts = token_texts(ids, tokenizer)
-    added = data.draw(st.lists(st.floats(-9, 9, width=32), min_size=len(ids), max_size=len(ids)))
-    contributions = {name: np.array(added, np.float32) for name in ROWS}
+    values = data.draw(st.lists(st.floats(-9, 9, width=32), min_size=len(ids), max_size=len(ids)))
+    contributions = {name: np.array(values, np.float32) for name in ROWS}
     section = answer_section(
         Query("q", text=text + "beyond"), 1.0, TOP, ROWS, Explanation(tuple(texts), contributions)
     )
@@ -89,8 +89,8 @@ def test_pieces_are_whole_characters(text: str, data: st.DataObject) -> None:
     assert all(len(tokens.levels_of(hit)) == len(drawn) for hit in section.hits)
 
 
-def test_files_are_listed_with_what_was_shown_and_what_all_rows_sum_to(section: QuerySection) -> None:
-    assert [(row.source.uri, row.proponents, row.opponents, row.shown) for row in source_rows(section)] == [
+def test_files_are_listed_with_shown_examples_and_totals_of_all_rows(section: QuerySection) -> None:
+    assert [(row.source.uri, row.proponents, row.opponents, row.shown_sum) for row in source_rows(section)] == [
         ("x/one.jsonl", 1, 1, 2.0), ("x/two.jsonl", 1, 1, 1.0),
     ]  # fmt: skip
     table = pa.table(
@@ -99,12 +99,12 @@ def test_files_are_listed_with_what_was_shown_and_what_all_rows_sum_to(section: 
             "positive": [6.0, 1.0], "negative": [-1.0, -4.0], "proponents": [4, 1], "opponents": [3, 8],
         }
     )  # fmt: skip
-    told = answer_section(QUERY, 1.5, TOP, ROWS, None, source_totals(table))
-    rows = source_rows(told)
+    with_totals = answer_section(QUERY, 1.5, TOP, ROWS, None, source_totals(table))
+    rows = source_rows(with_totals)
     assert [(row.source.uri, row.proponents, row.total and row.total.total) for row in rows] == [
         ("x/three.jsonl", 0, 5.0), ("x/two.jsonl", 1, None), ("x/one.jsonl", 1, -3.0),
     ]  # fmt: skip
-    assert "x/three.jsonl" in render_answer(told, relative=False)
+    assert "x/three.jsonl" in render_answer(with_totals, relative=False)
 
 
 @pytest.mark.parametrize(
@@ -117,5 +117,5 @@ def test_files_are_listed_with_what_was_shown_and_what_all_rows_sum_to(section: 
         ("data:text/html,x", None), (" https://a.org", None), ("hf://datasets/../x", None),
     ],
 )  # fmt: skip
-def test_only_what_a_browser_may_open_is_a_link(uri: str, link: str | None) -> None:
+def test_only_addresses_that_a_browser_may_open_are_links(uri: str, link: str | None) -> None:
     assert Source(uri, 0).link == link

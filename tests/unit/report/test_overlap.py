@@ -1,4 +1,4 @@
-"""What is marked as shared is in both texts, in whole words; and a long text takes no longer than its length."""
+"""Shared spans are whole words that occur in both texts, and the time is linear in the lengths of the texts."""
 
 import time
 from itertools import pairwise
@@ -17,16 +17,16 @@ TEXT = st.one_of(st.text(max_size=80), WORDS.map(" ".join))
 @given(TEXT, TEXT)
 def test_spans_are_ascending_runs_of_the_query(query: str, text: str) -> None:
     spans = Overlap([query]).spans(text)
-    flat = [place for span in spans for place in span]
+    flat = [position for span in spans for position in span]
     assert flat == sorted(flat) and all(0 <= start < end <= len(text) for start, end in spans)
-    asked = [word for word, _, _ in words_of(query)]
+    query_words = [word for word, _, _ in words_of(query)]
     for start, end in spans:
         run = [word for word, _, _ in words_of(text[start:end])]
-        assert set(run) <= set(asked) and set(pairwise(run)) <= set(pairwise(asked))
+        assert set(run) <= set(query_words) and set(pairwise(run)) <= set(pairwise(query_words))
 
 
 @given(TEXT)
-def test_a_text_shares_all_but_filler_with_itself(text: str) -> None:
+def test_a_text_shares_all_but_stop_words_with_itself(text: str) -> None:
     shared = {word for start, end in Overlap([text]).spans(text) for word, _, _ in words_of(text[start:end])}
     assert {word for word, _, _ in words_of(text)} - shared <= {"the", "of", "if", "é"} | {
         word for word, _, _ in words_of(text) if len(word) < 4
@@ -45,17 +45,17 @@ def test_a_text_shares_all_but_filler_with_itself(text: str) -> None:
         ("", "anything", []),
     ],
 )
-def test_what_counts_as_shared(query: str, text: str, shared: list[str]) -> None:
+def test_shared_words(query: str, text: str, shared: list[str]) -> None:
     assert [text[start:end] for start, end in Overlap([query]).spans(text)] == shared
 
 
-def test_words_of_two_texts_are_no_neighbours() -> None:
+def test_words_of_different_texts_are_not_adjacent() -> None:
     assert Overlap(["of a", "b of"]).spans("a b") == ()
     assert Overlap(["of a b of"]).spans("a b") == ((0, 3),)
 
 
-def test_time_grows_with_the_length_only() -> None:
-    """A million words against a hundred thousand: quadratic work would take hours."""
+def test_time_is_linear_in_the_lengths() -> None:
+    """A million words against a hundred thousand; quadratic work would take hours."""
     started = time.perf_counter()
     text = "the loop breaks " * 330_000
     spans = Overlap(["loop " * 100_000]).spans(text)
@@ -66,8 +66,8 @@ def test_time_grows_with_the_length_only() -> None:
 
 
 @given(st.text(max_size=900), st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900)), max_size=12))
-def test_pieces_are_the_text(text: str, bounds: list[tuple[int, int]]) -> None:
-    cuts = sorted({min(place, len(text)) for bound in bounds for place in bound})
+def test_pieces_concatenate_to_the_text(text: str, bounds: list[tuple[int, int]]) -> None:
+    cuts = sorted({min(position, len(text)) for bound in bounds for position in bound})
     spans = [(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False) if a < b]
     assert "".join(piece.text for piece in pieces(text, spans)) == text
     assert [piece.text for piece in pieces(text, spans) if piece.is_marked] == [text[a:b] for a, b in spans]
@@ -78,9 +78,9 @@ def test_pieces_are_the_text(text: str, bounds: list[tuple[int, int]]) -> None:
         assert "".join(piece.text for piece in pieces(text, spans, part)) == text[slice(*part)]
 
 
-def test_an_excerpt_is_of_what_is_shared_where_the_beginning_has_none() -> None:
+def test_an_excerpt_covers_shared_words_if_the_beginning_has_none() -> None:
     text = "filler words " * 100 + "the shared words themselves" + " and more of it" * 100
-    at = text.index("shared")
-    part = excerpt(text, [(at, at + 12)])
-    assert part is not None and part[0] <= at < part[1] and text[part[0] - 1] == " "
-    assert excerpt(text, [(5, 12), (at, at + 12)])[0] == 0  # type: ignore[index]
+    start = text.index("shared")
+    part = excerpt(text, [(start, start + 12)])
+    assert part is not None and part[0] <= start < part[1] and text[part[0] - 1] == " "
+    assert excerpt(text, [(5, 12), (start, start + 12)])[0] == 0  # type: ignore[index]

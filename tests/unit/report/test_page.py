@@ -1,4 +1,4 @@
-"""The report shows everything it is given, escapes all of it, and loads nothing."""
+"""The report shows all of its data, escapes all text, and loads nothing from elsewhere."""
 
 import re
 from dataclasses import replace
@@ -9,8 +9,8 @@ from lorif_core.curvature.spectrum import LayerSection
 from lorif_core.errors import LorifError
 from lorif_core.formatting import format_bytes, format_score, format_seconds
 from lorif_core.report.answer_sections import Hit, QuerySection, Source
-from lorif_core.report.changes import Change, PartDrift, QueryChange, StageCost, Standing
-from lorif_core.report.page import JudgeRow, Report, Storage, render
+from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
+from lorif_core.report.page import Report, SelfCheckRow, Storage, render
 from lorif_core.spec import Coverage
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -46,20 +46,20 @@ def report() -> Report:
         storage=Storage(1234.0, 12340.0, 555, 555 * 1234),
         timings=(("Train the demo model", 61.2), ("Index", 0.25)),
         skipped=(("empty/1", "no scored token"),),
-        judge=(JudgeRow("Is it its own top proponent?", 0.96875, None, None, "64 passages"),),
+        self_checks=(SelfCheckRow("Is it its own top proponent?", 0.96875, None, None, "64 passages"),),
     )
 
 
 @pytest.fixture
 def change() -> Change:
-    """From a generation that had the second proponent on rank 40, and not the third."""
-    standings = (Standing("for/0", 1), Standing("for/1", 40), Standing("for/2", None))
+    """The former generation ranked the second proponent 40th and did not have the third."""
+    proponents = (RankedProponent("for/0", 1), RankedProponent("for/1", 40), RankedProponent("for/2", None))
     return Change(
-        former=2, rows_before=400, rows_after=555, rows_added=155, rows_refreshed=0, bytes_before=400 * 1234,
-        bytes_after=555 * 1234,
+        former_generation=2, rows_before=400, rows_after=555, rows_added=155, rows_refreshed=0,
+        bytes_before=400 * 1234, bytes_after=555 * 1234,
         older_rows=(PartDrift("demo-model@old", 400, 128, 0.9375, 0.875, "follows", 4.5),),
         costs=(StageCost("index", 5.5, 61.25), StageCost("drift", 4.5, 0.0)),
-        queries=(QueryChange("loop-else", 9.5, 7.25, standings), QueryChange("plain", 1.0, 1e-7, standings[:1])),
+        queries=(QueryChange("loop-else", 9.5, 7.25, proponents), QueryChange("plain", 1.0, 1e-7, proponents[:1])),
     )  # fmt: skip
 
 
@@ -105,26 +105,26 @@ def test_a_change_is_shown_with_its_facts(report: Report, change: Change) -> Non
     page = render(replace(report, change=change))
     for fact in (
         "What changed since generation 2", "400 before; 155 added", "0.9375", "0.8750", "128 of them",
-        "old codes stay", "1 min 01 s", "10.0 s", "1 of 4", "1 risen", "2 were among",
+        "keeps the old codes", "1 min 01 s", "10.0 s", "1 of 4", "1 risen", "2 were among",
     ):  # fmt: skip
         assert fact in page, fact
     refreshed = replace(change, older_rows=(replace(change.older_rows[0], decision="refreshed"),))
-    assert "old codes stay" not in (page := render(replace(report, change=refreshed)))
-    assert "computed anew" in page
+    assert "keeps the old codes" not in (page := render(replace(report, change=refreshed)))
+    assert "computed again at the new checkpoint" in page
 
 
-def test_a_proponent_is_marked_only_where_it_stands_elsewhere_now(report: Report, change: Change) -> None:
+def test_a_proponent_is_marked_only_if_its_rank_changed(report: Report, change: Change) -> None:
     queries = render(replace(report, change=change)).partition('<section class="query"')[2]
     first, second, third = queries.split('<li class="hit')[1:4]
-    assert "moved" not in first
-    assert '<span class="moved">was rank 40</span>' in second
-    assert '<span class="moved new">new data</span>' in third
-    assert queries.count('class="moved') == 2, "neither opponents nor the other query"
+    assert "former-rank" not in first
+    assert '<span class="former-rank">was rank 40</span>' in second
+    assert '<span class="former-rank new">new data</span>' in third
+    assert queries.count('class="former-rank') == 2, "neither opponents nor the other query are marked"
 
 
-def test_a_report_without_a_former_generation_has_no_trace_of_one(report: Report) -> None:
+def test_a_report_without_a_change_does_not_mention_one(report: Report) -> None:
     body = render(report).partition("<body>")[2]
-    assert "What changed" not in body and 'class="moved' not in body
+    assert "What changed" not in body and 'class="former-rank' not in body
 
 
 @pytest.mark.parametrize("where", ["query", "checkpoint", "stage"])
@@ -146,7 +146,7 @@ def test_nothing_is_loaded_from_the_network(report: Report, change: Change) -> N
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
 
 
-def test_identifiers_are_unique_and_links_lead_somewhere(report: Report, change: Change) -> None:
+def test_identifiers_are_unique_and_links_have_targets(report: Report, change: Change) -> None:
     page = render(replace(report, change=change)).partition("<script")[0]
     identifiers = re.findall(r'\bid="([^"]*)"', page)
     assert len(identifiers) == len(set(identifiers))
@@ -170,7 +170,7 @@ def test_empty_parts_still_render(report: Report) -> None:
         storage=Storage(0.0, 0.0, 0, 0),
         timings=(),
         skipped=(),
-        judge=(),
+        self_checks=(),
     )
     page = render(empty)
     assert "No example was skipped." in page

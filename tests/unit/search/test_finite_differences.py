@@ -1,7 +1,7 @@
-"""Invariant: a score is what a real step of training does to the query's loss, in sign and in size.
+"""Invariant: a score predicts the change of the query's loss in a real training step, in sign and size.
 
-`none`: a step of gradient descent on example i, of size eta, lowers the query's loss by eta * score.
-`exact`: so does a damped Gauss-Newton step, -eta H^-1 g_i.
+`none`: a gradient descent step of size eta on example i lowers the query's loss by eta * score.
+`exact`: the same holds for a damped Gauss-Newton step, -eta H^-1 g_i.
 """
 
 import copy
@@ -23,7 +23,7 @@ DENSE = CodeSpec("dense", 1, "float32")
 
 
 def trained_model() -> torch.nn.Module:
-    """A model that has learnt something: at a random initialisation all gradients look alike."""
+    """A model after some training; at a random initialisation all gradients are similar."""
     model = gpt2(n_embd=12, n_layer=2, n_head=2)
     examples = random_examples(24, seed=5)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -53,10 +53,10 @@ def losses(model: LoadedModel, queries: list) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["none", "exact"])
 def test_scores_predict_real_training_steps(kind: str) -> None:
     model = trained_model()
-    subject = prepare_model(copy.deepcopy(model))
+    original = prepare_model(copy.deepcopy(model))
     stepped = prepare_model(model.double())
-    layers = tracked(subject, 1)
-    extractor = Extractor(subject, layers, ProjectionSpec(factor=1), DENSE)
+    layers = tracked(original, 1)
+    extractor = Extractor(original, layers, ProjectionSpec(factor=1), DENSE)
     training, queries = (
         random_examples(24, seed=5),
         [*random_examples(5, seed=6), make_example([1, 2, 3, 4, 5, 6])],

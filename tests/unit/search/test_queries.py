@@ -1,6 +1,4 @@
-"""Invariant: a query means the same whether it comes from a file or from Python, and one that cannot be scored is
-refused by name before any work.
-"""
+"""Invariant: a query from a file equals the same query from Python; an error names an unscorable query."""
 
 import gzip
 import json
@@ -79,7 +77,7 @@ def test_groups_and_contrasts(tmp_path: Path, ending: str) -> None:
     assert group == Query("g", group=(a, b)) and group.members == [(0.5, a), (0.5, b)]
     assert [(weight, side.query_id) for weight, side in contrast.members] == [(1.0, "1/0"), (-1.0, "1/1")]
     assert plain.members == [(1.0, plain)]
-    assert group.shown == ("mean of 2: a | pc", None) and contrast.shown == ("a minus pc", None)
+    assert group.display_text == ("mean of 2: a | pc", None) and contrast.display_text == ("a minus pc", None)
     assert as_query({"group": ["a", members[1]]}, 0).group == (
         Query("0/0", text="a"),
         Query("0/1", None, "p", "c"),
@@ -121,7 +119,7 @@ def test_refused_values(value: Any, reason: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
-def test_a_file_without_query_columns_lists_what_it_has(tmp_path: Path, ending: str) -> None:
+def test_the_error_for_a_file_without_query_columns_lists_its_columns(tmp_path: Path, ending: str) -> None:
     path = write(tmp_path / f"q{ending}", [{"question": "x", "answer": "y"}])
     with pytest.raises(UserError, match=r"question, answer; it needs text, or prompt and completion, or tokens"):
         read_queries(path, STORAGE)
@@ -134,7 +132,7 @@ def test_a_file_without_query_columns_lists_what_it_has(tmp_path: Path, ending: 
         (
             "q.jsonl",
             lines([{"text": "a", "id": "1"}, {"text": "b"}]),
-            "the id '1' is that of query 0 and of query 1",
+            "query 0 and query 1 of .* have the same id '1'",
         ),
         ("q.jsonl", b'{"text": "a"}\n{"text"\n', "line 2 of .*q.jsonl is not valid JSON"),
         ("q.jsonl", b'["a"]\n', "line 1 of .*q.jsonl is not a JSON object"),
@@ -176,18 +174,18 @@ def test_query_examples() -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        Query("lost", text=""),
-        Query("lost", text="a"),
-        Query("lost", prompt="abc", completion=""),
-        Query("lost", prompt="", completion="a"),
-        Query("lost", tokens=(1, 2), labels=(1, -100)),
-        Query("lost", tokens=(1, VOCAB)),
-        Query("lost", tokens=(1, 2), labels=(1,)),
-        Query("lost", group=(Query("lost/0", text="abc"),)),
+        Query("bad", text=""),
+        Query("bad", text="a"),
+        Query("bad", prompt="abc", completion=""),
+        Query("bad", prompt="", completion="a"),
+        Query("bad", tokens=(1, 2), labels=(1, -100)),
+        Query("bad", tokens=(1, VOCAB)),
+        Query("bad", tokens=(1, 2), labels=(1,)),
+        Query("bad", group=(Query("bad/0", text="abc"),)),
     ],
 )
-def test_a_query_that_cannot_be_scored_is_named(query: Query) -> None:
-    with pytest.raises(UserError, match="query 'lost'"):
+def test_the_error_names_a_query_that_cannot_be_scored(query: Query) -> None:
+    with pytest.raises(UserError, match="query 'bad'"):
         query_example(query, TOKENIZER, VOCAB, 8)
 
 

@@ -1,4 +1,4 @@
-"""Invariant: streamed scores equal a dense dot product with what is stored, and top-k equals a full sort."""
+"""Invariant: streamed scores equal dense dot products with the decoded rows, and top-k equals a full sort."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ LAYERS = (LayerSpec("a", 6, 8, 6, 8), LayerSpec("b", 9, 4, 9, 4))
 
 @pytest.mark.parametrize("queries", [1, 3, 40])
 @pytest.mark.parametrize("code", [CodeSpec("rank", 1), CodeSpec("rank", 3), CodeSpec("dense")], ids=str)
-def test_scores_are_the_dot_product_with_what_is_stored(code: CodeSpec, queries: int) -> None:
+def test_scores_equal_dot_products_with_the_decoded_rows(code: CodeSpec, queries: int) -> None:
     layout = CodeLayout(LAYERS, code)
     rng = torch.Generator().manual_seed(0)
     codes, scales = torch.randn(700, layout.width, generator=rng), torch.rand(700, layout.scales, generator=rng)
@@ -28,14 +28,14 @@ def test_scores_are_the_dot_product_with_what_is_stored(code: CodeSpec, queries:
         weight.double() @ layout.decode(codes.double(), scales.double(), index).T
         for index, weight in enumerate(weights)
     )
-    found = score_rows(codes, scales, layout, FoldedQueries(tuple(weights)))
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    scores = score_rows(codes, scales, layout, FoldedQueries(tuple(weights)))
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def relative_scores(
     codes: torch.Tensor, scales: torch.Tensor, queries: list[torch.Tensor], damping: Damping, kind: str
 ) -> torch.Tensor:
-    """(Q, B) of dense rows, with a curvature fitted on all of them; of the first 30 rows only."""
+    """Scores (Q, 30) of the first 30 dense rows, with a curvature fitted on all rows."""
     layout = CodeLayout(LAYERS, CodeSpec("dense", dtype="float32"))
     spec = CurvatureSpec(kind, rank=8, damping=damping)
 
@@ -49,7 +49,7 @@ def relative_scores(
 
 @pytest.mark.parametrize(("damping", "kind"), [("retained", "woodbury"), ("trace", "exact"), ("paper", "none")])
 def test_relative_scores_have_no_unit(damping: Damping, kind: str) -> None:
-    """Gradients in another unit, or three times as many rows behind H, change no ranking across checkpoints."""
+    """Gradients in another unit, or three times as many rows behind H, do not change relative scores."""
     rng = torch.Generator().manual_seed(0)
     width = sum(layer.dim for layer in LAYERS)
     codes, scales = torch.randn(30, width, generator=rng), torch.rand(30, 2, generator=rng)
@@ -65,10 +65,10 @@ def test_a_row_equal_to_the_query_has_the_relative_score_one() -> None:
     queries = [torch.randn(3, layer.dim, generator=torch.Generator().manual_seed(5)) for layer in LAYERS]
     layout = CodeLayout(LAYERS, CodeSpec("dense", dtype="float32"))
     folded = relative_to_own(FoldedQueries(tuple(4 * query for query in queries)), queries)
-    found = score_rows(torch.cat(queries, dim=1), torch.ones(3, 2), layout, folded)
-    torch.testing.assert_close(found.diagonal(), torch.ones(3))
-    nothing = relative_to_own(FoldedQueries((torch.zeros(1, 48),)), [torch.zeros(1, 48)])
-    assert torch.equal(nothing.weights[0], torch.zeros(1, 48)), "a query without a gradient scores nothing"
+    scores = score_rows(torch.cat(queries, dim=1), torch.ones(3, 2), layout, folded)
+    torch.testing.assert_close(scores.diagonal(), torch.ones(3))
+    zero = relative_to_own(FoldedQueries((torch.zeros(1, 48),)), [torch.zeros(1, 48)])
+    assert torch.equal(zero.weights[0], torch.zeros(1, 48)), "a query with a zero gradient must have zero scores"
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,8 +78,8 @@ def test_a_row_equal_to_the_query_has_the_relative_score_one() -> None:
     st.integers(1, 9),
     st.randoms(use_true_random=False),
 )
-def test_top_k_is_a_full_sort_whatever_the_blocks(values: list[float], k: int, block: int, random: object) -> None:
-    """Ties are drawn on purpose: the order of blocks must not choose among them."""
+def test_top_k_equals_a_full_sort_for_any_blocks(values: list[float], k: int, block: int, random: object) -> None:
+    """Scores have many ties: the order of blocks must not decide between them."""
     rows = [(value, f"x{number:02d}") for number, value in enumerate(values)]
     shuffled = list(rows)
     random.shuffle(shuffled)

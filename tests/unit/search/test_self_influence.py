@@ -1,4 +1,4 @@
-"""Invariant: s(x, x) of stored rows is < H^-1 g, g > of their decoded codes, whatever H, code and whitening."""
+"""Invariant: s(x, x) of a stored row equals < H^-1 g, g > of its decoded code, for any H, code and whitening."""
 
 import numpy as np
 import pytest
@@ -49,12 +49,12 @@ FOLDS = {
 @pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize("kind", FOLDS)
 @pytest.mark.parametrize("follows", [False, True])
-def test_it_is_the_quadratic_form_of_the_decoded_row(code: CodeSpec, kind: str, follows: bool) -> None:
-    """A row that follows another whitening is met there; the memory does not matter."""
+def test_self_influence_is_the_quadratic_form_of_the_decoded_row(code: CodeSpec, kind: str, follows: bool) -> None:
+    """A row that follows another whitening is translated into it; the memory limit does not change results."""
     layout, codes, scales = stored(code)
     draw = torch.Generator().manual_seed(1)
     folds = [FOLDS[kind](layer, draw) for layer in LAYERS]
-    back = [
+    translations = [
         LayerMetric(
             torch.randn(layer.d1, layer.d1, generator=draw).double(),
             torch.randn(layer.d2, layer.d2, generator=draw).double(),
@@ -62,15 +62,17 @@ def test_it_is_the_quadratic_form_of_the_decoded_row(code: CodeSpec, kind: str, 
         for layer in LAYERS
     ]
     rows = [layout.decode(codes, scales, layer) for layer in range(len(LAYERS))]
-    if follows:  # <back(W), row> = <W, row as the leader sees it>
+    if follows:  # <translation(W), row> = <W, row in the followed whitening>
         rows = [
-            (one.left.T @ row.double().view(ROWS, layer.d1, layer.d2) @ one.right.T).reshape(ROWS, -1).float()
-            for row, one, layer in zip(rows, back, LAYERS, strict=True)
+            (back.left.T @ row.double().view(ROWS, layer.d1, layer.d2) @ back.right.T).reshape(ROWS, -1).float()
+            for row, back, layer in zip(rows, translations, LAYERS, strict=True)
         ]
     expected = own_influence(fold_queries(rows, folds), rows).numpy()
     for memory_gb in (1.0, 1e-9):
-        forms = (layer_form(fold, one if follows else None) for fold, one in zip(folds, back, strict=True))
+        forms = (
+            layer_form(fold, back if follows else None) for fold, back in zip(folds, translations, strict=True)
+        )
         halves = [(codes[:250], scales[:250]), (codes[250:], scales[250:])]
-        found = self_influences(halves.copy, layout, forms, memory_gb)
-        assert found.dtype == np.float32 and found.shape == (ROWS,)
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        values = self_influences(halves.copy, layout, forms, memory_gb)
+        assert values.dtype == np.float32 and values.shape == (ROWS,)
+        np.testing.assert_allclose(values, expected, rtol=1e-4)

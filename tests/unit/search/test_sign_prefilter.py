@@ -1,4 +1,4 @@
-"""Invariant: counted bits, the product of whole numbers and float64 give the same quick scores of dense signs."""
+"""Invariant: bit counts, integer products and float64 give the same prefilter scores of dense signs."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.search.scoring import FoldedQueries, score_rows
-from lorif_core.search.sign_prefilter import CoarseScorer, coarsened
+from lorif_core.search.sign_prefilter import SignScorer, to_signs
 from lorif_core.spec import CodeSpec, LayerSpec
 
 SIZES = st.lists(st.tuples(st.integers(1, 17), st.integers(1, 23)), min_size=1, max_size=4)
 
 
-def made(
+def random_case(
     sizes: list[tuple[int, int]], rows: int, queries: int, seed: int
 ) -> tuple[CodeLayout, list[torch.Tensor]]:
-    """A layout, then codes, scales and weights that are random; of the last layer nobody asks anything."""
+    """A layout, and random codes, scales and weights; the weights of the last layer are zero."""
     layout = CodeLayout(
         [LayerSpec(str(n), 0, 0, *size) for n, size in enumerate(sizes)], CodeSpec("dense", 1, "sign")
     )
@@ -33,38 +33,38 @@ def made(
 def test_bits_counted_and_multiplied_agree_with_float64(
     sizes: list[tuple[int, int]], rows: int, queries: int, seed: int
 ) -> None:
-    """Of any number of rows and any place of a layer within a row, whole words or not."""
-    layout, (codes, scales, *weights) = made(sizes, rows, queries, seed)
-    coarse = coarsened(FoldedQueries(tuple(weights)))
-    counted = CoarseScorer(layout, coarse)
+    """For any number of rows, and for layers at any offset within a row, aligned to words or not."""
+    layout, (codes, scales, *weights) = random_case(sizes, rows, queries, seed)
+    quantised = to_signs(FoldedQueries(tuple(weights)))
+    counted = SignScorer(layout, quantised)
     assert counted.counts_bits
-    found = counted.scores(codes, scales)
-    torch.testing.assert_close(
-        found, CoarseScorer(layout, coarse, count=False).scores(codes, scales), rtol=0, atol=0
-    )
+    scores = counted.scores(codes, scales)
+    multiplied = SignScorer(layout, quantised, count_bits=False).scores(codes, scales)
+    torch.testing.assert_close(scores, multiplied, rtol=0, atol=0)
     expected = torch.zeros(queries, rows, dtype=torch.float64)
     for number, slot in enumerate(layout.slots):
-        query = coarse.levels[number].double() * coarse.steps[number].double()[:, None]
+        query = quantised.levels[number].double() * quantised.steps[number].double()[:, None]
         expected += query @ (layout.levels(codes, slot).double() * scales[:, number, None].double()).T
     torch.testing.assert_close(
-        found.double(), expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max()))
+        scores.double(), expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max()))
     )
 
 
-def test_rows_are_counted_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout, (codes, scales, *weights) = made([(30, 17), (8, 9)], 300, 3, 0)
-    coarse = coarsened(FoldedQueries(tuple(weights)))
-    expected = CoarseScorer(layout, coarse).scores(codes, scales)
-    monkeypatch.setattr("lorif_core.search.sign_prefilter._SUMS", 1)
-    for count in (True, False):
-        assert torch.equal(CoarseScorer(layout, coarse, count=count).scores(codes, scales), expected)
+def test_chunks_of_rows_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, (codes, scales, *weights) = random_case([(30, 17), (8, 9)], 300, 3, 0)
+    quantised = to_signs(FoldedQueries(tuple(weights)))
+    expected = SignScorer(layout, quantised).scores(codes, scales)
+    monkeypatch.setattr("lorif_core.search.sign_prefilter._MAX_SUMS", 1)
+    for count_bits in (True, False):
+        scorer = SignScorer(layout, quantised, count_bits=count_bits)
+        assert torch.equal(scorer.scores(codes, scales), expected)
 
 
 def test_four_bits_are_near_the_exact_scores() -> None:
-    """The error is that of rounding: .2 of the spread of scores of rows that have nothing to do with the query."""
-    layout, (codes, scales, *weights) = made([(64, 48), (32, 80), (9, 7)], 500, 8, 0)
+    """The rounding error is below .2 of the standard deviation of the scores of unrelated rows."""
+    layout, (codes, scales, *weights) = random_case([(64, 48), (32, 80), (9, 7)], 500, 8, 0)
     folded = FoldedQueries(tuple(weight.sign() * weight.abs() ** (1 / 3) for weight in weights))
     exact = score_rows(codes, scales, layout, folded)
-    quick = CoarseScorer(layout, coarsened(folded)).scores(codes, scales)
-    assert ((quick - exact).std(dim=1) < 0.2 * exact.std(dim=1)).all()
-    assert (((quick - exact).std(dim=1)) > 0).all()
+    error_Q = (SignScorer(layout, to_signs(folded)).scores(codes, scales) - exact).std(dim=1)
+    assert (error_Q < 0.2 * exact.std(dim=1)).all()
+    assert (error_Q > 0).all()

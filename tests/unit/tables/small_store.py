@@ -1,4 +1,4 @@
-"""Shards of four rows over two small layers, and the store that keeps them."""
+"""Shards of four rows over two small layers, and stores of them."""
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def generation(store: Store, number: int, curvature: str = "c") -> Generation:
 
 
 def finished(store: Store, number: int, skipped: tuple[tuple[str, str], ...] = ()) -> Receipt:
-    """A shard written by a worker and not committed."""
+    """The receipt of a shard that a worker has written, and that is not committed yet."""
     fragments = store.rows.write(iter([rows(number)]), shard(number), SPEC)
     return Receipt(shard(number).key, tuple(fragments), 4, 12, 12, skipped, 0.0)
 
@@ -65,9 +65,9 @@ def commit(store: Store, *numbers: int) -> None:
 
 
 def keep_only(store: Store, *numbers: int) -> None:
-    store.rows.settle({(SPEC.hash, shard(number).key) for number in numbers})
+    store.rows.reconcile({(SPEC.hash, shard(number).key) for number in numbers})
 
 
-def held(store: Store) -> set[int]:
+def shard_numbers(store: Store) -> set[int]:
     """Numbers of the shards in the newest version."""
     return {parse_shard_key(key)[1] // 4 for _, key in store.rows.inventory().keys}

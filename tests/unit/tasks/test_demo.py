@@ -1,4 +1,4 @@
-"""The demo's corpus, model and self-check."""
+"""Invariants of the demo's corpus, model and self-check."""
 
 import itertools
 import json
@@ -41,14 +41,14 @@ def test_passages_are_distinct_and_of_useful_size(reference: list[Paragraph]) ->
     assert words[len(words) // 20] >= 25
 
 
-def test_a_quoted_passage_is_kept_once_with_all_its_topics(reference: list[Paragraph]) -> None:
+def test_a_quoted_passage_appears_once_with_all_its_topics(reference: list[Paragraph]) -> None:
     pass_statement = [p for p in reference if p.text.startswith('The "pass" statement')]
     with_statement = [p for p in reference if p.text.startswith('The "with" statement\n')]
     assert len(pass_statement) == 1
     assert [(p.paragraph_id, p.topics) for p in with_statement] == [("with/1", ("with", "compound"))]
 
 
-def test_a_passage_has_no_word_that_its_topics_have_not(reference: list[Paragraph]) -> None:
+def test_every_word_of_a_passage_is_in_all_its_topics(reference: list[Paragraph]) -> None:
     words = {topic: set(re.findall(r"\w+", text)) for topic, text in topics.items()}
     for paragraph in reference:
         for topic in paragraph.topics:
@@ -72,7 +72,7 @@ def test_split_is_disjoint_complete_and_repeatable(reference: list[Paragraph]) -
     assert all(train_topics.intersection(paragraph.topics) for paragraph in held_out)
 
 
-def test_split_never_holds_out_a_topic_whole() -> None:
+def test_split_never_holds_out_all_passages_of_a_topic() -> None:
     paragraphs = [Paragraph(f"{topic}/{i}", (topic,), "text") for topic in "abc" for i in range(2)]
     train, held_out = split(paragraphs, 0.9, seed=0)
     assert {p.topics for p in train} == {p.topics for p in held_out} == {("a",), ("b",), ("c",)}
@@ -111,7 +111,7 @@ def test_five_steps_make_a_loadable_folder(tmp_path: Path) -> None:
     result = train_demo_model(TEXTS, tmp_path, steps=5)
     assert result.steps == 5
     assert torch.get_num_threads() == threads
-    assert result.final_loss < math.log(4096), "better than a uniform guess"
+    assert result.final_loss < math.log(4096), "the loss must be better than that of a uniform guess"
     assert (tmp_path / "model.safetensors").is_file()
     assert not list(tmp_path.glob("*.bin"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -141,7 +141,7 @@ def test_the_model_learns_more_than_frequencies(tmp_path: Path) -> None:
 
 
 def test_continued_training_starts_where_the_first_ended(tmp_path: Path) -> None:
-    """A step moves it a little from there, tokens keep their meaning, and the first model stays as it was."""
+    """One step changes the weights a little, the tokenizer stays, and the first model's files do not change."""
     first = train_demo_model(TEXTS, tmp_path / "model", steps=5)
     files = {path.name: path.read_bytes() for path in first.folder.iterdir()}
     further = continue_demo_model(first.folder, [*TEXTS, "exceptions are raised"], tmp_path / "next", steps=1)
@@ -182,7 +182,7 @@ def test_self_retrieval_counts_first_places() -> None:
 TOPICS_OF = {"a": {"for"}, "b": {"while", "for"}, "c": {"with"}, "d": {"try"}}
 
 
-def test_same_topic_looks_at_the_first_k() -> None:
+def test_same_topic_counts_the_first_k_hits() -> None:
     hits = [["c", "d", "a"], ["b", "c", "d"]]
     topics = [{"for", "else"}, {"while"}]
     assert same_topic_at_k(hits, topics, TOPICS_OF, k=2) == 0.5

@@ -1,4 +1,4 @@
-"""A Prefect server and a worker as an operator runs them: two processes on 127.0.0.1, with a home of their own."""
+"""A Prefect server and a worker as an operator runs them: two processes on 127.0.0.1 with their own home."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ from tests.infra.files import ROOT
 _START_SECONDS = 120.0
 
 
-class PrefectPlace(AbstractContextManager["PrefectPlace"]):
-    """The server runs from `with` to its end, and so do workers that are started.
+class PrefectServer(AbstractContextManager["PrefectServer"]):
+    """Context manager that starts a server, and stops it and its workers at the end.
 
     Args:
-        home: an empty folder, for PREFECT_HOME with its database, and for logs.
-        variables: further environment of server, worker and commands.
+        home: an empty folder, used as PREFECT_HOME and for logs.
+        variables: further environment variables of server, worker and commands.
     """
 
     def __init__(self, home: Path, variables: Mapping[str, str]) -> None:
@@ -33,15 +33,15 @@ class PrefectPlace(AbstractContextManager["PrefectPlace"]):
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._home = home
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
         self._environment = {
-            **kept,
+            **inherited,
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PREFECT_HOME": str(home),
             "PREFECT_API_URL": self.api,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_ENABLED": "false",
-            # nobody wants to wait for the next look
+            # shorter polling intervals than the defaults
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             **variables,
@@ -53,24 +53,24 @@ class PrefectPlace(AbstractContextManager["PrefectPlace"]):
         """PREFECT_API_URL."""
         return f"http://127.0.0.1:{self._port}/api"
 
-    def __enter__(self) -> "PrefectPlace":
+    def __enter__(self) -> "PrefectServer":
         self._start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self._port))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Everything is stopped: the worker first, which ends its runs, and whatever does not end by itself."""
+        """Stop the workers first, which ends their runs, then the server; kill processes that do not end."""
         for process in reversed(self._processes.values()):
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             process.send_signal(signal.SIGINT)
             _, alive = psutil.wait_procs(family, timeout=20)
-            for left in alive:
-                left.kill()
+            for descendant in alive:
+                descendant.kill()
             process.wait()
 
-    def await_server(self) -> None:
-        """Until the server answers."""
+    def wait_for_server(self) -> None:
+        """Wait until the server answers."""
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             assert self._processes["server"].poll() is None, self.log("server")
@@ -82,32 +82,30 @@ class PrefectPlace(AbstractContextManager["PrefectPlace"]):
         raise AssertionError(f"the server does not answer: {self.log('server')}")
 
     def start_worker(self, pool: str) -> None:
-        """Start a worker, which makes the pool if it is not there."""
+        """Start a worker, which creates the pool if necessary."""
         self._start("worker", "worker", "start", "--pool", pool, "--type", "process")
 
     def command(self, *words: str) -> str:
-        """Run `prefect ...` in the repository; its output."""
-        done = subprocess.run(
+        """Run `prefect ...` in the repository and return its output."""
+        completed = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", *words],
             cwd=ROOT, env=self._environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{words}: {(done.stdout + done.stderr)[-3000:]}"
-        return done.stdout
+        assert completed.returncode == 0, f"{words}: {(completed.stdout + completed.stderr)[-3000:]}"
+        return completed.stdout
 
     def log(self, name: str) -> str:
-        """The end of what the server or the worker has said."""
+        """The last 6,000 characters of the log of the server or the worker."""
         return (self._home / f"{name}.log").read_text(errors="replace")[-6000:]
 
     def running(self) -> list[int]:
-        """Process ids of the server, the worker and everything below them."""
-        found = []
+        """Process ids of the server, the worker and all their descendants."""
+        ids = []
         for process in self._processes.values():
             if psutil.pid_exists(process.pid):
-                found += [
-                    process.pid,
-                    *(child.pid for child in psutil.Process(process.pid).children(recursive=True)),
-                ]
-        return found
+                children = psutil.Process(process.pid).children(recursive=True)
+                ids += [process.pid, *(child.pid for child in children)]
+        return ids
 
     def _start(self, name: str, *words: str) -> None:
         with (self._home / f"{name}.log").open("wb") as log:

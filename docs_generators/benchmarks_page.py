@@ -1,0 +1,25 @@
+"""The page of benchmarks, from `benchmarks/results/*.json`."""
+
+from docs_generators.markdown import page
+from docs_generators.quality_benchmarks import quality_sections
+from docs_generators.speed_benchmarks import speed_sections
+
+_INTRODUCTION = """\
+# Benchmarks
+
+Every table on this page is drawn from a file in `benchmarks/results/` when the site is built. Each section
+says what was measured, what the numbers do not show, when and on which machine they were measured, and which
+command measures them again. Quality was measured on small language models. Times are from one small machine,
+which other work shared at times: a ratio of two times from the same run is steadier than either time.
+"""
+
+
+def benchmarks_page() -> str:
+    """The page `benchmarks.md`."""
+    return page(
+        _INTRODUCTION,
+        "## Quality of attribution {#quality}",
+        *quality_sections(),
+        "## Speed and memory {#speed}",
+        *speed_sections(),
+    )

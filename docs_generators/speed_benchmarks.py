@@ -1,0 +1,291 @@
+"""The sections of the benchmarks page on speed and memory: build, update, scan, batch, server."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from docs_generators.benchmark_results import decimals, load, provenance, rounded, sourced
+from docs_generators.markdown import code, table
+
+_VARIANTS = {
+    "train": "training step: forward and full backward",
+    "floor": "forward and activation-only backward",
+    "build f4 rank": "build, factor 4, rank 1",
+    "build f8 rank": "build, factor 8, rank 1",
+    "build f16 rank": "build, factor 16, rank 1",
+    "build f4 dense": "build, factor 4, dense",
+    "build f8 dense": "build, factor 8, dense",
+    "build f16 dense": "build, factor 16, dense",
+    "build compact": "build, preset `compact`",
+    "build balanced": "build, preset `balanced`",
+    "build quality": "build, preset `quality`",
+}
+_QUERY_COUNTS = (1, 8, 64, 512)
+_CODES = {"default preset (cut 4, f 2)": "`balanced`: cut 4, f 2"}
+_SCANS = {
+    "memory": "search",
+    "exact": "every row scored exactly",
+    "disk": "search, from disk",
+    "two-stage": "two stages",
+    "paper": "rows projected onto V_r, as in the paper",
+}
+
+
+def speed_sections() -> Iterator[str]:
+    """Markdown blocks in the order of the page."""
+    yield from _build()
+    yield from _build_and_query_commands()
+    yield from _update()
+    yield from _memory()
+    yield from _latency()
+    yield from _scan()
+    yield from _attribute()
+    yield from _serve()
+
+
+def _command(module: str, options: str = "", name: str | None = None) -> tuple[str, str]:
+    """The result of a benchmark and the command that measures it."""
+    result = name or f"{module}.json"
+    return result, f"python -m benchmarks.{module}{options} --out benchmarks/results/{result}"
+
+
+def _build() -> Iterator[str]:
+    name, command = _command("build")
+    result = load(name)
+    yield "### Build next to training {#build}"
+    yield f"""\
+How fast gradients of a training corpus become codes, next to a training step of the same model on the same
+batches ({result["model"]}, {result["threads"]} threads, {result["tokens_per_round"]:,} tokens in each of
+{result["rounds"]} interleaved rounds). Time is the median ratio to the training step."""
+    rows = [
+        [_VARIANTS.get(variant, variant), rounded(row["tokens_per_second"], 4), decimals(row["ratio"], 2)]
+        for variant, row in sorted(result["variants"].items(), key=lambda item: _place(item[0]))
+    ]
+    yield sourced(table(["Variant", "Tokens per second", "Time, training step = 1"], rows), name)
+    yield """\
+A build can be faster than the forward and activation-only backward of the model as transformers runs it,
+because it differentiates the loss without autograd, only at scored tokens, and runs GPT-2's GELU as one
+kernel. The presets spend time on large projections and on the search for the best signs. What this does not
+show: GPUs, larger models, and reading the corpus or writing the index."""
+    yield provenance(name, command)
+
+
+def _place(variant: str) -> int:
+    return list(_VARIANTS).index(variant) if variant in _VARIANTS else len(_VARIANTS)
+
+
+def _build_and_query_commands() -> Iterator[str]:
+    name, command = _command("wikitext")
+    result = load(name)
+    yield "### The commands `build` and `query` {#commands}"
+    yield f"""\
+Seconds of `lorif build` over {result["rows"]:,} sequences ({result["tokens"]:,} tokens) and of `lorif query`
+on its index, with the default preset ({result["model"]}). Cold: the files of index and checkpoint are not in
+the page cache. Warm: they are."""
+    rows = [["`lorif build`", decimals(result["build"]["command"], 1)]]
+    rows += [[f"of them: {stage}", decimals(seconds, 1)] for stage, seconds in _stages(result["build"])]
+    rows += [[f"`lorif query`, {kind}", decimals(seconds, 2)] for kind, seconds in result["query"].items()]
+    rows += [
+        [f"of a warm query: {stage}", decimals(seconds, 2)]
+        for stage, seconds in result["warm_query_split"].items()
+    ]
+    yield sourced(table(["Step", "Seconds"], rows), name)
+    yield """\
+Nearly all of a query on the command line is importing torch and transformers and loading the model; `lorif
+serve` does that once. What this does not show: an index that is larger than memory."""
+    yield provenance(name, command)
+
+
+def _stages(build: dict[str, float]) -> list[tuple[str, float]]:
+    """The stages of a build that took any time."""
+    return [(stage, seconds) for stage, seconds in build.items() if stage != "command" and seconds > 0]
+
+
+def _update() -> Iterator[str]:
+    name, command = _command("update")
+    result = load(name)
+    yield "### Update {#update}"
+    yield f"""\
+Seconds of `lorif update` when the corpus grows by one percent, next to a full build ({result["model"]},
+{result["cores"]} cores; medians). The constant is what an update by one row takes: it starts Python, Ray,
+Prefect's server and the workers. The share compares what the update takes beyond the constant with the full
+build."""
+    rows = [_update_row(method, figures) for method, figures in result["methods"].items()]
+    header = [
+        "Curvature", "Rows", "New rows", "Full build", "Full build of old and new rows", "Update", "Constant",
+        "Share of a full build",
+    ]  # fmt: skip
+    yield sourced(table(header, rows), name)
+    yield "What the constant consists of, in seconds:"
+    splits = {method: figures["constant_split"] for method, figures in result["methods"].items()}
+    steps = list(next(iter(splits.values())))
+    rows = [[step, *(decimals(split[step], 2) for split in splits.values())] for step in steps]
+    yield sourced(table(["Step", *map(_curvature_name, splits)], rows), name)
+    yield f"""\
+{_equal_columns(result["methods"])} A share of about zero cannot be told from the constant. What this does not
+show: a cluster, where starting workers takes longer, and object storage."""
+    yield provenance(name, command)
+
+
+def _update_row(method: str, figures: dict[str, Any]) -> list[str]:
+    seconds = ("build_seconds", "build_of_union_seconds", "update_seconds", "constant_seconds")
+    return [
+        _curvature_name(method),
+        f"{figures['rows']:,}",
+        f"{figures['rows_new']:,}",
+        *(decimals(figures[key], 1) for key in seconds),
+        decimals(figures["fraction_of_build"], 4),
+    ]
+
+
+def _equal_columns(methods: dict[str, Any]) -> str:
+    """A sentence on the comparison of the updated rows with those of one build of all files."""
+    key = "columns_that_differ_from_build_of_union"
+    differing = sorted({column for figures in methods.values() for column in figures[key]})
+    if differing:
+        listed = ", ".join(map(code, differing))
+        return f"Columns that differ from a build of the old and new files together: {listed}."
+    return "All columns of all rows equal those of a build of the old and new files together."
+
+
+def _curvature_name(method: str) -> str:
+    return "none (`balanced`)" if method == "default" else code(method)
+
+
+def _memory() -> Iterator[str]:
+    name, command = _command("memory", " --sequences 32000")
+    result = load(name)
+    first, second = result["sequences"]
+    yield "### Memory {#memory}"
+    yield f"""\
+Peak resident memory of one process for each stage, over {first:,} and over {second:,} sequences, whose tables
+have {result["table_mib"][0]:.0f} and {result["table_mib"][1]:.0f} MiB. Codes are dense, so that a stage which
+held all rows would grow by as much as the table does."""
+    rows = [
+        [
+            stage,
+            *(decimals(peak, 1) for peak in figures["peak_mib"]),
+            decimals(figures["share_of_table_growth"], 3),
+        ]
+        for stage, figures in result["stages"].items()
+    ]
+    header = ["Stage", f"MiB, {first:,} sequences", f"MiB, {second:,} sequences", "Growth, share of the table's"]
+    yield sourced(table(header, rows), name)
+    yield """\
+Memory does not grow with the index. What this does not show: how memory depends on the size of the model."""
+    yield provenance(name, command)
+
+
+def _latency() -> Iterator[str]:
+    name, command = _command("latency", " --rounds 2 --sequences 2000")
+    result = load(name)
+    yield "### Latency of an object store {#latency}"
+    yield f"""\
+Throughput of `lorif build` ({result["model"]}, {result["sequences"]:,} sequences) with corpus, checkpoint and
+index in a local S3 server behind a proxy, without and with {result["latency_ms"]:.0f} ms added to every
+request."""
+    rates = result["tokens_per_second"]
+    rows = [
+        [str(number), f"{without:,}", f"{delayed:,}", decimals(kept, 3)]
+        for number, (without, delayed, kept) in enumerate(
+            zip(rates["without"], rates["with"], result["throughput_kept"]["rounds"], strict=True), start=1
+        )
+    ]
+    header = ["Round", "Tokens per second, without", "Tokens per second, with latency", "Share kept"]
+    yield sourced(table(header, rows), name)
+    yield "What this does not show: a store with little bandwidth, or one that limits requests."
+    yield provenance(name, command)
+
+
+def _scan() -> Iterator[str]:
+    name, command = _command("query")
+    result = load(name)
+    yield "### Scan {#scan}"
+    yield f"""\
+Rows per second of a scan, by code and by the number of queries that are asked together (random codes of the
+layer shapes of a GPT-2 with 4 layers of width 256, {result["threads"]} threads, median of {result["rounds"]}
+rounds). Search is what the product does: a prefilter over all rows, and exact scores of the rows that may be
+among the first ten."""
+    rates = {tuple(key.split(" | ")): row for key, row in result["rows"].items() if " | " in key}
+    rows = [
+        [
+            method,
+            f"{size:,}",
+            _SCANS.get(kind, kind),
+            *(_rate(rates, method, kind, count) for count in _QUERY_COUNTS),
+        ]
+        for method, size, kind in dict.fromkeys((key[0], row["bytes"], key[1]) for key, row in rates.items())
+    ]
+    header = ["Code", "Bytes", "Scan", *(f"{count} quer{'y' if count == 1 else 'ies'}" for count in _QUERY_COUNTS)]
+    yield sourced(table(header, rows), name)
+    yield "Limits of the machine, measured in the same run:"
+    limits = [
+        ["sum of floats in memory", f"{decimals(result['rows']['plain sum']['gb_per_s'], 2)} GB/s"],
+        ["matrix product in float32", f"{decimals(result['gemm_gflops'], 1)} GFLOP/s"],
+        ["matrix product in bfloat16", f"{decimals(result['gemm_bfloat16_gflops'], 1)} GFLOP/s"],
+    ]
+    yield sourced(table(["Operation", "Rate"], limits), name)
+    yield """\
+What this does not show: rows that are read from an object store, or a machine without bfloat16 instructions."""
+    yield provenance(name, command)
+
+
+def _rate(rates: dict[tuple[str, ...], dict[str, Any]], method: str, kind: str, count: int) -> str:
+    row = rates.get((method, kind, str(count)))
+    return "" if row is None else rounded(row["rows_per_s"])
+
+
+def _attribute() -> Iterator[str]:
+    name, command = _command("attribute")
+    result = load(name)
+    beyond, brute = result["beyond_loaded_mib"], result["brute_force"]
+    yield "### Batches of queries {#attribute}"
+    yield f"""\
+`lorif attribute` with {result["queries"]:,} queries against {result["rows"]:,} rows of
+{result["bytes_per_row"]} bytes, with `compute.memory_gb` {result["memory_gb"]}, killed twice and resumed. The
+table has the peak memory of each kind of process, and what that is beyond the same command with one query
+against 512 rows."""
+    rows = [[process, str(peak), str(beyond[process])] for process, peak in result["peak_mib"].items()]
+    rows.append(["all together", str(result["together_mib"]), str(result["beyond_loaded_together_mib"])])
+    yield sourced(table(["Process", "Peak, MiB", "Beyond one query, MiB"], rows), name)
+    yield f"""\
+The {brute["hits"]:,} hits of {brute["queries"]} queries were compared with brute force in float64:
+{brute["same_example"]:,} name the same example."""
+    yield "Two workers of one thread each, next to one worker, in rows per second:"
+    rows = [
+        [label, str(number), f"{one:,}", f"{two:,}", decimals(ratio, 2)]
+        for label, scaling in (("these rows", "scaling"), ("`balanced`, width 256", "scaling_default_code"))
+        for number, (one, two, ratio) in enumerate(_scaling_rounds(result[scaling]), start=1)
+    ]
+    yield sourced(table(["Code", "Round", "One worker", "Two workers", "Ratio"], rows), name)
+    yield """\
+With small rows most of the work is comparing and merging scores, which the driver does on the same two cores.
+What this does not show: workers on several machines."""
+    yield provenance(name, command)
+
+
+def _scaling_rounds(scaling: dict[str, Any]) -> Iterator[tuple[int, int, float]]:
+    rates = scaling["rows_per_second"]
+    yield from zip(rates["1"], rates["2"], scaling["two_over_one"], strict=True)
+
+
+def _serve() -> Iterator[str]:
+    name, command = _command("serve")
+    result = load(name)
+    yield "### Server {#serve}"
+    yield f"""\
+`lorif serve` with {result["questions"]} questions over an index of {result["rows"]} rows ({result["model"]},
+{result["threads"]} threads). Questions that wait at the same time share a scan."""
+    labels = {
+        "all_at_once": "all at once",
+        "one_at_a_time": "one at a time, codes in memory",
+        "one_at_a_time_from_disk": "one at a time, codes on disk",
+    }
+    rows = [
+        [label, *(decimals(result[kind][key], 1) for key in ("p50_ms", "p99_ms", "questions_per_second"))]
+        for kind, label in labels.items()
+    ]
+    yield sourced(table(["Questions", "Median, ms", "99th percentile, ms", "Questions per second"], rows), name)
+    yield """\
+With so few rows, reading codes from disk takes hardly any time. What this does not show: an index of millions
+of rows, for which see [Scan](#scan)."""
+    yield provenance(name, command)

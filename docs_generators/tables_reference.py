@@ -1,0 +1,219 @@
+"""The reference of the stored tables and of the parquet files, from their Arrow schemas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from docs_generators.markdown import anchor, code, fenced, page, table
+from lorif_core.report.batch_outputs import SCORES_SCHEMA
+from lorif_core.search.selection import SELECTION_SCHEMA
+from lorif_core.spec import CodeDtype, CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, TokenSpec
+from lorif_core.tables.schema import (
+    CURVATURE_SCHEMA,
+    GENERATIONS_SCHEMA,
+    REMOVED_SCHEMA,
+    SKIPPED_SCHEMA,
+    WHITENING_SCHEMA,
+    factors_schema,
+)
+
+_INTRODUCTION = """\
+# Tables and files
+
+An index is a LanceDB database; its tables open with plain `lancedb.connect`. Readers of the product see whole
+generations: a row of `generations` names the versions of `factors` and `curvature` that belong together. A
+reader that opens a table without a version sees its latest version, which may hold rows that no generation has
+published yet.
+"""
+_READ = """\
+import lancedb
+
+database = lancedb.connect("my-index")
+newest = database.open_table("generations").to_arrow().to_pylist()[-1]
+factors = database.open_table("factors")
+factors.checkout(newest["factors_version"])
+"""
+_AFTER = """\
+The folder `_lorif/` inside an index holds the lease, receipts and run records of the pipeline. Their format
+may change and is not part of this reference.
+"""
+
+_FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
+_LAYER = "Name of the tracked layer, as the model names its module."
+_LAYER_INDEX = "Number of the layer, in the order of the spec, from 0."
+_EXAMPLE_ID = "Id of the training example: the value of `corpus.id`, or `<file>#<row>` without it."
+_SHARD = "Shard that the row belongs to: file, range of rows, ETag and size."
+_CHECKPOINT = "Fingerprint of the checkpoint that the gradient was computed at."
+_CONTENT_HASH = "Hash of the token ids and labels: equal examples have equal hashes."
+_SPEC = "Hash of the spec: rows with equal hashes can be scored together."
+
+COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
+    "factors": {
+        "example_id": _EXAMPLE_ID,
+        "shard": _SHARD,
+        "uri": "URI of the corpus file.",
+        "row": "Number of the record in its file, from 0.",
+        "tokens": "Tokens of the example.",
+        "loss": "Cross-entropy summed over the scored tokens, in nats.",
+        "content_hash": _CONTENT_HASH,
+        "checkpoint": _CHECKPOINT,
+        "spec": _SPEC,
+        "text": "Text of the example; null where the example has none. Absent with `corpus.store_text: false`.",
+        "codes": "Codes of all layers, one after the other. The type follows `code.dtype`; `int4` and `sign` are "
+        "packed into bytes.",
+        "scales": "One number for each layer and term that its decoded code is multiplied by.",
+        "magnitude": "Number that the scales of the row are multiplied by. Absent with float codes.",
+    },
+    "curvature": {
+        "curvature": "Id of the fit; a generation names the ids that it uses.",
+        "layer": _LAYER,
+        "layer_index": _LAYER_INDEX,
+        "component": "Number of the eigenvector within its layer, largest eigenvalue first, from 0.",
+        "sigma2": "Eigenvalue of the curvature.",
+        "damping": "Damping lambda of the layer.",
+        "outside": "Number that divides the part of a query outside the eigenvectors that are used.",
+        "trace": "Trace of the curvature: the total squared norm of the layer's stored gradients.",
+        "rows": "Rows of `factors` that were summed.",
+        "vector": "Eigenvector, d1 d2 long.",
+    },
+    "whitening": {
+        "whitening": "Name of the covariances: a digest of their values.",
+        "spec": "Hash of the spec whose rows are whitened with them; null for a metric that was measured later.",
+        "layer": _LAYER,
+        "layer_index": _LAYER_INDEX,
+        "side": "`in` for the layer's inputs, `out` for the gradients at its output.",
+        "size": "Rows and columns of the matrix: d1 or d2.",
+        "tokens": "Tokens that were summed.",
+        "examples": "Examples that were summed.",
+        "sums": "Sum of outer products over the tokens, row by row.",
+    },
+    "generations": {
+        "generation": "Number of the generation, from 1.",
+        "created_at": "When it was published.",
+        "factors_version": "Version of the table `factors` that it reads.",
+        "curvature_version": "Version of the table `curvature` that it reads.",
+        "spec": "Hash of the spec of its newest rows.",
+        "checkpoint": "Fingerprint of the checkpoint of its newest rows.",
+        "rows": "Rows of all its parts.",
+        "tokens": "Tokens of all its parts.",
+        "parts_json": "Its parts: rows of one spec, where their checkpoint was, and what they are scored with.",
+        "coverage_json": "Parameters of the tracked layers, of the whole model, and what is not tracked.",
+        "skipped_json": "Examples that were left out, with the reason.",
+        "timings_json": "Seconds of each stage of the build or update.",
+        "quarantined_json": "Shards that failed every attempt; not empty only after `--publish-incomplete`.",
+        "changes_json": "The command that made the generation, and what changed since the one before.",
+        "removals": "Rows of the table `removed` that its rows respect.",
+    },
+    "skipped": {
+        "shard": _SHARD,
+        "example_id": _EXAMPLE_ID,
+        "reason": "Why the example was left out: no scored token, or a loss or gradient that is not finite.",
+    },
+    "removed": {
+        "example_id": _EXAMPLE_ID,
+        "content_hash": _CONTENT_HASH,
+        "removed_at": "When `lorif remove` removed it.",
+    },
+    "scores.parquet": {
+        "query_id": "The query's `id`, or its position in the queries file, from 0.",
+        "rank": "Position within the side, from 1.",
+        "side": "`proponent` or `opponent`.",
+        "example_id": _EXAMPLE_ID,
+        "score": "How much the example matters to the query; larger means proponent.",
+        "shard": _SHARD,
+        "checkpoint": _CHECKPOINT,
+        "text": "Text of the example; null where the index stores none.",
+    },
+    "selection": {
+        "example_id": _EXAMPLE_ID,
+        "shard": _SHARD,
+        "uri": "URI of the corpus file.",
+        "row": "Number of the record in its file, from 0.",
+        "score": "Mean score over the target queries, or the self-influence with `--self-influence`.",
+    },
+}
+
+_PURPOSES = {
+    "factors": "One row for each training example: where it comes from, and the code of its gradient.",
+    "curvature": "Eigenpairs of the curvature of each layer; empty with `curvature.kind: none`.",
+    "whitening": "Covariances that whitened projections are made from, one row for each layer and side.",
+    "generations": "One row for each published state of the index.",
+    "skipped": "Examples that were left out of the index.",
+    "removed": "Examples that were removed on request; no later build or update brings them back.",
+    "scores.parquet": "The file that `lorif attribute` writes: the strongest examples of each query.",
+    "selection": "The parquet file that `lorif select` writes, in the order of the index.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as the page shows it."""
+
+    name: str
+    types: tuple[str, ...]
+    nullable: bool
+
+
+def tables_page() -> str:
+    """The page `reference/tables.md`."""
+    blocks = [_INTRODUCTION, fenced("python", _READ)]
+    for name, columns in all_columns().items():
+        blocks += [f"## {name} {{#{name}}}", _PURPOSES[name], _column_table(name, columns)]
+    return page(*blocks, _AFTER)
+
+
+def all_columns() -> dict[str, list[Column]]:
+    """The columns of every table and file."""
+    fixed = {
+        "curvature": CURVATURE_SCHEMA,
+        "whitening": WHITENING_SCHEMA,
+        "generations": GENERATIONS_SCHEMA,
+        "skipped": SKIPPED_SCHEMA,
+        "removed": REMOVED_SCHEMA,
+        "scores.parquet": SCORES_SCHEMA,
+        "selection": SELECTION_SCHEMA,
+    }
+    factors = [factors_schema(_spec(dtype)) for dtype in ("float32", "float16", "int8", "int4", "sign")]
+    return {"factors": _merged(factors), **{name: _merged([schema]) for name, schema in fixed.items()}}
+
+
+def _merged(schemas: Sequence[pa.Schema]) -> list[Column]:
+    """The columns of several versions of a schema, with all types that each may have."""
+    fields: dict[str, list[pa.Field]] = {}
+    for schema in schemas:
+        for field in schema:
+            fields.setdefault(field.name, []).append(field)
+    return [
+        Column(name, tuple(dict.fromkeys(_type(field.type) for field in found)), found[0].nullable)
+        for name, found in fields.items()
+    ]
+
+
+def _type(kind: pa.DataType) -> str:
+    """The name of an Arrow type. The length of a fixed-size list depends on the model and is left out."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"fixed-size list of {_type(kind.value_type)}"
+    if pa.types.is_list(kind):
+        return f"list of {_type(kind.value_type)}"
+    return _FLOATS.get(str(kind), str(kind))
+
+
+def _spec(dtype: CodeDtype) -> IndexSpec:
+    """The spec of an index of one small layer with dense codes."""
+    tokenisation = TokenSpec("none", "text", None, None, None, None, None, 8, False)
+    layer = LayerSpec("layer", 8, 8, 8, 8)
+    return IndexSpec("none", "float32", (layer,), ProjectionSpec(), CodeSpec("dense", 1, dtype), tokenisation)
+
+
+def _column_table(table_name: str, columns: Sequence[Column]) -> str:
+    rows = [
+        [
+            anchor(f"{table_name}.{column.name}") + code(column.name),
+            " or ".join(map(code, column.types)),
+            "yes" if column.nullable else "no",
+            COLUMN_DESCRIPTIONS[table_name][column.name],
+        ]
+        for column in columns
+    ]
+    return table(["Column", "Arrow type", "Null", "Meaning"], rows)

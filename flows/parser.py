@@ -1,0 +1,298 @@
+"""The parser of the `lorif` command line: all commands, their options and their help texts."""
+
+import argparse
+from typing import NoReturn, TypeAlias
+
+_CONFIG_HELP = "YAML file of the config; key.sub=value overrides any of its keys"
+_INDEX_HELP = "folder or URI of the index"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Print one sentence instead of the usage text."""
+        self.exit(2, f"lorif: error: {message}; see {self.prog} --help\n")
+
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the reference of commands in `docs/` is generated from it."""
+    parser = _Parser(
+        prog="lorif",
+        description="Which training examples made the model say this? Training data attribution with LoRIF.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_check(commands)
+    _add_build(commands)
+    _add_update(commands)
+    _add_attribute(commands)
+    _add_evaluate(commands)
+    _add_query(commands)
+    _add_select(commands)
+    _add_serve(commands)
+    _add_status(commands)
+    _add_rollback(commands)
+    _add_remove(commands)
+    _add_gc(commands)
+    return parser
+
+
+def _add_demo(commands: _Commands) -> None:
+    demo = _add_command(
+        commands, "demo", "train a small model, index its corpus, attribute questions and write a report"
+    )
+    demo.add_argument("--out", default="demo-out", help="a new or empty folder for the output (default: demo-out)")
+    demo.add_argument(
+        "--store",
+        choices=["local", "s3"],
+        default="local",
+        help="where corpus, checkpoint and index are stored: in the output folder (local, the default), or in an "
+        "S3 server on 127.0.0.1 that the demo starts (s3)",
+    )
+
+
+def _add_check(commands: _Commands) -> None:
+    check = _add_command(commands, "check", "validate a CONFIG without building anything, and print the plan")
+    _add_config(check)
+
+
+def _add_build(commands: _Commands) -> None:
+    build = _add_command(commands, "build", "build an index over a corpus and publish a generation")
+    _add_config(build)
+    _add_publish_incomplete(build)
+
+
+def _add_update(commands: _Commands) -> None:
+    update = _add_command(
+        commands, "update", "index what is new in the corpus of an existing index and publish a generation"
+    )
+    _add_config(update)
+    _add_publish_incomplete(update)
+    update.add_argument(
+        "--remove-vanished",
+        action="store_true",
+        help="remove the rows of files that are no longer in the corpus; without this option they stay",
+    )
+
+
+def _add_attribute(commands: _Commands) -> None:
+    attribute = _add_command(
+        commands, "attribute", "attribute a file of queries; write the scores, a report and a summary"
+    )
+    _add_config(attribute)
+    attribute.add_argument("--queries", required=True, help="JSON Lines or Parquet file of queries")
+    attribute.add_argument("--out", required=True, help="a new or empty folder for the output, or an s3:// URI")
+    _add_top_k(attribute)
+    _add_search_options(attribute)
+
+
+def _add_evaluate(commands: _Commands) -> None:
+    evaluate = _add_command(commands, "evaluate", "measure the quality of attribution methods")
+    evaluate.add_argument(
+        "measure",
+        choices=["lds", "recall", "tail-patch"],
+        help="the linear datamodeling score (lds), the recall of planted sources (recall), or the gain from one "
+        "training step on the proponents (tail-patch)",
+    )
+    evaluate.add_argument("-c", "--config", required=True, help="YAML file of the evaluation")
+    _add_overrides(evaluate, "override a key of the file")
+    evaluate.add_argument(
+        "--out",
+        required=True,
+        help="a folder or an s3:// URI for the output; a second run with the same output resumes the first",
+    )
+
+
+def _add_query(commands: _Commands) -> None:
+    query = _add_command(commands, "query", "ask an index one question, on this machine")
+    query.add_argument("--text", required=True, help="the text to attribute, or the prompt of --completion")
+    query.add_argument(
+        "--completion", help="the text that the model wrote after the prompt; only its tokens are scored"
+    )
+    query.add_argument(
+        "--totals", metavar="COLUMN", help="also print sums of scores by the values of a column, such as uri"
+    )
+    query.add_argument(
+        "--explain", action="store_true", help="also print what each token and each layer adds to each score"
+    )
+    _add_top_k(query)
+    _add_model(query)
+    _add_search_options(query)
+    _add_index(query, "storage.* and model.*")
+
+
+def _add_select(commands: _Commands) -> None:
+    select = _add_command(
+        commands,
+        "select",
+        "write the part of a corpus that helps target queries most, or least, to a Parquet file",
+    )
+    criterion = select.add_mutually_exclusive_group(required=True)
+    criterion.add_argument(
+        "--queries", help="JSON Lines or Parquet file of target queries; rows are ranked by their mean score"
+    )
+    criterion.add_argument(
+        "--self-influence", action="store_true", help="rank rows by the influence of each example on itself"
+    )
+    select.add_argument(
+        "--fraction", type=float, required=True, help="the share of the rows to select, above 0 and at most 1"
+    )
+    select.add_argument(
+        "--bottom", action="store_true", help="select the rows with the lowest scores instead of the highest"
+    )
+    select.add_argument("--out", required=True, help="a new Parquet file, or an s3:// URI")
+    _add_model(select)
+    _add_search_options(select)
+    _add_index(select, "storage.* and model.*")
+
+
+def _add_serve(commands: _Commands) -> None:
+    serve = _add_command(commands, "serve", "answer questions over HTTP, with an explorer page and a JSON API")
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on; any address but loopback needs a token, see docs/how-to/serve.md "
+        "(default: 127.0.0.1)",
+    )
+    serve.add_argument(
+        "--port", type=_port, default=8765, help="the port to listen on; 0 chooses a free one (default: 8765)"
+    )
+    serve.add_argument(
+        "--memory-gb",
+        type=_gigabytes,
+        help="memory for the codes of the index, in GiB (default: a quarter of the free memory)",
+    )
+    serve.add_argument(
+        "--two-stage",
+        action="store_true",
+        help="keep a sixteenth of the codes in memory and score few candidates exactly; some rows may be missed, "
+        "see docs/how-to/serve.md",
+    )
+    _add_model(serve)
+    _add_index(serve, "storage.* and model.*")
+
+
+def _add_status(commands: _Commands) -> None:
+    status = _add_command(
+        commands,
+        "status",
+        "list the generations of an index with rows, bytes and checkpoint, and the command that changes it now",
+    )
+    _add_index(status, "storage.*")
+
+
+def _add_rollback(commands: _Commands) -> None:
+    rollback = _add_command(commands, "rollback", "publish an earlier generation again")
+    rollback.add_argument("index", help=_INDEX_HELP)
+    rollback.add_argument("generation", type=int, help="the number of the generation, as `lorif status` prints it")
+    _add_overrides(rollback, "override a key of the config: storage.*")
+
+
+def _add_remove(commands: _Commands) -> None:
+    remove = _add_command(commands, "remove", "take examples down: publish a generation without their rows")
+    rows = remove.add_mutually_exclusive_group(required=True)
+    rows.add_argument("--ids", metavar="FILE", help="text file with one example id per line")
+    rows.add_argument(
+        "--where",
+        metavar="EXPR",
+        help="SQL condition on the columns of the table `factors`, except its codes; matching rows are removed",
+    )
+    _add_index(remove, "storage.*, compute.* and update.*")
+
+
+def _add_gc(commands: _Commands) -> None:
+    gc = _add_command(
+        commands, "gc", "list or delete what an index no longer needs: orphaned files and expired generations"
+    )
+    gc.add_argument(
+        "--apply",
+        action="store_true",
+        help="delete; without this option the command only lists what it would delete",
+    )
+    gc.add_argument(
+        "--keep", type=_positive, default=5, help="the number of newest generations to keep (default: 5)"
+    )
+    _add_index(gc, "storage.*")
+
+
+def _add_command(commands: _Commands, name: str, summary: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    command.add_argument("--json", action="store_true", help="print the result as one line of JSON on stdout")
+    command.set_defaults(command=name)
+    return command
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-c", "--config", required=True, help=_CONFIG_HELP)
+    _add_overrides(command, "override a key of the config")
+
+
+def _add_index(command: argparse.ArgumentParser, keys: str) -> None:
+    command.add_argument("index", help=_INDEX_HELP)
+    _add_overrides(command, f"override a key of the config: {keys}")
+
+
+def _add_overrides(command: argparse.ArgumentParser, help_text: str) -> None:
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help=help_text)
+
+
+def _add_publish_incomplete(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--publish-incomplete",
+        action="store_true",
+        help="publish without the shards that failed every attempt, and record them",
+    )
+
+
+def _add_top_k(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--top-k",
+        type=_positive,
+        default=10,
+        help="the number of proponents, and of opponents, per query (default: 10)",
+    )
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", help="path or hub id of the checkpoint, if it is no longer where the index was built from"
+    )
+
+
+def _add_search_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--where",
+        metavar="EXPR",
+        help="SQL condition on the columns of the table `factors`; only the matching rows are searched",
+    )
+    command.add_argument(
+        "--normalise",
+        "--normalize",
+        choices=["none", "cosine", "self"],
+        default="none",
+        help="divide each score by the roots of the self-influences of query and example (cosine), or by that of "
+        "the example only (self) (default: none)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give a number from 0 to 65535")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not an amount of memory; give a number of GiB, 0 or more")
+    return value
