@@ -26,7 +26,8 @@ from lorif_core.search.queries import Query, read_queries
 from lorif_core.search.top_k import TopK
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
-from tasks.actors import QueryActor, ScoreActor, start
+from tasks.actors.scoring import QueryActor, ScoreActor
+from tasks.actors.start import start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.outcome import link

@@ -14,7 +14,8 @@ from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.store import Store
-from tasks.actors import CalibrationActor, start
+from tasks.actors.encoding import CalibrationActor
+from tasks.actors.start import start
 from tasks.retry import RETRIED
 from tasks.sample import over_sample
 

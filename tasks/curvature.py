@@ -22,7 +22,8 @@ from lorif_core.storage.lease import Lease
 from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
-from tasks.actors import CurvatureActor, start
+from tasks.actors.curvature import CurvatureActor
+from tasks.actors.start import start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.indexing import IndexedRows

@@ -16,7 +16,8 @@ from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.inventory import Inventory, ShardKey
 from lorif_core.tables.receipts import Receipts
 from lorif_core.tables.store import Store
-from tasks.actors import SHARDS_AT_ONCE, IndexActor, start
+from tasks.actors.encoding import SHARDS_AT_ONCE, IndexActor
+from tasks.actors.start import start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress

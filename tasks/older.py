@@ -22,7 +22,8 @@ from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Part
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
-from tasks.actors import DriftActor, SampleActor, start
+from tasks.actors.encoding import DriftActor, SampleActor
+from tasks.actors.start import start
 from tasks.calibrate import calibrate
 from tasks.cluster import cluster
 from tasks.curvature import (

@@ -7,14 +7,16 @@ position 0 is never scored.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import CorpusConfig
 from lorif_core.errors import UserError
 from lorif_core.spec import MASKED
+
+if TYPE_CHECKING:  # its import takes half a second, and most processes that read rows never tokenise
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +73,7 @@ def make_examples(
     row: int,
     record: Mapping[str, Any],
     name: str,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
     corpus: CorpusConfig,
     vocab_size: int,
 ) -> list[Example]:
@@ -122,7 +124,7 @@ def make_example(example_id: str, row: int, ids: np.ndarray, labels: np.ndarray,
 
 
 def encode_text(
-    text: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
+    text: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str
 ) -> TokenSequence:
     """All tokens are scored, with the tokenizer's special tokens; an empty text gives no tokens."""
     ids = _tokenise(text, tokenizer, vocab_size, where, special=True) if text != "" else np.zeros(0, np.int32)
@@ -130,7 +132,7 @@ def encode_text(
 
 
 def encode_pair(
-    prompt: Any, completion: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
+    prompt: Any, completion: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str
 ) -> TokenSequence:
     """Prompt and completion are tokenised separately, the completion without special tokens; only it is scored."""
     prompt_ids = _tokenise(prompt, tokenizer, vocab_size, f"the prompt of {where}", special=True)
@@ -141,7 +143,7 @@ def encode_pair(
 
 
 def encode_tokens(
-    tokens: Any, labels: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str
+    tokens: Any, labels: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str
 ) -> TokenSequence:
     """Given tokens; without labels all are scored. The text is decoded if there is a tokenizer."""
     ids = integers(tokens, f"the tokens of {where}")
@@ -175,7 +177,7 @@ def _example_id(record: Mapping[str, Any], corpus: CorpusConfig, default: str, w
 
 
 def _tokenise(
-    text: Any, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, where: str, *, special: bool
+    text: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str, *, special: bool
 ) -> np.ndarray:
     if tokenizer is None:
         raise UserError(f"the model has no tokenizer for {where}; save one in its folder or provide tokens")
@@ -210,7 +212,7 @@ def _check_range(ids: np.ndarray, vocab_size: int, name: str, also: str = "") ->
 
 
 def _block_text(
-    sequence: TokenSequence, start: int, stop: int, tokenizer: PreTrainedTokenizerBase | None
+    sequence: TokenSequence, start: int, stop: int, tokenizer: "PreTrainedTokenizerBase | None"
 ) -> str | None:
     if (start, stop) == (0, len(sequence.ids)):
         return sequence.text

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorif_core.config import StorageConfig
-from lorif_core.curvature.spectrum import LayerSection
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.report.answer import answer_section
@@ -18,6 +17,7 @@ from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.block_answers import Attribution
 from lorif_core.report.changes import Change
 from lorif_core.report.page import Report, SelfCheckRow, Storage, render
+from lorif_core.report.spectrum import LayerSection
 from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions
 from lorif_core.search.top_k import TopK
 from lorif_core.spec import Coverage

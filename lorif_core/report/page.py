@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from lorif_core.curvature.spectrum import LayerSection
 from lorif_core.errors import LorifError
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.changes import Change
+from lorif_core.report.spectrum import LayerSection
 from lorif_core.report.templating import asset, csp_hash, render_template
 from lorif_core.spec import Coverage
 

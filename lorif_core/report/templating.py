@@ -10,10 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from lorif_core import formatting
-from lorif_core.curvature.spectrum import PLOT, spectrum_plot
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.drawing import QueryTokens, source_rows
 from lorif_core.report.excerpt import excerpt, pieces
+from lorif_core.report.spectrum import PLOT, spectrum_plot
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

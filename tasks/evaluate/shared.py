@@ -22,7 +22,7 @@ from lorif_core.model.checkpoint import locate
 from lorif_core.search.index import Index
 from lorif_core.search.queries import read_queries
 from lorif_core.tables.store import Generation, Store
-from tasks.actors import start
+from tasks.actors.start import start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress

@@ -21,7 +21,7 @@ from lorif_core.evaluation.results import MethodResults, MetricValues, csv_file,
 from lorif_core.evaluation.tail_patch import Patcher, top_columns
 from lorif_core.gradients.projection import counter_generator
 from lorif_core.storage.objects import Objects
-from tasks.actors import start
+from tasks.actors.start import start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from lorif_core.config import ComputeConfig
-from tasks.actors import start
+from tasks.actors.start import start
 from tasks.cluster import cluster
 
 BUCKET = "lorif"

@@ -28,7 +28,7 @@ def make_config(model_folder: Path, corpus_file: Path) -> MakeConfig:
             "projection": {"kind": "random", "factor": 4},
             "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
             "curvature": {"kind": "woodbury", "rank": 16},
-            "compute": {"workers": 2, "tokens_per_batch": 2048},
+            "compute": {"workers": 1, "tokens_per_batch": 2048},  # each takes seconds to start
         }
         for name, section in sections.items():
             raw[name] = {**raw.get(name, {}), **section} if isinstance(section, dict) else section
@@ -44,7 +44,8 @@ def built(
     """The config of an index that was built once, with two workers and float32 codes for exact comparisons."""
     from flows.build import build
 
-    config = make_config(tmp_path_factory.mktemp("built") / "index", code={"dtype": "float32"})
+    folder = tmp_path_factory.mktemp("built")
+    config = make_config(folder / "index", code={"dtype": "float32"}, compute={"workers": 2})
     build(config)
     return config
 

@@ -46,7 +46,7 @@ def s3_config(endpoint: str, index: str, folder: str, **sections: Any) -> Config
         "projection": {"kind": "random", "factor": 4},
         "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
         "curvature": {"kind": "woodbury", "rank": 8, "power_iterations": 1},
-        "compute": {"workers": 2, "tokens_per_batch": 2048},
+        "compute": {"workers": 1, "tokens_per_batch": 2048},
         "storage": {"endpoint": endpoint, "region": "us-east-1", "allow_http": True},
     }
     for name, section in sections.items():

@@ -39,7 +39,7 @@ def testbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
             "model": {"path": str(model_folder)},
             "corpus": {"uri": str(folder / "corpus.jsonl"), "id": "id", "max_length": 48},
             "projection": {"kind": "random", "factor": 4},
-            "compute": {"workers": 2, "tokens_per_batch": 1024},
+            "compute": {"workers": 1, "tokens_per_batch": 1024},
         },
         "queries": str(folder / "queries.jsonl"),
         "training": {"epochs": 2, "batch": 8, "learning_rate": 0.01},

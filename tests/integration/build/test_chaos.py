@@ -45,7 +45,7 @@ MEMORY_OF_THREE_QUERIES = 6e-5
 @pytest.fixture(scope="module")
 def uninterrupted(s3_server: MotoServer, prefect_server: None, ray_session: None) -> Config:
     """The config of an index whose build was not interrupted."""
-    config = s3_config(s3_server.url, "chaos-uninterrupted", CORPUS)
+    config = s3_config(s3_server.url, "chaos-uninterrupted", CORPUS, compute={"workers": 2})
     build(config)
     return config
 

@@ -22,7 +22,7 @@ def test_a_killed_node_does_not_change_the_rows(
 ) -> None:
     expected = s3_config(s3_server.url, "one-node", "corpus-44")
     build(expected)
-    config = s3_config(s3_server.url, "two-nodes", "corpus-44", compute={"ray": "auto"})
+    config = s3_config(s3_server.url, "two-nodes", "corpus-44", compute={"ray": "auto", "workers": 2})
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}

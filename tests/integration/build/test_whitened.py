@@ -114,7 +114,7 @@ def test_the_whitening_does_not_depend_on_the_workers(
         projection=WHITENED,
         code=CODES["sign"],
         curvature={"kind": "none"},
-        compute={"workers": 1},
+        compute={"workers": 2},
     )
 
     @flow

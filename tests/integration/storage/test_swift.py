@@ -340,7 +340,7 @@ def test_a_second_build_is_refused_with_the_name_of_the_holder(
 
 
 def test_a_build_has_the_rows_of_one_on_disk(swift: SwiftServer, on_disk: Config) -> None:
-    config = s3_config(swift.url, "built", CORPUS)
+    config = s3_config(swift.url, "built", CORPUS, compute={"workers": 2})
     generation = build(config)
     assert generation.rows == SHARDS * ROWS_PER_SHARD
     assert stored_rows(config, generation.factors_version) == stored_rows(on_disk)
@@ -395,7 +395,7 @@ class Victim:
 def test_a_build_that_is_killed_and_run_again_has_the_same_rows_and_no_garbage(
     swift: SwiftServer, storage: StorageConfig, on_disk: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = s3_config(swift.url, "killed", CORPUS)
+    config = s3_config(swift.url, "killed", CORPUS, compute={"workers": 2})
     victim = Victim(config, tmp_path)
     victim.kill_when(victim.has_receipts)
     assert victim.store.rows.counts()[0] == 0, "the first kill must be before the commit"

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from lorif_core.curvature.spectrum import LayerSection
 from lorif_core.errors import LorifError
 from lorif_core.formatting import format_bytes, format_score, format_seconds
 from lorif_core.report.answer_sections import Hit, QuerySection, Source
 from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
 from lorif_core.report.page import Report, SelfCheckRow, Storage, render
+from lorif_core.report.spectrum import LayerSection
 from lorif_core.spec import Coverage
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"

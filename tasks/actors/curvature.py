@@ -1,0 +1,27 @@
+"""The actor of curvature scans. It imports neither transformers nor the model wing, so it starts quickly."""
+
+from collections.abc import Sequence
+
+import ray
+import torch
+
+from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.spec import IndexSpec
+from lorif_core.tables.store import Store
+
+
+@ray.remote
+class CurvatureActor:
+    """Sums over fragments of one version of the table `factors`."""
+
+    def __init__(self, store: Store, spec_json: str, version: int, rows: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        spec = IndexSpec.from_json(spec_json)
+        self._layout = CodeLayout(spec.layers, spec.code)
+        self._store, self._version, self._rows = store, version, rows
+
+    def scan(self, request: ScanRequest, fragments: Sequence[int]) -> ScanResult:
+        """See `scan_blocks`."""
+        blocks = self._store.rows.scan(self._version, self._rows, fragments)
+        return scan_blocks(((block.codes, block.scales) for block in blocks), self._layout, request)

@@ -1,0 +1,94 @@
+"""The actors that load the model: they index shards, calibrate, measure drift, and encode samples."""
+
+from collections.abc import Sequence
+from itertools import islice
+from threading import Lock
+
+import ray
+import torch
+
+from lorif_core.config import Config
+from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.gradients.whitening import Covariances
+from lorif_core.lifecycle.calibrate import SampledShard, ShardCalibrator
+from lorif_core.lifecycle.drift import CheckpointDrift, DriftMeter
+from lorif_core.lifecycle.index_shard import ShardIndexer
+from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.tables.receipts import Receipt
+
+SHARDS_AT_ONCE = 3  # one is read while one is computed and one is written
+
+
+@ray.remote(max_concurrency=SHARDS_AT_ONCE)
+class IndexActor:
+    """Loads the model once and turns shards into uncommitted fragments and receipts, several shards at once."""
+
+    def __init__(self, config: Config, spec_json: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._config, self._spec_json = config, spec_json
+        self._indexer: ShardIndexer | None = None
+        self._loading = Lock()
+
+    def index(self, shard: ShardRef) -> Receipt:
+        """See `ShardIndexer.index`."""
+        with self._loading:
+            if self._indexer is None:  # not in __init__, where an error would reach the caller as a dead actor
+                self._indexer = ShardIndexer(self._config, IndexSpec.from_json(self._spec_json))
+        return self._indexer.index(shard)
+
+
+@ray.remote
+class CalibrationActor:
+    """Loads the model once and sums covariances over samples of shards."""
+
+    def __init__(self, config: Config, spec_json: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._config, self._spec_json = config, spec_json
+        self._calibrator: ShardCalibrator | None = None
+
+    def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
+        """See `ShardCalibrator.covariances`."""
+        if self._calibrator is None:  # not in __init__, where an error would reach the caller as a dead actor
+            self._calibrator = ShardCalibrator(self._config, IndexSpec.from_json(self._spec_json))
+        return self._calibrator.covariances(sample)
+
+
+@ray.remote
+class DriftActor:
+    """Loads a new checkpoint once and compares stored rows with their codes at that checkpoint."""
+
+    def __init__(self, config: Config, spec_json: str, older_json: str, version: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._arguments = config, IndexSpec.from_json(spec_json), IndexSpec.from_json(older_json), version
+        self._meter: DriftMeter | None = None
+
+    def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
+        """See `DriftMeter.measure`."""
+        if self._meter is None:  # not in __init__, where an error would reach the caller as a dead actor
+            self._meter = DriftMeter(*self._arguments)
+        return self._meter.measure(sample)
+
+
+@ray.remote
+class SampleActor:
+    """Loads a new checkpoint once, caches the codes of samples of shards at it, and sums over these codes."""
+
+    def __init__(self, config: Config, spec_json: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._config, self._spec = config, IndexSpec.from_json(spec_json)
+        self._layout = CodeLayout(self._spec.layers, self._spec.code)
+        self._indexer: ShardIndexer | None = None
+        self._codes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def scan(self, request: ScanRequest, sample: Sequence[SampledShard]) -> ScanResult:
+        """See `scan_blocks`."""
+        return scan_blocks((self._encoded(part) for part in sample), self._layout, request)
+
+    def _encoded(self, part: SampledShard) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._indexer is None:  # not in __init__, where an error would reach the caller as a dead actor
+            self._indexer = ShardIndexer(self._config, self._spec)
+        if part.shard.key not in self._codes:
+            rows, _, _ = self._indexer.encode(list(islice(self._indexer.read(part.shard), part.examples)))
+            self._codes[part.shard.key] = torch.from_numpy(rows.codes), torch.from_numpy(rows.scales)
+        return self._codes[part.shard.key]

@@ -1,0 +1,59 @@
+"""The actors of a batch attribution: one folds queries, the others scan rows."""
+
+from collections.abc import Sequence
+
+import ray
+import torch
+
+from lorif_core.config import ModelConfig
+from lorif_core.search.explanation import Explanation, explain
+from lorif_core.search.index import Index
+from lorif_core.search.options import SearchOptions
+from lorif_core.search.queries import Query
+from lorif_core.search.top_k import TopK
+from lorif_core.search.top_rows import PreparedQueries
+from lorif_core.tables.generation import Generation
+from lorif_core.tables.store import Store
+
+
+@ray.remote
+class QueryActor:
+    """Loads the model once, encodes queries, folds the curvature into them and prepares them for a search."""
+
+    def __init__(
+        self, store: Store, generation: Generation, model: ModelConfig, memory_gb: float, threads: int
+    ) -> None:
+        torch.set_num_threads(threads)
+        self._index = Index(store, generation)
+        self._model, self._memory_gb = model, memory_gb
+
+    @ray.method(num_returns=2)
+    def fold(self, queries: Sequence[Query], options: SearchOptions) -> tuple[list[float], list[PreparedQueries]]:
+        """The token-summed loss of each query at the newest checkpoint, and the prepared queries for every part.
+
+        These are two Ray objects, so that the second goes directly from this node's object store to the scorers.
+        """
+        gradients = self._index.encode(queries, self._model)
+        return gradients[-1].losses.tolist(), self._index.prepare(
+            self._index.fold(gradients, options), self._memory_gb
+        )
+
+    def explain(self, queries: Sequence[Query], best: Sequence[TopK]) -> list[Explanation]:
+        """Explain the best examples of each query; see `explain`."""
+        return [explain(self._index, query, top, self._model) for query, top in zip(queries, best, strict=True)]
+
+
+@ray.remote
+class ScoreActor:
+    """Scans fragments against folded queries and keeps the top k."""
+
+    def __init__(self, store: Store, generation: Generation, memory_gb: float, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._index = Index(store, generation)
+        self._memory_gb = memory_gb
+
+    def top_k(
+        self, part: int, queries: list[PreparedQueries], k: int, fragments: Sequence[int], options: SearchOptions
+    ) -> list[TopK]:
+        """Top k of each query over some fragments of a part; `queries` are read in place in the object store."""
+        return self._index.parts[part].top_k(queries[part], k, fragments, self._memory_gb, options)
