@@ -1,4 +1,4 @@
-"""Presets: named sets of defaults for CONFIG. The README, "Which preset?", has the measurements."""
+"""Presets: named sets of defaults for CONFIG. `docs/how-to/choose-a-preset.md` has the measurements."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from tasks.demo.object_store import MotoServer
 from tasks.environment import lock_local_ray
+from tests.patience import patience
 
 lock_local_ray("local")
 
@@ -56,7 +57,7 @@ def prefect_server() -> Iterator[None]:
     """One temporary Prefect server on loopback for the session."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=90):
+    with prefect_test_harness(server_startup_timeout=int(patience(90))):
         yield
 
 

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES = 2**20
 BODY_SECONDS = 30.0
+_DISCARD_BYTES, _DISCARD_SECONDS = 2**26, 5.0
 GENERATION_HEADER = "X-Lorif-Generation"
 _OPEN_PATHS = frozenset(("/", "/health", "/docs", "/openapi.json"))
 _LOGGED_CHARACTERS = 60
@@ -70,10 +71,13 @@ class LimitsMiddleware:
                     headers.setdefault(name, value)
             await send(message)
 
+        body = _Body(receive)
         try:
             with suppress(ClientDisconnect):
-                await self._check_and_run(scope, receive, send_with_headers)
+                await self._check_and_run(scope, body.receive, send_with_headers)
         except ApiError as error:
+            if "expect" not in Headers(scope=scope):  # a client that expects 100-continue has sent no body yet
+                await body.discard()
             await error.response()(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - logged here; a client never sees a traceback
             log.error("a request failed: %s: %s", type(error).__name__, one_line(error))
@@ -110,6 +114,35 @@ class LimitsMiddleware:
                 401, "wrong_token", "the request must carry Authorization: Bearer and the server's token",
                 {"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+
+
+class _Body:
+    """The body of a request, and whether all of it has arrived.
+
+    Args:
+        receive: the channel of the request.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_complete = False
+
+    async def receive(self) -> Message:
+        """The next message of the request."""
+        message = await self._receive()
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read the rest of the body and drop it, up to a limit of bytes and seconds.
+
+        A socket that is closed with unread bytes resets the connection, and the client would lose the answer.
+        """
+        dropped = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while not self._is_complete and dropped < _DISCARD_BYTES:
+                    dropped += len((await self.receive()).get("body", b""))
 
 
 def is_loopback(host: str) -> bool:

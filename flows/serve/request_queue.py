@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flows.questions import search_queries
 from flows.serve.answer import ComputedAnswer
@@ -168,7 +168,8 @@ def _answer_in_one_scan(current: OpenGeneration, batch: Sequence[_WaitingQuestio
         if waiting.answer.cancelled():
             continue
         try:
-            finish(waiting, ComputedAnswer(current, waiting.question, result, options))
+            own = replace(result, top=result.top.first(waiting.question.top_k))
+            finish(waiting, ComputedAnswer(current, waiting.question, own, options))
         except Exception as error:  # noqa: BLE001 - sent to the client, or logged
             finish(waiting, _error_for_client(error))
 

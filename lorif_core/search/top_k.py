@@ -44,6 +44,10 @@ class TopK:
         self.proponents = self._best(self.proponents + other.proponents, 1.0)
         self.opponents = self._best(self.opponents + other.opponents, -1.0)
 
+    def first(self, k: int) -> "TopK":
+        """Only the first k of each end."""
+        return TopK(k, self.proponents[:k], self.opponents[:k])
+
     def __reduce__(self) -> tuple[Any, ...]:
         """As plain lists: workers send thousands of these, and pickled `Scored` objects take ten times as long."""
         sides = (self.proponents, self.opponents)

@@ -11,7 +11,6 @@ from lorif_core.report.block_answers import Attribution
 from lorif_core.report.changes import Change, PartDrift, QueryChange, StageCost, with_former_ranks
 from lorif_core.search.explanation import QUERIES_EXPLAINED
 from lorif_core.search.queries import Query
-from lorif_core.search.top_k import TopK
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 from tasks.attribute import attribute_queries
@@ -33,10 +32,7 @@ class Act:
 
     def first(self, k: int) -> list[Attribution]:
         """The answers, each cut to the first `k` proponents and opponents."""
-        return [
-            replace(answer, top=TopK(k, answer.top.proponents[:k], answer.top.opponents[:k]))
-            for answer in self.answers
-        ]
+        return [replace(answer, top=answer.top.first(k)) for answer in self.answers]
 
 
 def run_act(

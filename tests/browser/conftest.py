@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from lorif_core.config import Config
 from tests.integration.conftest import MakeConfig, make_config
 from tests.integration.lorif import LORIF
+from tests.patience import patience
 
 __all__ = ["make_config"]
 
@@ -35,7 +36,7 @@ SCREENSHOTS = os.environ.get("LORIF_SCREENSHOTS")
 TOP_K = 4
 _TIMEOUT = 15_000  # milliseconds, for actions such as a click
 _ANSWER_TIMEOUT = 60_000
-expect.set_options(timeout=_ANSWER_TIMEOUT)
+expect.set_options(timeout=patience(_ANSWER_TIMEOUT))
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ def open_page(chromium: Browser) -> Iterator[Open]:
             viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts,
             reduced_motion="reduce",
         )  # fmt: skip
-        context.set_default_timeout(_TIMEOUT)
+        context.set_default_timeout(patience(_TIMEOUT))
         contexts.append(context)
         watched = Watched(context.new_page())
         watched.page.on("console", lambda message: watched.console.append(message.text))

@@ -13,6 +13,7 @@ from lorif_core.search.index import open_index
 from lorif_core.tables.generation import now
 from lorif_core.tables.store import Store
 from tests.browser.conftest import ATTACK, TOP_K, Open, serving
+from tests.patience import patience
 
 pytestmark = pytest.mark.browser
 
@@ -134,7 +135,7 @@ def test_a_newer_generation_is_announced(indexed: Config, open_page: Open, tmp_p
         expect(page.locator(ANSWERED)).to_be_visible()
         expect(page.locator("#newer")).to_be_empty()
         store.publish(replace(store.latest(), generation=2, created_at=now()))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while page.locator("#newer").inner_text() == "" and time.monotonic() < deadline:
             ask(page, "a red bird")
         expect(page.locator("#newer")).to_contain_text("Answers now come from generation 2")

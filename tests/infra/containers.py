@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.infra.files import INFRA, ROOT
+from tests.patience import patience
 
 _NETWORK = "10.213.0"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::[?-][^}]*)?\}")
@@ -80,7 +81,7 @@ class Containers(AbstractContextManager["Containers"]):
     def await_health(self, name: str, seconds: float) -> None:
         """Wait until the healthcheck of the compose file passes in the service."""
         check = self._services[name]["healthcheck"]["test"][1:]
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while time.monotonic() < deadline:
             assert self.processes[name].poll() is None, f"{name} ended: {self.log(name)[-3000:]}"
             try:

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 
 from infra.bridge import handler as bridge
 from lorif_core.corpus.records import ENDINGS
+from tests.patience import patience
 
 SECRET = "pnu_planted-key"
 
@@ -129,7 +130,7 @@ def test_a_prefect_server_stores_a_repeated_event_once(
     event = notification("corpus/a+b/part-1.parquet", "corpus/c/part-2.jsonl")
     assert bridge.handler(event, None) == bridge.handler(event, None) == {"events": 2}
     event_filter = {"event": {"name": ["corpus.shard.arrived"]}}
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     stored: list[dict[str, Any]] = []
     while len(stored) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -138,7 +139,7 @@ def test_a_prefect_server_stores_a_repeated_event_once(
             json.dumps({"filter": event_filter, "limit": 50}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(query, timeout=10) as answer:
+        with urllib.request.urlopen(query, timeout=patience(10)) as answer:
             stored = json.load(answer)["events"]
     events = sorted((each["event"], each["resource"]["prefect.resource.id"], each["payload"]) for each in stored)
     assert events == [

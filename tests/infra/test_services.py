@@ -14,6 +14,7 @@ import yaml
 
 from tests.infra.containers import Containers
 from tests.infra.files import INFRA, ROOT, documents
+from tests.patience import patience
 
 pytestmark = pytest.mark.infra
 
@@ -105,7 +106,7 @@ def test_logs_have_no_secret(services: Containers) -> None:
 def test_a_worker_that_loses_its_node_ends(services: Containers) -> None:
     """So that its container is restarted. This test is the last one, because it ends the worker."""
     services.execute("prefect-worker", "python", "-c", _KILL_RAYLET)
-    assert services.processes["prefect-worker"].wait(timeout=60) != 0
+    assert services.processes["prefect-worker"].wait(timeout=patience(60)) != 0
 
 
 _KILL_RAYLET = """

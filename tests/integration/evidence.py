@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_API_URL
 from lorif_core.config import Config
 from tasks.demo.object_store import MotoServer
 from tests.integration.s3 import BUCKET
+from tests.patience import patience
 
 
 @dataclass
@@ -78,7 +79,7 @@ class RecordedCommands:
         )  # fmt: skip
 
     def finish(self, name: str, process: subprocess.Popen[bytes]) -> int:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=patience(240))
         self.evidence.add("output", f"{name} stdout", out)
         self.evidence.add("output", f"{name} stderr", err)
         return process.returncode

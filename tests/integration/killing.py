@@ -13,6 +13,7 @@ from prefect.settings import PREFECT_API_URL
 
 from tasks.demo.object_store import MotoServer
 from tests.integration.s3 import BUCKET
+from tests.patience import patience
 from tests.servers.proxy import Fault, FaultProxy
 
 WRITE = "^(PUT|POST|DELETE) "
@@ -50,7 +51,7 @@ def kill_at(moment: Moment, proxy: FaultProxy, words: Sequence[str], errors: Pat
     proxy.watch = watch
     process = start_lorif(words, errors)
     try:
-        process.communicate(timeout=240)
+        process.communicate(timeout=patience(240))
     finally:
         process.kill()
         proxy.watch, proxy.fault = lambda request: None, None

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tests.patience import patience
+
 JSON = {"Content-Type": "application/json"}
 _COMMAND = "from flows.cli import main; main()"
 
@@ -29,23 +31,31 @@ class RunningServer:
     def client(self, **options: Any) -> httpx.AsyncClient:
         """A client without a limit on connections."""
         limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(base_url=self.address, timeout=60, limits=limits, trust_env=False, **options)
+        return httpx.AsyncClient(
+            base_url=self.address, timeout=patience(60), limits=limits, trust_env=False, **options
+        )
 
     def ask(self, question: Any, **headers: str) -> httpx.Response:
         """POST /answers."""
         content = question if isinstance(question, bytes) else json.dumps(question).encode()
         return httpx.post(
-            f"{self.address}answers", content=content, headers={**JSON, **headers}, timeout=60, trust_env=False
+            f"{self.address}answers",
+            content=content,
+            headers={**JSON, **headers},
+            timeout=patience(60),
+            trust_env=False,
         )
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """GET a path."""
-        return httpx.get(f"{self.address}{path}", headers=headers, timeout=60, trust_env=False)
+        return httpx.get(f"{self.address}{path}", headers=headers, timeout=patience(60), trust_env=False)
 
     def start_request(self, question: dict[str, Any]) -> "PartialRequest":
         """Send the headers of a question but not its body."""
         url = urlsplit(self.address)
-        return PartialRequest(socket.create_connection((url.hostname, url.port), timeout=60), json.dumps(question))
+        return PartialRequest(
+            socket.create_connection((url.hostname, url.port), timeout=patience(60)), json.dumps(question)
+        )
 
 
 class PartialRequest:

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 
 from lorif_core.config import Config
 from lorif_core.config_file import load_config
+from tests.patience import patience
 
 LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by an address that other machines can reach
 SHARDS_BEFORE_THE_LOSS = 6
@@ -54,7 +55,7 @@ def main() -> None:
 
     generation = build(config)
     thread.join()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while alive() > 1 and time.monotonic() < deadline:  # Ray waits for several missed heartbeats
         time.sleep(0.5)
     sys.stdout.write(json.dumps({"rows": generation.rows, "finished": lost[0], "alive": alive()}) + "\n")

@@ -16,6 +16,7 @@ from types import TracebackType
 import psutil
 
 from tests.infra.files import ROOT
+from tests.patience import patience
 
 _START_SECONDS = 120.0
 
@@ -64,14 +65,14 @@ class PrefectServer(AbstractContextManager["PrefectServer"]):
         for process in reversed(self._processes.values()):
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             process.send_signal(signal.SIGINT)
-            _, alive = psutil.wait_procs(family, timeout=20)
+            _, alive = psutil.wait_procs(family, timeout=patience(20))
             for descendant in alive:
                 descendant.kill()
             process.wait()
 
     def wait_for_server(self) -> None:
         """Wait until the server answers."""
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + patience(_START_SECONDS)
         while time.monotonic() < deadline:
             assert self._processes["server"].poll() is None, self.log("server")
             try:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from lorif_core.errors import LorifError, UserError
+from tests.patience import patience
 
 REGION = "us-east-1"
 OWNER = "lorif:owner"
@@ -205,7 +206,7 @@ class SwiftServer(AbstractContextManager["SwiftServer"]):
         return self.folder / f"{kind}.log"
 
     def _await_health(self, kind: str) -> None:
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + patience(_START_SECONDS)
         while time.monotonic() < deadline and self._processes[kind].poll() is None:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[kind]}/healthcheck", timeout=5):

@@ -35,6 +35,7 @@ from tasks.attribute import check_attribution
 from tasks.demo.object_store import MotoServer
 from tests.integration.lorif import LORIF, run
 from tests.integration.s3 import BUCKET
+from tests.patience import patience
 
 QUERIES = 60
 K = 3
@@ -65,7 +66,7 @@ def answer(config: Config, run: BatchRun, blocks: list[QueryBlock]) -> None:
 
 
 def wait_for_answers(out: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while time.monotonic() < deadline and process.poll() is None:
         if any((out / "_lorif" / "answered").glob("[!.]*.parquet")):
             return

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from lorif_core.tables.store import Store
 from tests.conftest import WORDS
 from tests.integration.lorif import run
 from tests.integration.serving import RunningServer, running_server
+from tests.patience import patience
 
 TEXT = "the cat sees it"
 SECRET = "0123456789abcdef-secret"
@@ -188,6 +190,14 @@ def test_a_question_without_an_answer_gets_one_sentence(
     assert reply.headers["x-lorif-generation"] == "1"
 
 
+def test_a_client_that_sends_too_much_gets_the_answer_and_no_reset(server: RunningServer) -> None:
+    """The server reads what it refuses; a socket that is closed with unread bytes would lose the answer."""
+    request = server.start_request({"text": "x" * (8 * BODY_BYTES)})
+    time.sleep(0.5)  # by now the server has refused the announced length
+    request.send_body()
+    assert request.status() == 413
+
+
 def test_the_server_survives_the_longest_conditions(server: RunningServer) -> None:
     """Chains of a thousand operators would end the process (`flows.serve.where_guard`)."""
     for start, link, end in (
@@ -240,18 +250,22 @@ def test_200_concurrent_questions_are_answered_and_a_new_generation_takes_over(
 
     async def ask_all() -> list[httpx.Response]:
         async with server.client() as client:
-            requests = [client.post("answers", json={"text": text, "top_k": 2}) for text in texts]
+            requests = [
+                client.post("answers", json={"text": text, "top_k": 1 + number % 3})
+                for number, text in enumerate(texts)
+            ]
             replies = list(await asyncio.gather(*requests))
             published = publish_again(index)
             while replies[-1].status_code == 200 and replies[-1].json()["generation"] < published:
                 replies.append(await client.post("answers", json={"text": texts[0], "top_k": 2}))
             return replies
 
-    expected = lc.open_index(index).top_k(texts, 2)
+    expected = lc.open_index(index).top_k(texts, 3)
     replies = asyncio.run(ask_all())
     assert {reply.status_code for reply in replies} == {200}
-    for reply, top in zip(replies[:200], expected, strict=True):
-        assert ids_of(reply.json()["proponents"]) == [hit.example_id for hit in top.proponents]
+    for number, (reply, top) in enumerate(zip(replies[:200], expected, strict=True)):
+        requested = [hit.example_id for hit in top.proponents[: 1 + number % 3]]
+        assert ids_of(reply.json()["proponents"]) == requested, "as many as it asked for, whatever shared its scan"
     assert server.get("health").json() == {"status": "ok", "generation": 2}
     assert TEXT not in server.log.read_text(), "texts must not be logged"
 
@@ -282,7 +296,7 @@ def test_requests_that_schemathesis_generates_get_no_5xx(server: RunningServer) 
     )
     @given(case=answers.as_strategy() | answers.as_strategy(GenerationMode.NEGATIVE))
     def send(case: schemathesis.Case) -> None:
-        reply = case.call(timeout=60)
+        reply = case.call(timeout=patience(60))
         statuses.add(reply.status_code)
         assert reply.status_code < 500, reply.text
         case.validate_response(reply, checks=CHECKS)
@@ -375,6 +389,6 @@ def test_a_stopping_server_answers_waiting_questions_and_exits_with_0(server: Ru
     assert set(asyncio.run(ask_and_stop())) == {200}
     assert server.process.stdout is not None
     last = json.loads(server.process.stdout.read().splitlines()[-1])
-    assert server.process.wait(30) == 0 and last["answered"] >= 260 and last["generation"] == 2
+    assert server.process.wait(patience(30)) == 0 and last["answered"] >= 260 and last["generation"] == 2
     with pytest.raises(httpx.ConnectError):
         server.get("health")

@@ -30,6 +30,7 @@ from tasks.demo.object_store import MotoServer
 from tests.integration.killing import start_lorif
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import s3_config
+from tests.patience import patience
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class KillableCommand:
         """Start the command again if it has failed, and wait for its end; returns the rows of the generation."""
         if self.process.poll() is not None and self.process.returncode != 0:
             self.start()
-        out, _ = self.process.communicate(timeout=240)
+        out, _ = self.process.communicate(timeout=patience(240))
         assert self.process.returncode == 0, f"{out[-500:]}\n{self._errors.read_text()[-3000:]}"
         return int(json.loads(out.splitlines()[-1])["rows"])
 

@@ -33,6 +33,7 @@ from tasks.demo.object_store import MotoServer
 from tests.infra.files import INFRA
 from tests.integration.growing import codes_of
 from tests.integration.s3 import BUCKET, put_shards, s3_config
+from tests.patience import patience
 from tests.servers.prefect_server import PrefectServer
 
 POOL, UPDATE, REBUILD = "lorif", "update/update-nightly", "build/rebuild-weekly"
@@ -137,7 +138,7 @@ def ended(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
 
 def until(look: Callable[[], list[Any]], server: PrefectServer, what: str) -> list[Any]:
     """Call `look` until it returns something; returns that."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + patience(SECONDS)
     while time.monotonic() < deadline:
         if result := look():
             return result

@@ -17,6 +17,7 @@ from tests.integration.build.test_build import ROWS
 from tests.integration.conftest import MakeConfig
 from tests.integration.lorif import LORIF
 from tests.integration.rows import stored_rows
+from tests.patience import patience
 
 
 def start_build(config: Path) -> subprocess.Popen[str]:
@@ -28,7 +29,7 @@ def start_build(config: Path) -> subprocess.Popen[str]:
 
 def wait_for_first_commit(store: Store, process: subprocess.Popen[str]) -> None:
     """Wait until some waves are committed and others are not."""
-    deadline = time.monotonic() + 300  # Prefect and Ray start slowly on a busy machine
+    deadline = time.monotonic() + patience(120)
     while time.monotonic() < deadline and process.poll() is None:
         if store.rows.spec() is not None and store.rows.counts()[0] > 0:
             return
@@ -59,7 +60,7 @@ def test_a_killed_build_resumes_to_the_same_rows(
     assert store.generations() == [], "a killed run must publish nothing"
     before = stored_rows(config)
     assert 0 < len(before) < ROWS, "the kill must fall between two commits"
-    out, err = start_build(path).communicate(timeout=240)
+    out, err = start_build(path).communicate(timeout=patience(240))
     assert json.loads(out.splitlines()[-1])["rows"] == ROWS, err[-2000:]
     after, expected = stored_rows(config), stored_rows(built)
     assert {name: after[name] for name in before} == before, "committed rows must not change"

@@ -14,6 +14,7 @@ from flows.build import build
 from tasks.demo.object_store import MotoServer
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import s3_config
+from tests.patience import patience
 
 
 @pytest.mark.chaos
@@ -28,7 +29,7 @@ def test_a_killed_node_does_not_change_the_rows(
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
     run = subprocess.run(
         [sys.executable, "-m", "tests.integration.two_nodes", str(path)],
-        capture_output=True, text=True, timeout=300, env=environment, check=False,
+        capture_output=True, text=True, timeout=patience(300), env=environment, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     result = json.loads(run.stdout.splitlines()[-1])

@@ -21,6 +21,7 @@ from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.demo.object_store import MotoServer
 from tests.integration.s3 import BUCKET, put_shards, s3_config
+from tests.patience import patience
 
 FOLDER = "corpus-readers"
 QUERIES = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
@@ -56,7 +57,7 @@ class Readers:
 
     def reach(self, number: int) -> None:
         """Wait until every reader has answered from this generation or a newer one."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while min(self._reached) < number:
             assert time.monotonic() < deadline and not self.errors, self.errors
             time.sleep(0.05)

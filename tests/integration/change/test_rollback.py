@@ -20,6 +20,7 @@ from tests.integration.change.test_gc import collect
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, metadata_of
 from tests.integration.lorif import run
+from tests.patience import patience
 from tests.unit.tables.small_store import SPEC, commit, generation, keep_only, rows, shard
 
 QUERIES = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
@@ -52,7 +53,7 @@ def test_an_earlier_generation_is_restored_quickly(grown: Store, capsys: pytest.
     code, out, _ = run(capsys, "rollback", grown.uri, "2", "--json")
     seconds = time.perf_counter() - started
     result = json.loads(out.splitlines()[-1])
-    assert code == 0 and result["generation"] == 4 and result["rows"] == 8 and seconds < 20, seconds
+    assert code == 0 and result["generation"] == 4 and result["rows"] == 8 and seconds < patience(20), seconds
     assert result["changes"] == {"command": "rollback", "to": 2, "removed_again": 0}
     assert ids_of(grown) == {f"it's {number}/{i}" for number in (0, 1) for i in range(4)}
     assert grown.rows.inventory().keys == {(SPEC.hash, shard(number).key) for number in (0, 1)}, (

@@ -40,6 +40,7 @@ from tests.integration.planted import (
 )
 from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, put_shards, s3_config
 from tests.integration.security.test_no_pickle import check_without_pickle
+from tests.patience import patience
 
 SHARDS = 4
 TASKS = 3 + 5 + 3 + 1 + 7  # of the refused build, the complete build, attribution, the library's build, the update
@@ -185,7 +186,7 @@ def wait_for_prefect(path: str) -> None:
         f"WHERE flow_run.parameters LIKE '%{INDEX}%' AND task_run.state_type IN ('COMPLETED', 'FAILED')"
     )
     logged = f"SELECT count(*) FROM log WHERE message LIKE '%{MARK}%'"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         for count, query in ((TASKS, ended), (1, logged)):
             while database.execute(query).fetchone()[0] < count:

@@ -46,6 +46,7 @@ from tests.integration.conftest import MakeConfig
 from tests.integration.lorif import run
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, fill_bucket, s3_config, shard_file
+from tests.patience import patience
 from tests.servers import swift as swift_module
 from tests.servers.proxy import FaultProxy
 from tests.servers.swift import GUEST, OWNER, STRANGER, SwiftServer
@@ -369,7 +370,7 @@ class Victim:
     def kill_when(self, condition: Callable[[], bool]) -> None:
         """Run the build, and kill its process group as soon as the condition holds."""
         self.start()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self._errors.read_text()[-3000:]
             time.sleep(0.02)
@@ -379,7 +380,7 @@ class Victim:
     def finish(self) -> int:
         """Run the build to its end; returns the number of rows of the generation."""
         self.start()
-        out, _ = self.process.communicate(timeout=240)
+        out, _ = self.process.communicate(timeout=patience(240))
         assert self.process.returncode == 0, self._errors.read_text()[-3000:]
         return int(json.loads(out.splitlines()[-1])["rows"])
 

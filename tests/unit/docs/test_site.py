@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from docs_generators.benchmark_results import REPOSITORY
+from tests.patience import patience
 
 pytest.importorskip("mkdocs")
 
@@ -30,7 +31,7 @@ def site(tmp_path: Path) -> Path:
 def build(site: Path, text: str) -> subprocess.CompletedProcess:
     (site / "docs" / "index.md").write_text(f"# Home\n\n{text}\n")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
-    return subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=site, capture_output=True, text=True, timeout=patience(120), check=False)
 
 
 def test_good_links_pass(site: Path) -> None:

@@ -18,6 +18,7 @@ from lorif_core.errors import StoreUnavailableError
 from lorif_core.storage import lease as lease_module
 from lorif_core.storage.lease import TIME_TO_LIVE, Lease, LeaseHeldError, current_holder, hold_lease
 from lorif_core.storage.objects import Objects
+from tests.patience import patience
 
 TTL = 6.0  # time to live in seconds; renewals every sixth of it must be visible even on a busy machine
 SHORT_TTL = 1.2  # for holders that do not renew
@@ -122,11 +123,11 @@ def _race(uri: str, results: "multiprocessing.Queue[str]", barrier: "multiproces
 
 def test_one_of_several_simultaneous_processes_gets_the_lease(objects: Objects) -> None:
     context = multiprocessing.get_context("spawn")
-    results, barrier = context.Queue(), context.Barrier(4, timeout=240)
+    results, barrier = context.Queue(), context.Barrier(4, timeout=patience(240))
     processes = [context.Process(target=_race, args=(objects.uri, results, barrier)) for _ in range(4)]
     for process in processes:
         process.start()
-    outcomes = [results.get(timeout=240) for _ in processes]
+    outcomes = [results.get(timeout=patience(240)) for _ in processes]
     for process in processes:
         process.join()
     assert sorted(outcomes) == ["held", "refused", "refused", "refused"]
@@ -144,7 +145,7 @@ def test_a_failed_renewal_is_logged_and_the_lease_stays_valid(
     with Lease(objects, "build", time_to_live=SHORT_TTL) as lease:
         with monkeypatch.context() as patch:
             patch.setattr(objects, "put", fail)
-            assert failed.wait(60)
+            assert failed.wait(patience(60))
         lease.confirm()
     assert "could not be renewed: the store is unavailable" in caplog.text
 
