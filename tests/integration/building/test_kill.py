@@ -13,7 +13,7 @@ import yaml
 
 from lorif_core.config import Config
 from lorif_core.tables.store import Store
-from tests.integration.build.test_build import ROWS
+from tests.integration.building.test_build import ROWS
 from tests.integration.conftest import MakeConfig
 from tests.integration.lorif import LORIF
 from tests.integration.rows import stored_rows
