@@ -7,6 +7,7 @@ from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.generation import Generation
 from tasks.build import plan_build, publish_generation
 from tasks.calibrate import calibrate
+from tasks.cluster import cluster
 from tasks.curvature import fit_curvature
 from tasks.indexing import index_shards
 from tasks.outcome import write_receipt
@@ -20,9 +21,10 @@ def build(config: ConfigParameter, publish_incomplete: bool = False) -> Generati
     """
     plan = plan_build(config)
     with hold_lease(config.index, config.storage, "build") as lease:
-        plan = calibrate(config, plan, lease)
-        indexed = index_shards(config, plan, lease, publish_incomplete)
-        fit = fit_curvature(config, plan, indexed, lease)
+        with cluster(config.compute):  # one Ray for all steps
+            plan = calibrate(config, plan, lease)
+            indexed = index_shards(config, plan, lease, publish_incomplete)
+            fit = fit_curvature(config, plan, indexed, lease)
         generation = publish_generation(config, plan, indexed, fit, lease)
         write_receipt(config, generation)
         return generation

@@ -26,13 +26,14 @@ from lorif_core.search.queries import Query, read_queries
 from lorif_core.search.top_k import TopK
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
-from tasks.actors.scoring import QueryActor, ScoreActor
-from tasks.actors.start import start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.outcome import link
 from tasks.progress import Progress
 from tasks.retry import RETRIED
+from tasks.workers.host import Host
+from tasks.workers.scoring import QueryRole, ScoreRole
+from tasks.workers.start import start
 
 _FRAGMENTS_PER_CALL = range(8, 65)  # a fragment has at most 512 rows
 _CALLS = 64  # per block, if all shares had the small size
@@ -91,14 +92,14 @@ def _encoder(config: Config, generation: Generation, resources: Resources) -> Wo
     """The worker that encodes queries; it works while the scorers wait, so it shares their cores."""
     store = Store(config.index, config.storage)
     arguments = store, generation, config.model, config.compute.memory_gb
-    return Workers(lambda: start(QueryActor, resources, *arguments, with_model=True, shares_cores=True), 1)
+    return Workers(lambda: start(QueryRole, resources, *arguments, with_model=True, shares_cores=True), 1)
 
 
 def start_scorers(config: Config, generation: Generation, resources: Resources, shares: int) -> Workers:
     """Workers that scan, at most one per share."""
     store = Store(config.index, config.storage)
     return Workers(
-        lambda: start(ScoreActor, resources, store, generation, config.compute.memory_gb),
+        lambda: start(ScoreRole, resources, store, generation, config.compute.memory_gb),
         min(resources.workers, shares),
     )
 
@@ -107,8 +108,8 @@ def _fold(encoder: Workers, queries: Sequence[Query], options: SearchOptions) ->
     """Losses of a block's queries, and a reference to the prepared queries for every part."""
     folded: list[ray.ObjectRef] = []
 
-    def call(actor: Any, block: Sequence[Query]) -> ray.ObjectRef:
-        losses, weights = actor.fold.remote(block, options)
+    def call(host: Host, block: Sequence[Query]) -> ray.ObjectRef:
+        losses, weights = host.call("fold", block, options, results=2)
         folded.append(weights)
         return losses
 
@@ -123,7 +124,7 @@ def _explain(encoder: Workers, block: QueryBlock, best: Sequence[TopK]) -> list[
     explanations: list[Explanation | None] = [None] * len(block.queries)
     arguments = (block.queries[: block.explained], best[: block.explained])
     for outcome in encoder.run(
-        [arguments] if block.explained else [], lambda actor, item: actor.explain.remote(*item)
+        [arguments] if block.explained else [], lambda host, item: host.call("explain", *item)
     ):
         if isinstance(outcome, Failed):
             raise LorifError(f"explaining {block.explained} queries failed: {outcome.cause}")
@@ -158,7 +159,7 @@ def scan(
     """Merge the top k of every share into `best`, in any order; yields the share of fragments just scanned."""
     total, k = sum(len(share.fragments) for share in shares), best[0].k
     for outcome in scorers.run(
-        shares, lambda actor, share: actor.top_k.remote(share.part, folded, k, share.fragments, options)
+        shares, lambda host, share: host.call("top_k", share.part, folded, k, share.fragments, options)
     ):
         if isinstance(outcome, Failed):
             raise ScanError(f"scoring fragments {outcome.item.fragments} failed: {outcome.cause}")

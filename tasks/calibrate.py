@@ -14,10 +14,10 @@ from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.store import Store
-from tasks.actors.encoding import CalibrationActor
-from tasks.actors.start import start
 from tasks.retry import RETRIED
 from tasks.sample import over_sample
+from tasks.workers.encoding import CalibrationRole
+from tasks.workers.start import start
 
 
 @task(name="calibrate", **RETRIED)
@@ -52,8 +52,8 @@ def measure(config: Config, spec: IndexSpec, sample: Sequence[SampledShard]) -> 
     parts = over_sample(
         config,
         sample,
-        spawn=lambda resources: start(CalibrationActor, resources, config, spec_json, with_model=True),
-        call=lambda actor, part: actor.covariances.remote(part),
+        spawn=lambda resources: start(CalibrationRole, resources, config, spec_json, with_model=True),
+        call=lambda host, part: host.call("covariances", part),
         counts=lambda part: (part.examples, part.tokens),
         title="calibrate",
         activity="calibrating on",

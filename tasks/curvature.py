@@ -22,13 +22,13 @@ from lorif_core.storage.lease import Lease
 from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
-from tasks.actors.curvature import CurvatureActor
-from tasks.actors.start import start
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.indexing import IndexedRows
 from tasks.progress import Progress
 from tasks.retry import RETRIED
+from tasks.workers.curvature import CurvatureRole
+from tasks.workers.start import start
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def row_scanners(
     spec_json, version = spec.to_json(), rows.version
 
     def spawn() -> Any:
-        return start(CurvatureActor, resources, store, spec_json, version, block_size, shares_cores=shares_cores)
+        return start(CurvatureRole, resources, store, spec_json, version, block_size, shares_cores=shares_cores)
 
     return Scanners(spawn, parts, title, passes * rows.rows)
 
@@ -169,7 +169,7 @@ class Scanners:
     """Workers that sum over parts of some rows, for the length of a `with` block.
 
     Args:
-        spawn: starts an actor whose method `scan` takes a request and a part.
+        spawn: starts a worker whose role has a method `scan` that takes a request and a part.
         parts: parts of the rows, one per worker.
         title: title of the progress.
         rows: expected number of rows over all passes.
@@ -194,7 +194,7 @@ class Scanners:
         shared = ray.put(request)
         results: dict[int, ScanResult] = {}
         numbered = list(enumerate(self._parts))
-        outcomes = self._workers.run(numbered, lambda actor, part: actor.scan.remote(shared, part[1]), in_flight=1)
+        outcomes = self._workers.run(numbered, lambda host, part: host.call("scan", shared, part[1]), in_flight=1)
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 raise LorifError(f"a pass over the rows of the curvature failed: {outcome.cause}")

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lorif_core.errors import LorifError, ShardInputError, StoreUnavailableError, UserError
 from lorif_core.storage.faults import one_line
+from tasks.workers.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Worker:
-    actor: Any
+    host: Host
     is_up: bool = False
     alone: bool = False
     jobs: dict[Any, _Job] = field(default_factory=dict)
@@ -65,16 +66,16 @@ class _Worker:
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """A number of actors for the length of a `with` block; one that dies, alone or with its node, is replaced.
+    """A number of hosts for the length of a `with` block; one that dies, alone or with its node, is replaced.
 
-    An actor gets work only when it is up, so a replacement that the cluster has no room for delays no item.
+    A host gets work only when it is up, so a replacement that the cluster has no room for delays no item.
 
     Args:
-        spawn: starts one actor, with max_restarts=0 and max_task_retries=0.
-        count: the number of actors.
+        spawn: starts one host and gives it its role.
+        count: the number of hosts.
     """
 
-    def __init__(self, spawn: Callable[[], Any], count: int) -> None:
+    def __init__(self, spawn: Callable[[], Host], count: int) -> None:
         self._spawn = spawn
         self._count = count
         self._workers: list[_Worker] = []
@@ -90,19 +91,22 @@ class Workers(AbstractContextManager["Workers"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for worker in self._workers:
-            ray.kill(worker.actor)
+            if kind is None and worker.is_up and not worker.jobs:
+                worker.host.release()
+            else:
+                worker.host.kill()
         self._workers.clear()
         self._starting.clear()
 
     def run(
-        self, items: Sequence[Any], call: Callable[[Any, Any], Any], in_flight: int = 2
+        self, items: Sequence[Any], call: Callable[[Host, Any], Any], in_flight: int = 2
     ) -> Iterator[Done | Failed]:
-        """Run `call(actor, item)` for every item; yields outcomes in the order of completion.
+        """Run `call(host, item)` for every item; yields outcomes in the order of completion.
 
         Args:
             items: the items to work on.
             call: starts the call and returns its reference.
-            in_flight: the largest number of calls of one actor, running or waiting.
+            in_flight: the largest number of calls of one host, running or waiting.
 
         Raises:
             UserError: a call raised it; another attempt would raise it again.
@@ -132,7 +136,7 @@ class Workers(AbstractContextManager["Workers"]):
         self,
         waiting: deque[_Job],
         running: dict[Any, tuple[_Worker, _Job]],
-        call: Callable[[Any, Any], Any],
+        call: Callable[[Host, Any], Any],
         in_flight: int,
     ) -> None:
         for _ in range(len(waiting)):
@@ -142,7 +146,7 @@ class Workers(AbstractContextManager["Workers"]):
                 waiting.appendleft(job)
                 return
             worker = min(free, key=lambda candidate: len(candidate.jobs))
-            reference = call(worker.actor, job.item)
+            reference = call(worker.host, job.item)
             worker.jobs[reference] = job
             worker.alone = job.suspect
             running[reference] = (worker, job)
@@ -180,7 +184,7 @@ class Workers(AbstractContextManager["Workers"]):
     def _start_one(self) -> None:
         worker = _Worker(self._spawn())
         self._workers.append(worker)
-        self._starting[worker.actor.__ray_ready__.remote()] = worker
+        self._starting[worker.host.ready] = worker
 
     def _note_start(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
@@ -193,11 +197,11 @@ class Workers(AbstractContextManager["Workers"]):
             self._replace(worker, 0)
 
     def _replace(self, worker: _Worker, died_with: int) -> None:
-        """Replace a dead actor by a new one, once; the other calls of the dead one fail by themselves."""
+        """Replace a dead host by a new one, once; the other calls of the dead one fail by themselves."""
         if worker in self._workers:
             worker.is_up, worker.died_with = False, died_with
             self._workers.remove(worker)
-            ray.kill(worker.actor)  # it must not come back if it was only unreachable
+            worker.host.kill()  # it must not come back if it was only unreachable
             self._start_one()
 
 

@@ -16,13 +16,14 @@ from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.inventory import Inventory, ShardKey
 from lorif_core.tables.receipts import Receipts
 from lorif_core.tables.store import Store
-from tasks.actors.encoding import SHARDS_AT_ONCE, IndexActor
-from tasks.actors.start import start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
 from tasks.retry import RETRIED
 from tasks.waves import Waves
+from tasks.workers.encoding import IndexRole
+from tasks.workers.host import CALLS_AT_ONCE
+from tasks.workers.start import start
 
 _LISTED = 10
 
@@ -124,12 +125,12 @@ def _index_pending(config: Config, plan: BuildPlan, pending: Sequence[ShardRef],
     with cluster(config.compute) as resources, Progress("index shards", plan.rows, done) as progress:
         spec = plan.spec.to_json()
         count = min(resources.workers, len(pending))
-        with Workers(lambda: start(IndexActor, resources, config, spec, with_model=True), count) as workers:
+        with Workers(lambda: start(IndexRole, resources, config, spec, with_model=True), count) as workers:
             share = -(-len(pending) // count)  # so that the first worker does not take all of a few shards
             outcomes = workers.run(
                 pending,
-                lambda actor, shard: actor.index.remote(shard),
-                in_flight=min(SHARDS_AT_ONCE, share),
+                lambda host, shard: host.call("index", shard),
+                in_flight=min(CALLS_AT_ONCE, share),
             )
             for outcome in outcomes:
                 if isinstance(outcome, Failed):

@@ -22,8 +22,6 @@ from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Part
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
-from tasks.actors.encoding import DriftActor, SampleActor
-from tasks.actors.start import start
 from tasks.calibrate import calibrate
 from tasks.cluster import cluster
 from tasks.curvature import (
@@ -38,6 +36,8 @@ from tasks.curvature import (
 )  # fmt: skip
 from tasks.retry import RETRIED
 from tasks.sample import over_sample
+from tasks.workers.encoding import DriftRole, SampleRole
+from tasks.workers.start import start
 
 _MIN_EXAMPLES = 128  # in a sample that drift is measured on
 _MEMORY_SHARE = 0.25  # of a worker's memory, for the codes of a sample
@@ -87,8 +87,8 @@ def _measure(config: Config, plan: UpdatePlan, part: Part, shards: Sequence[Shar
     drifts = over_sample(
         config,
         sample,
-        spawn=lambda resources: start(DriftActor, resources, config, *specs, version, with_model=True),
-        call=lambda actor, shards: actor.measure.remote(shards),
+        spawn=lambda resources: start(DriftRole, resources, config, *specs, version, with_model=True),
+        call=lambda host, shards: host.call("measure", shards),
         counts=lambda drift: (drift.rows, 0),
         title="measure drift",
         activity="measuring the drift of",
@@ -125,7 +125,7 @@ def fit_with_sample(config: Config, plan: UpdatePlan, rows: Inventory, lease: Le
     with cluster(config.compute) as resources:
         count, spec_json = min(resources.workers, len(sample)), spec.to_json()
         sample_scanners = Scanners(
-            lambda: start(SampleActor, resources, config, spec_json, with_model=True),
+            lambda: start(SampleRole, resources, config, spec_json, with_model=True),
             [sample[worker::count] for worker in range(count)],
             "fit a sample of older rows", passes * examples,
         )  # fmt: skip

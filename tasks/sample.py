@@ -9,6 +9,7 @@ from lorif_core.lifecycle.calibrate import SampledShard
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
+from tasks.workers.host import Host
 
 _PARTS = 8  # independent of the number of workers, so that sums over the parts repeat
 
@@ -16,8 +17,8 @@ _PARTS = 8  # independent of the number of workers, so that sums over the parts 
 def over_sample(
     config: Config,
     sample: Sequence[SampledShard],
-    spawn: Callable[[Resources], Any],
-    call: Callable[[Any, Sequence[SampledShard]], Any],
+    spawn: Callable[[Resources], Host],
+    call: Callable[[Host, Sequence[SampledShard]], Any],
     counts: Callable[[Any], tuple[int, int]],
     title: str,
     activity: str,
@@ -27,8 +28,8 @@ def over_sample(
     Args:
         config: where the work runs.
         sample: the shards and how many examples to take of each.
-        spawn: starts an actor.
-        call: passes a part to an actor and returns the reference of its result.
+        spawn: starts a worker.
+        call: passes a part to a worker and returns the reference of its result.
         counts: examples and tokens of a result, for the progress.
         title: title of the progress.
         activity: the work in words, for the message of a failure.
@@ -44,7 +45,7 @@ def over_sample(
         Workers(lambda: spawn(resources), min(resources.workers, count)) as workers,
         Progress(title, sum(shard.examples for shard in sample)) as progress,
     ):
-        for outcome in workers.run(parts, lambda actor, part: call(actor, part[1]), in_flight=1):
+        for outcome in workers.run(parts, lambda host, part: call(host, part[1]), in_flight=1):
             if isinstance(outcome, Failed):
                 raise LorifError(f"{activity} {len(outcome.item[1])} shards failed: {outcome.cause}")
             results[outcome.item[0]] = outcome.result

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import ray
 import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -22,16 +21,15 @@ from lorif_core.model.checkpoint import locate
 from lorif_core.search.index import Index
 from lorif_core.search.queries import read_queries
 from lorif_core.tables.store import Generation, Store
-from tasks.actors.start import start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
+from tasks.workers.start import start
 
 NEVER_FOUND = float("-inf")
 
 
-@ray.remote
-class TruthActor:
+class TruthRole:
     """Loads checkpoint, corpus and queries once, and trains one run after another."""
 
     def __init__(self, evaluation: EvaluationConfig, out: str, threads: int) -> None:
@@ -41,7 +39,7 @@ class TruthActor:
 
     def run(self, name: str) -> str:
         """See `run_once`."""
-        if self._trainer is None:  # not in __init__, where an error would reach the caller as a dead actor
+        if self._trainer is None:  # not in __init__: an error here is that of the item
             self._trainer = Trainer(self._evaluation)
         config = self._evaluation.base()
         run_once(self._trainer, TruthFolder(self._out, config.storage), name, config)
@@ -94,10 +92,10 @@ def _train_runs(evaluation: EvaluationConfig, out: str, missing: list[str]) -> N
     with cluster(evaluation.base().compute) as resources:
         count = min(resources.workers, len(missing))
         with (
-            Workers(lambda: start(TruthActor, resources, evaluation, out, with_model=True), count) as workers,
+            Workers(lambda: start(TruthRole, resources, evaluation, out, with_model=True), count) as workers,
             Progress("train subsets", len(missing)) as progress,
         ):
-            for outcome in workers.run(missing, lambda actor, run: actor.run.remote(run), in_flight=1):
+            for outcome in workers.run(missing, lambda host, run: host.call("run", run), in_flight=1):
                 if isinstance(outcome, Failed):
                     raise LorifError(f"training run {outcome.item} failed: {outcome.cause}")
                 progress.advance(1)

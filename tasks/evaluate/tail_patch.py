@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -21,10 +20,10 @@ from lorif_core.evaluation.results import MethodResults, MetricValues, csv_file,
 from lorif_core.evaluation.tail_patch import Patcher, top_columns
 from lorif_core.gradients.projection import counter_generator
 from lorif_core.storage.objects import Objects
-from tasks.actors.start import start
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
+from tasks.workers.start import start
 
 _QUERIES_PER_CALL = 16
 
@@ -38,8 +37,7 @@ class _QueryBatch:
     columns: tuple[tuple[int, ...], ...]
 
 
-@ray.remote
-class PatchActor:
+class PatchRole:
     """Loads the attributed checkpoint, corpus and queries once; every step starts from that checkpoint."""
 
     def __init__(self, evaluation: EvaluationConfig, model: str, threads: int) -> None:
@@ -50,7 +48,7 @@ class PatchActor:
 
     def gains(self, batch: _QueryBatch) -> list[float]:
         """The gain of each query of a batch; see `Patcher.gain`."""
-        if self._inputs is None or self._patcher is None:  # not in __init__: see `TruthActor`
+        if self._inputs is None or self._patcher is None:  # not in __init__: see `TruthRole`
             self._inputs = load_inputs(self._evaluation, self._model)
             self._patcher = Patcher(self._inputs.loaded.model, self._evaluation.tail_patch.step())
         examples, queries = self._inputs.examples, self._inputs.queries
@@ -106,10 +104,10 @@ def _patch_methods(
     with cluster(config.compute) as resources:
         count = min(resources.workers, len(batches))
         with (
-            Workers(lambda: start(PatchActor, resources, evaluation, model, with_model=True), count) as workers,
+            Workers(lambda: start(PatchRole, resources, evaluation, model, with_model=True), count) as workers,
             Progress("patch queries", sum(len(batch.columns) for batch in batches)) as progress,
         ):
-            for outcome in workers.run(batches, lambda actor, batch: actor.gains.remote(batch)):
+            for outcome in workers.run(batches, lambda host, batch: host.call("gains", batch)):
                 if isinstance(outcome, Failed):
                     raise LorifError(f"patching queries of {outcome.item.method} failed: {outcome.cause}")
                 batch: _QueryBatch = outcome.item

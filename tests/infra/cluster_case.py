@@ -13,8 +13,8 @@ from typing import Any
 import ray
 
 from lorif_core.config import ComputeConfig
-from tasks.actors.start import start
 from tasks.cluster import cluster
+from tasks.workers.start import start
 
 BUCKET = "lorif"
 ENDPOINT = "http://s3:8333"
@@ -47,25 +47,24 @@ def fill() -> dict[str, Any]:
     }
 
 
-@ray.remote
-class NodeActor:
-    """An actor that reports its node."""
+class NodeRole:
+    """A role that reports the node of its worker."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
 
     def node(self) -> tuple[str, int]:
-        """The id of the node, and the number of cores that the actor may use."""
+        """The id of the node, and the number of cores that the worker may use."""
         return ray.get_runtime_context().get_node_id(), self._threads
 
 
 def look() -> dict[str, Any]:
-    """Cores of the driver's node and of all nodes, and the nodes of actors that do and do not reserve cores."""
+    """Cores of the driver's node and of all nodes, and the nodes of workers that do and do not reserve cores."""
     with cluster(ComputeConfig(ray="auto")) as resources:
         driver_node = ray.get_runtime_context().get_node_id()
         cores = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
-        actors = [start(NodeActor, resources), start(NodeActor, resources, with_model=True, shares_cores=True)]
-        nodes = ray.get([actor.node.remote() for actor in actors])
+        hosts = [start(NodeRole, resources), start(NodeRole, resources, with_model=True, shares_cores=True)]
+        nodes = ray.get([host.call("node") for host in hosts])
         return {
             "driver": cores[driver_node],
             "all": sorted(cores.values()),

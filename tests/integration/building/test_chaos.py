@@ -101,7 +101,7 @@ def living_actors() -> Iterator[psutil.Process]:
             title = " ".join(process.cmdline()[:1])
         except psutil.Error:
             continue
-        if title.startswith("ray::") and "Actor" in title:
+        if title.startswith("ray::RoleHost"):
             yield process
 
 

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from lorif_core.errors import DamagedFileError, LorifError, StoreUnavailableError, UserError
+from tasks.cluster import Resources
 from tasks.dispatch import Done, Failed, Workers
+from tasks.workers.start import start
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, num_cpus=0.5, max_concurrency=3)
-class Worker:
+class Role:
+    calls_at_once = 3
+
+    def __init__(self, cores: int) -> None:
+        assert cores == 1
+
     def square(self, item: int) -> int:
         if item == 13:
             raise ValueError("unlucky")
@@ -50,12 +55,12 @@ class Worker:
 def run(
     items: list[Any], call: Callable[[Any, Any], Any], count: int = 2, in_flight: int = 2
 ) -> list[Done | Failed]:
-    with Workers(Worker.remote, count) as workers:
+    with Workers(lambda: start(Role, Resources(count, 1, 0.0, count)), count) as workers:
         return list(workers.run(items, call, in_flight))
 
 
 def test_every_item_has_one_outcome_and_a_failing_item_is_set_aside() -> None:
-    outcomes = run(list(range(20)), lambda worker, item: worker.square.remote(item))
+    outcomes = run(list(range(20)), lambda host, item: host.call("square", item))
     done = {outcome.item: outcome.result for outcome in outcomes if isinstance(outcome, Done)}
     (failed,) = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert done == {item: item * item for item in range(20) if item != 13}
@@ -64,12 +69,12 @@ def test_every_item_has_one_outcome_and_a_failing_item_is_set_aside() -> None:
 
 def test_a_killed_actor_is_replaced_and_its_calls_are_repeated(tmp_path: Path) -> None:
     markers = [str(tmp_path / name) for name in "abc"]
-    outcomes = run(markers, lambda actor, marker: actor.die_once.remote(marker), count=1)
+    outcomes = run(markers, lambda host, marker: host.call("die_once", marker), count=1)
     assert sorted(outcome.result for outcome in outcomes if isinstance(outcome, Done)) == markers
 
 
 def test_only_the_item_that_kills_its_worker_fails() -> None:
-    outcomes = run(list(range(6)), lambda actor, item: actor.die_of.remote(item, 3), count=1, in_flight=3)
+    outcomes = run(list(range(6)), lambda host, item: host.call("die_of", item, 3), count=1, in_flight=3)
     assert sorted(outcome.item for outcome in outcomes if isinstance(outcome, Done)) == [0, 1, 2, 4, 5]
     (failed,) = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert failed.item == 3 and "ActorDied" in failed.cause
@@ -77,20 +82,20 @@ def test_only_the_item_that_kills_its_worker_fails() -> None:
 
 def test_a_mistake_of_the_user_stops_the_run_at_once() -> None:
     with pytest.raises(UserError, match="the corpus is wrong"):
-        run([1, 99, 2], lambda actor, item: actor.square.remote(item), count=1)
+        run([1, 99, 2], lambda host, item: host.call("square", item), count=1)
 
 
 def test_a_damaged_file_is_tried_twice_and_its_message_is_the_cause(tmp_path: Path) -> None:
-    (failed,) = run([4], lambda actor, item: actor.refuse.remote(str(tmp_path), item), count=1)
+    (failed,) = run([4], lambda host, item: host.call("refuse", str(tmp_path), item), count=1)
     assert isinstance(failed, Failed) and isinstance(failed.fault, DamagedFileError)
     assert failed.cause == "file 4 is cut off" and len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_store_that_keeps_failing_stops_the_run() -> None:
     with pytest.raises(StoreUnavailableError, match="does not answer"):
-        run(list(range(50)), lambda actor, item: actor.store_fails.remote(item))
+        run(list(range(50)), lambda host, item: host.call("store_fails", item))
 
 
 def test_the_run_ends_if_every_item_kills_its_worker() -> None:
     with pytest.raises(LorifError, match="in a row failed"):
-        run(list(range(100)), lambda actor, item: actor.die_of.remote(item, item))
+        run(list(range(100)), lambda host, item: host.call("die_of", item, item))

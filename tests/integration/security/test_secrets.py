@@ -202,7 +202,7 @@ CONTROLS = {
     "answers": (3, BUCKET),
     "answers, decoded": (1, f".jsonl[0:{ROWS_PER_SHARD}]"),
     "local answers": (3, BUCKET),
-    "ray": (50, "IndexActor"),
+    "ray": (50, "RoleHost"),
     "node": (8, MARK),
     "prefect: parameters": (1, BUCKET),
     "prefect: tasks": (1, "index shards"),

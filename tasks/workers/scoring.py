@@ -1,8 +1,7 @@
-"""The actors of a batch attribution: one folds queries, the others scan rows."""
+"""The roles of a batch attribution: one folds queries, the others scan rows."""
 
 from collections.abc import Sequence
 
-import ray
 import torch
 
 from lorif_core.config import ModelConfig
@@ -16,8 +15,7 @@ from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 
 
-@ray.remote
-class QueryActor:
+class QueryRole:
     """Loads the model once, encodes queries, folds the curvature into them and prepares them for a search."""
 
     def __init__(
@@ -27,7 +25,6 @@ class QueryActor:
         self._index = Index(store, generation)
         self._model, self._memory_gb = model, memory_gb
 
-    @ray.method(num_returns=2)
     def fold(self, queries: Sequence[Query], options: SearchOptions) -> tuple[list[float], list[PreparedQueries]]:
         """The token-summed loss of each query at the newest checkpoint, and the prepared queries for every part.
 
@@ -43,8 +40,7 @@ class QueryActor:
         return [explain(self._index, query, top, self._model) for query, top in zip(queries, best, strict=True)]
 
 
-@ray.remote
-class ScoreActor:
+class ScoreRole:
     """Scans fragments against folded queries and keeps the top k."""
 
     def __init__(self, store: Store, generation: Generation, memory_gb: float, threads: int) -> None:

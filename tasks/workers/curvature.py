@@ -1,8 +1,7 @@
-"""The actor of curvature scans. It imports neither transformers nor the model wing, so it starts quickly."""
+"""The role of curvature scans. It imports neither transformers nor the model wing, so it starts quickly."""
 
 from collections.abc import Sequence
 
-import ray
 import torch
 
 from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
@@ -11,8 +10,7 @@ from lorif_core.spec import IndexSpec
 from lorif_core.tables.store import Store
 
 
-@ray.remote
-class CurvatureActor:
+class CurvatureRole:
     """Sums over fragments of one version of the table `factors`."""
 
     def __init__(self, store: Store, spec_json: str, version: int, rows: int, threads: int) -> None:

@@ -1,10 +1,9 @@
-"""The actors that load the model: they index shards, calibrate, measure drift, and encode samples."""
+"""The roles that load the model: they index shards, calibrate, measure drift, and encode samples."""
 
 from collections.abc import Sequence
 from itertools import islice
 from threading import Lock
 
-import ray
 import torch
 
 from lorif_core.config import Config
@@ -16,13 +15,13 @@ from lorif_core.lifecycle.drift import CheckpointDrift, DriftMeter
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.receipts import Receipt
+from tasks.workers.host import CALLS_AT_ONCE
 
-SHARDS_AT_ONCE = 3  # one is read while one is computed and one is written
 
-
-@ray.remote(max_concurrency=SHARDS_AT_ONCE)
-class IndexActor:
+class IndexRole:
     """Loads the model once and turns shards into uncommitted fragments and receipts, several shards at once."""
+
+    calls_at_once = CALLS_AT_ONCE  # one shard is read while one is computed and one is written
 
     def __init__(self, config: Config, spec_json: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -33,13 +32,12 @@ class IndexActor:
     def index(self, shard: ShardRef) -> Receipt:
         """See `ShardIndexer.index`."""
         with self._loading:
-            if self._indexer is None:  # not in __init__, where an error would reach the caller as a dead actor
+            if self._indexer is None:  # not in __init__: an error here is that of the item
                 self._indexer = ShardIndexer(self._config, IndexSpec.from_json(self._spec_json))
         return self._indexer.index(shard)
 
 
-@ray.remote
-class CalibrationActor:
+class CalibrationRole:
     """Loads the model once and sums covariances over samples of shards."""
 
     def __init__(self, config: Config, spec_json: str, threads: int) -> None:
@@ -49,13 +47,12 @@ class CalibrationActor:
 
     def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
         """See `ShardCalibrator.covariances`."""
-        if self._calibrator is None:  # not in __init__, where an error would reach the caller as a dead actor
+        if self._calibrator is None:  # not in __init__: an error here is that of the item
             self._calibrator = ShardCalibrator(self._config, IndexSpec.from_json(self._spec_json))
         return self._calibrator.covariances(sample)
 
 
-@ray.remote
-class DriftActor:
+class DriftRole:
     """Loads a new checkpoint once and compares stored rows with their codes at that checkpoint."""
 
     def __init__(self, config: Config, spec_json: str, older_json: str, version: int, threads: int) -> None:
@@ -65,13 +62,12 @@ class DriftActor:
 
     def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
         """See `DriftMeter.measure`."""
-        if self._meter is None:  # not in __init__, where an error would reach the caller as a dead actor
+        if self._meter is None:  # not in __init__: an error here is that of the item
             self._meter = DriftMeter(*self._arguments)
         return self._meter.measure(sample)
 
 
-@ray.remote
-class SampleActor:
+class SampleRole:
     """Loads a new checkpoint once, caches the codes of samples of shards at it, and sums over these codes."""
 
     def __init__(self, config: Config, spec_json: str, threads: int) -> None:
@@ -86,7 +82,7 @@ class SampleActor:
         return scan_blocks((self._encoded(part) for part in sample), self._layout, request)
 
     def _encoded(self, part: SampledShard) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._indexer is None:  # not in __init__, where an error would reach the caller as a dead actor
+        if self._indexer is None:  # not in __init__: an error here is that of the item
             self._indexer = ShardIndexer(self._config, self._spec)
         if part.shard.key not in self._codes:
             rows, _, _ = self._indexer.encode(list(islice(self._indexer.read(part.shard), part.examples)))
