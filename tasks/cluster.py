@@ -12,7 +12,7 @@ import ray
 from lorif_core.config import ComputeConfig
 from lorif_core.errors import LorifError, UserError
 from lorif_core.storage.faults import one_line
-from tasks.workers.host import forget_idle_hosts
+from tasks.workers.host import end_idle_hosts
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
         yield _resources(compute)
     finally:
         if not connected:
-            forget_idle_hosts()
+            end_idle_hosts()
             ray.shutdown()
 
 

@@ -82,10 +82,7 @@ def find_host(reservation: Reservation) -> Host:
     """An idle host with this reservation, or a new one; idle hosts with other reservations make room for it."""
     if _idle[reservation]:
         return _idle[reservation].pop()
-    for hosts in _idle.values():
-        for host in hosts:
-            host.kill()
-    _idle.clear()
+    end_idle_hosts()
     node = reservation.node
     process = (
         cast(Any, RoleHost)
@@ -99,6 +96,9 @@ def find_host(reservation: Reservation) -> Host:
     return Host(process, reservation)
 
 
-def forget_idle_hosts() -> None:
-    """Forget all idle hosts; the end of the connection to Ray ends their processes."""
+def end_idle_hosts() -> None:
+    """End the processes of all idle hosts, which frees what they reserve."""
+    for hosts in _idle.values():
+        for host in hosts:
+            host.kill()
     _idle.clear()

@@ -12,6 +12,7 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL
 
 from tasks.demo.object_store import MotoServer
+from tasks.workers.host import end_idle_hosts
 from tests.integration.s3 import BUCKET
 from tests.patience import patience
 from tests.servers.proxy import Fault, FaultProxy
@@ -29,6 +30,7 @@ class Moment:
 
 def start_lorif(words: Sequence[str], errors: Path) -> subprocess.Popen[str]:
     """Run `lorif` with the session's Prefect server, as the leader of a process group."""
+    end_idle_hosts()  # those of this process would reserve the cores that the command needs
     with errors.open("ab") as stderr:
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "lorif"), *words],

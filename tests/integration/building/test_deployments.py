@@ -30,6 +30,7 @@ from lorif_core.storage.objects import Objects
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 from tasks.demo.object_store import MotoServer
+from tasks.workers.host import end_idle_hosts
 from tests.infra.files import INFRA
 from tests.integration.growing import codes_of
 from tests.integration.s3 import BUCKET, put_shards, s3_config
@@ -76,6 +77,7 @@ def deployment_runs(
         with PrefectServer(home, {"LORIF_HOME": str(INFRA.parent), "LORIF_CONFIG": str(file)}) as server:
             put_shards(s3_server, CORPUS, range(4))
             build(config)
+            end_idle_hosts()  # those of this process would reserve the cores that the runs need
             server.wait_for_server()
             server.start_worker(POOL)
             with SyncPrefectClient(server.api) as client, temporary_settings({PREFECT_API_URL: server.api}):
