@@ -8,7 +8,7 @@ import gc
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Semaphore
+from threading import Lock, Semaphore
 from typing import Any, cast
 
 import ray
@@ -31,13 +31,24 @@ class Reservation:
 class RoleHost:
     """The process. Ray must not restart it: `Workers` replaces one that dies and finds the item that caused it."""
 
-    def take(self, role: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        """Make an object of a role; later calls go to it."""
-        self._role = role(*arguments)
-        self._turns = Semaphore(getattr(role, "calls_at_once", 1))
+    def __init__(self) -> None:
+        self._role: Any = None
+        self._number, self._turns, self._changing = 0, Semaphore(), Lock()
 
-    def drop(self) -> None:
-        """Free the role, above all its model."""
+    def take(self, number: int, role: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Make an object of a role, the nth one of this process; later calls go to it."""
+        with self._changing:
+            self._free_role()
+            self._role, self._number = role(*arguments), number
+            self._turns = Semaphore(getattr(role, "calls_at_once", 1))
+
+    def drop(self, number: int) -> None:
+        """Free the nth role, above all its model; nothing if the next one was quicker, as calls have no order."""
+        with self._changing:
+            if number == self._number:
+                self._free_role()
+
+    def _free_role(self) -> None:
         import torch
 
         self._role = None
@@ -55,11 +66,13 @@ class Host:
 
     def __init__(self, process: Any, reservation: Reservation) -> None:
         self._process, self._reservation = process, reservation
+        self._roles = 0
         self.ready: ray.ObjectRef | None = None
 
     def take(self, role: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Give the process a role."""
-        self.ready = self._process.take.remote(role, arguments)
+        self._roles += 1
+        self.ready = self._process.take.remote(self._roles, role, arguments)
 
     def call(self, method: str, *arguments: Any, results: int = 1) -> Any:
         """Start a call of the role; returns its reference, or one for each of several results."""
@@ -67,7 +80,7 @@ class Host:
 
     def release(self) -> None:
         """Keep the process for the next step."""
-        self._process.drop.remote()
+        self._process.drop.remote(self._roles)
         _idle[self._reservation].append(self)
 
     def kill(self) -> None:

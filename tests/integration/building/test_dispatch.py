@@ -99,3 +99,46 @@ def test_a_store_that_keeps_failing_stops_the_run() -> None:
 def test_the_run_ends_if_every_item_kills_its_worker() -> None:
     with pytest.raises(LorifError, match="in a row failed"):
         run(list(range(100)), lambda host, item: host.call("die_of", item, item))
+
+
+class Counter:
+    """A role with a state of its own."""
+
+    def __init__(self, first: int, cores: int) -> None:
+        self._value = first
+
+    def next(self, _: int) -> tuple[int, int]:
+        self._value += 1
+        return self._value, os.getpid()
+
+    def fail(self, _: int) -> None:
+        raise ValueError("unlucky")
+
+
+def count_from(first: int, method: str = "next") -> list[Done | Failed]:
+    with Workers(lambda: start(Counter, Resources(1, 1, 0.0, 1), first), 1) as workers:
+        return list(workers.run([0], lambda host, item: host.call(method, item)))
+
+
+def test_steps_share_a_process_and_never_a_role() -> None:
+    """Also if the next step takes the process while it still frees the role of the last one."""
+    outcomes = [count_from(first)[0] for first in range(0, 400, 10)]
+    values = [outcome.result[0] for outcome in outcomes if isinstance(outcome, Done)]
+    assert values == [first + 1 for first in range(0, 400, 10)]
+    assert len({outcome.result[1] for outcome in outcomes if isinstance(outcome, Done)}) == 1
+
+
+def test_a_step_that_raised_leaves_no_process_to_the_next_one() -> None:
+    (before,) = count_from(0)
+    with pytest.raises(ZeroDivisionError), Workers(lambda: start(Counter, Resources(1, 1, 0.0, 1), 0), 1):
+        raise ZeroDivisionError
+    (after,) = count_from(0)
+    assert isinstance(before, Done) and isinstance(after, Done) and before.result[1] != after.result[1]
+
+
+def test_other_reservations_end_idle_processes_to_have_room() -> None:
+    """A worker that reserves both cores starts although an idle one has reserved one of them."""
+    count_from(0)
+    with Workers(lambda: start(Counter, Resources(1, 2, 0.0, 1), 5), 1) as workers:
+        (outcome,) = workers.run([0], lambda host, item: host.call("next", item))
+    assert isinstance(outcome, Done) and outcome.result[0] == 6
