@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import lorif_core as lc
+from lorif_core.config import Config
 from lorif_core.config_file import load_config
 from tasks.demo.corpus import QUESTIONS
+from tasks.demo.steps import demo_config
 
 STAGES = {"calibrate", "drift", "index", "curvature", "plan, publish", "all"}
 
@@ -17,11 +19,17 @@ STAGES = {"calibrate", "drift", "index", "curvature", "plan, publish", "all"}
 @pytest.mark.usefixtures("prefect_server", "ray_session")
 @pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.chaos)])
 def test_the_demo_runs_all_steps(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is trained for only two seconds, twice: the steps are those of the demo, the answers are worse."""
+    """The model trains for two seconds, projections are smaller: the steps are the demo's, the answers worse."""
     import flows.demo
+
+    def small_config(*arguments: Any) -> Config:
+        config = demo_config(*arguments)
+        projection = config.projection.model_copy(update={"factor": 8, "calibration_examples": 128})
+        return config.model_copy(update={"projection": projection})
 
     monkeypatch.setattr(flows.demo, "_TRAINING_SECONDS", 2.0)
     monkeypatch.setattr(flows.demo, "_CONTINUED_SECONDS", 2.0)
+    monkeypatch.setattr(flows.demo, "demo_config", small_config)
     out = tmp_path / "demo"
     summary = flows.demo.demo(out, store)
     assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "report"}

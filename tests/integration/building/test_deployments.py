@@ -20,7 +20,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.build import build
@@ -102,8 +102,9 @@ def run_all(
     server.command("deploy", "--all")
     create_automations(server, folder, address)
     deployments = {name: client.read_deployment_by_name(name).id for name in (UPDATE, REBUILD)}
-    sweep = (datetime.now(UTC) + timedelta(seconds=75)).replace(second=0, microsecond=0)
-    client.create_deployment_schedules(deployments[UPDATE], [(CronSchedule(cron=f"{sweep:%M %H} * * *"), True)])
+    sweep = (datetime.now(UTC) + timedelta(seconds=25)).replace(microsecond=0)
+    daily = IntervalSchedule(interval=timedelta(days=1), anchor_date=sweep)  # cron would wait for a full minute
+    client.create_deployment_schedules(deployments[UPDATE], [(daily, True)])
 
     def runs(name: str, ready: Callable[[FlowRun], bool]) -> list[FlowRun]:
         return [run for run in client.read_flow_runs() if run.deployment_id == deployments[name] and ready(run)]
