@@ -34,7 +34,7 @@ demo: $(VENV)/.installed ## train a small model, build an index, ask it and writ
 	$(BIN)/lorif demo --out demo-out
 
 test: $(VENV)/.installed ## run the unit and integration tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-chaos: $(VENV)/.installed ## kill builds a hundred times and run the longest other tests (most of an hour)
 	$(BIN)/python -m pytest -m chaos --log-cli-level=WARNING

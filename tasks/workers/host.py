@@ -32,6 +32,7 @@ class RoleHost:
     """The process. Ray must not restart it: `Workers` replaces one that dies and finds the item that caused it."""
 
     def __init__(self) -> None:
+        gc.disable()  # until the first role is imported: imports create a million objects that are never freed
         self._role: Any = None
         self._number, self._turns, self._changing = 0, Semaphore(), Lock()
 
@@ -39,6 +40,9 @@ class RoleHost:
         """Make an object of a role, the nth one of this process; later calls go to it."""
         with self._changing:
             self._free_role()
+            if not gc.isenabled():
+                gc.freeze()
+                gc.enable()
             self._role, self._number = role(*arguments), number
             self._turns = Semaphore(getattr(role, "calls_at_once", 1))
 
@@ -49,6 +53,8 @@ class RoleHost:
                 self._free_role()
 
     def _free_role(self) -> None:
+        if self._role is None:
+            return
         import torch
 
         self._role = None
