@@ -10,6 +10,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, because workers share the cores
 
+# Ray lowers the priority of its workers, so a busy machine would give them nothing
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 from tasks.demo.object_store import MotoServer
 from tasks.environment import lock_local_ray
 from tests.patience import patience
