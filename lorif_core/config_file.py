@@ -2,13 +2,15 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from lorif_core.config import ComputeConfig, Config, ModelConfig, StorageConfig, UpdateConfig
 from lorif_core.errors import UserError
+
+Validated = TypeVar("Validated", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -19,25 +21,50 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             value is out of range, or an override is malformed.
     """
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the config file {path} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {path} is not valid YAML: {_yaml_problem(error)}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"the config file {path} must contain keys such as index, model and corpus")
-    for override in overrides or []:
-        apply_override(raw, override)
+    raw = read_keys(path, "config", "index, model and corpus", overrides)
     return parse_config(raw, str(path))
 
 
-def parse_config(raw: dict[str, Any], source: str = "the config") -> Config:
-    """Validate a plain dict. Raises UserError with one sentence for the first error; it begins with `source`."""
+def read_keys(path: str | Path, kind: str, examples: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The keys of a YAML file with `key.sub=value` overrides, not validated yet.
+
+    Args:
+        path: the file.
+        kind: what the file is, for the message of an error.
+        examples: keys that it has, for the message of an error.
+        overrides: overrides; their values are YAML.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML or has no keys, or an override is malformed.
+    """
     try:
-        return Config.model_validate(raw)
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the {kind} file {path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the {kind} file {path} is not valid YAML: {_yaml_problem(error)}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"the {kind} file {path} must contain keys such as {examples}")
+    for override in overrides or []:
+        apply_override(raw, override)
+    return raw
+
+
+def validate_keys(model: type[Validated], raw: dict[str, Any], source: str) -> Validated:
+    """A section, or a whole file, from plain keys.
+
+    Raises:
+        UserError: one sentence for the first error; it begins with `source`.
+    """
+    try:
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{source}: {explain_invalid(error)}") from None
+        raise UserError(f"{source}: {_explain_invalid(error, model)}") from None
+
+
+def parse_config(raw: dict[str, Any], source: str = "the config") -> Config:
+    """Validate a plain dict; see `validate_keys`."""
+    return validate_keys(Config, raw, source)
 
 
 def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -57,35 +84,23 @@ def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, d
 
 
 def parse_storage(keys: dict[str, Any]) -> StorageConfig:
-    """Validate the storage section alone. Raises UserError with one sentence for the first error."""
-    try:
-        return StorageConfig.model_validate(keys)
-    except ValidationError as error:
-        raise UserError(f"storage: {explain_invalid(error, StorageConfig)}") from None
+    """Validate the storage section alone; see `validate_keys`."""
+    return validate_keys(StorageConfig, keys, "storage")
 
 
 def parse_compute(keys: dict[str, Any]) -> ComputeConfig:
-    """Like `parse_storage`, for the compute section."""
-    try:
-        return ComputeConfig.model_validate(keys)
-    except ValidationError as error:
-        raise UserError(f"compute: {explain_invalid(error, ComputeConfig)}") from None
+    """Validate the compute section alone."""
+    return validate_keys(ComputeConfig, keys, "compute")
 
 
 def parse_update(keys: dict[str, Any]) -> UpdateConfig:
-    """Like `parse_storage`, for the update section."""
-    try:
-        return UpdateConfig.model_validate(keys)
-    except ValidationError as error:
-        raise UserError(f"update: {explain_invalid(error, UpdateConfig)}") from None
+    """Validate the update section alone."""
+    return validate_keys(UpdateConfig, keys, "update")
 
 
 def parse_model(keys: dict[str, Any], path: str) -> ModelConfig:
-    """Like `parse_storage`, for the model section; `path` is used unless the keys have one."""
-    try:
-        return ModelConfig.model_validate({"path": path, **keys})
-    except ValidationError as error:
-        raise UserError(f"model: {explain_invalid(error, ModelConfig)}") from None
+    """Validate the model section alone; `path` is used unless the keys have one."""
+    return validate_keys(ModelConfig, {"path": path, **keys}, "model")
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -108,11 +123,10 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"the value of the override {key!r} is not valid YAML; quote it") from None
 
 
-def explain_invalid(error: ValidationError, root: Any = None) -> str:
+def _explain_invalid(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem as one sentence; unknown keys come first, because they can cause missing ones."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    root = root or Config
     location = [str(part) for part in problem["loc"]]
     key = ".".join(_without_union_tags(location, root))
     in_storage = location[:1] == ["storage"] or root is StorageConfig

@@ -74,7 +74,7 @@ class LimitsMiddleware:
         body = _Body(receive)
         try:
             with suppress(ClientDisconnect):
-                await self._check_and_run(scope, body.receive, send_with_headers)
+                await self._check_and_run(scope, body, send_with_headers)
         except ApiError as error:
             if "expect" not in Headers(scope=scope):  # a client that expects 100-continue has sent no body yet
                 await body.discard()
@@ -86,15 +86,15 @@ class LimitsMiddleware:
         path, milliseconds = ascii(scope["path"][:_LOGGED_CHARACTERS]), 1000 * (time.perf_counter() - started)
         log.info("%s %s %s %.0f ms", scope["method"], path, status or "disconnected", milliseconds)
 
-    async def _check_and_run(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _check_and_run(self, scope: Scope, body: "_Body", send: Send) -> None:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_token(headers, scope["path"])
         with self._place(scope):
-            body = await _read(headers, receive)
+            content = await body.read(headers)
             if scope["method"] == "POST" and _media_type(headers) != "application/json":
                 raise ApiError(415, "not_json", "the body must be sent as Content-Type: application/json")
-            await _run_while_connected(self._app, scope, body, receive, send)
+            await _run_while_connected(self._app, scope, content, body.receive, send)
 
     def _place(self, scope: Scope) -> AbstractContextManager[None]:
         is_question = scope["method"] == "POST" and scope["path"] == "/answers"
@@ -117,7 +117,7 @@ class LimitsMiddleware:
 
 
 class _Body:
-    """The body of a request, and whether all of it has arrived.
+    """The body of a request, which must arrive within `BODY_SECONDS`, whether it is read or discarded.
 
     Args:
         receive: the channel of the request.
@@ -125,6 +125,7 @@ class _Body:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._deadline = asyncio.get_running_loop().time() + BODY_SECONDS
         self._is_complete = False
 
     async def receive(self) -> Message:
@@ -133,14 +134,37 @@ class _Body:
         self._is_complete = not message.get("more_body", False)
         return message
 
+    async def read(self, headers: Headers) -> bytes:
+        """The complete body. Raises ApiError if it is too large or takes too long."""
+        announced = headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > BODY_BYTES:
+            raise _too_large()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._read_chunks()
+        except TimeoutError:
+            raise ApiError(408, "too_slow", f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
+
+    async def _read_chunks(self) -> bytes:
+        chunks, size = [], 0
+        while not self._is_complete:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > BODY_BYTES:
+                raise _too_large()
+        return b"".join(chunks)
+
     async def discard(self) -> None:
         """Read the rest of the body and drop it, up to a limit of bytes and seconds.
 
         A socket that is closed with unread bytes resets the connection, and the client would lose the answer.
         """
-        dropped = 0
+        dropped, soon = 0, asyncio.get_running_loop().time() + _DISCARD_SECONDS
         with suppress(TimeoutError):
-            async with asyncio.timeout(_DISCARD_SECONDS):
+            async with asyncio.timeout_at(min(soon, self._deadline)):
                 while not self._is_complete and dropped < _DISCARD_BYTES:
                     dropped += len((await self.receive()).get("body", b""))
 
@@ -164,32 +188,6 @@ def _host_name(header: str) -> str:
 
 def _media_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _read(headers: Headers, receive: Receive) -> bytes:
-    """The complete body. Raises ApiError if it is too large or takes too long."""
-    announced = headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > BODY_BYTES:
-        raise _too_large()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await _read_chunks(receive)
-    except TimeoutError:
-        raise ApiError(408, "too_slow", f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
-
-
-async def _read_chunks(receive: Receive) -> bytes:
-    chunks, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return b"".join(chunks)
 
 
 def _too_large() -> ApiError:

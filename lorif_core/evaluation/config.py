@@ -4,11 +4,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from lorif_core.config import Config, PositiveInt, Section, Uri
-from lorif_core.config_file import apply_override, explain_invalid, parse_config
+from lorif_core.config_file import parse_config, read_keys, validate_keys
 from lorif_core.errors import UserError
 from lorif_core.evaluation.tail_patch import PatchStep
 from lorif_core.evaluation.training_recipe import Recipe
@@ -138,20 +137,8 @@ def load_evaluation(path: str | Path, overrides: list[str] | None = None) -> Eva
     Raises:
         UserError: one sentence for the first error.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the evaluation file {path} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the evaluation file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"the evaluation file {path} must contain keys such as config, queries and methods")
-    for override in overrides or []:
-        apply_override(raw, override)
-    try:
-        evaluation = EvaluationConfig.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain_invalid(error, EvaluationConfig)}") from None
+    raw = read_keys(path, "evaluation", "config, queries and methods", overrides)
+    evaluation = validate_keys(EvaluationConfig, raw, str(path))
     _check(evaluation, str(path))
     return evaluation
 

@@ -3,7 +3,6 @@
 import os
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from prefect.settings import PREFECT_API_URL
 
 from lorif_core.config import Config
 from tasks.demo.object_store import MotoServer
+from tests.integration.lorif import LORIF
 from tests.integration.s3 import BUCKET
 from tests.patience import patience
 
@@ -74,7 +74,7 @@ class RecordedCommands:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [str(Path(sys.executable).parent / "lorif"), *arguments],
+            [*LORIF, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment,
         )  # fmt: skip
 

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from prefect.settings import PREFECT_API_URL
 
 from tasks.demo.object_store import MotoServer
 from tasks.workers.host import end_idle_hosts
+from tests.integration.lorif import LORIF
 from tests.integration.s3 import BUCKET
 from tests.patience import patience
 from tests.servers.proxy import Fault, FaultProxy
@@ -33,7 +33,7 @@ def start_lorif(words: Sequence[str], errors: Path) -> subprocess.Popen[str]:
     end_idle_hosts()  # those of this process would reserve the cores that the command needs
     with errors.open("ab") as stderr:
         return subprocess.Popen(
-            [str(Path(sys.executable).parent / "lorif"), *words],
+            [*LORIF, *words],
             stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
             env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
         )  # fmt: skip

@@ -10,7 +10,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +42,7 @@ from lorif_core.tables.datasets import Tables
 from lorif_core.tables.store import Store
 from tasks.cluster import cluster
 from tests.integration.conftest import MakeConfig
-from tests.integration.lorif import run
+from tests.integration.lorif import LORIF, run
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, fill_bucket, s3_config, shard_file
 from tests.patience import patience
@@ -362,7 +361,7 @@ class Victim:
     def start(self) -> None:
         """Run `lorif build`."""
         self.process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "lorif"), "build", "-c", str(self._path), "--json"],
+            [*LORIF, "build", "-c", str(self._path), "--json"],
             stdout=subprocess.PIPE, stderr=self._errors.open("ab"), text=True, start_new_session=True,
             env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
         )  # fmt: skip
