@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from flows.serve.where_guard import MAX_WHERE_CHARACTERS, check_where_cost
 from lorif_core.errors import UserError
 from lorif_core.search.options import Normalisation
 from lorif_core.search.queries import Query, as_query
+from lorif_core.tables.filters import MAX_CHARACTERS
 
 TOP_K_MAX = 100
 TEXT_MAX = 100_000
@@ -81,7 +81,7 @@ class Question(SingleQuery):
     top_k: int = Field(
         10, ge=1, le=TOP_K_MAX, description="The number of proponents, and of opponents, in the answer."
     )
-    where: Annotated[str, Field(min_length=1, max_length=MAX_WHERE_CHARACTERS)] | None = Field(
+    where: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)] | None = Field(
         None, description="An SQL condition on the columns that /index lists; only rows that meet it are searched."
     )
     normalise: Normalisation = Field(
@@ -113,8 +113,6 @@ class Question(SingleQuery):
         """The query for the library. Raises UserError if it or its options are not valid."""
         if self.explain and self.normalise != "none":
             raise UserError("explain shows the parts of plain scores; leave out normalise")
-        if self.where is not None:
-            check_where_cost(self.where)
         names = {"text", "prompt", "completion", "tokens", "labels", "group", "contrast"}
         fields: dict[str, Any] = self.model_dump(include=names, exclude_none=True)
         return as_query({"id": "question", **fields}, 0)

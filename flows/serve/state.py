@@ -8,7 +8,7 @@ from flows.serve.limits import BODY_BYTES
 from flows.serve.live_index import LiveIndex, SearchKind
 from flows.serve.question import MEMBERS_MAX, TEXT_MAX, TOKENS_MAX, TOP_K_MAX
 from flows.serve.request_queue import MAX_WAITING
-from flows.serve.where_guard import MAX_WHERE_CHARACTERS
+from lorif_core.tables.filters import MAX_CHARACTERS
 
 
 class Health(BaseModel):
@@ -28,7 +28,7 @@ class Limits(BaseModel):
     tokens: int = Field(default=TOKENS_MAX, description="The largest number of token ids of a query.")
     members: int = Field(default=MEMBERS_MAX, description="The largest number of queries of a group.")
     where_characters: int = Field(
-        default=MAX_WHERE_CHARACTERS, description="The largest number of characters of `where`."
+        default=MAX_CHARACTERS, description="The largest number of characters of `where`."
     )
     body_bytes: int = Field(default=BODY_BYTES, description="The largest number of bytes of a request body.")
     waiting: int = Field(

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from lorif_core.errors import UserError
 from lorif_core.spec import IndexSpec
-from lorif_core.tables.filters import where_errors
+from lorif_core.tables.filters import condition_sql
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
@@ -82,8 +82,8 @@ def rows_where(store: Store, version: int, condition: str) -> pa.Table:
     Raises:
         UserError: the condition is not valid.
     """
-    with where_errors(condition):
-        return _table(store.rows.metadata(version, _COLUMNS, condition=condition))
+    sql = condition_sql(store, version, condition)
+    return _table(store.rows.metadata(version, _COLUMNS, condition=sql))
 
 
 def same_content(store: Store, version: int, rows: pa.Table) -> pa.Table:

@@ -103,7 +103,9 @@ class GenerationReader:
         if not two_stage:
             return self.top_k_prepared(self.prepare(folded), k, options)
         pairs = zip(self.parts, folded, strict=True)
-        return _merged([part.two_stage().top_k(queries, k, options.where, MEMORY_GB) for part, queries in pairs])
+        return _merged(
+            [part.two_stage().top_k(queries, k, options.condition, MEMORY_GB) for part, queries in pairs]
+        )
 
     def top_k_prepared(
         self, queries: Sequence[PreparedQueries], k: int, options: SearchOptions = DEFAULT_OPTIONS

@@ -138,9 +138,9 @@ class Index(GenerationReader):
 
     def self_influence(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
         """Ids and s(x, x) float32 of the rows, block by block; comparable within one checkpoint only."""
-        self.options(where)
+        condition = self.options(where).condition
         for part in self.parts:
-            yield from selection.with_ids(part, part.self_influence(where=where), where)
+            yield from selection.with_ids(part, part.self_influence(where=condition), condition)
 
     def token_scores(
         self, query: QueryInput, example_ids: Sequence[str], model: ModelInput = None

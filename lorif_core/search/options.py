@@ -18,13 +18,19 @@ class SearchOptions:
     """The rows to score and the normalisation of their scores.
 
     Attributes:
-        where: SQL condition on the descriptive columns; None for all rows.
+        where: SQL condition on the descriptive columns, as the user wrote it; None for all rows.
         normalise: `none` s(q, x); `cosine` s(q, x) / sqrt(s(q, q) s(x, x)); `self` s(q, x) / sqrt(s(x, x)), the
             l-relative influence of RelatIF (arXiv 2003.11630). The sign is always that of s(q, x).
+        condition: the SQL of `where` that Lance evaluates, from `check_where`.
     """
 
     where: str | None = None
     normalise: Normalisation = "none"
+    condition: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.where is None) != (self.condition is None):
+            raise ValueError("where needs its condition; use make_options")
 
     def query_power(self, has_one_checkpoint: bool) -> float:
         """The power of s(q, q) that the scores of a query are divided by.
@@ -48,13 +54,12 @@ def make_options(store: Store, version: int, where: str | None = None, normalise
     """Options that are checked against a version of the factors.
 
     Raises:
-        UserError: `where` is not valid SQL or matches no row, or the normalisation is unknown.
+        UserError: `where` is not a valid condition or matches no row, or the normalisation is unknown.
     """
     if normalise not in NORMALISATIONS:
         raise UserError(f"normalise is {normalise!r}; it must be one of {', '.join(NORMALISATIONS)}")
-    if where is not None:
-        check_where(store, version, where)
-    return SearchOptions(where, normalise)  # type: ignore[arg-type]
+    condition = None if where is None else check_where(store, version, where)
+    return SearchOptions(where, normalise, condition)  # type: ignore[arg-type]
 
 
 def inverse_root(self_influence: np.ndarray) -> np.ndarray:

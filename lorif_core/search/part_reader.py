@@ -257,8 +257,8 @@ class PartReader:
         """Blocks of the part's rows, and the multipliers of their scores, float32 (B,); None for no multiplier."""
         own, start = None, 0
         if options.normalise != "none":
-            own = self.self_influence(fragments, memory_gb, options.where)
-        for block in self.blocks(fragments, memory_gb, options.where, extra):
+            own = self.self_influence(fragments, memory_gb, options.condition)
+        for block in self.blocks(fragments, memory_gb, options.condition, extra):
             stop = start + len(block.example_ids)
             yield block, None if own is None else inverse_root(own[start:stop])
             start = stop

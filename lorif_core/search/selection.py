@@ -61,12 +61,12 @@ def select(
     if not 0 < fraction <= 1:
         raise UserError(f"the fraction is {fraction:g}; it must be above 0 and at most 1")
     if queries is None:
-        scores = [part.self_influence(where=options.where) for part in index.parts]
+        scores = [part.self_influence(where=options.condition) for part in index.parts]
     else:
         scores = _mean_scores(index, queries, model, options)
     signed = [-part_scores if bottom else part_scores for part_scores in scores]
-    selected = best_fraction(signed, fraction, lambda positions: _ids_at(index, positions, options.where))
-    return _selected_rows(index, scores, selected, options.where)
+    selected = best_fraction(signed, fraction, lambda positions: _ids_at(index, positions, options.condition))
+    return _selected_rows(index, scores, selected, options.condition)
 
 
 def _selected_rows(

@@ -1,47 +1,47 @@
 """SQL conditions on the descriptive columns of an index, which Lance evaluates while it reads."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from reprlib import Repr
 
-from lorif_core.errors import LorifError, StoreUnavailableError, UserError
+from lorif_core.errors import UserError
 from lorif_core.tables.store import Store
 
-_QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
+MAX_CHARACTERS = 10_000
+_short = Repr()
+_short.maxstring = 200
 
 
-@contextmanager
-def where_errors(condition: str) -> Iterator[None]:
-    """Convert the errors of an invalid condition; the block must contain the scan that evaluates the condition.
+def condition_sql(store: Store, version: int, condition: str) -> str:
+    """The SQL that Lance evaluates for a condition of a user; it is never the user's own text.
 
     Raises:
-        UserError: the condition is not valid.
+        UserError: the condition is not valid for the columns of this version of `factors`, or it is too large.
     """
-    bare = _QUOTED.sub("", condition)
-    if ";" in bare or "--" in bare or "/*" in bare:  # Lance silently ignores the text after these
-        raise UserError(f"where {condition!r} must be one condition, without ; and comments")
+    from lorif_core.tables.condition_translator import translate  # it takes a while to import
+
+    if len(condition) > MAX_CHARACTERS:
+        raise UserError(f"where has {len(condition):,} characters; at most {MAX_CHARACTERS:,} are allowed")
     try:
-        yield
-    except StoreUnavailableError:
-        raise
-    except LorifError as error:  # Lance has no exception type for invalid conditions
-        if "Invalid user input" not in str(error):
-            raise
-        reason = str(error).partition("Invalid user input: ")[2].partition(" Valid fields are")[0]
+        condition.encode()
+    except UnicodeEncodeError:
+        raise UserError("where has a character that is half of a pair; write whole characters") from None
+    try:
+        return translate(condition, store.rows.descriptive_schema(version))
+    except UserError as error:
         raise UserError(
-            f"where {condition!r} is not a valid condition on the columns of the index: "
-            f"{reason.partition(', /')[0]}"
+            f"where {_short.repr(condition)} is not a valid condition on the columns of the index: {error}"
         ) from None
 
 
-def check_where(store: Store, version: int, condition: str) -> None:
-    """Check a condition before anything is scored.
+def check_where(store: Store, version: int, condition: str) -> str:
+    """Check a condition before anything is scored; returns its SQL for Lance.
 
     Raises:
         UserError: the condition is not valid, or no row of this version of `factors` meets it.
     """
-    with where_errors(condition):
-        batches = store.rows.metadata(version, ["example_id"], condition=condition)
-        has_rows = any(batch.num_rows for batch in batches)
-    if not has_rows:
-        raise UserError(f"no example of {store.uri} is selected: where {condition!r} matches none of its rows")
+    sql = condition_sql(store, version, condition)
+    batches = store.rows.metadata(version, ["example_id"], condition=sql)
+    if not any(batch.num_rows for batch in batches):
+        raise UserError(
+            f"no example of {store.uri} is selected: where {_short.repr(condition)} matches none of its rows"
+        )
+    return sql

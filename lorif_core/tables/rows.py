@@ -159,10 +159,7 @@ class RowTable:
             version: version of `factors`.
             columns: names of the columns.
             fragments: fragments to read; None for all.
-            condition: SQL filter on the rows.
-
-        Raises:
-            LorifError: the condition is not valid, among others; see `where_errors`.
+            condition: SQL filter on the rows, which Lance evaluates; for one of a user see `condition_sql`.
         """
         dataset = self._tables.require("factors", version)
         selected = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
@@ -174,7 +171,13 @@ class RowTable:
 
     def descriptive_columns(self, version: int) -> list[str]:
         """Names of all columns except those of the code."""
-        return [name for name in self._tables.require("factors", version).schema.names if name not in CODE_COLUMNS]
+        return self.descriptive_schema(version).names
+
+    def descriptive_schema(self, version: int) -> pa.Schema:
+        """All columns except those of the code."""
+        return pa.schema(
+            [field for field in self._tables.require("factors", version).schema if field.name not in CODE_COLUMNS]
+        )
 
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Descriptive columns (all except those of the code) of some examples, by id."""
