@@ -76,12 +76,17 @@ class CorpusConfig(Section):
     prompt: str | None = None
     """Column of prompts, which are not scored; requires `completion`, and takes precedence over `text`."""
     completion: str | None = None
-    """Column of completions, the scored part of an example; requires `prompt`."""
+    """Column of completions, the scored part of an example; requires `prompt`. Prompt and completion are joined as
+    they are, without a space, and tokenised as one text. A token with characters of both is scored, and so is a
+    special token that the tokenizer puts at the end."""
     tokens: str | None = None
     """Column of token ids for data that are already tokenised; takes precedence over all other columns."""
     labels: str | None = None
     """Column of target ids, one per token, with -100 where a token is not scored; requires `tokens`. With `null`
     all tokens are scored."""
+    mask: str | None = None
+    """Column with 1 for each of the `tokens` and 0 for padding, which is cut off at both ends; requires `tokens`.
+    Without it padded tokens are refused."""
     id: str | None = None
     """Column of unique ids, strings or integers; `null` names each example `<file>#<row>`."""
     max_length: Annotated[int, Field(ge=2)] = 512
@@ -95,8 +100,9 @@ class CorpusConfig(Section):
     def _columns_go_together(self) -> "CorpusConfig":
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("prompt and completion must be given together")
-        if self.labels is not None and self.tokens is None:
-            raise ValueError("labels needs tokens")
+        for name in ("labels", "mask"):
+            if getattr(self, name) is not None and self.tokens is None:
+                raise ValueError(f"{name} needs tokens")
         if self.text is None and self.prompt is None and self.tokens is None:
             raise ValueError("one of text, prompt+completion or tokens must name a column")
         return self

@@ -12,6 +12,8 @@ _SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
 CHECKPOINT_KEYS = frozenset({"checkpoint", "projection.whitening"})
 """Keys of a spec that change when the same model is trained further."""
 
+_LATER_FIELDS = ("mask", "pair")  # of the tokenisation; left out of the JSON while they are None
+
 MASKED = -100
 """Label of a token that has no loss, as in transformers."""
 
@@ -110,7 +112,11 @@ class CodeSpec:
 
 @dataclass(frozen=True, slots=True)
 class TokenSpec:
-    """How a record becomes token ids and labels."""
+    """How a record becomes token ids and labels.
+
+    `pair` says how prompt and completion become tokens. It is None if there are none, and in indexes of releases
+    that tokenised them apart, so that their rows are never mixed with rows of today.
+    """
 
     tokenizer: str
     text: str | None
@@ -121,6 +127,8 @@ class TokenSpec:
     id: str | None
     max_length: int
     chunk: bool
+    mask: str | None = None
+    pair: Literal["joined"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +165,12 @@ class IndexSpec:
     format: int = field(default=5)
 
     def to_json(self) -> str:
-        """Canonical JSON: equal specs give equal strings."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: equal specs give equal strings, also those that were stored before a field was added."""
+        tree = asdict(self)
+        for name in _LATER_FIELDS:
+            if tree["tokenisation"][name] is None:
+                del tree["tokenisation"][name]
+        return json.dumps(tree, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "IndexSpec":

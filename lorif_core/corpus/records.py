@@ -40,15 +40,22 @@ def column_kinds(file: SourceFile) -> dict[str, str] | None:
 
 
 def read_records(
-    file: SourceFile, columns: Sequence[str], start: int = 0, rows: int | None = None, offset: int | None = None
+    file: SourceFile,
+    columns: Sequence[str],
+    start: int = 0,
+    rows: int | None = None,
+    offset: int | None = None,
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number in the file, dict with exactly `columns`), streaming.
+    """(row number in the file, dict with `columns`, and with those of `optional` that there are), streaming.
 
     Raises:
         UserError: a line is not a JSON object or lacks a column; file and line or row are named.
     """
     if not is_jsonl(file):
-        yield from columnar.read_records(file, columns, start, rows)
+        present = columnar.column_kinds(file) if optional else {}
+        both = [*columns, *(column for column in optional if column in present and column not in columns)]
+        yield from columnar.read_records(file, both, start, rows)
         return
     for row, record in jsonl.read_records(file, start, rows, offset):
         missing = [column for column in columns if column not in record]
@@ -56,7 +63,7 @@ def read_records(
             raise UserError(
                 f"row {row} of {file.uri} has no {missing[0]!r}; it has {', '.join(record) or 'no keys at all'}"
             )
-        yield row, {column: record[column] for column in columns}
+        yield row, {column: record[column] for column in (*columns, *optional) if column in record}
 
 
 @contextmanager

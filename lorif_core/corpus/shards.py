@@ -12,6 +12,7 @@ import numpy as np
 
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus import columnar, jsonl
+from lorif_core.corpus.padding import MASK_NAME
 from lorif_core.corpus.records import ENDINGS, checking_file, column_kinds, is_jsonl, read_records
 from lorif_core.errors import CorpusChangedError, DamagedFileError, UserError
 from lorif_core.spec import FileTag, ShardRef
@@ -55,6 +56,11 @@ class _ListedFile:
 def needed_columns(corpus: CorpusConfig) -> list[str]:
     """Columns to read: tokens and labels, else prompt and completion, else text; in each case also the id."""
     return list(dict.fromkeys(column for column, _ in _columns_with_roles(corpus)))
+
+
+def optional_columns(corpus: CorpusConfig) -> list[str]:
+    """Columns to read where a file has them: masks that are not configured, since they must not mask anything."""
+    return [MASK_NAME] if corpus.tokens is not None and corpus.mask is None else []
 
 
 def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
@@ -130,9 +136,9 @@ def find_id(
 
 
 def read_rows(
-    shard: ShardRef, columns: Sequence[str], storage: StorageConfig
+    shard: ShardRef, columns: Sequence[str], storage: StorageConfig, optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number in the file, dict with exactly `columns`) of the shard's rows, in order, streaming.
+    """(row number in the file, record) of the shard's rows, in order, streaming; columns as in `read_records`.
 
     Raises:
         CorpusChangedError: the file changed after it was listed, or while it was read.
@@ -142,7 +148,7 @@ def read_rows(
     file = _require_unchanged(shard, storage)
     try:
         with checking_file(file):
-            yield from read_records(file, columns, shard.start, shard.rows, shard.offset)
+            yield from read_records(file, columns, shard.start, shard.rows, shard.offset, optional)
     except Exception:
         _require_unchanged(shard, storage)  # apparent damage may come from a file replaced during the read
         raise
@@ -209,7 +215,7 @@ def _shard(file: SourceFile, start: int, rows: int, offset: int | None = None) -
 
 def _columns_with_roles(corpus: CorpusConfig) -> list[tuple[str, str]]:
     if corpus.tokens is not None:
-        roles = [(corpus.tokens, "tokens"), (corpus.labels, "tokens")]
+        roles = [(corpus.tokens, "tokens"), (corpus.labels, "tokens"), (corpus.mask, "tokens")]
     elif corpus.prompt is not None:
         roles = [(corpus.prompt, "text"), (corpus.completion, "text")]
     else:

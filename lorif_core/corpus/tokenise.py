@@ -1,7 +1,7 @@
 """Converts records to examples: token ids and labels, truncated or cut into blocks.
 
 Labels are aligned with the ids, and the loss shifts them: position t is predicted from the tokens before it, so
-position 0 is never scored.
+position 0 is never scored. A pair is tokenised as the one text that it is.
 """
 
 import hashlib
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorif_core.config import CorpusConfig
+from lorif_core.corpus.padding import mask_of, refuse_padding, unpadded
+from lorif_core.corpus.token_boundary import require_offsets, tokenise_pair
 from lorif_core.errors import UserError
 from lorif_core.spec import MASKED
 
@@ -54,19 +56,26 @@ class TokenSequence:
         labels: (T,) int32, -100 where not scored.
         prompt: number of leading tokens that are the prompt.
         text: the text for display, if known.
+        lead: how many of the prompt's tokens are special tokens in front, such as BOS.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     prompt: int
     text: str | None
+    lead: int = 0
 
     def truncated(self, max_length: int) -> "TokenSequence":
-        """Cut to `max_length`: first the start of the prompt, except its last token, then the completion's end."""
+        """Cut to `max_length`: first the start of the prompt, except its last token, then the completion's end.
+
+        The special tokens in front stay if more of the prompt stays than these.
+        """
         completion = len(self.ids) - self.prompt
         prompt = min(self.prompt, max(1, max_length - completion))
-        window = slice(self.prompt - prompt, self.prompt - prompt + max_length)
-        return TokenSequence(self.ids[window], self.labels[window], prompt, self.text)
+        lead = self.lead if self.lead < prompt else 0
+        start = self.prompt - prompt + lead
+        retained = np.r_[0:lead, start : min(start + max_length - lead, len(self.ids))]
+        return TokenSequence(self.ids[retained], self.labels[retained], prompt, self.text, lead)
 
 
 def make_examples(
@@ -81,7 +90,7 @@ def make_examples(
 
     Args:
         row: row number in the file.
-        record: the columns of `needed_columns(corpus)`.
+        record: the columns of `needed_columns(corpus)`, and of `optional_columns(corpus)` those that there are.
         name: the file's name in the corpus.
         tokenizer: may be None if the corpus has a column of tokens.
         corpus: the columns that make an example, and its maximum length.
@@ -94,7 +103,8 @@ def make_examples(
     example_id = _example_id(record, corpus, f"{name}#{row}", where)
     if corpus.tokens is not None:
         labels = None if corpus.labels is None else record[corpus.labels]
-        sequence = encode_tokens(record[corpus.tokens], labels, tokenizer, vocab_size, where)
+        mask = mask_of(record, corpus.mask, where)
+        sequence = encode_tokens(record[corpus.tokens], labels, tokenizer, vocab_size, where, mask)
     elif corpus.prompt is not None and corpus.completion is not None:
         sequence = encode_pair(record[corpus.prompt], record[corpus.completion], tokenizer, vocab_size, where)
     else:
@@ -127,31 +137,59 @@ def encode_text(
     text: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str
 ) -> TokenSequence:
     """All tokens are scored, with the tokenizer's special tokens; an empty text gives no tokens."""
-    ids = _tokenise(text, tokenizer, vocab_size, where, special=True) if text != "" else np.zeros(0, np.int32)
+    if text == "":
+        return TokenSequence(np.zeros(0, np.int32), np.zeros(0, np.int32), 0, text)
+    checked = _tokenizer_for(tokenizer, where)
+    _check_text(text, where)
+    long_ids = np.asarray(checked(text, verbose=False)["input_ids"], dtype=np.int64)
+    _check_range(long_ids, vocab_size, f"the tokenizer's ids for {where}")
+    ids = long_ids.astype(np.int32)
     return TokenSequence(ids, ids, 0, text)
 
 
 def encode_pair(
     prompt: Any, completion: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str
 ) -> TokenSequence:
-    """Prompt and completion are tokenised separately, the completion without special tokens; only it is scored."""
-    prompt_ids = _tokenise(prompt, tokenizer, vocab_size, f"the prompt of {where}", special=True)
-    completion_ids = _tokenise(completion, tokenizer, vocab_size, f"the completion of {where}", special=False)
-    ids = np.concatenate([prompt_ids, completion_ids])
-    labels = np.concatenate([np.full_like(prompt_ids, MASKED), completion_ids])
-    return TokenSequence(ids, labels, len(prompt_ids), prompt + completion)
+    """Prompt and completion are tokenised as one text, with the special tokens of this text.
+
+    The tokens of the completion are scored: the first one that ends after the prompt, and all after it. So a
+    token that holds characters of both is scored, and so is a special token at the end. A completion without a
+    token of its own, such as an empty one, has nothing to score.
+    """
+    checked = _tokenizer_for(tokenizer, where)
+    _check_text(prompt, f"the prompt of {where}")
+    _check_text(completion, f"the completion of {where}")
+    require_offsets(checked, where)
+    long_ids, prompt_tokens, lead = tokenise_pair(prompt, completion, checked)
+    _check_range(long_ids, vocab_size, f"the tokenizer's ids for {where}")
+    ids = long_ids.astype(np.int32)
+    labels = ids.copy()
+    labels[:prompt_tokens] = MASKED
+    return TokenSequence(ids, labels, prompt_tokens, prompt + completion, min(lead, prompt_tokens))
 
 
 def encode_tokens(
-    tokens: Any, labels: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str
+    tokens: Any,
+    labels: Any,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    vocab_size: int,
+    where: str,
+    mask: Any = None,
 ) -> TokenSequence:
-    """Given tokens; without labels all are scored. The text is decoded if there is a tokenizer."""
+    """Given tokens; without labels all are scored. The text is decoded if there is a tokenizer.
+
+    Tokens whose mask is 0 are padding and are cut off at both ends. Without a mask, padded tokens are refused.
+    """
     ids = integers(tokens, f"the tokens of {where}")
     _check_range(ids, vocab_size, f"the tokens of {where}")
     targets = ids if labels is None else integers(labels, f"the labels of {where}")
     if len(targets) != len(ids):
         raise UserError(f"{where} has {len(ids)} tokens and {len(targets)} labels; give one label for each token")
     _check_range(targets[targets != MASKED], vocab_size, f"the labels of {where}", f" or {MASKED}")
+    if mask is None:
+        refuse_padding(ids, targets, tokenizer, where)
+    else:
+        ids, targets = unpadded(ids, targets, integers(mask, f"the mask of {where}"), where)
     text = None if tokenizer is None else tokenizer.decode(ids.tolist())
     return TokenSequence(ids.astype(np.int32), targets.astype(np.int32), 0, text)
 
@@ -176,21 +214,19 @@ def _example_id(record: Mapping[str, Any], corpus: CorpusConfig, default: str, w
     return str(record[corpus.id])
 
 
-def _tokenise(
-    text: Any, tokenizer: "PreTrainedTokenizerBase | None", vocab_size: int, where: str, *, special: bool
-) -> np.ndarray:
+def _tokenizer_for(tokenizer: "PreTrainedTokenizerBase | None", where: str) -> "PreTrainedTokenizerBase":
     if tokenizer is None:
         raise UserError(f"the model has no tokenizer for {where}; save one in its folder or provide tokens")
+    return tokenizer
+
+
+def _check_text(text: Any, where: str) -> None:
     if not isinstance(text, str):
         raise UserError(f"{where} must be a string, but is {'null' if text is None else type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(f"{where} has half of a surrogate pair, which is not text; correct or remove it") from None
-    ids = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    array = np.asarray(ids, dtype=np.int64)
-    _check_range(array, vocab_size, f"the tokenizer's ids for {where}")
-    return array.astype(np.int32)
 
 
 def integers(values: Any, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus.batches import collate, token_budget_batches
-from lorif_core.corpus.shards import needed_columns, read_rows
+from lorif_core.corpus.shards import needed_columns, optional_columns, read_rows
 from lorif_core.corpus.tokenise import Example, make_examples
 from lorif_core.gradients.extract import STORED_DTYPES, Extractor
 from lorif_core.lifecycle.removal import REMOVED, read_removals
@@ -133,7 +133,8 @@ class ShardIndexer:
 
 def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Iterator[Example]:
     """The shard's examples, in the order of the file."""
-    for row, record in read_rows(shard, needed_columns(config.corpus), config.storage):
+    columns, optional = needed_columns(config.corpus), optional_columns(config.corpus)
+    for row, record in read_rows(shard, columns, config.storage, optional):
         yield from make_examples(row, record, shard.name, loaded.tokenizer, config.corpus, loaded.vocab_size)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lorif_core.config import Config
 from lorif_core.corpus.shards import Listing, check_first_file, list_shards
+from lorif_core.corpus.token_boundary import require_offsets
 from lorif_core.curvature.randomized_svd import layer_groups
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
@@ -122,6 +123,8 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
             id=corpus.id,
             max_length=corpus.max_length,
             chunk=corpus.chunk,
+            mask=corpus.mask,
+            pair="joined" if uses_pair else None,
         ),
         store_text=corpus.store_text,
     )
@@ -149,6 +152,8 @@ def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, 
             f"the model {config.model.path} has no tokenizer; save one beside it, or set corpus.tokens to the "
             f"column of token ids"
         )
+    if config.corpus.tokens is None and config.corpus.prompt is not None:
+        require_offsets(skeleton.tokenizer, f"a pair of {config.corpus.prompt} and {config.corpus.completion}")
 
 
 def curvature_spec(config: Config) -> CurvatureSpec:

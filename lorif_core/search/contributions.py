@@ -26,8 +26,8 @@ from lorif_core.tables.blocks import Block
 
 OTHER_GROUP = "other"
 _MEMORY_GB = 0.25  # for the gradients of a block of tokens
-_REPLACEMENT = "\ufffd"  # the text of a token that is a part of a character
-_MAX_TOKENS_OF_CHARACTER = 8  # longer runs are not text
+_REPLACEMENT = "\ufffd"  # what a part of a character is decoded to, and a character of its own
+_MAX_CONTINUATION = 3  # bytes of a character after its first, and so tokens that can complete it
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _example_gradients(encoder: QueryEncoder, examples: Sequence[Example]) -> Qu
 
 
 def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """The text of each token, so that their concatenation is the whole text.
+    """The text of each token, so that their concatenation is the whole text, with the special tokens.
 
     Tokens are decoded in context, since a token decoded alone may lose its leading space. If several tokens form a
     character, the last of them gets its text and the others are empty.
@@ -175,13 +175,17 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -
         return [f" {token}" for token in ids]
     texts: list[str] = []
     start = done = 0  # tokens from `start` are decoded together; tokens before `done` have their text
-    for position in range(len(ids)):
-        earlier, text = (
-            tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) for end in (done, position + 1)
-        )
-        is_last = position + 1 == len(ids)
-        is_partial = text.endswith(_REPLACEMENT) and position - done < _MAX_TOKENS_OF_CHARACTER and not is_last
-        texts.append("" if is_partial else text[len(earlier) :])
-        if not is_partial:
-            start, done = done, position + 1
+    for stop in range(1, len(ids) + 1):
+        earlier, text = _decode(ids[start:done], tokenizer), _decode(ids[start:stop], tokenizer)
+        is_certain = not text.endswith(_REPLACEMENT)
+        further = range(stop + 1, min(stop + _MAX_CONTINUATION, len(ids)) + 1)
+        if is_certain or all(_decode(ids[start:end], tokenizer).startswith(text) for end in further):
+            texts.append(text[len(earlier) :])
+            start, done = done if is_certain else start, stop
+        else:
+            texts.append("")
     return texts
+
+
+def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)

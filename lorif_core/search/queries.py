@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import StorageConfig
 from lorif_core.corpus import columnar, jsonl
+from lorif_core.corpus.padding import MASK_NAME
 from lorif_core.corpus.records import checking_file, column_kinds, is_jsonl
 from lorif_core.corpus.tokenise import (
     Example,
@@ -22,7 +23,7 @@ from lorif_core.errors import UserError
 from lorif_core.storage.filesystem import SourceFile, find_files
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-_FIELDS = ("id", "text", "prompt", "completion", "tokens", "labels")
+_FIELDS = ("id", "text", "prompt", "completion", "tokens", "labels", MASK_NAME)
 _COMPOUND = ("group", "contrast")
 _NEEDED = "text, or prompt and completion, or tokens"
 
@@ -33,6 +34,7 @@ class Query:
 
     Unused fields are None. The loss of a `group` is the mean of its members' losses; the loss of a `contrast`
     (A, B) is A's loss minus B's. The same holds for gradients and scores. Members cannot be groups or contrasts.
+    Prompt and completion are tokenised as one text. `mask` is 0 for tokens that are padding, which is cut off.
     """
 
     query_id: str
@@ -41,6 +43,7 @@ class Query:
     completion: str | None = None
     tokens: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
+    mask: tuple[int, ...] | None = None
     group: "tuple[Query, ...] | None" = None
     contrast: "tuple[Query, Query] | None" = None
 
@@ -71,7 +74,8 @@ QueryInput = str | Mapping[str, Any] | Query
 def read_queries(path: str, storage: StorageConfig) -> list[Query]:
     """Queries of a .jsonl(.gz, .zst) or .parquet file with `text`, or `prompt` and `completion`, or `tokens`.
 
-    `tokens` may come with `labels`. Every row may have an `id`; the default is its position in the file, from 0.
+    `tokens` may come with `labels` and with an `attention_mask`, which marks padding with 0. Every row may have an
+    `id`; the default is its position in the file, from 0.
     Instead of these a row may have `group`, a list of queries, or `contrast`, a list of two queries.
 
     Raises:
@@ -164,7 +168,7 @@ def _encode(
     query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, subject: str
 ) -> TokenSequence:
     if query.tokens is not None:
-        return encode_tokens(query.tokens, query.labels, tokenizer, vocab_size, subject)
+        return encode_tokens(query.tokens, query.labels, tokenizer, vocab_size, subject, query.mask)
     if query.prompt is not None and query.completion is not None:
         return encode_pair(query.prompt, query.completion, tokenizer, vocab_size, subject)
     return encode_text(query.text, tokenizer, vocab_size, subject)
@@ -215,8 +219,11 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
     if compound is not None:
         return _parse_compound(given, compound, str(query_id), subject, single)
     if "tokens" in given:
-        labels = _integers(given["labels"], f"the labels of {subject}") if "labels" in given else None
-        return Query(str(query_id), tokens=_integers(given["tokens"], f"the tokens of {subject}"), labels=labels)
+        tokens, labels, mask = (
+            _integers(given[field], f"the {field} of {subject}") if field in given else None
+            for field in ("tokens", "labels", MASK_NAME)
+        )
+        return Query(str(query_id), tokens=tokens, labels=labels, mask=mask)
     fields = ["prompt", "completion"] if "prompt" in given and "completion" in given else ["text"]
     if not all(field in given for field in fields):
         listed = ", ".join(str(key) for key, value in record.items() if value is not None) or "nothing"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorif_core.corpus.shards import SHARD_ROWS, list_shards, needed_columns, read_rows
+from lorif_core.corpus.shards import SHARD_ROWS, list_shards, needed_columns, optional_columns, read_rows
 from lorif_core.errors import CorpusChangedError
 from tests.unit.corpus.corpus_files import (
     FORMATS,
@@ -96,6 +96,7 @@ def test_a_corpus_without_rows_is_refused(tmp_path: Path) -> None:
 def test_needed_columns_by_precedence() -> None:
     all_columns = {"text": "t", "prompt": "p", "completion": "c", "tokens": "i", "labels": "l", "id": "k"}
     assert needed_columns(corpus("x", **all_columns)) == ["i", "l", "k"]
+    assert needed_columns(corpus("x", **all_columns, mask="m")) == ["i", "l", "m", "k"]
     assert needed_columns(corpus("x", prompt="p", completion="c")) == ["p", "c"]
     assert needed_columns(corpus("x", id="text")) == ["text"]
 
@@ -106,6 +107,18 @@ def test_tokens_and_only_the_requested_columns_are_read(tmp_path: Path, name: st
     config = corpus(write(tmp_path / name, rows), tokens="ids", id="id")
     shards = list_shards(config, STORAGE).shards
     assert read_all(shards, needed_columns(config)) == [(i, {"ids": [1, 2, i], "id": f"k{i}"}) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_mask_that_is_not_configured_is_read_where_there_is_one(tmp_path: Path, name: str) -> None:
+    """A row that it masks is refused later; without tokens no mask is of interest."""
+    config = corpus(str(tmp_path / name), tokens="ids")
+    for mask in ({}, {"attention_mask": [0, 1]}):
+        write(tmp_path / name, [{"ids": [1, 2], **mask}])
+        (shard,) = list_shards(config, STORAGE).shards
+        read = list(read_rows(shard, needed_columns(config), STORAGE, optional_columns(config)))
+        assert read == [(0, {"ids": [1, 2], **mask})]
+    assert optional_columns(corpus("x")) == optional_columns(corpus("x", tokens="i", mask="m")) == []
 
 
 @pytest.mark.parametrize("name", FORMATS)
