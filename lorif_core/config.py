@@ -56,7 +56,9 @@ class ModelConfig(Section):
     """Floating-point type of the weights in memory; `auto` uses the type of the checkpoint."""
     layers: str | None = None
     """Regular expression that is searched in module names to select the tracked linear layers; `null` tracks all
-    of them except the output head. Set it to leave layers out, which makes rows smaller."""
+    of them except the output head. Fewer layers make rows smaller."""
+    exclude: str | None = None
+    """Regular expression that is searched in module names to leave linear layers out; `null` leaves none out."""
     device_map: str | None = None
     """Placement of the model on devices, as in transformers; `null` uses CUDA if it is available, else the CPU."""
     trust_remote_code: bool = False
@@ -131,8 +133,8 @@ class CodeConfig(Section):
     """`rank` stores low-rank factors (LoRIF), `cut` low-rank factors of +-1, and `dense` the whole projected
     gradient (LoGRA)."""
     rank: PositiveInt = 1
-    """c, the rank of the factors of kinds `rank` and `cut`; it must not exceed the smaller side of any projected
-    layer. A higher rank is more accurate, and the codes grow in proportion."""
+    """c, the rank of the factors of kinds `rank` and `cut`; a layer with a smaller side has that many. A higher
+    rank is more accurate, and the codes grow in proportion."""
     dtype: CodeDtype = "float16"
     """Stored number type; `int4` and `sign` are packed into bytes. Kind `cut` requires `sign`."""
 

@@ -62,6 +62,12 @@ def projected_size(features: int, factor: int) -> int:
     return -(-features // factor)
 
 
+def exclusion(names: Iterable[str]) -> str:
+    """A value of `model.exclude` that matches these layers, and their namesakes in other blocks."""
+    patterns = dict.fromkeys(re.sub(r"\d+", r"\\d+", name.replace(".", r"\.")) for name in names)
+    return "^(" + "|".join(patterns) + ")$"
+
+
 def parse_shard_key(key: str) -> tuple[FileTag, int, int]:
     """(file, first row, row after the last) of a `ShardRef.key`. Raises ValueError if the text is not a key."""
     match = _SHARD_KEY.fullmatch(key)

@@ -9,8 +9,7 @@ from lorif_core.corpus.batches import token_budget_batches
 from lorif_core.corpus.shards import Listing, list_shards
 from lorif_core.errors import LorifError, UserError
 from lorif_core.lifecycle.index_shard import ShardIndexer
-from lorif_core.lifecycle.plan import BuildPlan, check_settings, plan_from_listing, tracked_layers
-from lorif_core.model.layers import coverage, select_layers
+from lorif_core.lifecycle.plan import BuildPlan, check_settings, covered, plan_from_listing, tracked_layers
 from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.storage.lease import current_holder
 from lorif_core.storage.objects import Objects
@@ -75,8 +74,7 @@ def _check_model(config: Config) -> tuple[Skeleton, str]:
     skeleton = load_skeleton(config.model, config.storage)
     layers = tracked_layers(config, skeleton)
     check_settings(config, skeleton, layers)
-    covered = coverage(skeleton.model, select_layers(skeleton.model, config.model.layers))
-    return skeleton, f"{len(layers)} layers, {covered.sentence()}"
+    return skeleton, f"{len(layers)} layers, {covered(config, skeleton).sentence()}"
 
 
 def _check_corpus(config: Config) -> tuple[Listing, str]:

@@ -18,7 +18,8 @@ import torch
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout, encode
 from lorif_core.gradients.projection import ProjectionSet, Side
-from lorif_core.spec import LayerSpec
+from lorif_core.model.token_rows import rows_per_example
+from lorif_core.spec import LayerSpec, exclusion
 
 # Enough to encode many layers at once, but small next to a model that has so many layers.
 _PENDING_BYTES = 256 * 2**20
@@ -26,7 +27,7 @@ _PENDING_BYTES = 256 * 2**20
 
 @dataclass(slots=True)
 class _Pairs:
-    """Projected pairs of one layer: one pair each time the model uses the module."""
+    """Projected pairs of one layer: one pair each time the model calls one of its modules."""
 
     A: list[torch.Tensor] = field(default_factory=list)
     E: list[torch.Tensor] = field(default_factory=list)
@@ -45,16 +46,16 @@ class GradientCapture:
 
     Args:
         layers: the tracked layers; messages contain their names.
-        modules: the modules of the layers, in the same order; inputs must be (B, T, I) or (B T, I).
+        modules: per layer the modules that have its weight; `rows_per_example` says which inputs they may have.
         projections: P_in and P_out per layer.
-        take: called once per layer and backward pass with the layer's number, A (B, nT, d1) and E (B, nT, d2),
-            where n is how many times the model uses the module.
+        take: called once per layer and backward pass with the layer's number, A (B, n, d1) and E (B, n, d2) with
+            the rows of all calls of the layer's modules; usually there is one call and a row per token.
     """
 
     def __init__(
         self,
         layers: Sequence[LayerSpec],
-        modules: Sequence[torch.nn.Module],
+        modules: Sequence[Sequence[torch.nn.Module]],
         projections: ProjectionSet,
         take: TakePair,
     ) -> None:
@@ -66,8 +67,9 @@ class GradientCapture:
         self._shared_input: tuple[torch.Tensor, str, torch.Tensor] | None = None
 
     def __enter__(self) -> "GradientCapture":
-        for index, module in enumerate(self._modules):
-            self._handles.append(module.register_forward_hook(self._forward_hook(index)))
+        for index, modules in enumerate(self._modules):
+            for module in modules:
+                self._handles.append(module.register_forward_hook(self._forward_hook(index)))
         return self
 
     def __exit__(
@@ -84,7 +86,7 @@ class GradientCapture:
         self._shape = (batch, tokens)
 
     def finish(self) -> None:
-        """After the backward pass, pass on pairs of modules of which some use does not affect the loss."""
+        """After the backward pass, pass on pairs of layers of which some call does not affect the loss."""
         for index, pairs in self._pairs.items():
             if 0 < len(pairs.E) < pairs.uses:
                 self._take(index, *pairs.joined())
@@ -98,6 +100,10 @@ class GradientCapture:
         inner = self._projections[index].inner
 
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+            if not torch.is_grad_enabled():
+                return None  # this call is a constant for the loss
+            if not isinstance(output, torch.Tensor) or len(inputs) != 1:
+                raise self._refusal(index, f"returns {type(output).__name__} for {len(inputs)} inputs")
             A_BTd = self._project_input(index, inner, inputs[0])
             if not output.requires_grad:
                 # the graph begins here; the clone lets the model modify the output in place
@@ -131,23 +137,23 @@ class GradientCapture:
         return A_BTd
 
     def _as_batch(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """x as (B, T, d).
+        """x as (B, n, d), with the n rows of each example.
 
         Raises:
             UserError: the shape of x does not show which rows belong to which example.
         """
         batch, tokens = self._shape
-        if x.dim() == 3 and x.shape[:2] == (batch, tokens):
-            return x
-        if x.dim() == 2 and x.shape[0] == batch * tokens:
-            return x.view(batch, tokens, -1)
-        raise UserError(
-            f"the layer {self._layers[index].name} has tensors of shape {tuple(x.shape)} instead of "
-            f"(batch, tokens, features) and cannot be tracked; exclude it with model.layers"
+        rows = rows_per_example(x.shape, batch, tokens)
+        if rows is None:
+            raise self._refusal(index, f"has tensors of shape {tuple(x.shape)} for {batch} x {tokens} tokens")
+        return x.reshape(batch, rows, x.shape[-1])
+
+    def _refusal(self, index: int, fault: str) -> UserError:
+        name = self._layers[index].name
+        return UserError(
+            f"the layer {name} {fault}, so its gradient cannot be captured; leave it out with model.exclude: "
+            f"{exclusion([name])}"
         )
-
-
-_PairShape = tuple[torch.device, int, int, int]  # device, T, d1, d2
 
 
 @dataclass(slots=True)

@@ -28,10 +28,11 @@ _MIN_CAPTURED = 1e-3  # bounds the unbiasing factor by its inverse
 class LayerSlot:
     """Position of one layer in a row: levels of U (or G) in [start, middle) and of V in [middle, stop); scales.
 
-    `packed` is the range of bytes of the layer's levels in a packed row.
+    `terms` is the number of terms (1 for `dense`), `packed` the range of bytes of the levels in a packed row.
     """
 
     layer: LayerSpec
+    terms: int
     start: int
     middle: int
     stop: int
@@ -42,25 +43,25 @@ class LayerSlot:
 class CodeLayout:
     """The row layout of the codes of all layers, concatenated in layer order.
 
-    A slot of `rank` or `cut` contains the c columns of U (d1 each), then those of V (d2 each), and c scales. A
-    slot of `dense` contains G (d1 x d2, row-major) and one scale. Levels smaller than a byte are packed, and every
-    slot starts at a byte boundary.
+    A slot of `rank` or `cut` contains the c columns of U (d1 each), then those of V (d2 each), and c scales, where
+    c = min(rank, d1, d2) differs between layers. A slot of `dense` contains G (d1 x d2, row-major) and one scale.
+    Levels smaller than a byte are packed, and every slot starts at a byte boundary.
     """
 
     def __init__(self, layers: Sequence[LayerSpec], code: CodeSpec) -> None:
         self.code = code
         self.slots: list[LayerSlot] = []
-        self.terms = 1 if code.kind == "dense" else code.rank
-        start = byte = 0
-        for number, layer in enumerate(layers):
-            middle = start + (layer.dim if code.kind == "dense" else layer.d1 * code.rank)
-            stop = middle + (0 if code.kind == "dense" else layer.d2 * code.rank)
+        start = byte = scale = 0
+        for layer in layers:
+            terms = 1 if code.kind == "dense" else layer_rank(code.rank, layer.d1, layer.d2)
+            middle = start + (layer.dim if code.kind == "dense" else layer.d1 * terms)
+            stop = middle + (0 if code.kind == "dense" else layer.d2 * terms)
             size = packed_bytes(stop - start, code.dtype)
-            scales = slice(number * self.terms, (number + 1) * self.terms)
-            self.slots.append(LayerSlot(layer, start, middle, stop, scales, slice(byte, byte + size)))
-            start, byte = stop, byte + size
+            scales, packed = slice(scale, scale + terms), slice(byte, byte + size)
+            self.slots.append(LayerSlot(layer, terms, start, middle, stop, scales, packed))
+            start, byte, scale = stop, byte + size, scale + terms
         self.width = start
-        self.scales = len(layers) * self.terms
+        self.scales = scale
         self.stored_width = byte if code.dtype in LEVELS_PER_BYTE else start
 
     @property
@@ -87,8 +88,8 @@ class CodeLayout:
     def factors(self, codes: torch.Tensor, slot: LayerSlot) -> tuple[torch.Tensor, torch.Tensor]:
         """Factors (B, d1, c) and (B, d2, c) of a slot that is not dense, without the scales."""
         levels, left = self.levels(codes, slot), slot.middle - slot.start
-        rows, rank = len(levels), self.code.rank
-        u, v = levels[:, :left].view(rows, rank, -1), levels[:, left:].view(rows, rank, -1)
+        shape = len(levels), slot.terms, -1
+        u, v = levels[:, :left].view(shape), levels[:, left:].view(shape)
         return u.transpose(1, 2), v.transpose(1, 2)
 
     def decode(
@@ -101,10 +102,13 @@ class CodeLayout:
             return torch.mul(self.levels(codes, slot), scales, out=out)
         u, v = self.factors(codes, slot)
         shaped = None if out is None else out.view(len(u), slot.layer.d1, slot.layer.d2)
-        multiply = (
-            torch.mul if self.code.rank == 1 else torch.bmm
-        )  # rank 1 is an outer product, which needs no GEMM
+        multiply = torch.mul if slot.terms == 1 else torch.bmm  # one term is an outer product, without a GEMM
         return multiply(u * scales[:, None, :], v.transpose(1, 2), out=shaped).view(len(u), slot.layer.dim)
+
+
+def layer_rank(rank: int, d1: int, d2: int) -> int:
+    """Number of terms of a layer: a gradient of d1 x d2 has at most min(d1, d2)."""
+    return min(rank, d1, d2)
 
 
 def decode_rows(dim: int) -> int:
@@ -141,10 +145,11 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased
         G = torch.bmm(A.transpose(1, 2), E)
         levels, scales = quantise(G.flatten(1)[:, :, None], code.dtype)
         return LayerCode(levels.flatten(1), scales * magnitude)
+    rank = layer_rank(code.rank, A.shape[2], E.shape[2])
     if code.kind == "cut":
-        u, v, scales = cut_factors(A, E, code.rank)
+        u, v, scales = cut_factors(A, E, rank)
     else:
-        U, V = low_rank_factors(A, E, code.rank)
+        U, V = low_rank_factors(A, E, rank)
         u, u_scale = quantise(U, code.dtype)
         v, v_scale = quantise(V, code.dtype)
         scales = u_scale * v_scale

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from lorif_core.corpus.batches import Batch
-from lorif_core.errors import UserError
-from lorif_core.gradients.capture import CodeSink, GradientCapture
+from lorif_core.gradients.capture import CodeSink
+from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.codes import CodeLayout
-from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
-from lorif_core.gradients.whitening import Covariances, CovarianceSink, KroneckerWhitening
+from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
 
@@ -71,10 +70,11 @@ class Extractor:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded
         self._sink = CodeSink(self.layout, unbiased=projection.kind == "whitened")
-        whitening = None if covariances is None else KroneckerWhitening(covariances)
-        modules = tracked_modules(loaded, layers)
-        projections = ProjectionSet(layers, projection, placements(modules), whitening)
-        self._capture = GradientCapture(layers, modules, projections, self._sink.take)
+        self._model = CapturedModel(loaded, layers, projection, self._sink.take, covariances)
+
+    def check(self) -> None:
+        """See `CapturedModel.check`."""
+        self._model.check()
 
     def extract(self, batch: Batch) -> ExtractedBatch:
         """Codes of a batch in the stored dtype, and why rows must not be stored."""
@@ -93,7 +93,7 @@ class Extractor:
     def _run(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = torch.float64 if self._loaded.dtype == torch.float64 else torch.float32
         self._sink.start(len(batch.input_ids), self._loaded.device, wide)
-        losses = run_captured(self._loaded, self._capture, batch)
+        losses = self._model.run(batch)
         return losses, *self._sink.codes()
 
     def _to_stored(self, codes: torch.Tensor) -> np.ndarray:
@@ -114,49 +114,22 @@ class Calibrator:
     """
 
     def __init__(self, loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec) -> None:
-        self._loaded = loaded
         self._sink = CovarianceSink([(layer.d1, layer.d2) for layer in layers])
-        modules = tracked_modules(loaded, layers)
-        projections = ProjectionSet(layers, projection, placements(modules))
-        self._capture = GradientCapture(layers, modules, projections, self._sink.take)
+        self._model = CapturedModel(loaded, layers, projection, self._sink.take)
+
+    def check(self) -> None:
+        """See `CapturedModel.check`."""
+        self._model.check()
 
     def add(self, batch: Batch) -> None:
         """Add a batch: one forward and backward pass."""
         self._sink.start(batch.lengths, batch.input_ids.shape[1])
-        run_captured(self._loaded, self._capture, batch)
+        self._model.run(batch)
 
     @property
     def covariances(self) -> Covariances:
         """The sums so far."""
         return self._sink.covariances
-
-
-def tracked_modules(loaded: LoadedModel, layers: tuple[LayerSpec, ...]) -> list[torch.nn.Module]:
-    """The modules of the layers.
-
-    Raises:
-        UserError: the model lacks one of them.
-    """
-    try:
-        return [loaded.model.get_submodule(layer.name) for layer in layers]
-    except AttributeError as error:
-        raise UserError(f"the model lacks a layer of the index: {error}") from None
-
-
-def placements(modules: list[torch.nn.Module]) -> list[tuple[torch.device, torch.dtype]]:
-    """Device and dtype of each module's weight."""
-    return [(module.weight.device, module.weight.dtype) for module in modules]
-
-
-def run_captured(loaded: LoadedModel, capture: GradientCapture, batch: Batch) -> torch.Tensor:
-    """One forward and backward pass under a capture; returns (B,) token-summed losses."""
-    ids = torch.from_numpy(batch.input_ids).to(loaded.device)
-    labels = torch.from_numpy(batch.labels).to(loaded.device)
-    with capture:
-        capture.start(*ids.shape)
-        losses = loaded.backward(ids, labels)
-        capture.finish()
-    return losses
 
 
 def _faults(losses: torch.Tensor, scales: torch.Tensor) -> list[str | None]:

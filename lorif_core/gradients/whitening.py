@@ -83,7 +83,9 @@ class CovarianceSink:
 
     def take(self, index: int, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> None:
         """Add a pair (A, E) of one layer from `GradientCapture`."""
-        mask = self._mask.repeat(1, A_BTd.shape[1] // self._mask.shape[1]).to(A_BTd.device)
+        # other rows than one per token: padding is known by its zero gradient
+        is_token = A_BTd.shape[1] == self._mask.shape[1]
+        mask = self._mask.to(A_BTd.device) if is_token else E_BTd.abs().amax(dim=2) > 0
         for side, x in zip(SIDES, (A_BTd, E_BTd), strict=True):
             self.covariances.sums[index, side] += second_moment(x[mask])
 

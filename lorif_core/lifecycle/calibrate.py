@@ -60,16 +60,20 @@ class ShardCalibrator:
         config: configuration of the build.
         spec: spec of its rows, without the whitening.
         device: device of the model; None selects CUDA if it is available.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer differs from that of the spec, or a layer cannot be captured.
     """
 
     def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
         self._config, self._spec = config, spec
         self._loaded = load_model(model_config(config, spec), config.storage, device)
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
+        self._calibrator().check()
 
     def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
         """The covariances of a sample, without removed examples and examples that have no scored token."""
-        calibrator = Calibrator(self._loaded, self._spec.layers, replace(self._spec.projection, kind="random"))
+        calibrator = self._calibrator()
         removals = read_removals(Store(self._config.index, self._config.storage), self._spec)
         scored = [
             example
@@ -80,3 +84,6 @@ class ShardCalibrator:
         for indices in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
             calibrator.add(collate(scored, indices))
         return calibrator.covariances
+
+    def _calibrator(self) -> Calibrator:
+        return Calibrator(self._loaded, self._spec.layers, replace(self._spec.projection, kind="random"))

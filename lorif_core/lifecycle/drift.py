@@ -22,11 +22,9 @@ from lorif_core.config import Config
 from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
 from lorif_core.curvature.metric import metric_folds
-from lorif_core.gradients.capture import GradientCapture
+from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.codes import CodeLayout, decode_rows, encode
-from lorif_core.gradients.extract import Extractor, placements, run_captured, tracked_modules
-from lorif_core.gradients.projection import ProjectionSet
-from lorif_core.gradients.whitening import KroneckerWhitening
+from lorif_core.gradients.extract import Extractor
 from lorif_core.lifecycle.calibrate import SampledShard, read_sample
 from lorif_core.lifecycle.index_shard import model_config
 from lorif_core.model.loading import check_same_checkpoint, load_model
@@ -96,10 +94,8 @@ class DriftMeter:
         self._frozen, self._newer = (self._store.covariances.read(of.projection.whitening) for of in (older, spec))
         self._layout = CodeLayout(older.layers, older.code)
         self._sink = DriftSink(self._layout, unbiased=older.projection.kind == "whitened")
-        modules = tracked_modules(self._loaded, older.layers)
-        whitening = None if self._frozen is None else KroneckerWhitening(self._frozen)
-        projections = ProjectionSet(older.layers, older.projection, placements(modules), whitening)
-        self._capture = GradientCapture(older.layers, modules, projections, self._sink.take)
+        self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, self._frozen)
+        self._model.check()
         code = CodeSpec("dense", dtype="float32")
         self._dense = Extractor(self._loaded, older.layers, older.projection, code, self._frozen)
 
@@ -135,7 +131,7 @@ class DriftMeter:
         cosines = torch.zeros(len(examples))
         for indices in self._batches([len(example.input_ids) for example in examples]):
             self._sink.start(codes[indices].to(self._loaded.device), scales[indices].to(self._loaded.device))
-            run_captured(self._loaded, self._capture, collate(examples, indices))
+            self._model.run(collate(examples, indices))
             new_codes[indices] = self._sink.codes.float().cpu()
             new_scales[indices] = self._sink.scales.float().cpu()
             cosines[indices] = self._sink.cosines().float().cpu()

@@ -33,7 +33,7 @@ class ShardIndexer:
         device: device of the model; None selects CUDA if it is available.
 
     Raises:
-        UserError: the checkpoint or its tokenizer differs from that of the spec.
+        UserError: the checkpoint or its tokenizer differs from that of the spec, or a layer cannot be captured.
     """
 
     def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
@@ -44,6 +44,7 @@ class ShardIndexer:
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
         covariances = self._store.covariances.read(spec.projection.whitening)
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, covariances)
+        self._extractor.check()
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
         self._receipts = Receipts(config.index, config.storage)
         self._removals = read_removals(self._store, spec)

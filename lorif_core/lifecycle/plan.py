@@ -3,6 +3,8 @@
 import sys
 from dataclasses import dataclass
 
+import torch
+
 from lorif_core.config import Config
 from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.corpus.token_boundary import require_offsets
@@ -88,12 +90,10 @@ def plan_from_listing(config: Config, skeleton: Skeleton, listing: Listing) -> B
     """The plan for a loaded skeleton and a listed corpus. Raises UserError as `make_plan`."""
     spec = make_spec(config, skeleton)
     Store(config.index, config.storage).check_spec(spec)
-    layers = select_layers(skeleton.model, config.model.layers)
     # with `chunk` a record becomes several examples, whose number is known only when they are indexed
     known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
     check_curvature(config, spec.layers, known_rows)
-    covered = coverage(skeleton.model, layers)
-    return BuildPlan(spec, listing.shards, covered, curvature_spec(config), listing.damaged)
+    return BuildPlan(spec, listing.shards, covered(config, skeleton), curvature_spec(config), listing.damaged)
 
 
 def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
@@ -139,12 +139,20 @@ def _projection_spec(config: Config) -> ProjectionSpec:
 
 def tracked_layers(config: Config, skeleton: Skeleton, factor: int | None = None) -> tuple[LayerSpec, ...]:
     """The layers that the config selects, with their shapes projected by `factor` or else the config's factor."""
-    return layer_specs(select_layers(skeleton.model, config.model.layers), factor or config.projection.factor)
+    return layer_specs(_selected(config, skeleton), factor or config.projection.factor)
+
+
+def covered(config: Config, skeleton: Skeleton) -> Coverage:
+    """The parameters that the selected layers cover."""
+    return coverage(skeleton.model, _selected(config, skeleton), skeleton.uncapturable)
+
+
+def _selected(config: Config, skeleton: Skeleton) -> dict[str, torch.nn.Module]:
+    return select_layers(skeleton.model, config.model.layers, config.model.exclude, skeleton.uncapturable)
 
 
 def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
-    """Raise UserError for a code rank, a whitening, a length or a corpus that does not fit model or memory."""
-    _check_code_rank(config, layers)
+    """Raise UserError for a whitening, a length or a corpus that does not fit model or memory."""
     _check_whitening(config, skeleton, layers)
     _check_length(config, skeleton)
     if config.corpus.tokens is None and skeleton.tokenizer is None:
@@ -174,18 +182,6 @@ def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) ->
             f"curvature.rank = {config.curvature.rank} is too large: {rows} examples and at most {widest} "
             f"gradient dimensions per layer allow at most {min(rows, widest)}"
         )
-
-
-def _check_code_rank(config: Config, layers: tuple[LayerSpec, ...]) -> None:
-    if config.code.kind == "dense":
-        return
-    for layer in layers:
-        if config.code.rank > min(layer.d1, layer.d2):
-            raise UserError(
-                f"code.rank = {config.code.rank} is above min(d1, d2) = {min(layer.d1, layer.d2)} of layer "
-                f"{layer.name} ({layer.d1} x {layer.d2}); lower it, lower projection.factor, or exclude the layer "
-                f"with model.layers"
-            )
 
 
 def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:

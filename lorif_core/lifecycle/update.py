@@ -11,9 +11,8 @@ from lorif_core.corpus.shards import Listing, check_first_file, find_id, list_sh
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.manifest import Changes, compare, known_files
-from lorif_core.lifecycle.plan import BuildPlan, check_curvature, curvature_spec, make_spec
+from lorif_core.lifecycle.plan import BuildPlan, check_curvature, covered, curvature_spec, make_spec
 from lorif_core.lifecycle.prefix import restrict_to_prefix
-from lorif_core.model.layers import coverage, select_layers
 from lorif_core.model.loading import load_skeleton
 from lorif_core.spec import IndexSpec, ShardRef, parse_shard_key
 from lorif_core.tables.generation import Generation, Part
@@ -137,7 +136,7 @@ def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix:
     build = BuildPlan(
         spec=spec,
         shards=changes.shards,
-        coverage=coverage(skeleton.model, select_layers(skeleton.model, config.model.layers)),
+        coverage=covered(config, skeleton),
         curvature=curvature_spec(config),
         damaged=listing.damaged,
         retained=changes.retained,

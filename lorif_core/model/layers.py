@@ -1,6 +1,11 @@
-"""The tracked layers of a model: selection by a regex, shapes, and their share of the parameters."""
+"""The tracked layers of a model: selection by regexes, shapes, and their share of the parameters.
+
+A layer is a weight matrix. Linear modules that share one are one layer with the name of the first.
+"""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -8,48 +13,121 @@ from transformers.pytorch_utils import Conv1D
 from lorif_core.errors import UserError
 from lorif_core.spec import Coverage, LayerSpec, projected_size
 
+_NONE: Mapping[str, str] = MappingProxyType({})
+_LISTED = 40
+
 
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Every nn.Linear and Conv1D by name, except the output head."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    """Every nn.Linear and Conv1D by name, one for each weight, except the output head and what it shares."""
+    untracked = _head_and_shared_weights(model)
+    layers: dict[int, tuple[str, torch.nn.Module]] = {}
+    for name, module in model.named_modules():
+        if _is_linear(module) and id(module.weight) not in untracked:
+            layers.setdefault(id(module.weight), (name, module))
+    return dict(layers.values())
+
+
+def modules_by_weight(model: torch.nn.Module) -> dict[int, list[torch.nn.Module]]:
+    """The linear modules that have the same weight, in the order of the model, by the id of the weight."""
+    modules: dict[int, list[torch.nn.Module]] = {}
+    for module in model.modules():
+        if _is_linear(module):
+            modules.setdefault(id(module.weight), []).append(module)
+    return modules
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def _head_and_shared_weights(model: torch.nn.Module) -> set[int]:
+    """Ids of the weights of the output head (and of adapters in it), and of those that other modules use too."""
+    ids = {
+        id(parameter)
+        for module in model.modules()
+        if not _is_linear(module)
+        for parameter in module.parameters(recurse=False)
     }
+    for head in _heads(model):
+        ids |= {id(parameter) for parameter in head.parameters()}
+    return ids
 
 
-def select_layers(model: torch.nn.Module, pattern: str | None) -> dict[str, torch.nn.Module]:
-    """Linear layers whose name contains a match of the regex; all of them for None.
+def _heads(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The output head; without a declared one, every linear layer whose outputs are as many as the tokens."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        return [head]
+    config = getattr(model, "config", None)
+    vocabulary = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
+    linear = [module for module in model.modules() if _is_linear(module)]
+    return [module for module in linear if _sizes(module)[1] == vocabulary]
+
+
+def select_layers(
+    model: torch.nn.Module,
+    pattern: str | None = None,
+    exclude: str | None = None,
+    uncapturable: Mapping[str, str] = _NONE,
+) -> dict[str, torch.nn.Module]:
+    """The linear layers to track.
+
+    Args:
+        model: the model, or its skeleton.
+        pattern: `model.layers`, a regex that is searched in the names; None selects all layers.
+        exclude: `model.exclude`, a regex of layers to leave out.
+        uncapturable: layers that cannot be captured, with the reason; they are left out.
 
     Raises:
-        UserError: the regex is malformed, or matches no layer (the message lists the layers).
+        UserError: a regex is malformed, or no layer remains (the message lists the layers).
     """
     layers = linear_layers(model)
-    if pattern is None:
-        return layers
+    wanted, unwanted = _regex("model.layers", pattern), _regex("model.exclude", exclude)
+    selected = {
+        name: module
+        for name, module in layers.items()
+        if (wanted is None or wanted.search(name)) and not (unwanted and unwanted.search(name))
+    }
+    possible = {name: module for name, module in selected.items() if name not in uncapturable}
+    if possible:
+        return possible
+    if selected:
+        name = next(iter(selected))
+        raise UserError(
+            f"no layer of this model can be tracked: {name} {uncapturable[name]}, and {len(selected) - 1} others"
+        )
+    listed = ", ".join(list(layers)[:_LISTED])
+    if len(layers) > _LISTED:
+        listed += f" and {len(layers) - _LISTED} more"
+    given = f"model.layers = {pattern!r}" + (f" without model.exclude = {exclude!r}" if exclude else "")
+    raise UserError(f"{given} matches none of the linear layers, which are {listed or 'none'}")
+
+
+def _regex(key: str, pattern: str | None) -> re.Pattern[str] | None:
     try:
-        matcher = re.compile(pattern)
+        return None if pattern is None else re.compile(pattern)
     except re.error as error:
-        raise UserError(f"model.layers = {pattern!r} is not a regular expression: {error}") from None
-    selected = {name: module for name, module in layers.items() if matcher.search(name)}
-    if not selected:
-        listed = ", ".join(list(layers)[:40]) + (f" and {len(layers) - 40} more" if len(layers) > 40 else "")
-        raise UserError(f"model.layers = {pattern!r} matches none of the linear layers, which are {listed}")
-    return selected
+        raise UserError(f"{key} = {pattern!r} is not a regular expression: {error}") from None
 
 
-def layer_specs(layers: dict[str, torch.nn.Module], factor: int) -> tuple[LayerSpec, ...]:
-    """Shapes of the layers and of their projected gradients; Conv1D stores its weight transposed."""
+def layer_specs(layers: Mapping[str, torch.nn.Module], factor: int) -> tuple[LayerSpec, ...]:
+    """Shapes of the layers and of their projected gradients."""
     specs = []
     for name, module in layers.items():
-        rows, cols = module.weight.shape
-        inner, outer = (rows, cols) if isinstance(module, Conv1D) else (cols, rows)
+        inner, outer = _sizes(module)
         specs.append(LayerSpec(name, inner, outer, projected_size(inner, factor), projected_size(outer, factor)))
     return tuple(specs)
 
 
-def coverage(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> Coverage:
+def _sizes(module: torch.nn.Module) -> tuple[int, int]:
+    """Input and output size of a linear module; Conv1D stores its weight transposed."""
+    rows, cols = module.weight.shape
+    return (rows, cols) if isinstance(module, Conv1D) else (cols, rows)
+
+
+def coverage(
+    model: torch.nn.Module, layers: Mapping[str, torch.nn.Module], uncapturable: Mapping[str, str] = _NONE
+) -> Coverage:
     """Number of parameters whose gradients are tracked, and the untracked ones by group."""
     weights = {id(module.weight) for module in layers.values()}
     groups: dict[str, int] = {}
@@ -59,20 +137,27 @@ def coverage(model: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> Cove
         if id(parameter) in weights:
             tracked += parameter.numel()
         else:
-            group = _group(model, name, parameter)
+            group = _group(model, name, parameter, uncapturable)
             groups[group] = groups.get(group, 0) + parameter.numel()
     return Coverage(tracked, total, tuple(sorted(groups.items(), key=lambda item: -item[1])))
 
 
-def _group(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> str:
+def _group(
+    model: torch.nn.Module, name: str, parameter: torch.nn.Parameter, uncapturable: Mapping[str, str]
+) -> str:
     """The group under which an untracked parameter is reported."""
-    owner = model.get_submodule(name.rpartition(".")[0])
+    layer, _, part = name.rpartition(".")
+    owner = model.get_submodule(layer)
     if isinstance(owner, torch.nn.Embedding):
         return "embeddings"
-    if name.endswith("bias"):
+    if part == "bias":
         return "biases"
-    if isinstance(owner, torch.nn.Linear | Conv1D):
-        return "output head" if owner is model.get_output_embeddings() else "linear layers left out"
+    if any(parameter is own for head in _heads(model) for own in head.parameters()):
+        return "output head"
+    if part == "weight" and layer in uncapturable:
+        return f"{re.sub(r'[0-9]+', '*', layer)} ({uncapturable[layer]})"
+    if _is_linear(owner):
+        return "linear layers left out"
     if parameter.dim() == 3:
         return f"fused experts ({type(owner).__name__})"
     return "norms" if "norm" in type(owner).__name__.lower() else type(owner).__name__

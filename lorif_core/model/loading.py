@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.model.checkpoint import Checkpoint, locate
+from lorif_core.model.dry_run import uncapturable_layers
 from lorif_core.model.loss import head_loss, token_losses
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.faults import one_line
@@ -116,12 +117,16 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A model on the meta device, without weights: it provides layer names, shapes and limits."""
+    """A model on the meta device, without weights: it provides layer names, shapes and limits.
+
+    `uncapturable` has the linear layers that cannot be tracked, each with the reason.
+    """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
     dtype: str
     max_positions: int | None
+    uncapturable: Mapping[str, str]
 
 
 def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
@@ -144,7 +149,7 @@ def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
                 model.add_adapter(_adapter_config(checkpoint.path_without_weights()))
         tokenizer = _load_tokenizer(checkpoint)
     dtype = str(model_config.dtype or torch.float32).removeprefix("torch.")
-    return Skeleton(model, tokenizer, dtype, max_positions(model_config))
+    return Skeleton(model.eval(), tokenizer, dtype, max_positions(model_config), uncapturable_layers(model))
 
 
 def _adapter_config(path: str) -> Any:

@@ -73,7 +73,8 @@ class BFloat16Scorer:
     def __init__(self, layout: CodeLayout, queries: BFloat16Queries) -> None:
         self._layout, self._count = layout, len(queries.weights[0])
         self._device, self._dtype = _device_and_dtype(sum(weight_QD.nbytes for weight_QD in queries.weights))
-        self._uses_contraction = layout.code.kind != "dense" and self._count * layout.terms < _DECODE_FROM
+        most_terms = max(slot.terms for slot in layout.slots)
+        self._uses_contraction = layout.code.kind != "dense" and self._count * most_terms < _DECODE_FROM
         self._weights = [
             self._arrange(weight_QD.to(self._device, self._dtype), slot)
             for weight_QD, slot in zip(queries.weights, layout.slots, strict=True)
@@ -103,7 +104,7 @@ class BFloat16Scorer:
         return scores_QB.cpu()
 
     def _contracted_rows(self) -> int:
-        numbers_per_row = self._count * self._layout.terms * max(slot.layer.d2 for slot in self._layout.slots)
+        numbers_per_row = self._count * max(slot.terms * slot.layer.d2 for slot in self._layout.slots)
         return max(1, min(_CONTRACTED_ROWS, _PIECE_NUMBERS // numbers_per_row))
 
     def _layer_scores(self, codes: torch.Tensor, scales_Bc: torch.Tensor, number: int) -> torch.Tensor:
@@ -143,7 +144,7 @@ class BFloat16Scorer:
             levels = self._unpacked(codes[:, slot.packed], None)[:, : slot.stop - slot.start]
         else:  # a direct conversion from float16 to bfloat16 is slow
             levels = codes[:, slot.start : slot.stop].float().to(self._dtype)
-        left, terms = slot.middle - slot.start, self._layout.terms
+        left, terms = slot.middle - slot.start, slot.terms
         return levels[:, :left].unflatten(1, (terms, -1)), levels[:, left:].unflatten(1, (terms, -1))
 
     def _decoded_pieces(self, u_Bcm: torch.Tensor, v_Bcn: torch.Tensor) -> Iterator[torch.Tensor]:

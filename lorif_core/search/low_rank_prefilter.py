@@ -105,7 +105,7 @@ class _Sides:
             self._levels = byte_levels(dtype).to(codes.device)
             packed, middle = codes[:, slot.packed], (slot.middle - slot.start) // per_byte
             sides = packed[:, :middle], packed[:, middle:]
-            self._u, self._v = (self._table_rows(side, layout.terms) for side in sides)
+            self._u, self._v = (self._table_rows(side, slot.terms) for side in sides)
         else:
             u, v = layout.factors(codes, slot)
             self._u, self._v = (side.mT.reshape(-1, side.shape[1]) for side in (u, v))

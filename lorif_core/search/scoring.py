@@ -117,7 +117,7 @@ def _score_layer(
     scales = scales_BS[:, slot.scales]
     if layout.code.kind == "dense":
         return (weight_QD @ layout.levels(codes, slot).T) * scales.T
-    if queries * layout.terms >= _DECODE_FROM_QUERIES:
+    if queries * slot.terms >= _DECODE_FROM_QUERIES:
         return weight_QD @ layout.decode(codes, scales_BS, index).T
     layer = slot.layer
     u, v = layout.factors(codes, slot)

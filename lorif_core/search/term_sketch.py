@@ -35,7 +35,7 @@ class TermSketch:
     def of_rows(self, codes: torch.Tensor, scales_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales of the sketch, from those of full rows; packed in the same way."""
         sides = [self._levels_of(codes, *term) for term in self.chosen]
-        scales = [layer * self._full.terms + term for layer, term in self.chosen]
+        scales = [self._full.slots[layer].scales.start + term for layer, term in self.chosen]
         return torch.cat(sides, dim=1), scales_BS[:, scales]
 
     def of_queries(self, folded: FoldedQueries) -> FoldedQueries:

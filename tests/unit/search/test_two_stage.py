@@ -28,7 +28,7 @@ def test_a_sketch_decodes_to_the_terms_of_the_full_code(
     """For sides of any size: a term may start in the middle of a byte."""
     layers = tuple(LayerSpec(f"l{number}", 0, 0, *size) for number, size in enumerate(sizes))
     full = CodeLayout(layers, CODES[name])
-    all_terms = [(layer, term) for layer in range(len(layers)) for term in range(full.terms)]
+    all_terms = [(layer, term) for layer, slot in enumerate(full.slots) for term in range(slot.terms)]
     sketch = TermSketch(full, data.draw(st.lists(st.sampled_from(all_terms), min_size=1, unique=True)))
     codes, scales = rows_of(full, 4)
     sketch_codes, sketch_scales = sketch.of_rows(codes, scales)

@@ -1,0 +1,185 @@
+"""The check before the first shard: captured gradients must equal autograd's, layer by layer.
+
+Two examples of different lengths run as a padded batch through the capture. Each also runs alone,
+through the model's own logits and plain autograd. This compares all that capture relies on: which modules have a
+weight, how often they are called, the layout of their tensors, padding, and the loss of the head. It knows nothing
+of how a model works, so it also finds what nobody has thought of.
+
+Shapes: T tokens, I and O features, d1 and d2 projected sizes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from lorif_core.corpus.batches import Batch, collate
+from lorif_core.corpus.tokenise import Example
+from lorif_core.errors import UserError
+from lorif_core.gradients.capture import GradientCapture
+from lorif_core.gradients.projection import LayerProjection, ProjectionSet
+from lorif_core.model.loading import LoadedModel
+from lorif_core.model.loss import token_losses
+from lorif_core.spec import LayerSpec, exclusion
+
+_LENGTHS = (7, 11)
+_EXACT = (torch.float64, torch.float32)
+_ATTEMPTS = 3  # in half precision rounding may route a token to another expert; a fault repeats itself
+_LISTED = 5
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+_LARGEST_TOLERANCE = max(_TOLERANCES.values())
+_ROUNDINGS = 2  # rounding errors of a token's product, in units of the dtype's resolution
+
+
+def check_capture(
+    loaded: LoadedModel,
+    layers: Sequence[LayerSpec],
+    modules: Sequence[Sequence[torch.nn.Module]],
+    projections: ProjectionSet,
+) -> None:
+    """Compare captured with autograd's projected gradients of two short examples.
+
+    It takes three forward and backward passes over a few tokens. One weight gradient at a time is in memory.
+
+    Raises:
+        UserError: a layer differs by more than the tolerance of the weights' dtype; the message names it.
+    """
+    attempts = 1 if loaded.dtype in _EXACT else _ATTEMPTS
+    failures: dict[int, list[float]] = {}
+    for attempt in range(attempts):
+        for index, error in _errors(loaded, layers, modules, projections, _examples(loaded, attempt)).items():
+            failures.setdefault(index, []).append(error)
+        if not failures:
+            return
+    wrong = {index: max(errors) for index, errors in failures.items() if 2 * len(errors) > attempts}
+    if not wrong:
+        return
+    names = [layers[index].name for index in sorted(wrong)]
+    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    advice = f"leave them out with model.exclude: {exclusion(names)}"
+    if len(names) == len(layers):
+        advice = "this model cannot be attributed"
+    raise UserError(
+        f"the gradients of {len(names)} of {len(layers)} layers cannot be captured: they differ from autograd "
+        f"by up to {max(wrong.values()):.0%} in {listed}; {advice}"
+    )
+
+
+def _examples(loaded: LoadedModel, seed: int) -> list[Example]:
+    """Random examples without special tokens, which may stand for images or padding."""
+    special = {
+        value for key, value in vars(loaded.model.config.get_text_config()).items() if key.endswith("token_id")
+    }
+    allowed = [token for token in range(min(loaded.vocab_size, 4096)) if token not in special] or [0]
+    rng = np.random.default_rng(seed)
+    examples = []
+    for length in _LENGTHS:
+        ids = rng.choice(allowed, length).astype(np.int32)
+        examples.append(Example(f"self-check {length}", 0, ids, ids, None, ""))
+    return examples
+
+
+def _errors(
+    loaded: LoadedModel,
+    layers: Sequence[LayerSpec],
+    modules: Sequence[Sequence[torch.nn.Module]],
+    projections: ProjectionSet,
+    examples: list[Example],
+) -> dict[int, float]:
+    """The largest relative error over the examples, for the layers in which it is too large."""
+    captured = _captured(loaded, layers, modules, projections, collate(examples, range(len(examples))))
+    errors: dict[int, float] = {}
+    for row, example in enumerate(examples):
+        pairs = {index: (A_BTd[row], E_BTd[row]) for index, (A_BTd, E_BTd) in captured.items()}
+
+        def compare(
+            index: int, gradient_IO: torch.Tensor, pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = pairs
+        ) -> None:
+            expected = _project(gradient_IO, projections.layers[index])
+            error = _relative_error(pairs.pop(index, None), expected, loaded.dtype)
+            if error:
+                errors[index] = max(error, errors.get(index, 0.0))
+
+        _for_each_gradient(loaded, modules, example, compare)
+        for index, (A, E) in pairs.items():  # captured, but without a gradient in autograd
+            if (A.T @ E).norm() > 0:
+                errors[index] = math.inf
+    return errors
+
+
+def _relative_error(
+    pair: tuple[torch.Tensor, torch.Tensor] | None, expected: torch.Tensor, dtype: torch.dtype
+) -> float:
+    """|A^T E - expected| / |expected|, or 0 if it is within the tolerance of the dtype; infinite if not finite."""
+    if pair is None:
+        return float(expected.norm() > 0)
+    A, E = pair
+    difference, size = (A.T @ E - expected).norm(), expected.norm()
+    rounding = _ROUNDINGS * torch.finfo(dtype).eps * (A.norm(dim=1) * E.norm(dim=1)).sum()
+    if difference <= _TOLERANCES.get(dtype, _LARGEST_TOLERANCE) * size + rounding:
+        return 0.0
+    return float((difference / size).nan_to_num(nan=math.inf))
+
+
+def _captured(
+    loaded: LoadedModel,
+    layers: Sequence[LayerSpec],
+    modules: Sequence[Sequence[torch.nn.Module]],
+    projections: ProjectionSet,
+    batch: Batch,
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """The pair (A, E) of each captured layer, float64 on the CPU."""
+    pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def take(index: int, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> None:
+        pairs[index] = A_BTd.double().cpu(), E_BTd.double().cpu()
+
+    with GradientCapture(layers, modules, projections, take) as capture:
+        ids, labels = (torch.from_numpy(array).to(loaded.device) for array in (batch.input_ids, batch.labels))
+        capture.start(*ids.shape)
+        loaded.backward(ids, labels)
+        capture.finish()
+    return pairs
+
+
+def _for_each_gradient(
+    loaded: LoadedModel,
+    modules: Sequence[Sequence[torch.nn.Module]],
+    example: Example,
+    use: Callable[[int, torch.Tensor], None],
+) -> None:
+    """Run autograd on one unpadded example; pass each layer's weight gradient (I, O) to `use`, then free it."""
+
+    def accumulated(index: int, weight: torch.nn.Parameter) -> None:
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        use(index, gradient if isinstance(modules[index][0], Conv1D) else gradient.T)
+
+    weights = [first.weight for first, *_ in modules]
+    tokens = torch.from_numpy(example.input_ids).long()[None].to(loaded.device)
+    handles = []
+    try:
+        for index, weight in enumerate(weights):
+            weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(partial(accumulated, index)))
+        with torch.enable_grad():
+            logits = loaded.model(input_ids=tokens, use_cache=False).logits
+            token_losses(logits, tokens.to(logits.device)).sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for weight in weights:
+            weight.requires_grad_(False)
+
+
+def _project(gradient_IO: torch.Tensor, projection: LayerProjection) -> torch.Tensor:
+    """P_in^T G P_out, (d1, d2) float64 on the CPU."""
+    projected = gradient_IO.double()
+    for side in (projection.inner, projection.outer):
+        if side.matrix is not None:
+            projected = side.matrix.double().T @ projected * side.scale
+        projected = projected.T
+    return projected.cpu()
