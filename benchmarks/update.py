@@ -187,9 +187,9 @@ def differing_columns(updated: str, built: str) -> list[str]:
 def split_update(config: str, launched: float) -> dict[str, float]:
     """Seconds of the consecutive steps of `lorif update`."""
     laps = Laps(launched)
-    from tasks.environment import lock_local_ray
+    from tasks.environment import prepare_run
 
-    lock_local_ray("local")
+    prepare_run("local")
     from prefect import flow
 
     from flows.update import update

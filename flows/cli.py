@@ -7,17 +7,27 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from flows.commands import COMMANDS
 from flows.commands.result import Result
+from flows.interrupts import SIGINT_EXIT_CODE, SIGTERM_EXIT_CODE, Interrupts, Terminated
 from flows.parser import command_parser
 from lorif_core.errors import LorifError
+from lorif_core.out_of_memory import MemorySetting, is_out_of_memory, memory_exhausted
 from tasks.environment import fast_imports
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0 on success, 2 on a mistake of the user, 1 on a failure, 130 when interrupted."""
+    """Entry point.
+
+    Exits with 0 on success, 2 on a mistake of the user, 1 on a failure, 130 after Ctrl-C and 143 after SIGTERM.
+
+    Args:
+        argv: the words of the command line; None for those of this process, whose signals are then handled too.
+    """
+    interrupts = Interrupts() if argv is None else None
     parser = command_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse accepts overrides in one place only; we also accept them before and after options
@@ -27,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rest:
         arguments.overrides += rest
     _configure_logging()
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if interrupts is not None:
+        interrupts.command_has_ended()
+    sys.exit(code)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,10 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     except LorifError as error:
         return _fail(as_json, str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail(as_json, "interrupted; run the same command again to resume", 130)
+        return _fail(as_json, "interrupted; run the same command again to resume", SIGINT_EXIT_CODE)
+    except Terminated:
+        return _fail(as_json, "terminated by SIGTERM; run the same command again to resume", SIGTERM_EXIT_CODE)
     except Exception as error:  # noqa: BLE001 - every failure of a command ends here, with a message
         from lorif_core.storage.faults import one_line, without_secrets
 
+        if is_out_of_memory(error):
+            return _fail(as_json, _memory_message(error, options), 1)
         if os.environ.get("LORIF_DEBUG"):
             sys.stderr.write(without_secrets(traceback.format_exc()))
         reason = one_line(error) or "no message"
@@ -58,6 +75,21 @@ def _implementation(name: str) -> Callable[..., Result | Iterable[Result]]:
     with fast_imports():
         group = importlib.import_module(f"flows.commands.{COMMANDS[name]}")
     return getattr(group, f"run_{name}")
+
+
+def _memory_message(error: Exception, options: Mapping[str, Any]) -> str:
+    """What to say if memory of this process ran out: the settings of the command that bound it."""
+    from flows.serve.memory import default_memory_gb
+    from lorif_core.config_file import load_config
+    from lorif_core.storage.faults import one_line
+    from tasks.memory import model_settings
+
+    settings: Sequence[MemorySetting] = ()
+    if "memory_gb" in options:
+        settings = (MemorySetting("--memory-gb", options["memory_gb"] or default_memory_gb()),)
+    elif "config" in options and "measure" not in options:
+        settings = model_settings(load_config(options["config"], list(options["overrides"])))
+    return str(memory_exhausted("this process", one_line(error), settings))
 
 
 def _fail(as_json: bool, message: str, code: int) -> int:

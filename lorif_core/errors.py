@@ -23,6 +23,10 @@ class StoreUnreachableError(StoreUnavailableError):
     exit_code = 2
 
 
+class MemoryExhaustedError(LorifError):
+    """Memory ran out on a worker or on this machine; the message names the settings to lower."""
+
+
 class ShardInputError(LorifError):
     """One file of the corpus cannot be used: its shards are quarantined, and the others are indexed."""
 

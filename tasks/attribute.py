@@ -28,6 +28,7 @@ from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
+from tasks.memory import scan_settings
 from tasks.outcome import link
 from tasks.progress import Progress
 from tasks.retry import RETRIED
@@ -92,7 +93,11 @@ def _encoder(config: Config, generation: Generation, resources: Resources) -> Wo
     """The worker that encodes queries; it works while the scorers wait, so it shares their cores."""
     store = Store(config.index, config.storage)
     arguments = store, generation, config.model, config.compute.memory_gb
-    return Workers(lambda: start(QueryRole, resources, *arguments, with_model=True, shares_cores=True), 1)
+    return Workers(
+        lambda: start(QueryRole, resources, *arguments, with_model=True, shares_cores=True),
+        1,
+        scan_settings(config.compute),
+    )
 
 
 def start_scorers(config: Config, generation: Generation, resources: Resources, shares: int) -> Workers:
@@ -101,6 +106,7 @@ def start_scorers(config: Config, generation: Generation, resources: Resources, 
     return Workers(
         lambda: start(ScoreRole, resources, store, generation, config.compute.memory_gb),
         min(resources.workers, shares),
+        scan_settings(config.compute),
     )
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 import ray
 
 from lorif_core.config import ComputeConfig
-from lorif_core.errors import LorifError, UserError
-from lorif_core.storage.faults import one_line
+from lorif_core.errors import UserError
+from tasks.memory import memory_errors, scan_settings
+from tasks.ray_start import attach_to_ray, start_private_ray
 from tasks.workers.host import end_idle_hosts
 
 log = logging.getLogger(__name__)
@@ -40,39 +40,18 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
         LorifError: no cluster answers at the address.
         UserError: not a single requested worker fits on any node. Fewer workers than requested are not an error: a
             node may have been lost, or may not have joined yet.
+        MemoryExhaustedError: memory of this process ran out in the block.
     """
     connected = ray.is_initialized()
-    if not connected:
-        _start_local() if compute.ray == "local" else _attach(compute.ray)
     try:
-        yield _resources(compute)
+        if not connected:
+            start_private_ray() if compute.ray == "local" else attach_to_ray(compute.ray)
+        with memory_errors(scan_settings(compute)):
+            yield _resources(compute)
     finally:
         if not connected:
             end_idle_hosts()
             ray.shutdown()
-
-
-def _start_local() -> None:
-    if os.environ.get("RAY_AUTH_MODE") != "token":
-        log.warning("this private Ray is reachable from other machines without a token; set RAY_AUTH_MODE=token")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-def _attach(address: str) -> None:
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise LorifError(
-            f"no Ray cluster answers at compute.ray = {address!r}: {one_line(error)}; start "
-            f"one, or set compute.ray=local"
-        ) from None
 
 
 def _resources(compute: ComputeConfig) -> Resources:

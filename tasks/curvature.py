@@ -17,6 +17,7 @@ from lorif_core.curvature.woodbury import CurvatureSpec, LayerCurvature
 from lorif_core.errors import LorifError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.plan import BuildPlan, check_curvature
+from lorif_core.out_of_memory import MemorySetting
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.blocks import scan_rows
@@ -25,6 +26,7 @@ from lorif_core.tables.store import Store
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.indexing import IndexedRows
+from tasks.memory import scan_settings
 from tasks.progress import Progress
 from tasks.retry import RETRIED
 from tasks.workers.curvature import CurvatureRole
@@ -162,7 +164,7 @@ def row_scanners(
     def spawn() -> Any:
         return start(CurvatureRole, resources, store, spec_json, version, block_size, shares_cores=shares_cores)
 
-    return Scanners(spawn, parts, title, passes * rows.rows)
+    return Scanners(spawn, parts, title, passes * rows.rows, scan_settings(compute))
 
 
 class Scanners:
@@ -173,11 +175,19 @@ class Scanners:
         parts: parts of the rows, one per worker.
         title: title of the progress.
         rows: expected number of rows over all passes.
+        memory: the settings that bound the memory of a worker.
     """
 
-    def __init__(self, spawn: Callable[[], Any], parts: Sequence[Sequence[Any]], title: str, rows: int) -> None:
+    def __init__(
+        self,
+        spawn: Callable[[], Any],
+        parts: Sequence[Sequence[Any]],
+        title: str,
+        rows: int,
+        memory: Sequence[MemorySetting],
+    ) -> None:
         self._parts = parts
-        self._workers = Workers(spawn, len(parts))
+        self._workers = Workers(spawn, len(parts), memory)
         self._progress = Progress(title, rows)
 
     def __enter__(self) -> "Scanners":

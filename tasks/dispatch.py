@@ -10,10 +10,18 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from lorif_core.errors import LorifError, ShardInputError, StoreUnavailableError, UserError
+from lorif_core.errors import (
+    LorifError,
+    MemoryExhaustedError,
+    ShardInputError,
+    StoreUnavailableError,
+    UserError,
+)  # fmt: skip
+from lorif_core.out_of_memory import MemorySetting, is_out_of_memory, memory_exhausted
 from lorif_core.storage.faults import one_line
+from tasks.memory import kills_for_memory
 from tasks.workers.host import Host
 
 log = logging.getLogger(__name__)
@@ -73,11 +81,14 @@ class Workers(AbstractContextManager["Workers"]):
     Args:
         spawn: starts one host and gives it its role.
         count: the number of hosts.
+        memory: the settings that bound the memory of a host, to be named if it runs out.
     """
 
-    def __init__(self, spawn: Callable[[], Host], count: int) -> None:
+    def __init__(self, spawn: Callable[[], Host], count: int, memory: Sequence[MemorySetting] = ()) -> None:
         self._spawn = spawn
         self._count = count
+        self._memory = memory
+        self._kills = kills_for_memory()
         self._workers: list[_Worker] = []
         self._starting: dict[Any, _Worker] = {}
         self._failures_in_a_row = 0
@@ -111,6 +122,7 @@ class Workers(AbstractContextManager["Workers"]):
         Raises:
             UserError: a call raised it; another attempt would raise it again.
             StoreUnavailableError: several calls in a row raised it.
+            MemoryExhaustedError: memory ran out although a call ran alone on its host.
             LorifError: workers keep dying, or none could be started.
         """
         waiting = deque(_Job(item) for item in items)
@@ -161,25 +173,46 @@ class Workers(AbstractContextManager["Workers"]):
             self._failures_in_a_row = 0
             return Done(job.item, result)
         except RayError as error:
-            fault = _fault(error)
+            fault, was_alone = _fault(error), jobs_in_flight == 1
             if isinstance(fault, UserError):
                 raise fault from None
-            if isinstance(error, RayActorError):
+            if _is_death(error):
                 self._replace(worker, jobs_in_flight)
-                job.suspect = True
-            if not isinstance(error, RayActorError) or jobs_in_flight == 1:  # else another job may have killed it
+            self._stop_if_out_of_memory(error, was_alone)
+            lacks_memory = _is_death(error) or is_out_of_memory(_cause_of(error))
+            job.suspect |= lacks_memory
+            if was_alone or not lacks_memory:  # else another job may have been the cause
                 job.failures += 1
             self._failures_in_a_row += 1
-            self._stop_if_all_fail(fault, _cause(error))
-            log.warning("attempt %d of %d failed: %s", job.failures, _ATTEMPTS, _cause(error))
+            self._stop_if_all_fail(error, fault)
+            log.warning("attempt %d of %d failed: %s", job.failures, _ATTEMPTS, _text(error))
             limit = _ATTEMPTS_AT_BAD_INPUT if isinstance(fault, ShardInputError) else _ATTEMPTS
-            return Failed(job.item, _cause(error), fault) if job.failures >= limit else None
+            return self._failed(job, error, fault) if job.failures >= limit else None
 
-    def _stop_if_all_fail(self, fault: LorifError | None, cause: str) -> None:
+    def _failed(self, job: _Job, error: RayError, fault: LorifError | None) -> Failed:
+        if _is_death(error):
+            fault = self._death(error)
+        return Failed(job.item, _text(error) if fault is None else one_line(fault), fault)
+
+    def _stop_if_out_of_memory(self, error: RayError, was_alone: bool) -> None:
+        cause = _cause_of(error)
+        if isinstance(cause, LorifError) and is_out_of_memory(cause):
+            raise cause from None  # it has named what to do
+        killed = _is_death(error) and kills_for_memory() > self._kills
+        if was_alone and (killed or is_out_of_memory(cause)):
+            raise memory_exhausted("a worker", _text(error), self._memory) from None
+
+    def _death(self, error: RayError) -> MemoryExhaustedError:
+        """The likely cause of a death that nobody explains: the system kills a process that lacks memory."""
+        text = _text(error).partition(". ")[0]  # Ray adds ids, and several causes to choose from
+        return memory_exhausted("a worker died without a word; most likely it", text, self._memory)
+
+    def _stop_if_all_fail(self, error: RayError, fault: LorifError | None) -> None:
         if isinstance(fault, StoreUnavailableError) and self._failures_in_a_row >= _OUTAGES_IN_A_ROW:
             raise StoreUnavailableError(str(fault)) from None
         if self._failures_in_a_row >= 4 * _ATTEMPTS * max(2, self._count):
-            raise LorifError(f"{self._failures_in_a_row} calls in a row failed, the last one with: {cause}")
+            text = str(self._death(error)) if _is_death(error) else _text(error)
+            raise LorifError(f"{self._failures_in_a_row} calls in a row failed, the last one with: {text}")
 
     def _start_one(self) -> None:
         worker = _Worker(self._spawn())
@@ -193,7 +226,8 @@ class Workers(AbstractContextManager["Workers"]):
             worker.is_up = True
         except RayError as error:
             self._failures_in_a_row += 1
-            self._stop_if_all_fail(None, _cause(error))
+            self._stop_if_out_of_memory(error, was_alone=True)
+            self._stop_if_all_fail(error, None)
             self._replace(worker, 0)
 
     def _replace(self, worker: _Worker, died_with: int) -> None:
@@ -220,14 +254,20 @@ def _report_no_worker(idle_since: float) -> None:
     log.warning("no worker is up after %.0f s; the cluster has %s free", waited, room or "no CPU")
 
 
+def _cause_of(error: RayError) -> Exception:
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
 def _fault(error: RayError) -> LorifError | None:
-    cause = error.cause if isinstance(error, RayTaskError) else None
+    cause = _cause_of(error)
     return cause if isinstance(cause, LorifError) else None
 
 
-def _cause(error: RayError) -> str:
-    fault = _fault(error)
-    if fault is not None:
-        return one_line(fault)
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {one_line(cause)}"
+def _is_death(error: RayError) -> bool:
+    """Whether the worker has died; Ray has a type of its own for one that it killed because memory ran out."""
+    return isinstance(error, RayActorError | OutOfMemoryError)
+
+
+def _text(error: RayError) -> str:
+    cause = _cause_of(error)
+    return one_line(cause) if isinstance(cause, LorifError) else f"{type(cause).__name__}: {one_line(cause)}"

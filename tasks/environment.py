@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from tasks.folders import private_ray_folder, provide_home
+
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -18,6 +20,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def quiet_libraries() -> None:
@@ -26,6 +29,19 @@ def quiet_libraries() -> None:
         os.environ.setdefault(key, value)
     # Ray and Prefect start their servers with fork and an immediate exec, which is safe with Lance's threads
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
+
+def exempt_loopback() -> None:
+    """Let no proxy of the environment come between us and our own servers, which listen on loopback.
+
+    Some libraries read `no_proxy`, others `NO_PROXY`, and Python ignores the second if the first exists.
+    """
+    values = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
+    for name, value in values.items():
+        others = next((other for other in values.values() if other is not None), "")
+        hosts = [host.strip() for host in (others if value is None else value).split(",") if host.strip()]
+        if hosts != ["*"]:  # all hosts; this works only on its own
+            os.environ[name] = ",".join([*hosts, *(host for host in _LOOPBACK if host not in hosts)])
 
 
 @contextmanager
@@ -57,11 +73,22 @@ def fast_imports() -> Iterator[None]:
         gc.enable()
 
 
-def lock_local_ray(address: str) -> None:
-    """Give a private Ray a token of this process, because Ray listens beyond loopback.
+def prepare_run(ray: str) -> None:
+    """Prepare what Prefect and Ray need on this machine, before either of them is imported.
 
-    An existing cluster has its own authentication, from the user's environment.
+    A private Ray gets a token of this process, because other users of the machine can connect to it. An existing
+    cluster has its own authentication, from the user's environment.
+
+    Args:
+        ray: `compute.ray`.
+
+    Raises:
+        UserError: there is no folder for the files of Prefect or of a private Ray.
     """
-    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+    provide_home()
+    if ray != "local":
+        return
+    private_ray_folder()
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prefect import get_run_logger, task
 
 from lorif_core.config import Config
-from lorif_core.errors import IncompleteBuildError, ShardInputError, UserError
+from lorif_core.errors import IncompleteBuildError, MemoryExhaustedError, ShardInputError, UserError
 from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.lifecycle.removal import apply_removals, clean_fragments, read_removals
 from lorif_core.spec import FileTag, ShardRef, parse_shard_key
@@ -18,6 +18,7 @@ from lorif_core.tables.receipts import Receipts
 from lorif_core.tables.store import Store
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
+from tasks.memory import model_settings
 from tasks.progress import Progress
 from tasks.retry import RETRIED
 from tasks.waves import Waves
@@ -61,6 +62,7 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
 
     Raises:
         IncompleteBuildError: shards failed every attempt; the message lists them, the others are committed.
+        MemoryExhaustedError: workers ran out of memory.
         LeaseHeldError: another process has taken over the index.
         StoreUnavailableError: the store keeps failing.
     """
@@ -125,7 +127,9 @@ def _index_pending(config: Config, plan: BuildPlan, pending: Sequence[ShardRef],
     with cluster(config.compute) as resources, Progress("index shards", plan.rows, done) as progress:
         spec = plan.spec.to_json()
         count = min(resources.workers, len(pending))
-        with Workers(lambda: start(IndexRole, resources, config, spec, with_model=True), count) as workers:
+        with Workers(
+            lambda: start(IndexRole, resources, config, spec, with_model=True), count, model_settings(config)
+        ) as workers:
             share = -(-len(pending) // count)  # so that the first worker does not take all of a few shards
             outcomes = workers.run(
                 pending,
@@ -152,6 +156,11 @@ def _refuse_incomplete(plan: BuildPlan, failed: Sequence[Failed], publish_incomp
     if publish_incomplete:
         get_run_logger().warning("%d shards or files are quarantined and not published: %s", len(causes), listed)
         return
+    for failure in failed:
+        if isinstance(failure.fault, MemoryExhaustedError):  # no fault of the shard
+            raise MemoryExhaustedError(
+                f"{failure.fault}, or add --publish-incomplete to continue without {failure.item.key}"
+            )
     input_only = all(isinstance(failure.fault, ShardInputError) for failure in failed)
     raise IncompleteBuildError(
         f"{len(causes)} shards or files are quarantined, and nothing was published: {listed}; repair them and run "

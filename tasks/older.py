@@ -34,6 +34,7 @@ from tasks.curvature import (
     row_scanners,
     write_group,
 )  # fmt: skip
+from tasks.memory import model_settings
 from tasks.retry import RETRIED
 from tasks.sample import over_sample
 from tasks.workers.encoding import DriftRole, SampleRole
@@ -127,7 +128,7 @@ def fit_with_sample(config: Config, plan: UpdatePlan, rows: Inventory, lease: Le
         sample_scanners = Scanners(
             lambda: start(SampleRole, resources, config, spec_json, with_model=True),
             [sample[worker::count] for worker in range(count)],
-            "fit a sample of older rows", passes * examples,
+            "fit a sample of older rows", passes * examples, model_settings(config),
         )  # fmt: skip
         new_scanners = row_scanners(
             store, config.compute, spec, rows, resources, "fit new rows", passes, shares_cores=True

@@ -7,6 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import MissingResult
 
 from lorif_core.errors import LorifError, StoreUnavailableError
+from lorif_core.out_of_memory import is_out_of_memory
 
 _DELAYS = [5.0, 30.0]  # seconds: enough for a store to restart
 
@@ -17,7 +18,10 @@ async def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
         outcome = await state.aresult(raise_on_failure=False)
     except MissingResult:
         return True
-    return isinstance(outcome, StoreUnavailableError) or not isinstance(outcome, LorifError)
+    if isinstance(outcome, StoreUnavailableError):
+        return True
+    is_final = isinstance(outcome, LorifError) or (isinstance(outcome, Exception) and is_out_of_memory(outcome))
+    return not is_final
 
 
 RETRIED: dict[str, Any] = {  # keyword arguments of `task` for a task that may run again

@@ -8,6 +8,7 @@ from lorif_core.errors import LorifError
 from lorif_core.lifecycle.calibrate import SampledShard
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
+from tasks.memory import model_settings
 from tasks.progress import Progress
 from tasks.workers.host import Host
 
@@ -42,7 +43,7 @@ def over_sample(
     results: dict[int, Any] = {}
     with (
         cluster(config.compute) as resources,
-        Workers(lambda: spawn(resources), min(resources.workers, count)) as workers,
+        Workers(lambda: spawn(resources), min(resources.workers, count), model_settings(config)) as workers,
         Progress(title, sum(shard.examples for shard in sample)) as progress,
     ):
         for outcome in workers.run(parts, lambda host, part: call(host, part[1]), in_flight=1):

@@ -14,10 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 from tasks.demo.object_store import MotoServer
-from tasks.environment import lock_local_ray
+from tasks.environment import prepare_run
 from tests.patience import patience
 
-lock_local_ray("local")
+prepare_run("local")
 
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "likes", "red", "small", "old", "tree", "and", "then", "runs"]
 

@@ -7,7 +7,7 @@ from flows.commands.result import Result, listed
 from flows.commands.shared import generation_summary, log_failures_once, read_config
 from flows.tables import change_lines
 from lorif_core.config import StorageConfig
-from tasks.environment import lock_local_ray
+from tasks.environment import prepare_run
 
 
 def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -> Result:
@@ -53,7 +53,7 @@ def run_demo(out: str, store: str) -> Result:
     from lorif_core.report.batch_outputs import check_out_folder
 
     check_out_folder(out, StorageConfig())
-    lock_local_ray("local")
+    prepare_run("local")
     from flows.demo import demo
 
     log_failures_once()

@@ -6,7 +6,7 @@ from pathlib import Path
 from flows.commands.result import Result
 from flows.commands.shared import log_failures_once
 from flows.tables import figures_text, lds_text
-from tasks.environment import lock_local_ray
+from tasks.environment import prepare_run
 
 
 def run_evaluate(measure: str, config: str, overrides: Sequence[str], out: str) -> Result:
@@ -16,7 +16,7 @@ def run_evaluate(measure: str, config: str, overrides: Sequence[str], out: str) 
 
     evaluation = load_evaluation(config, list(overrides))
     require_plotting()
-    lock_local_ray(evaluation.base().compute.ray)
+    prepare_run(evaluation.base().compute.ray)
     from flows.evaluate import MEASURES
 
     log_failures_once()

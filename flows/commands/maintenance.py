@@ -13,7 +13,7 @@ from lorif_core.storage.lease import current_holder, hold_lease
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
-from tasks.environment import lock_local_ray
+from tasks.environment import prepare_run
 
 
 def run_status(index: str, overrides: Sequence[str]) -> Result:
@@ -40,7 +40,7 @@ def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str
     compute = parse_compute(options.get("compute", {}))
     # by default the curvature is fitted again, so that nothing of the rows remains in it
     settings = parse_update({"curvature": "refit", **options.get("update", {})})
-    lock_local_ray(compute.ray)
+    prepare_run(compute.ray)
     from lorif_core.lifecycle.removal import read_ids, rows_where, rows_with_ids
     from tasks.removal import remove_rows
 

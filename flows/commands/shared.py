@@ -9,7 +9,7 @@ from lorif_core.config import Config
 from lorif_core.config_file import load_config
 from lorif_core.errors import LorifError
 from lorif_core.tables.generation import Generation
-from tasks.environment import lock_local_ray
+from tasks.environment import prepare_run
 
 
 def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
@@ -29,9 +29,9 @@ def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
 
 
 def read_config(config_path: str, overrides: Sequence[str]) -> Config:
-    """Read CONFIG with overrides; if it asks for a local Ray, give it a token before anything imports Ray."""
+    """Read CONFIG with overrides; prepare its run before anything imports Prefect or Ray."""
     config = load_config(config_path, list(overrides))
-    lock_local_ray(config.compute.ray)
+    prepare_run(config.compute.ray)
     return config
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from lorif_core.errors import StoreUnavailableError, UserError
+from lorif_core.out_of_memory import is_out_of_memory
 
 _DESCRIPTIONS = {
     400: "The body is not valid JSON.",
@@ -20,8 +21,13 @@ _DESCRIPTIONS = {
     422: "The question is not valid, or cannot be answered.",
     429: "Too many questions are waiting.",
     500: "The server failed; its log has the cause.",
-    503: "The server is shutting down, or the store of the index does not answer.",
+    503: "The server is shutting down or ran out of memory, or the store of the index does not answer.",
 }
+
+_OUT_OF_MEMORY = (
+    "the server ran out of memory; ask for a shorter text or a smaller top_k, or start the server with a lower "
+    "--memory-gb"
+)
 
 
 class Error(BaseModel):
@@ -63,6 +69,8 @@ def error_of(error: BaseException) -> ApiError | None:
         return error
     if isinstance(error, StoreUnavailableError):
         return ApiError(503, "store_unavailable", str(error), {"Retry-After": "10"})
+    if is_out_of_memory(error):
+        return ApiError(503, "out_of_memory", _OUT_OF_MEMORY, {"Retry-After": "10"})
     if isinstance(error, UserError):
         return ApiError(422, "unanswerable", str(error))
     return None

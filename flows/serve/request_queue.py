@@ -18,6 +18,7 @@ from flows.serve.errors import ApiError, error_of, internal_error
 from flows.serve.live_index import LiveIndex, OpenGeneration
 from flows.serve.question import Question
 from lorif_core.errors import UserError
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.search.queries import Query
 from lorif_core.search.query_blocks import queries_per_block
 from lorif_core.storage.faults import one_line
@@ -156,7 +157,7 @@ def _answer_in_one_scan(current: OpenGeneration, batch: Sequence[_WaitingQuestio
             current.index, current.checkpoint, queries, top_k, options, two_stage=current.two_stage
         )
     except Exception as error:  # noqa: BLE001 - sent to the client, or logged
-        if len(batch) > 1 and isinstance(error, UserError):  # one question is at fault; find out which
+        if len(batch) > 1 and (isinstance(error, UserError) or is_out_of_memory(error)):  # one may be at fault
             for waiting in batch:
                 _answer_in_one_scan(current, [waiting], finish)
             return

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from lorif_core.corpus import columnar, jsonl
 from lorif_core.errors import DamagedFileError, UserError
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.storage.faults import one_line
 from lorif_core.storage.filesystem import SourceFile, storage_errors
 
@@ -86,7 +87,7 @@ def damaged_file_errors(file: SourceFile) -> Iterator[None]:
         yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         # errors of the operating system and of object stores have an errno, those of decoders have none
-        if isinstance(error, OSError) and error.errno is not None:
+        if (isinstance(error, OSError) and error.errno is not None) or is_out_of_memory(error):
             raise
         raise DamagedFileError(f"{file.uri} is damaged or cut off ({one_line(error)}); restore it") from error
 

@@ -13,12 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig, StorageConfig
-from lorif_core.errors import UserError
+from lorif_core.errors import MemoryExhaustedError, UserError
 from lorif_core.model.checkpoint import Checkpoint, locate
 from lorif_core.model.dry_run import uncapturable_layers
 from lorif_core.model.loss import head_loss, token_losses
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.faults import one_line
+
+_LOADING_ERRORS = (OSError, ValueError, ImportError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
         UserError: the folder does not exist, contains no model, or has only pickled weights without
             `allow_pickle`; or `device_map` leaves weights without a device.
         StoreUnavailableError: the store keeps failing.
+        MemoryExhaustedError: the weights do not fit into memory.
     """
     checkpoint = locate(config, storage)
     base = checkpoint.base()
@@ -111,7 +115,8 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
             f"use more devices or another device_map"
         )
     if config.device_map is None:
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with _loading(config):
+            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return prepare_model(model, tokenizer)
 
 
@@ -165,11 +170,18 @@ def _loading_options(checkpoint: Checkpoint) -> dict[str, Any]:
 
 @contextmanager
 def _loading(config: ModelConfig) -> Iterator[None]:
-    """Turn errors of transformers into a `UserError` of one sentence."""
+    """Turn errors of transformers into a `UserError` of one sentence, and a lack of memory into one of its own."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryExhaustedError(
+                f"there is not enough memory for the weights of {config.path}; use fewer compute.workers, a "
+                f"model.dtype of fewer bits, or a larger machine"
+            ) from None
+        if isinstance(error, _LOADING_ERRORS):
+            raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
+        raise
 
 
 def max_positions(model_config: Any) -> int | None:

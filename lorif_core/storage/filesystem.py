@@ -12,6 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lorif_core.config import StorageConfig, check_uri
 from lorif_core.errors import UserError
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.storage.connection import require_bucket, s3_filesystem
 from lorif_core.storage.faults import STORE_ERRORS, explain
 
@@ -175,4 +176,6 @@ def storage_errors(uri: str, action: str = "read") -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise explain(error, uri, action) from None  # the cause may quote signed headers

@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from lorif_core.config import StorageConfig
 from lorif_core.errors import LorifError
@@ -36,10 +37,20 @@ _POLL_SECONDS = 1.0
 _SETTLE_SECONDS = 3.0
 _FOLDER = "lease"
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
+_LONGEST_LIFE = 3600.0
 
 
 class LeaseHeldError(LorifError):
     """Another process holds the lease or has taken it over; the message names the location and the process."""
+
+
+def _time(text: str) -> datetime:
+    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+
+
+def _check_time(text: str) -> str:
+    _time(text)
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,7 @@ class Holder:
     machine: str
     pid: int
     started: float
-    since: str
+    since: Annotated[str, AfterValidator(_check_time)]
 
     def __str__(self) -> str:
         return f"the {self.what} of {self.user} on {self.host} (process {self.pid}, since {self.since})"
@@ -67,7 +78,7 @@ class Holder:
     @property
     def held_since(self) -> datetime:
         """`since` as a time."""
-        return datetime.strptime(self.since, _TIME).replace(tzinfo=UTC)
+        return _time(self.since)
 
     def is_gone(self) -> bool:
         """Whether the process is known to have ended; always False for a process of another machine."""
@@ -78,6 +89,21 @@ class Holder:
             return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The content of a lease object; `token` is unique to the process, `renewals` counts."""
+
+    number: int
+    token: str
+    holder: Holder
+    time_to_live: Annotated[float, Field(gt=0, le=_LONGEST_LIFE)]
+    renewals: int
+    released: bool
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 class Lease(AbstractContextManager["Lease"]):
@@ -104,9 +130,9 @@ class Lease(AbstractContextManager["Lease"]):
     def __enter__(self) -> "Lease":
         """Take the lease; another holder is watched first. Raises LeaseHeldError if that holder is alive."""
         while self._number == 0:
-            number, value = _newest(self._objects)
-            if value is not None and not value["released"]:
-                self._wait_for_end(number, value)
+            number, record = _newest(self._objects)
+            if record is not None and not record.released:
+                self._wait_for_end(number, record)
             self._try_to_take(number + 1)
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
         self._thread.start()
@@ -120,48 +146,48 @@ class Lease(AbstractContextManager["Lease"]):
             self._thread.join()
         try:
             if self._is_newest():
-                self._objects.put(_name(self._number), self._value(released=True))
+                self._objects.put(_name(self._number), self._value(self._number, released=True))
         except LorifError as failure:  # the lease expires by itself, so the outcome of the command is reported
             log.warning("the lease of %s could not be released: %s", self._objects.uri, failure)
 
     def confirm(self) -> None:
         """Raise LeaseHeldError unless this process still holds the lease; call it right before every commit."""
         if not self._is_newest():
-            number, value = _newest(self._objects)
-            holder = "another process" if value is None else _holder(value)
+            number, record = _newest(self._objects)
+            holder = "another process" if record is None else record.holder
             raise LeaseHeldError(
                 f"{self._objects.uri} was taken over by {holder} (lease {number}) while this process did not "
                 f"renew its lease; nothing is lost, run the command again when the other one has ended"
             )
 
-    def _wait_for_end(self, number: int, value: dict[str, Any]) -> None:
+    def _wait_for_end(self, number: int, record: _Record) -> None:
         """Return when the holder is dead or has expired. Raises LeaseHeldError at its next renewal."""
-        uri = self._objects.uri
-        holder, time_to_live = _holder(value), float(value["time_to_live"])
+        uri, holder, time_to_live = self._objects.uri, record.holder, record.time_to_live
         if holder.is_gone():
             log.info("%s has ended without releasing its lease; taking %s over", holder, uri)
             return
         entry = self._objects.entry(_name(number))
         idle = 0.0 if entry is None else (self._objects.clock() - entry.modified).total_seconds()
+        idle = max(idle, 0.0)  # the clock of the holder may be ahead; it is watched for its time to live at most
         deadline = time.monotonic() + time_to_live - idle
         if idle < time_to_live:
             log.info("%s holds %s; watching it for up to %.0f s", holder, uri, time_to_live - idle)
         while time.monotonic() < deadline:
             time.sleep(min(_POLL_SECONDS, time_to_live / 10))
             current_number, current = _newest(self._objects)
-            if current is None or current["released"]:
+            if current is None or current.released:
                 return
-            if (current_number, current["renewals"]) != (number, value["renewals"]):
-                raise LeaseHeldError(f"{uri} is in use by {_holder(current)}; wait until it has ended")
+            if (current_number, current.renewals) != (number, record.renewals):
+                raise LeaseHeldError(f"{uri} is in use by {current.holder}; wait until it has ended")
         log.warning("%s has not renewed its lease for %.0f s; taking %s over", holder, time_to_live, uri)
 
     def _try_to_take(self, number: int) -> None:
-        if not self._objects.create(_name(number), self._value(released=False, number=number)):
+        if not self._objects.create(_name(number), self._value(number)):
             return  # another process was faster; `__enter__` watches it like any holder
         if not self._atomic:
             time.sleep(_SETTLE_SECONDS)  # the object of the last writer remains
             stored = self._objects.get(_name(number))
-            if stored is None or stored["token"] != self._token:
+            if stored is None or stored.get("token") != self._token:
                 return
         names = [entry.name for entry in self._objects.names(_FOLDER)]
         if names[-1] != _name(number):  # other processes took and released later leases since the listing
@@ -175,24 +201,17 @@ class Lease(AbstractContextManager["Lease"]):
         while not self._ended.wait(self._time_to_live / _RENEWALS_PER_LIFE):
             renewals += 1
             try:
-                self._objects.put(_name(self._number), self._value(released=False, renewals=renewals))
+                self._objects.put(_name(self._number), self._value(self._number, renewals=renewals))
             except LorifError as error:
                 log.warning("the lease of %s could not be renewed: %s", self._objects.uri, error)
 
     def _is_newest(self) -> bool:
         """Whether no process has taken over; reads the store, because this process may have been suspended."""
-        number, value = _newest(self._objects)
-        return number == self._number and value is not None and value["token"] == self._token
+        number, record = _newest(self._objects)
+        return number == self._number and record is not None and record.token == self._token
 
-    def _value(self, *, released: bool, number: int = 0, renewals: int = 0) -> dict[str, Any]:
-        return {
-            "number": number or self._number,
-            "token": self._token,
-            "holder": asdict(self._holder),
-            "time_to_live": self._time_to_live,
-            "renewals": renewals,
-            "released": released,
-        }
+    def _value(self, number: int, *, renewals: int = 0, released: bool = False) -> dict[str, Any]:
+        return asdict(_Record(number, self._token, self._holder, self._time_to_live, renewals, released))
 
 
 @contextmanager
@@ -211,31 +230,42 @@ def hold_lease(uri: str, storage: StorageConfig, command: str) -> Iterator[Lease
 
 
 def current_holder(objects: Objects) -> Holder | None:
-    """The holder of the lease; None if it is released, expired, or its process is known to have ended."""
-    number, value = _newest(objects)
-    if value is None or value["released"] or _holder(value).is_gone():
+    """The holder of the lease; None if it is released, expired, or its process is known to have ended.
+
+    Raises:
+        LorifError: the lease has unexpected contents.
+    """
+    number, record = _newest(objects)
+    if record is None or record.released or record.holder.is_gone():
         return None
     entry = objects.entry(_name(number))
-    if entry is None or (datetime.now(UTC) - entry.modified).total_seconds() > 2 * value["time_to_live"]:
+    if entry is None or (datetime.now(UTC) - entry.modified).total_seconds() > 2 * record.time_to_live:
         return None
-    return _holder(value)
+    return record.holder
 
 
-def _newest(objects: Objects) -> tuple[int, dict[str, Any] | None]:
-    """Number and value of the newest lease; (0, None) if there is none."""
+def _newest(objects: Objects) -> tuple[int, _Record | None]:
+    """Number and content of the newest lease; (0, None) if there is none.
+
+    Raises:
+        LorifError: it has unexpected contents.
+    """
     entries = objects.names(_FOLDER)
     if not entries:
         return 0, None
     name = entries[-1].name
-    return int(Path(name).stem), objects.get(name)
+    content = objects.get_bytes(name)
+    try:
+        return int(Path(name).stem), None if content is None else _RECORD.validate_json(content, strict=True)
+    except ValueError:
+        raise LorifError(
+            f"{objects.uri} has a lease with unexpected contents, _lorif/{name}; if no process writes there, "
+            f"delete this object and run the command again"
+        ) from None
 
 
 def _name(number: int) -> str:
     return f"{_FOLDER}/{number:012d}.json"
-
-
-def _holder(value: dict[str, Any]) -> Holder:
-    return Holder(**value["holder"])
 
 
 def _this_process(command: str) -> Holder:

@@ -52,7 +52,7 @@ class NodeFolder:
     def __init__(self, uri: str, files: Sequence[SourceFile], storage: StorageConfig) -> None:
         manifest = sorted((file.name, file.etag, file.size) for file in files)
         self._uri, self._uri_digest = uri, _digest([uri, storage.endpoint])
-        self._root = Path(os.environ.get("LORIF_CACHE") or "~/.cache/lorif").expanduser()
+        self._root = _cache_folder()
         self.path = self._root / "checkpoints" / f"{self._uri_digest}-{_digest(manifest)}"
 
     def fetch(self, files: Sequence[SourceFile]) -> None:
@@ -214,6 +214,13 @@ class NodeFolder:
                 f"the cache folder {self._root} cannot be written ({error.strerror or error}); free space "
                 f"there, or set LORIF_CACHE to another folder"
             ) from None
+
+
+def _cache_folder() -> Path:
+    try:
+        return Path(os.environ.get("LORIF_CACHE") or "~/.cache/lorif").expanduser()
+    except RuntimeError:  # the user of a container may have no home folder
+        raise UserError("this user has no home folder for a cache; set LORIF_CACHE to a folder") from None
 
 
 def _digest(value: object) -> str:

@@ -18,6 +18,7 @@ from lance.fragment import write_fragments
 
 from lorif_core.config import StorageConfig
 from lorif_core.errors import StoreUnavailableError, UserError
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.storage.connection import lance_options
 from lorif_core.storage.faults import explain
 from lorif_core.storage.filesystem import open_filesystem
@@ -234,6 +235,8 @@ def table_errors(uri: str, action: str = "read") -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise explain(error, uri, action) from None  # the cause may quote signed headers
 
 

@@ -23,6 +23,7 @@ from lorif_core.search.queries import read_queries
 from lorif_core.tables.store import Generation, Store
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
+from tasks.memory import model_settings
 from tasks.progress import Progress
 from tasks.workers.start import start
 
@@ -89,10 +90,15 @@ def _train(evaluation: EvaluationConfig, out: str, runs: Sequence[str], at_least
 
 
 def _train_runs(evaluation: EvaluationConfig, out: str, missing: list[str]) -> None:
-    with cluster(evaluation.base().compute) as resources:
+    config = evaluation.base()
+    with cluster(config.compute) as resources:
         count = min(resources.workers, len(missing))
         with (
-            Workers(lambda: start(TruthRole, resources, evaluation, out, with_model=True), count) as workers,
+            Workers(
+                lambda: start(TruthRole, resources, evaluation, out, with_model=True),
+                count,
+                model_settings(config),
+            ) as workers,
             Progress("train subsets", len(missing)) as progress,
         ):
             for outcome in workers.run(missing, lambda host, run: host.call("run", run), in_flight=1):

@@ -22,6 +22,7 @@ from lorif_core.gradients.projection import counter_generator
 from lorif_core.storage.objects import Objects
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
+from tasks.memory import model_settings
 from tasks.progress import Progress
 from tasks.workers.start import start
 
@@ -104,7 +105,11 @@ def _patch_methods(
     with cluster(config.compute) as resources:
         count = min(resources.workers, len(batches))
         with (
-            Workers(lambda: start(PatchRole, resources, evaluation, model, with_model=True), count) as workers,
+            Workers(
+                lambda: start(PatchRole, resources, evaluation, model, with_model=True),
+                count,
+                model_settings(config),
+            ) as workers,
             Progress("patch queries", sum(len(batch.columns) for batch in batches)) as progress,
         ):
             for outcome in workers.run(batches, lambda host, batch: host.call("gains", batch)):

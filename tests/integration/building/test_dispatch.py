@@ -1,15 +1,20 @@
 """Invariant: every item has one outcome, Done or Failed with its cause, even if workers die."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+from ray.exceptions import OutOfMemoryError
 
-from lorif_core.errors import DamagedFileError, LorifError, StoreUnavailableError, UserError
+from lorif_core.errors import DamagedFileError, LorifError, MemoryExhaustedError, StoreUnavailableError, UserError
+from lorif_core.out_of_memory import MemorySetting
 from tasks.cluster import Resources
 from tasks.dispatch import Done, Failed, Workers
 from tasks.workers.start import start
@@ -48,14 +53,31 @@ class Role:
         (Path(folder) / f"{item}-{time.monotonic_ns()}").touch()
         raise DamagedFileError(f"file {item} is cut off")
 
+    def lacks_memory(self, marker: str, kind: str, wait: float) -> None:
+        Path(marker).touch()
+        time.sleep(wait)
+        if kind == "limit":
+            used = psutil.Process().memory_info().vms
+            resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+            torch.zeros(2**28)
+        raise {
+            "python": MemoryError(),
+            "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            "ray": OutOfMemoryError("the node runs low on memory"),
+        }[kind]
+
     def store_fails(self, item: int) -> None:
         raise StoreUnavailableError("s3://bucket/index does not answer")
+
+
+SETTINGS = (MemorySetting("compute.tokens_per_batch", 8192, 64), MemorySetting("compute.memory_gb", 4.0))
+ADVICE = "lower compute.tokens_per_batch from 8192 to 4096, or compute.memory_gb from 4 to 2"
 
 
 def run(
     items: list[Any], call: Callable[[Any, Any], Any], count: int = 2, in_flight: int = 2
 ) -> list[Done | Failed]:
-    with Workers(lambda: start(Role, Resources(count, 1, 0.0, count)), count) as workers:
+    with Workers(lambda: start(Role, Resources(count, 1, 0.0, count)), count, SETTINGS) as workers:
         return list(workers.run(items, call, in_flight))
 
 
@@ -78,6 +100,35 @@ def test_only_the_item_that_kills_its_worker_fails() -> None:
     assert sorted(outcome.item for outcome in outcomes if isinstance(outcome, Done)) == [0, 1, 2, 4, 5]
     (failed,) = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert failed.item == 3 and "ActorDied" in failed.cause
+    assert isinstance(failed.fault, MemoryExhaustedError), "the system kills a process that lacks memory"
+    assert ADVICE in failed.cause
+
+
+@pytest.mark.parametrize("kind", ["limit", "python", "cuda", "ray"])
+def test_a_lack_of_memory_stops_the_run_and_names_the_settings(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(MemoryExhaustedError, match=f"a worker ran out of memory .*{ADVICE}") as raised:
+        run([0], lambda host, item: host.call("lacks_memory", str(tmp_path / "x"), kind, 0.0), count=1)
+    assert "corpus" not in str(raised.value) and raised.value.exit_code == 1
+
+
+def test_an_item_that_lacks_memory_beside_others_is_tried_alone(tmp_path: Path) -> None:
+    """The items that were in flight with it are done; none of them is set aside."""
+
+    def call(host: Any, item: int) -> Any:
+        if item != 1 or (tmp_path / "x").exists():
+            return host.call("die_of", item, -1)
+        return host.call("lacks_memory", str(tmp_path / "x"), "python", 0.05)
+
+    outcomes = run(list(range(4)), call, count=1, in_flight=3)
+    assert sorted(outcome.result for outcome in outcomes if isinstance(outcome, Done)) == [0, 1, 2, 3]
+
+
+def test_a_kill_by_the_kernel_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel counts the processes that it has killed for memory."""
+    counts = iter([7, 8, 8, 8, 8])
+    monkeypatch.setattr("tasks.dispatch.kills_for_memory", lambda: next(counts))
+    with pytest.raises(MemoryExhaustedError, match=f"a worker ran out of memory .*{ADVICE}"):
+        run([3], lambda host, item: host.call("die_of", item, 3), count=1)
 
 
 def test_a_mistake_of_the_user_stops_the_run_at_once() -> None:
@@ -97,7 +148,7 @@ def test_a_store_that_keeps_failing_stops_the_run() -> None:
 
 
 def test_the_run_ends_if_every_item_kills_its_worker() -> None:
-    with pytest.raises(LorifError, match="in a row failed"):
+    with pytest.raises(LorifError, match=f"in a row failed.*{ADVICE}"):
         run(list(range(100)), lambda host, item: host.call("die_of", item, item))
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.extract import NON_FINITE_GRADIENT, NON_FINITE_LOSS
 from lorif_core.lifecycle.index_shard import NO_SCORED_TOKEN, ShardIndexer
 from lorif_core.lifecycle.plan import make_plan
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.tables.store import Store
 from tests.models import make_example
 
@@ -55,6 +57,31 @@ def test_bad_examples_are_skipped_and_reported(indexer: ShardIndexer) -> None:
     reasons = dict(skipped)
     assert reasons.pop("infinite") in (NON_FINITE_LOSS, NON_FINITE_GRADIENT)
     assert reasons == dict.fromkeys(("one token", "empty", "masked"), NO_SCORED_TOKEN)
+
+
+@pytest.mark.parametrize("place", ["gradients.extract.run_captured", "lifecycle.index_shard.read_rows"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), pa.ArrowMemoryError("malloc"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_lack_of_memory_is_no_fault_of_the_file_or_of_the_table(
+    place: str, error: Exception, indexer: ShardIndexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passes through the reader of the corpus and the writer of the table, which is Lance, as what it is."""
+    plan = make_plan(indexer._config)
+    Store(indexer._config.index).create(plan.spec)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"lorif_core.{place}", fail)
+    with pytest.raises(type(error)) as raised:
+        indexer.index(plan.shards[0])
+    assert is_out_of_memory(raised.value)
 
 
 def test_a_bad_example_does_not_touch_its_neighbours(indexer: ShardIndexer) -> None:

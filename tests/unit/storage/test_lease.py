@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lorif_core.config import StorageConfig
-from lorif_core.errors import StoreUnavailableError
+from lorif_core.errors import LorifError, StoreUnavailableError
 from lorif_core.storage import lease as lease_module
 from lorif_core.storage.lease import TIME_TO_LIVE, Lease, LeaseHeldError, current_holder, hold_lease
 from lorif_core.storage.objects import Objects
@@ -32,7 +32,7 @@ def objects(tmp_path: Path) -> Objects:
 def put_lease_of_other_machine(objects: Objects, time_to_live: float = TTL) -> int:
     """Write the lease object of a process on another machine; return the number of the lease."""
     with Lease(objects, "build", time_to_live=time_to_live) as own:
-        value = own._value(released=False)
+        value = own._value(own._number)
         number = own._number + 1
     holder = {**value["holder"], "machine": "elsewhere", "host": "node-7"}
     objects.put(f"lease/{number:012d}.json", {**value, "number": number, "token": "other", "holder": holder})
@@ -57,6 +57,54 @@ def test_a_holder_of_another_machine_that_does_not_renew_expires(objects: Object
     with Lease(objects, "build") as lease:
         lease.confirm()
     assert time.monotonic() - started < TIME_TO_LIVE / 2, "the time to live of the holder counts"
+
+
+@pytest.mark.parametrize("ahead", [60.0, 5 * 3600.0, 400 * 86400.0])
+def test_a_lease_dated_in_the_future_expires_like_any_other(objects: Objects, ahead: float) -> None:
+    """The clock of a machine that shares the folder may have been wrong."""
+    number = put_lease_of_other_machine(objects, SHORT_TTL)
+    later = time.time() + ahead
+    os.utime(Path(objects.uri) / "_lorif" / "lease" / f"{number:012d}.json", (later, later))
+    started = time.monotonic()
+    with Lease(objects, "build") as lease:
+        lease.confirm()
+    assert time.monotonic() - started < TIME_TO_LIVE / 2
+
+
+def contents() -> dict[str, bytes]:
+    """Contents of a lease object that no version of lorif writes."""
+    holder = {
+        "what": "build", "user": "me", "host": "node-7", "machine": "elsewhere", "pid": 1, "started": 1.0,
+        "since": "2026-01-01 00:00:00 UTC",
+    }  # fmt: skip
+    valid = {
+        "number": 1, "token": "other", "holder": holder, "time_to_live": 60.0, "renewals": 0, "released": False
+    }  # fmt: skip
+    without = {f"no {key}": {name: valid[name] for name in valid if name != key} for key in valid}
+    wrong = {f"{key} is a list": {**valid, key: []} for key in valid}
+    lives = {f"lives for {life}": {**valid, "time_to_live": life} for life in (0, -1, 1e9, "60")}
+    holders = {f"no {key} of the holder": {**valid, "holder": {**holder, key: None}} for key in holder}
+    wrong_time = {"no time": {**valid, "holder": {**holder, "since": "yesterday"}}}
+    objects = {**without, **wrong, **lives, **holders, **wrong_time, "a list": [], "null": None}
+    texts = {"nothing": b"", "cut off": json.dumps(valid).encode()[:50], "binary": b"\x80\x02\xff", "NaN": b"NaN"}
+    return {**{name: json.dumps(value).encode() for name, value in objects.items()}, **texts}
+
+
+@pytest.mark.parametrize("case", contents())
+def test_a_lease_with_unexpected_contents_is_told_in_a_sentence(objects: Objects, case: str) -> None:
+    objects.put_bytes("lease/000000000001.json", contents()[case])
+    for attempt in (Lease(objects, "build").__enter__, lambda: current_holder(objects)):
+        with pytest.raises(
+            LorifError, match=r"lease with unexpected contents.*0001\.json.*delete this object"
+        ) as told:
+            attempt()
+        assert told.value.exit_code == 1 and "\n" not in str(told.value)
+
+
+def test_a_file_that_is_no_lease_is_told_in_a_sentence(objects: Objects) -> None:
+    objects.put_bytes("lease/notes.txt", b"mine")
+    with pytest.raises(LorifError, match=r"unexpected contents, _lorif/lease/notes\.txt"):
+        Lease(objects, "build").__enter__()
 
 
 def test_a_holder_of_another_machine_that_renews_keeps_the_lease(objects: Objects) -> None:
