@@ -23,7 +23,8 @@ EXIT_CODES = {
     "that holds the index.",
     2: "A mistake in the command, the configuration, the corpus or the credentials. The message is one sentence "
     "that says what is wrong, where, and what to do.",
-    130: "Interrupted (Ctrl-C). The same command resumes.",
+    130: "Interrupted (Ctrl-C). The same command resumes. A second Ctrl-C ends it at once.",
+    143: "Terminated (SIGTERM). The same command resumes.",
 }
 _AFTER_EXIT_CODES = """\
 With `--json` a failure also prints `{"error": ..., "exit_code": ...}` on stdout. `LORIF_DEBUG=1` in the

@@ -19,6 +19,7 @@ from lorif_core.tables.covariances import CovarianceTable
 from lorif_core.tables.curvatures import CurvatureTable
 from lorif_core.tables.datasets import Tables, escape_sql, table_errors
 from lorif_core.tables.generation import Generation
+from lorif_core.tables.generation_check import checked_generation
 from lorif_core.tables.rows import RowTable
 from lorif_core.tables.schema import (
     CURVATURE_SCHEMA,
@@ -168,9 +169,11 @@ class Store:
 
         Raises:
             UserError: another version of lorif made the index.
+            LorifError: one of them has unexpected contents.
         """
         rows = self._tables.read("generations").to_pylist() if self.check_format() else []
-        return sorted((Generation(**row) for row in rows), key=lambda generation: generation.generation)
+        generations = (checked_generation(row, self.uri) for row in rows)
+        return sorted(generations, key=lambda generation: generation.generation)
 
     def latest(self) -> Generation:
         """The newest generation. Raises UserError if the index has no published generation."""

@@ -1,6 +1,7 @@
 """The reference of the command line has every command, argument and exit code, with its meaning."""
 
 from docs_generators.commands_reference import EXIT_CODES, arguments_of, commands, commands_page
+from flows.interrupts import SIGINT_EXIT_CODE, SIGTERM_EXIT_CODE
 from flows.parser import command_parser
 from lorif_core.errors import LorifError
 
@@ -20,4 +21,4 @@ def test_every_exit_code_of_an_error_is_explained() -> None:
     classes = [LorifError]
     for kind in classes:
         classes += kind.__subclasses__()
-    assert {kind.exit_code for kind in classes} | {0, 130} == set(EXIT_CODES)
+    assert {kind.exit_code for kind in classes} | {0, SIGINT_EXIT_CODE, SIGTERM_EXIT_CODE} == set(EXIT_CODES)
