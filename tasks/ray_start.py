@@ -81,8 +81,10 @@ def _late_signals() -> Iterator[None]:
     def take_effect() -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
+        first = arrived[:1]
+        arrived.clear()
+        for number in first:
+            signal.raise_signal(number)
 
     for number in handlers:
         signal.signal(number, note)
