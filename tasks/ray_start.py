@@ -83,8 +83,8 @@ def _late_signals() -> Iterator[None]:
             signal.signal(number, handler)
         first = arrived[:1]
         arrived.clear()
-        for number in first:
-            signal.raise_signal(number)
+        for waiting in first:
+            signal.raise_signal(waiting)
 
     for number in handlers:
         signal.signal(number, note)
