@@ -59,7 +59,7 @@ def test_bad_examples_are_skipped_and_reported(indexer: ShardIndexer) -> None:
     assert reasons == dict.fromkeys(("one token", "empty", "masked"), NO_SCORED_TOKEN)
 
 
-@pytest.mark.parametrize("place", ["gradients.extract.run_captured", "lifecycle.index_shard.read_rows"])
+@pytest.mark.parametrize("place", ["model.loading.LoadedModel.backward", "lifecycle.index_shard.read_rows"])
 @pytest.mark.parametrize(
     "error",
     [
