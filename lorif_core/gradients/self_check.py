@@ -9,7 +9,8 @@ Shapes: T tokens, I and O features, d1 and d2 projected sizes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -18,12 +19,13 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_core.corpus.batches import Batch, collate
 from lorif_core.corpus.tokenise import Example
-from lorif_core.errors import UserError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.gradients.capture import GradientCapture
 from lorif_core.gradients.projection import LayerProjection, ProjectionSet
 from lorif_core.model.loading import LoadedModel
 from lorif_core.model.loss import token_losses
 from lorif_core.spec import LayerSpec, exclusion
+from lorif_core.storage.faults import one_line
 
 _LENGTHS = (7, 11)
 _EXACT = (torch.float64, torch.float32)
@@ -50,7 +52,9 @@ def check_capture(
     attempts = 1 if loaded.dtype in _EXACT else _ATTEMPTS
     failures: dict[int, list[float]] = {}
     for attempt in range(attempts):
-        for index, error in _errors(loaded, layers, modules, projections, _examples(loaded, attempt)).items():
+        with _naming_the_model(loaded):
+            errors = _errors(loaded, layers, modules, projections, _examples(loaded, attempt))
+        for index, error in errors.items():
             failures.setdefault(index, []).append(error)
         if not failures:
             return
@@ -66,6 +70,20 @@ def check_capture(
         f"the gradients of {len(names)} of {len(layers)} layers cannot be captured: they differ from autograd "
         f"by up to {max(wrong.values()):.0%} in {listed}; {advice}"
     )
+
+
+@contextmanager
+def _naming_the_model(loaded: LoadedModel) -> Iterator[None]:
+    """Turn an error of the model's own code, of which there may be any, into a sentence that names the model."""
+    try:
+        yield
+    except (LorifError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{type(loaded.model).__name__} cannot run a forward and backward pass over a short example: "
+            f"{type(error).__name__} {one_line(error)}; this model cannot be attributed"
+        ) from error
 
 
 def _examples(loaded: LoadedModel, seed: int) -> list[Example]:
@@ -103,10 +121,14 @@ def _errors(
             if error:
                 errors[index] = max(error, errors.get(index, 0.0))
 
-        _for_each_gradient(loaded, modules, example, compare)
+        reached = _for_each_gradient(loaded, modules, example, compare)
         for index, (A, E) in pairs.items():  # captured, but without a gradient in autograd
             if (A.T @ E).norm() > 0:
                 errors[index] = math.inf
+        # a layer that neither sees would count as covered and only have zeros
+        errors.update(
+            {index: 1.0 for index in range(len(layers)) if index not in captured and index not in reached}
+        )
     return errors
 
 
@@ -150,12 +172,17 @@ def _for_each_gradient(
     modules: Sequence[Sequence[torch.nn.Module]],
     example: Example,
     use: Callable[[int, torch.Tensor], None],
-) -> None:
-    """Run autograd on one unpadded example; pass each layer's weight gradient (I, O) to `use`, then free it."""
+) -> set[int]:
+    """Run autograd on one unpadded example; pass each layer's weight gradient (I, O) to `use`, then free it.
+
+    Returns the numbers of the layers that have a gradient.
+    """
+    reached: set[int] = set()
 
     def accumulated(index: int, weight: torch.nn.Parameter) -> None:
         gradient, weight.grad = weight.grad, None
         assert gradient is not None
+        reached.add(index)
         use(index, gradient if isinstance(modules[index][0], Conv1D) else gradient.T)
 
     weights = [first.weight for first, *_ in modules]
@@ -173,6 +200,7 @@ def _for_each_gradient(
             handle.remove()
         for weight in weights:
             weight.requires_grad_(False)
+    return reached
 
 
 def _project(gradient_IO: torch.Tensor, projection: LayerProjection) -> torch.Tensor:

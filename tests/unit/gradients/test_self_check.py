@@ -233,3 +233,26 @@ def test_a_stale_hook_is_caught() -> None:
     model.model.model.layers[0].mlp.register_forward_hook(stale)
     with pytest.raises(UserError, match="differ from autograd"):
         captured.check()
+
+
+def test_a_layer_that_nobody_sees_is_not_counted_as_covered() -> None:
+    model = scaled(llama())
+    model.model.idle = torch.nn.Linear(4, 4)
+    with pytest.raises(UserError, match=r"model\.idle"):
+        check(model)
+
+
+def test_an_error_of_the_models_code_names_the_model() -> None:
+    class Untrained(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        @staticmethod
+        def backward(context: Any, grad: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("only in training")
+
+    model = scaled(llama())
+    model.model.norm.register_forward_hook(lambda module, inputs, out: Untrained.apply(out))
+    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot run .* AssertionError only in training"):
+        check(model)
