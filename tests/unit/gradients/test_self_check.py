@@ -256,3 +256,14 @@ def test_an_error_of_the_models_code_names_the_model() -> None:
     model.model.norm.register_forward_hook(lambda module, inputs, out: Untrained.apply(out))
     with pytest.raises(UserError, match=r"LlamaForCausalLM cannot run .* AssertionError only in training"):
         check(model)
+
+
+def test_lists_of_special_tokens_and_weights_in_float64_that_compute_in_float32_pass() -> None:
+    model = scaled(llama())
+    model.config.eos_token_id = [1, 2]
+    model.model.norm.register_forward_hook(lambda module, inputs, out: out.float().double())
+    check(model, torch.float64)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_passes() -> None:
+    check(with_use("cancelling"))

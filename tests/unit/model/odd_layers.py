@@ -53,6 +53,7 @@ USES: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]] = {
     "sorted rows": _sorted_rows,
     "extra dimension": lambda layer, x: layer(x[:, None]).squeeze(1),
     "flat": lambda layer, x: layer(x.flatten(0, 1)).view(*x.shape[:2], -1),
+    "cancelling": lambda layer, x: layer(x) / layer(x),
     "twice": lambda layer, x: layer(layer(x) @ layer.weight.detach() * 0.1 + x),
 }
 
