@@ -96,11 +96,13 @@ def select_layers(
         raise UserError(
             f"no layer of this model can be tracked: {name} {uncapturable[name]}, and {len(selected) - 1} others"
         )
+    if not layers:
+        raise UserError(f"{type(model).__name__} has no linear layer to track besides its output head")
     listed = ", ".join(list(layers)[:_LISTED])
     if len(layers) > _LISTED:
         listed += f" and {len(layers) - _LISTED} more"
     given = f"model.layers = {pattern!r}" + (f" without model.exclude = {exclude!r}" if exclude else "")
-    raise UserError(f"{given} matches none of the linear layers, which are {listed or 'none'}")
+    raise UserError(f"{given} matches none of the linear layers, which are {listed}")
 
 
 def _regex(key: str, pattern: str | None) -> re.Pattern[str] | None:
