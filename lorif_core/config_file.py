@@ -38,7 +38,7 @@ def read_keys(path: str | Path, kind: str, examples: str, overrides: list[str] |
         UserError: the file cannot be read, is not YAML or has no keys, or an override is malformed.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"the {kind} file {path} cannot be read: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -19,6 +19,8 @@ def plan_build(config: Config) -> BuildPlan:
     log = get_run_logger()
     plan = make_plan(config)
     log.info("%d records in %d shards, %d layers", plan.rows, len(plan.shards), len(plan.spec.layers))
+    for sentence in plan.notes.sentences():
+        log.warning("%s", sentence)
     log.info("%s", plan.coverage.sentence())
     log.info(
         "%.0f bytes per example; dense (LoGRA) would take %.0f",
@@ -46,5 +48,5 @@ def publish_generation(
         timings={
             "calibrate": plan.calibration_seconds, "index": indexed.seconds, "curvature": fit.seconds,
         },
-        changes={"command": "build"},
+        changes={"command": "build", "corpus": plan.notes.as_dict()},
     )  # fmt: skip

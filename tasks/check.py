@@ -67,7 +67,7 @@ def check(config: Config) -> dict[str, Any]:
     sample = None if plan is None else checks.run("sample", lambda: _check_sample(config, plan))
     checks.stop_if_failed()
     assert plan is not None and sample is not None and resources is not None
-    return {"checks": checks.findings, **_costs(plan, sample, resources)}
+    return {"checks": checks.findings, "corpus": plan.notes.as_dict(), **_costs(plan, sample, resources)}
 
 
 def _check_model(config: Config) -> tuple[Skeleton, str]:
@@ -85,7 +85,8 @@ def _check_corpus(config: Config) -> tuple[Listing, str]:
             f"{len(listing.damaged)} files are damaged and would be quarantined: {causes}; restore them, or "
             f"build without them with --publish-incomplete"
         )
-    return listing, f"{sum(shard.rows for shard in listing.shards):,} records in {len(listing.shards)} shards"
+    counts = f"{sum(shard.rows for shard in listing.shards):,} records in {len(listing.shards)} shards"
+    return listing, "; ".join([counts, *listing.notes.sentences()])
 
 
 def _check_index(config: Config) -> tuple[bool, str]:

@@ -79,9 +79,12 @@ def show_generation(index: str, plan: BuildPlan, indexed: IndexedRows, generatio
     )
     rows = [f"| {name} | {value} |" for name, value in figures.items() if value is not None]
     files = [f"| files {how} | {count} |" for how, count in generation.changes.get("files", {}).items()]
+    notes = [f"- {sentence}" for sentence in plan.notes.sentences()]
     create_markdown_artifact(
         key="summary",
-        markdown="\n".join([f"# {title}", "", "| | |", "|---|---|", *rows, *files, "", link(index, index)]),
+        markdown="\n".join(
+            [f"# {title}", "", "| | |", "|---|---|", *rows, *files, "", *notes, "", link(index, index)]
+        ),
     )
 
 

@@ -51,6 +51,8 @@ def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePla
             "%d files left the corpus, and their rows stay (--remove-vanished removes them): %s",
             len(changes.vanished), "; ".join(changes.vanished[:10]),
         )  # fmt: skip
+    for sentence in plan.build.notes.sentences():
+        log.warning("%s", sentence)
     if not plan.is_needed(config):
         log.info("nothing has changed; generation %d stays current", plan.base.generation)
     return plan
@@ -134,6 +136,7 @@ def publish_update(
                 "new": len(changes.new), "changed": len(changes.changed), "moved": len(changes.moved),
                 "vanished": len(changes.vanished),
             },
+            "corpus": plan.build.notes.as_dict(),
             "rows_added": indexed.inventory.rows - stayed - changes.refreshed_rows,
             "rows_removed": plan.base_inventory.rows - stayed - changes.refreshed_rows,
             "rows_refreshed": changes.refreshed_rows,

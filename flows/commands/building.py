@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands.result import Result, listed
-from flows.commands.shared import generation_summary, log_failures_once, read_config
+from flows.commands.shared import generation_summary, log_failures_once, read_config, with_notes
 from flows.tables import change_lines
 from lorif_core.config import StorageConfig
 from tasks.environment import prepare_run
@@ -19,7 +19,7 @@ def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -
     from flows.build import build
 
     log_failures_once()
-    return listed(generation_summary(settings.index, build(settings, publish_incomplete)))
+    return with_notes(generation_summary(settings.index, build(settings, publish_incomplete)))
 
 
 def run_update(config: str, overrides: Sequence[str], remove_vanished: bool, publish_incomplete: bool) -> Result:
@@ -34,7 +34,8 @@ def run_update(config: str, overrides: Sequence[str], remove_vanished: bool, pub
     generation = update(settings, remove_vanished, publish_incomplete)
     published = generation.generation != base.generation
     changes = generation.changes if published else None
-    return listed({**generation_summary(settings.index, generation), "published": published, "changes": changes})
+    summary = generation_summary(settings.index, generation)
+    return with_notes({**summary, "published": published, "changes": changes})
 
 
 def run_check(config: str, overrides: Sequence[str]) -> Result:
@@ -44,7 +45,7 @@ def run_check(config: str, overrides: Sequence[str]) -> Result:
 
     data = check(settings)
     passed = "\n".join(f"ok  {name}: {finding}" for name, finding in data["checks"].items())
-    costs = {key: value for key, value in data.items() if key != "checks"}
+    costs = {key: value for key, value in data.items() if key not in ("checks", "corpus")}
     return Result(data, f"{passed}\n{listed(costs).text}")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.commands.result import Result, listed
-from flows.commands.shared import generation_summary
+from flows.commands.shared import generation_summary, with_notes
 from lorif_core.config_file import parse_compute, parse_options, parse_storage, parse_update
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
@@ -71,7 +71,7 @@ def run_rollback(index: str, overrides: Sequence[str], generation: int) -> Resul
     find_generation(store, generation)
     with hold_lease(index, store.storage, "rollback") as lease:
         current = rollback(store, lease, generation)
-    return listed({**generation_summary(index, current), "changes": current.changes})
+    return with_notes({**generation_summary(index, current), "changes": current.changes})
 
 
 def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Result:

@@ -5,8 +5,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from flows.commands.result import Result, listed
 from lorif_core.config import Config
 from lorif_core.config_file import load_config
+from lorif_core.corpus.notes import CorpusNotes
 from lorif_core.errors import LorifError
 from lorif_core.tables.generation import Generation
 from tasks.environment import prepare_run
@@ -24,8 +26,16 @@ def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
         "checkpoint": generation.checkpoint,
         "skipped": [{"example_id": example_id, "reason": reason} for example_id, reason in skipped],
         "quarantined": [{"shard": shard, "cause": cause} for shard, cause in quarantined],
+        "corpus": generation.changes.get("corpus"),
         "timings": generation.timings,
     }
+
+
+def with_notes(data: dict[str, Any]) -> Result:
+    """A result whose text has one line per key, and then one per remark on the corpus (`corpus`)."""
+    notes = CorpusNotes.from_dict(data["corpus"]).sentences() if data["corpus"] else []
+    lines = listed({key: value for key, value in data.items() if key != "corpus"}).text
+    return Result(data, "\n".join([lines, *notes]))
 
 
 def read_config(config_path: str, overrides: Sequence[str]) -> Config:

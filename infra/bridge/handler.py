@@ -30,7 +30,9 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 EVENT = "corpus.shard.arrived"
-ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")  # as in lorif_core.corpus.records
+ENDINGS = (  # as in lorif_core.corpus.records
+    ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow", ".json", ".json.gz", ".json.zst"
+)  # fmt: skip
 
 _DELAYS = (1.0, 2.0, 4.0)  # seconds between attempts to post
 _TIMEOUT = 10.0  # seconds
@@ -61,7 +63,7 @@ class Arrival:
 
     @property
     def is_corpus(self) -> bool:
-        """Whether a corpus in this folder reads the object."""
+        """Whether a corpus in this folder reads the object; what ends in .json may be JSON lines."""
         hidden = any(part.startswith((".", "_")) for part in self.key.split("/"))
         return self.key.lower().endswith(ENDINGS) and not hidden
 

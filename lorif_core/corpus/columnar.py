@@ -1,5 +1,6 @@
 """Readers of parquet and Arrow files (IPC files, and the streams that Hugging Face datasets writes)."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from lorif_core.errors import UserError
 from lorif_core.storage.filesystem import SourceFile
 
 PARQUET_MAGIC = b"PAR1"
@@ -23,13 +25,20 @@ def is_parquet(name: str) -> bool:
 
 
 def column_kinds(file: SourceFile) -> dict[str, str]:
-    """Kind of each column: text, integer, integers (lists of integers), or the name of another type."""
+    """Kind of each column: text, integer, integers (lists of integers), or the name of another type.
+
+    Raises:
+        UserError: two columns have one name, so that a name does not say which one is meant.
+    """
     if is_parquet(file.name):
         with _parquet(file) as table:
             schema = table.schema_arrow
     else:
         with _arrow(file) as (schema, _):
             pass
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{file.uri} has several columns named {repeated[0]!r}; rename or drop all but one")
     return {field.name: _kind(field.type) for field in schema}
 
 

@@ -1,16 +1,16 @@
 """Reader of JSON lines, plain or compressed: finds where rows begin, and reads them. A blank line is not a row.
 
-Memory use is one block of lines, never a whole file.
+Memory use is one block, or one line of at most 256 MiB, never a whole file. A byte-order mark is not content.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+import re
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from lorif_core.corpus.decompress import read_blocks
 from lorif_core.errors import UserError
 from lorif_core.storage.faults import one_line
 from lorif_core.storage.filesystem import SourceFile
@@ -18,14 +18,10 @@ from lorif_core.storage.filesystem import SourceFile
 _SCAN_BYTES = 8 * 2**20
 _READ_BYTES = 2**20
 _LONGEST_LINE = 256 * 2**20
-_NEWLINE = 10
-_SPACE = 32  # a line that begins with a byte above it is not blank
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
-
-
-def is_compressed(name: str) -> bool:
-    """Whether a file of this name can only be read from its start."""
-    return name.lower().endswith(tuple(_CODECS))
+_MARK = b"\xef\xbb\xbf"  # the byte-order mark, with which some editors begin a file
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_FIRST_ROW = re.compile(rb"[^\S\n]*+(\S)")
+_NEXT_ROW = re.compile(rb"\n[^\S\n]*+(\S)")
 
 
 def index_rows(file: SourceFile, every: int) -> tuple[int, list[int]]:
@@ -33,19 +29,33 @@ def index_rows(file: SourceFile, every: int) -> tuple[int, list[int]]:
 
     Raises:
         UserError: a line is longer than 256 MiB.
-        OSError: a compressed file is damaged or cut off.
+        DamagedFileError, OSError, zstandard.ZstdError: a compressed file is damaged or cut off.
     """
-    rows = 0
+    rows, lines = 0, 1
+    line_start, in_row = 0, False
     offsets: list[int] = []
-    for position, lines in _line_blocks(file, 0, _SCAN_BYTES):
-        starts = _row_starts(lines)
+    for position, block in _blocks(file, 0, _SCAN_BYTES):
+        starts = _row_starts(block, in_row)
         offsets.extend((starts[-rows % every :: every] + position).tolist())
         rows += len(starts)
+        last = block.rfind(b"\n")
+        # only a line that begins in an earlier block can be too long
+        first = len(block) if last < 0 else block.find(b"\n")
+        if position + first - line_start > _LONGEST_LINE:
+            raise _too_long(file, lines)
+        in_row = bool(block[last + 1 :].strip()) or (last < 0 and in_row)
+        if last >= 0:
+            line_start = position + last + 1
+            lines += block.count(b"\n")
     return rows, offsets
 
 
 def read_records(
-    file: SourceFile, start: int = 0, rows: int | None = None, offset: int | None = None
+    file: SourceFile,
+    start: int = 0,
+    rows: int | None = None,
+    offset: int | None = None,
+    columns: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number in the file, record) of `rows` rows from row `start`; None reads to the end.
 
@@ -54,27 +64,33 @@ def read_records(
         start: first row.
         rows: number of rows.
         offset: byte at which row `start` begins, so that reading starts there.
+        columns: keys that a record must not have twice.
 
     Raises:
-        UserError: a line is not a JSON object; file and line are named.
+        UserError: a line is not a JSON object, has a key twice, or is too long; file and line are named.
     """
     row = 0 if offset is None else start
     stop = None if rows is None else start + rows
-    for block_position, lines in _line_blocks(file, offset or 0, _READ_BYTES):
+    keys = {json.dumps(key, ensure_ascii=is_ascii).encode() for key in columns for is_ascii in (True, False)}
+    for block_position, lines in _line_blocks(file, offset or 0):
         position = block_position
         for line in lines.split(b"\n"):
             if row == stop:
                 return
             if line and not line.isspace():
                 if row >= start:
-                    yield row, _parse(file, line, position)
+                    yield row, _parse(file, line, position, columns, keys)
                 row += 1
             position += len(line) + 1
 
 
-def column_kinds(file: SourceFile) -> dict[str, str] | None:
-    """Kind of each value of the first row: text, integer, integers or another type; None if there is no row."""
-    for _, record in read_records(file, rows=1):
+def column_kinds(file: SourceFile, columns: Sequence[str] = ()) -> dict[str, str] | None:
+    """Kind of each value of the first row: text, integer, integers or another type; None if there is no row.
+
+    Raises:
+        UserError: as `read_records`.
+    """
+    for _, record in read_records(file, rows=1, columns=columns):
         return {key: _kind(value) for key, value in record.items()}
     return None
 
@@ -89,70 +105,92 @@ def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _line_blocks(file: SourceFile, offset: int, block_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Blocks of whole lines, each with its byte offset; the last line may lack its newline."""
-    position, tail = offset, b""
-    with _stream(file, block_bytes) as stream:
-        if offset:
-            stream.seek(offset)
-        while data := stream.read(block_bytes):
-            cut = data.rfind(b"\n") + 1
-            if not cut:
-                tail += data
-                if len(tail) > _LONGEST_LINE:
-                    raise UserError(
-                        f"{file.uri} has a line of more than {_LONGEST_LINE >> 20} MiB; write one JSON record per "
-                        f"line"
-                    )
+def _blocks(file: SourceFile, offset: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """Blocks of about `size` bytes of the decompressed text, each with its offset, without the byte-order mark."""
+    position = offset
+    for block in read_blocks(file, max(size, len(_MARK)), offset):
+        mark = len(_MARK) if position == 0 and block.startswith(_MARK) else 0
+        yield position + mark, block[mark:] if mark else block
+        position += len(block)
+
+
+def _line_blocks(file: SourceFile, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Blocks of whole lines, each with its offset. Blank parts are left out; the last line may lack its end."""
+    pieces: list[bytes] = []
+    begin, length = offset, 0
+    for position, block in _blocks(file, offset, _READ_BYTES):
+        if not pieces:
+            begin = position
+            if _is_blank(block):  # gigabytes of blank lines would take long if they were looked at one by one
                 continue
-            lines = tail + data[:cut]
-            yield position, lines
-            position += len(lines)
-            tail = data[cut:]
-    if tail:
-        yield position, tail
+        cut = block.rfind(b"\n") + 1
+        pieces.append(block[:cut] if cut else block)
+        length += len(pieces[-1])
+        if cut:
+            yield begin, b"".join(pieces)
+            begin, length = position + cut, len(block) - cut
+            pieces = [block[cut:]] if length else []
+        if length > _LONGEST_LINE:
+            raise _too_long(file, _line_number(file, begin))
+    if pieces:
+        yield begin, b"".join(pieces)
 
 
-@contextmanager
-def _stream(file: SourceFile, block_bytes: int) -> Iterator[BinaryIO]:
-    codec = next((codec for ending, codec in _CODECS.items() if file.name.lower().endswith(ending)), None)
-    with file.open(block_bytes) as raw:
-        # Arrow's decompressor reports a truncated stream; the reader of the zstandard package ends without error
-        yield raw if codec is None else pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+def _is_blank(block: bytes) -> bool:
+    return block[:1].isspace() and not block.strip()  # a whole block is stripped faster than it is looked at
 
 
-def _row_starts(lines: bytes) -> np.ndarray:
-    """Offsets in the block of the lines that are not blank, int64."""
-    data = np.frombuffer(lines, dtype=np.uint8)
-    ends = np.flatnonzero(data == _NEWLINE)
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends + 1])
-    stops = np.append(ends, len(lines))
-    if starts[-1] == len(lines):
-        starts, stops = starts[:-1], stops[:-1]
-    maybe_blank = np.flatnonzero(data[starts] <= _SPACE)
-    blank = [line for line in maybe_blank if not lines[starts[line] : stops[line]].strip()]
-    return np.delete(starts, blank) if blank else starts
+def _row_starts(block: bytes, in_row: bool) -> np.ndarray:
+    """Offsets in the block at which rows begin, int64; `in_row`: the block begins inside a row."""
+    if _is_blank(block):
+        return np.zeros(0, dtype=np.int64)
+    first = None if in_row else _FIRST_ROW.match(block)
+    starts = [] if first is None else [first.start(1)]
+    starts += [match.start(1) for match in _NEXT_ROW.finditer(block)]
+    return np.array(starts, dtype=np.int64)
 
 
-def _parse(file: SourceFile, line: bytes, position: int) -> dict[str, Any]:
+def _too_long(file: SourceFile, line: int) -> UserError:
+    return UserError(
+        f"line {line} of {file.uri} has more than {_LONGEST_LINE >> 20} MiB; write one JSON record per line"
+    )
+
+
+def _parse(
+    file: SourceFile, line: bytes, position: int, columns: Sequence[str], keys: Set[bytes]
+) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a byte-order mark
+        record = json.loads(line.decode("utf-8-sig"))  # files that were joined have marks inside
     except (ValueError, RecursionError) as error:
-        number = _line_number(file, position)
-        raise UserError(f"line {number} of {file.uri} is not valid JSON: {one_line(error)}") from None
+        reason = "the file is UTF-16; save it as UTF-8" if line.startswith(_UTF16_MARKS) else one_line(error)
+        raise UserError(f"line {_line_number(file, position)} of {file.uri} is not valid JSON: {reason}") from None
     if not isinstance(record, dict):
         raise UserError(
             f"line {_line_number(file, position)} of {file.uri} is not a JSON object; each line must be one, "
             f'such as {{"text": "..."}}'
         )
+    for key in keys:
+        if line.count(key) > 1:  # the bytes may also occur in nested records or values
+            _check_keys(file, line, position, columns)
     return record
+
+
+def _check_keys(file: SourceFile, line: bytes, position: int, columns: Sequence[str]) -> None:
+    """Raise UserError for a column that the record has twice."""
+    pairs = json.loads(line.decode("utf-8-sig"), object_pairs_hook=list)
+    names = [name for name, _ in pairs]
+    for column in columns:
+        if names.count(column) > 1:
+            raise UserError(
+                f"line {_line_number(file, position)} of {file.uri} has the key {column!r} twice; rename one"
+            )
 
 
 def _line_number(file: SourceFile, position: int) -> int:
     """Number, from 1, of the line at a byte offset; counted only when an error message needs it."""
     number = 1
-    for begin, lines in _line_blocks(file, 0, _SCAN_BYTES):
+    for begin, block in _blocks(file, 0, _SCAN_BYTES):
         if begin >= position:
             break
-        number += lines.count(b"\n", 0, position - begin)
+        number += block.count(b"\n", 0, position - begin)
     return number

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import zstandard
 
 from lorif_core.corpus import columnar, jsonl
 from lorif_core.errors import DamagedFileError, UserError
@@ -12,7 +13,12 @@ from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.storage.faults import one_line
 from lorif_core.storage.filesystem import SourceFile, storage_errors
 
-ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow")
+_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_JSON = (".json", ".json.gz", ".json.zst")
+ENDINGS = (".parquet", *_JSONL, ".arrow", *_JSON)
+"""Endings of files that are read; those of `.json` only if they hold JSON lines."""
+
+EMPTY = "files without a row"
 
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + low, 0x2A, 0x4D, 0x18]) for low in range(16))
 _MAGIC: dict[str, tuple[bytes, ...]] = {
@@ -25,19 +31,41 @@ _MAGIC: dict[str, tuple[bytes, ...]] = {
 
 def is_jsonl(file: SourceFile) -> bool:
     """Whether the file is JSON lines, plain or compressed."""
-    return file.name.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
+    return file.name.lower().endswith((*_JSONL, *_JSON))
 
 
-def column_kinds(file: SourceFile) -> dict[str, str] | None:
+def reason_against_json(file: SourceFile, columns: Sequence[str]) -> str | None:
+    """Why a file that ends in `.json` is not read as JSON lines; None if it is, or if it has another ending.
+
+    Such an ending says little: Dolma gives it to JSON lines, other tools to settings or to one large array. JSON
+    lines are read if their first row has the columns.
+
+    Raises:
+        DamagedFileError: the file is cut off, or its bytes cannot be decoded.
+    """
+    if not file.name.lower().endswith(_JSON):
+        return None
+    try:
+        kinds = column_kinds(file)
+    except UserError:
+        return "JSON files that are not JSON lines (one object per line)"
+    if kinds is None:
+        return EMPTY
+    missing = [column for column in columns if column not in kinds]
+    return f"JSON files whose first line has no column {missing[0]!r}" if missing else None
+
+
+def column_kinds(file: SourceFile, columns: Sequence[str] = ()) -> dict[str, str] | None:
     """Columns and the kinds of their values; for JSON lines those of the first row, None if there is no row.
 
     Raises:
-        UserError: the content does not match the ending of the name.
+        UserError: the content does not match the ending of the name. Two columns have one name; in JSON lines only
+            `columns` are checked.
         DamagedFileError: the file is cut off, or its bytes cannot be decoded.
     """
     with checking_file(file):
         _check_magic(file)
-        return jsonl.column_kinds(file) if is_jsonl(file) else columnar.column_kinds(file)
+        return jsonl.column_kinds(file, columns) if is_jsonl(file) else columnar.column_kinds(file)
 
 
 def read_records(
@@ -51,20 +79,29 @@ def read_records(
     """(row number in the file, dict with `columns`, and with those of `optional` that there are), streaming.
 
     Raises:
-        UserError: a line is not a JSON object or lacks a column; file and line or row are named.
+        UserError: a line is not a JSON object, lacks a column or has it twice; file and line or row are named.
     """
     if not is_jsonl(file):
         present = columnar.column_kinds(file) if optional else {}
         both = [*columns, *(column for column in optional if column in present and column not in columns)]
         yield from columnar.read_records(file, both, start, rows)
         return
-    for row, record in jsonl.read_records(file, start, rows, offset):
+    for row, record in jsonl.read_records(file, start, rows, offset, (*columns, *optional)):
         missing = [column for column in columns if column not in record]
         if missing:
             raise UserError(
                 f"row {row} of {file.uri} has no {missing[0]!r}; it has {', '.join(record) or 'no keys at all'}"
             )
         yield row, {column: record[column] for column in (*columns, *optional) if column in record}
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: JSON can state half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -85,7 +122,7 @@ def damaged_file_errors(file: SourceFile) -> Iterator[None]:
     """Convert errors of decoders to DamagedFileError; errors of the network pass unchanged."""
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowException, zstandard.ZstdError, UnicodeDecodeError, OSError) as error:
         # errors of the operating system and of object stores have an errno, those of decoders have none
         if (isinstance(error, OSError) and error.errno is not None) or is_out_of_memory(error):
             raise

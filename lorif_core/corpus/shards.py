@@ -12,11 +12,24 @@ import numpy as np
 
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus import columnar, jsonl
+from lorif_core.corpus.copies import find_copies
+from lorif_core.corpus.decompress import is_compressed
+from lorif_core.corpus.files import find_corpus_files
+from lorif_core.corpus.notes import CorpusNotes, make_notes
 from lorif_core.corpus.padding import MASK_NAME
-from lorif_core.corpus.records import ENDINGS, checking_file, column_kinds, is_jsonl, read_records
-from lorif_core.errors import CorpusChangedError, DamagedFileError, UserError
+from lorif_core.corpus.record_ids import check_unique, record_ids
+from lorif_core.corpus.records import (
+    EMPTY,
+    ENDINGS,
+    checking_file,
+    column_kinds,
+    is_jsonl,
+    read_records,
+    reason_against_json,
+)
+from lorif_core.errors import CorpusChangedError, DamagedFileError, LorifError, UserError
 from lorif_core.spec import FileTag, ShardRef
-from lorif_core.storage.filesystem import SourceFile, find_files, source_file, storage_errors
+from lorif_core.storage.filesystem import SourceFile, UnreadFile, source_file, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +48,29 @@ class Listing:
         shards: of the files that were read.
         damaged: (file, cause) of damaged files, which have no shards.
         files: all files of the corpus.
+        notes: files that are no part of the corpus, and files of equal content.
         id_hashes: hashes of the ids in the files that were read, int64, sorted.
     """
 
     shards: tuple[ShardRef, ...]
     damaged: tuple[tuple[str, str], ...] = ()
     files: tuple[FileTag, ...] = ()
+    notes: CorpusNotes = field(default_factory=CorpusNotes)
     id_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
 class _ListedFile:
-    """Shards of one file and the hashes of its ids (int64, empty without `corpus.id`), or its damage."""
+    """Shards of one file and the hashes of its ids (int64, empty without `corpus.id`), or its damage.
+
+    `unread` says why none of its rows is read. `is_corpus` is False if it is no part of the corpus.
+    """
 
     shards: tuple[ShardRef, ...] = ()
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     damage: DamagedFileError | None = None
+    unread: str | None = None
+    is_corpus: bool = True
 
 
 def needed_columns(corpus: CorpusConfig) -> list[str]:
@@ -69,14 +89,21 @@ def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
     Raises:
         UserError: as `list_shards`.
     """
-    for file in find_files(corpus.uri, storage, ENDINGS):
+    found = find_corpus_files(corpus.uri, storage)
+    unread = list(found.unread)
+    for file in found.readable:
         try:
-            kinds = column_kinds(file)
+            reason = reason_against_json(file, needed_columns(corpus))
+            kinds = column_kinds(file, needed_columns(corpus)) if reason is None else None
         except DamagedFileError:
-            continue
+            return
         if kinds is not None:
             _check_columns(file, kinds, corpus)
-        return
+            return
+        unread.append(UnreadFile(file.name, reason or EMPTY))
+        if reason is None:
+            return
+    raise _no_rows(corpus.uri, [damage for _, damage in found.damaged], make_notes(unread, ()), 0)
 
 
 def list_shards(
@@ -98,41 +125,39 @@ def list_shards(
             message names the nearest one); the corpus is empty; an id is null or not unique.
         DamagedFileError: all files are damaged.
     """
-    files = find_files(corpus.uri, storage, ENDINGS)
-    unread = [file for file in files if file.name.startswith(within) and _tag(file) not in known]
+    found = find_corpus_files(corpus.uri, storage)
+    sources = [file for file in found.readable if file.name.startswith(within) and _tag(file) not in known]
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        listed = list(pool.map(partial(_list_file, corpus), unread))
-    shards = tuple(shard for file in listed for shard in file.shards)
-    damages = [file.damage for file in listed if file.damage is not None]
-    if not shards and len(unread) == len(files):
-        if damages:
-            raise damages[0]
-        raise UserError(
-            f"the corpus {corpus.uri} has no rows in its {len(files)} files; set corpus.uri to one with rows"
-        )
-    hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(file.hashes for file in listed)]))
+        listed = dict(zip(sources, pool.map(partial(_list_file, corpus), sources), strict=True))
+    files = [file for file in found.readable if file not in listed or listed[file].is_corpus]
+    shards = tuple(shard for file in listed.values() for shard in file.shards)
+    damaged = [(name, damage) for name, damage in found.damaged if name.startswith(within)]
+    damaged += [(source.name, file.damage) for source, file in listed.items() if file.damage is not None]
+    unread = [file for file in found.unread if file.name.startswith(within)]
+    unread += [UnreadFile(source.name, file.unread) for source, file in listed.items() if file.unread is not None]
+    if not shards and len(listed) == len(found.readable):
+        raise _no_rows(corpus.uri, [damage for _, damage in damaged], make_notes(unread, ()), len(files))
+    undamaged = [source for source, file in listed.items() if file.damage is None and file.is_corpus]
+    hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(file.hashes for file in listed.values())]))
     if corpus.id is not None:
-        undamaged = [source for source, file in zip(unread, listed, strict=True) if file.damage is None]
-        _check_unique(corpus.id, undamaged, hashes)
-    log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(unread))
-    for damage in damages:
+        check_unique(corpus.id, undamaged, hashes)
+    log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(listed))
+    for _, damage in damaged:
         log.warning("%s", damage)
-    damaged = tuple(
-        (source.name, str(file.damage)) for source, file in zip(unread, listed, strict=True) if file.damage
-    )
-    return Listing(shards, damaged, tuple(map(_tag, files)), hashes)
+    notes = make_notes(unread, find_copies(files, {file.name for file in undamaged}))
+    causes = tuple(sorted((name, str(damage)) for name, damage in damaged))
+    return Listing(shards, causes, tuple(map(_tag, files)), notes, hashes)
 
 
-def find_id(
-    corpus: CorpusConfig, storage: StorageConfig, names: Set[str], ids: Set[str]
-) -> tuple[str, str] | None:
-    """(id, location) of the first of the ids that occurs in files with these names; None if none occurs."""
-    for file in find_files(corpus.uri, storage, ENDINGS):
-        if file.name in names and corpus.id is not None:
-            for row, text in _ids(file, corpus.id):
-                if text in ids:
-                    return text, f"row {row} of {file.uri}"
-    return None
+def _no_rows(uri: str, damages: Sequence[DamagedFileError], notes: CorpusNotes, files: int) -> LorifError:
+    if damages:
+        return damages[0]
+    told = "".join(f"; {sentence}" for sentence in notes.sentences())
+    if not files:
+        return UserError(
+            f"{uri} has no file of a supported format; name files that end in {', '.join(ENDINGS)}{told}"
+        )
+    return UserError(f"the corpus {uri} has no rows in its {files} files; set corpus.uri to one with rows{told}")
 
 
 def read_rows(
@@ -172,15 +197,20 @@ def _require_unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
 def _list_file(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
     """Check one file, cut it into shards, and hash its ids."""
     try:
-        kinds = column_kinds(file)
+        reason = reason_against_json(file, needed_columns(corpus))
+        if reason is not None:
+            return _ListedFile(unread=reason, is_corpus=False)
+        kinds = column_kinds(file, needed_columns(corpus))
         if kinds is None:
-            return _ListedFile()
+            return _ListedFile(unread=EMPTY)
         _check_columns(file, kinds, corpus)
         with checking_file(file):
             shards = tuple(_cut_lines(file) if is_jsonl(file) else _cut_groups(file))
+            if not shards:
+                return _ListedFile(unread=EMPTY)
             if corpus.id is None:
                 return _ListedFile(shards)
-            hashes = (hash(text) for _, text in _ids(file, corpus.id))
+            hashes = (hash(text) for _, text in record_ids(file, corpus.id))
             return _ListedFile(shards, np.fromiter(hashes, dtype=np.int64))
     except DamagedFileError as damage:
         return _ListedFile(damage=damage)
@@ -188,7 +218,7 @@ def _list_file(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
 
 def _cut_lines(file: SourceFile) -> list[ShardRef]:
     rows, offsets = jsonl.index_rows(file, SHARD_ROWS)
-    compressed = jsonl.is_compressed(file.name)
+    compressed = is_compressed(file.name)
     return [
         _shard(file, start, min(SHARD_ROWS, rows - start), None if compressed else offset)
         for start, offset in zip(range(0, rows, SHARD_ROWS), offsets, strict=True)
@@ -233,35 +263,3 @@ def _check_columns(file: SourceFile, kinds: dict[str, str], corpus: CorpusConfig
             raise UserError(
                 f"the column {column!r} of {file.uri} must contain {_EXPECTED[role]}, but contains {kinds[column]}"
             )
-
-
-def _ids(file: SourceFile, column: str) -> Iterator[tuple[int, str]]:
-    """(row, id as text). Raises UserError for an id that is not a string or an integer."""
-    for row, record in read_records(file, [column]):
-        value = record[column]
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            shown = "null" if value is None else repr(value)
-            raise UserError(
-                f"the id in row {row} of {file.uri} (column {column!r}) is {shown}; give every row a string or an "
-                f"integer, or leave corpus.id out"
-            )
-        yield row, str(value)
-
-
-def _check_unique(column: str, files: Sequence[SourceFile], sorted_hashes: np.ndarray) -> None:
-    """Raise UserError for the first id that occurs twice; ids are read again only if hashes are equal."""
-    repeated = set(sorted_hashes[1:][sorted_hashes[1:] == sorted_hashes[:-1]].tolist())
-    if not repeated:
-        return
-    locations: dict[str, str] = {}
-    for file in files:
-        for row, text in _ids(file, column):
-            if hash(text) not in repeated:
-                continue
-            location = f"row {row} of {file.uri}"
-            if text in locations:
-                raise UserError(
-                    f"the id {text!r} (column {column!r}) is in {locations[text]} and again in {location}; make "
-                    f"ids unique or leave corpus.id out"
-                )
-            locations[text] = location

@@ -32,6 +32,7 @@ class Example:
         labels: (T,) int32, -100 where not scored.
         text: the text for display; None if it is not stored.
         content_hash: 32 hex digits that identify ids and labels.
+        fault: why the record cannot be indexed; its ids and labels are empty then.
     """
 
     example_id: str
@@ -40,6 +41,7 @@ class Example:
     labels: np.ndarray
     text: str | None
     content_hash: str
+    fault: str | None = None
 
     @property
     def scored(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.records import is_unicode
 from lorif_core.corpus.shards import needed_columns, optional_columns, read_rows
 from lorif_core.corpus.tokenise import Example, make_examples
 from lorif_core.gradients.extract import STORED_DTYPES, Extractor
@@ -22,6 +23,8 @@ from lorif_core.tables.schema import ShardRows
 from lorif_core.tables.store import Store
 
 NO_SCORED_TOKEN = "no token is scored"
+
+_NO_TOKENS = np.zeros(0, np.int32)
 
 
 class ShardIndexer:
@@ -105,6 +108,8 @@ class ShardIndexer:
         for i, example in enumerate(examples):
             if self._removals.has(example.example_id, example.content_hash):
                 reasons[i] = REMOVED
+            elif example.fault is not None:
+                reasons[i] = example.fault
             elif example.scored == 0:
                 reasons[i] = NO_SCORED_TOKEN
         scored = [i for i in range(len(examples)) if i not in reasons]
@@ -133,10 +138,19 @@ class ShardIndexer:
 
 
 def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Iterator[Example]:
-    """The shard's examples, in the order of the file."""
-    columns, optional = needed_columns(config.corpus), optional_columns(config.corpus)
+    """The shard's examples, in the order of the file. A record that is not text gives an example with a fault."""
+    corpus = config.corpus
+    columns, optional = needed_columns(corpus), optional_columns(corpus)
     for row, record in read_rows(shard, columns, config.storage, optional):
-        yield from make_examples(row, record, shard.name, loaded.tokenizer, config.corpus, loaded.vocab_size)
+        faulty = [column for column, value in record.items() if isinstance(value, str) and not is_unicode(value)]
+        if not faulty:
+            yield from make_examples(row, record, shard.name, loaded.tokenizer, corpus, loaded.vocab_size)
+            continue
+        example_id = f"{shard.name}#{row}" if corpus.id is None or corpus.id in faulty else str(record[corpus.id])
+        yield Example(
+            example_id, row, _NO_TOKENS, _NO_TOKENS, None, "",
+            fault=f"half of a surrogate pair, which is not text, in the column {faulty[0]!r}",
+        )  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -1,11 +1,12 @@
 """The plan of a build, made and checked before anything is written."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from lorif_core.config import Config
+from lorif_core.corpus.notes import CorpusNotes
 from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.corpus.token_boundary import require_offsets
 from lorif_core.curvature.randomized_svd import layer_groups
@@ -31,6 +32,7 @@ class BuildPlan:
         coverage: parameters that the layers cover.
         curvature: settings of the fit.
         damaged: (file, cause) of the files of the corpus that cannot be read.
+        notes: files that are no part of the corpus, and files of equal content.
         retained: further shards that stay in the table; all others are removed.
         base_version: version of `factors` that has the retained shards.
         calibration_seconds: seconds that the calibration of the whitening took.
@@ -41,6 +43,7 @@ class BuildPlan:
     coverage: Coverage
     curvature: CurvatureSpec
     damaged: tuple[tuple[str, str], ...] = ()
+    notes: CorpusNotes = field(default_factory=CorpusNotes)
     retained: frozenset[ShardKey] = frozenset()
     base_version: int | None = None
     calibration_seconds: float = 0.0
@@ -93,7 +96,8 @@ def plan_from_listing(config: Config, skeleton: Skeleton, listing: Listing) -> B
     # with `chunk` a record becomes several examples, whose number is known only when they are indexed
     known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
     check_curvature(config, spec.layers, known_rows)
-    return BuildPlan(spec, listing.shards, covered(config, skeleton), curvature_spec(config), listing.damaged)
+    settings = curvature_spec(config)
+    return BuildPlan(spec, listing.shards, covered(config, skeleton), settings, listing.damaged, listing.notes)
 
 
 def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:

@@ -58,7 +58,8 @@ def read_removals(store: Store, spec: IndexSpec) -> Removals:
 def read_ids(path: str) -> list[str]:
     """Read the ids in a file, one per line. Raises UserError if it cannot be read or has none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # an id may contain the rarer line separators of Unicode, at which splitlines would cut it
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"the ids file {path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lorif_core.config import Config, UpdateConfig
-from lorif_core.corpus.shards import Listing, check_first_file, find_id, list_shards
+from lorif_core.corpus.record_ids import find_id
+from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.manifest import Changes, compare, known_files
@@ -139,6 +140,7 @@ def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix:
         coverage=covered(config, skeleton),
         curvature=curvature_spec(config),
         damaged=listing.damaged,
+        notes=listing.notes,
         retained=changes.retained,
         base_version=base.factors_version,
     )

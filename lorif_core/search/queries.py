@@ -200,7 +200,7 @@ def _rows(file: SourceFile, content: str, fields: Sequence[str]) -> list[dict[st
     kinds = column_kinds(file) or {}
     with checking_file(file):
         if is_jsonl(file):
-            return [record for _, record in jsonl.read_records(file)]
+            return [record for _, record in jsonl.read_records(file, columns=fields)]
         known = [field for field in fields if field in kinds]
         if not known:
             raise UserError(

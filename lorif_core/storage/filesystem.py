@@ -15,9 +15,13 @@ from lorif_core.errors import UserError
 from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.storage.connection import require_bucket, s3_filesystem
 from lorif_core.storage.faults import STORE_ERRORS, explain
+from lorif_core.storage.local_files import HIDDEN, NOT_A_FILE, LocalFiles, is_hidden
 
 _BLOCK_BYTES = 2**20  # a shard is small, so a larger read-ahead would fetch unused bytes
 _GLOB_CHARACTERS = ("*", "?", "[")
+
+
+MATCHED_FOLDER = "folders that the pattern matches without their files (** searches them)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +74,97 @@ def entity_tag(info: dict[str, Any]) -> str:
     return f"{info.get('mtime_ns') or int(info['mtime'] * 1e9):x}"
 
 
-def find_files(uri: str, storage: StorageConfig, endings: Sequence[str]) -> list[SourceFile]:
-    """Files with one of the endings, sorted by name; `uri` is a file, a folder (searched recursively) or a glob.
+@dataclass(frozen=True, slots=True)
+class UnreadFile:
+    """A file that is not read: its path in the listed folder, and the reason, which names a kind of file."""
 
-    Files and folders whose names begin with `.` or `_` are ignored, except if `uri` is such a file itself.
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """All that is at a URI.
+
+    Attributes:
+        fs: its file system.
+        root: the folder, the file itself, or the folder before a glob's pattern; names are relative to it.
+        is_folder: the URI is a folder, so everything in it is listed.
+        is_glob: the URI is a glob, so only what matches it is listed.
+        files: files that are not hidden, sorted by name.
+        unread: hidden files, and what is no file, sorted by name.
+    """
+
+    fs: fsspec.AbstractFileSystem
+    root: str
+    is_folder: bool
+    is_glob: bool
+    files: tuple[SourceFile, ...]
+    unread: tuple[UnreadFile, ...]
+
+    def look_up(self, path: str) -> SourceFile | None:
+        """A file that need not be listed; None if it does not exist."""
+        with storage_errors(path):
+            try:
+                return _to_source_file(self.fs, self.fs.info(path), self.root)
+            except FileNotFoundError:
+                return None
+
+
+def walk_files(uri: str, storage: StorageConfig) -> Walk:
+    """The file at a URI, or all files in a folder or of a glob. Links of a local file system are followed.
+
+    Folders are searched recursively. What has a name that begins with `.` or `_`, or is in such a folder, is
+    hidden, except if `uri` is this file.
+
+    Raises:
+        UserError: `uri` does not exist, or cannot be read.
+    """
+    fs, path = open_filesystem(uri, storage)
+    if isinstance(fs, LocalFileSystem):
+        fs = LocalFiles()
+    with storage_errors(uri):
+        infos, root, is_glob = _list_candidates(fs, path)
+    # consoles of object stores create an empty object with a slash at its end to show an empty folder
+    found = [info for info in infos if info["type"] == "file" and not info["name"].endswith("/")]
+    files = [_to_source_file(fs, info, root) for info in found]
+    is_file = not is_glob and [file.path for file in files] == [root]
+    hidden = [] if is_file else [file for file in files if is_hidden(file.name)]
+    unread = [UnreadFile(file.name, HIDDEN) for file in hidden]
+    entered = {parent for file in files for parent in _parents(file.path)}
+    for info in infos:
+        name = posixpath.relpath(info["name"], root)
+        if info["type"] == "directory" and info["name"].rstrip("/") not in entered:
+            unread.append(UnreadFile(name, HIDDEN if is_hidden(name) else MATCHED_FOLDER))
+        elif info["type"] == "other":
+            unread.append(UnreadFile(name, HIDDEN if is_hidden(name) else info.get("reason", NOT_A_FILE)))
+    visible = [file for file in files if is_file or not is_hidden(file.name)]
+    return Walk(
+        fs,
+        root,
+        not is_file and not is_glob,
+        is_glob,
+        tuple(sorted(visible, key=lambda file: file.name)),
+        tuple(sorted(unread, key=lambda file: file.name)),
+    )
+
+
+def _parents(path: str) -> list[str]:
+    """The folders around a path."""
+    parts = path.split("/")
+    return ["/".join(parts[:stop]) for stop in range(1, len(parts))]
+
+
+def find_files(uri: str, storage: StorageConfig, endings: Sequence[str]) -> list[SourceFile]:
+    """Files with one of the endings, sorted by name; see `walk_files`.
 
     Raises:
         UserError: `uri` does not exist, has no file with one of the endings, or cannot be read.
     """
-    fs, path = open_filesystem(uri, storage)
-    with storage_errors(uri):
-        infos, root = _list_candidates(fs, path)
-    files = [_to_source_file(fs, info, root) for info in infos if info["type"] == "file"]
-    visible = [file for file in files if file.path == root or not _is_hidden(file.name)]
-    supported = [file for file in visible if file.name.lower().endswith(tuple(endings))]
+    supported = [file for file in walk_files(uri, storage).files if file.name.lower().endswith(tuple(endings))]
     if not supported:
         raise UserError(f"{uri} has no file of a supported format; name files that end in {', '.join(endings)}")
-    return sorted(supported, key=lambda file: file.name)
+    return supported
 
 
 def list_folder(uri: str, storage: StorageConfig) -> list[SourceFile]:
@@ -101,17 +179,17 @@ def list_folder(uri: str, storage: StorageConfig) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def _list_candidates(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]], str]:
-    """fsspec infos of the candidates, and the folder (or the file itself) that their names are relative to."""
+def _list_candidates(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]], str, bool]:
+    """fsspec infos, the folder (or the file itself) that names are relative to, and whether the path is a glob."""
     try:
         info = fs.info(path)
     except FileNotFoundError:
         if not any(character in path for character in _GLOB_CHARACTERS):
             raise
-        return list(fs.glob(path, detail=True).values()), glob_root(path)
+        return list(fs.glob(path, detail=True).values()), glob_root(path), True
     if info["type"] == "directory":
-        return list(fs.find(path, detail=True).values()), path
-    return [info], path
+        return list(fs.find(path, detail=True).values()), path, False
+    return [info], path, False
 
 
 def glob_root(path: str) -> str:
@@ -132,10 +210,6 @@ def source_file(uri: str, name: str, storage: StorageConfig) -> SourceFile:
     fs, path = open_filesystem(uri, storage)
     info = fs.info(path)
     return SourceFile(fs, path, uri, name, entity_tag(info), info["size"])
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Invariant: every key of CONFIG and EVALUATION has a description, from which the reference page is generated."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lorif_core.config import Config, Section
+from lorif_core.config_file import load_config
 from lorif_core.evaluation.config import EvaluationConfig
 
 
@@ -52,3 +54,11 @@ def test_a_key_without_description_is_reported() -> None:
         """A section."""
 
     assert list(keys_without_description(File)) == ["section.undescribed"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_config_of_an_editor_for_windows_is_read(tmp_path: Path, encoding: str) -> None:
+    lines = ["index: ./é", "model:", "  path: m", "corpus:", "  uri: |-", "    c", ""]
+    (tmp_path / "config.yaml").write_bytes("\r\n".join(lines).encode(encoding))
+    config = load_config(tmp_path / "config.yaml")
+    assert (config.index, config.model.path, config.corpus.uri) == ("./é", "m", "c")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from lorif_core.corpus import columnar
 from lorif_core.corpus.shards import list_shards
 from lorif_core.errors import LorifError
 from lorif_core.storage.filesystem import SourceFile, source_file
-from tests.unit.corpus.corpus_files import STORAGE, corpus, make_rows, read_all, write
+from tests.unit.corpus.corpus_files import STORAGE, corpus, listing_error, make_rows, read_all, write
 
 FORMATS = ("a.parquet", "stream.arrow", "file.arrow")
 
@@ -50,3 +52,17 @@ def test_damage_that_the_listing_cannot_detect_is_reported_when_read(tmp_path: P
     (shard,) = list_shards(corpus(path), STORAGE).shards
     with pytest.raises(LorifError, match=r"a\.parquet is damaged or cut off"):
         read_all([shard])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    columns = [pa.array(["a"]), pa.array([1]), pa.array(["b"])]
+    table = pa.Table.from_arrays(columns, ["text", "id", "text"])
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    else:
+        new = pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file
+        with new(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    message = listing_error(tmp_path)
+    assert message == f"{tmp_path / name} has several columns named 'text'; rename or drop all but one"

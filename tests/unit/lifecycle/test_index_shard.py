@@ -1,5 +1,6 @@
 """Invariant: an example that cannot be scored is skipped and reported; it never becomes a row of zeros or NaN."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lorif_core.config_file import parse_config
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import NON_FINITE_GRADIENT, NON_FINITE_LOSS
+from lorif_core.lifecycle.calibrate import calibration_sample, read_sample
 from lorif_core.lifecycle.index_shard import NO_SCORED_TOKEN, ShardIndexer
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.out_of_memory import is_out_of_memory
@@ -118,3 +120,44 @@ def test_the_error_of_a_bad_record_is_raised_unchanged(model_folder: Path, tmp_p
     receipt = ShardIndexer(config, plan.spec).index(make_plan(config).shards[0])
     Store(config.index).rows.commit_wave([receipt], since=1)
     assert receipt.rows == 40 and Store(config.index).rows.counts()[0] == 40
+
+
+@pytest.mark.parametrize("chunk", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "broken"),
+    [
+        ({"text": "text"}, "text"),
+        ({"text": "text", "id": "id"}, "id"),
+        ({"prompt": "p", "completion": "text", "id": "id"}, "p"),
+        ({"prompt": "p", "completion": "text"}, "text"),
+    ],
+)
+def test_a_record_with_half_of_a_surrogate_pair_is_skipped_and_named(
+    model_folder: Path, tmp_path: Path, chunk: bool, columns: dict[str, str], broken: str
+) -> None:
+    rows = [{"id": f"r{i}", "text": f"the cat {i}", "p": "see ", "unused": "\ud800"} for i in range(5)]
+    for number, half in ((1, "\ud800"), (3, "\ud800")):  # an id that is no text is not compared with others either
+        rows[number][broken] = f"the {half} cat"
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config(
+        {
+            "index": str(tmp_path / "index"),
+            "model": {"path": str(model_folder)},
+            "corpus": {"uri": str(tmp_path / "corpus.jsonl"), "max_length": 64, "chunk": chunk, **columns},
+            "projection": {"kind": "random", "factor": 4},
+            "curvature": {"kind": "none"},
+        }
+    )
+    plan = make_plan(config)
+    Store(config.index).create(plan.spec)
+    receipt = ShardIndexer(config, plan.spec).index(plan.shards[0])
+    assert receipt.rows == 3
+    assert (
+        len(read_sample(calibration_sample(plan.shards, 5), config, ShardIndexer(config, plan.spec).loaded)) == 5
+    )
+    by_position = broken == "id" or "id" not in columns
+    assert receipt.skipped == tuple(
+        (f"corpus.jsonl#{i}" if by_position else f"r{i}",
+         f"half of a surrogate pair, which is not text, in the column {broken!r}")
+        for i in (1, 3)
+    )  # fmt: skip

@@ -192,3 +192,18 @@ def test_the_error_names_a_query_that_cannot_be_scored(query: Query) -> None:
 def test_a_text_query_needs_a_tokenizer() -> None:
     with pytest.raises(UserError, match="no tokenizer for query 'q'"):
         query_example(Query("q", text="abc"), None, VOCAB, 8)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_a_file_of_an_editor_for_windows_is_read(tmp_path: Path, ending: str) -> None:
+    content = b"\xef\xbb\xbf" + lines([{"id": "a", "text": "x"}, {"id": "b", "text": "y"}]).replace(b"\n", b"\r\n")
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(ending).suffix, bytes)
+    (tmp_path / f"q{ending}").write_bytes(compress(content))
+    queries = read_queries(str(tmp_path / f"q{ending}"), StorageConfig())
+    assert [(query.query_id, query.text) for query in queries] == [("a", "x"), ("b", "y")]
+
+
+def test_a_field_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(b'{"text": "x"}\n{"text": "y", "text": "z"}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*q\.jsonl has the key 'text' twice"):
+        read_queries(str(tmp_path / "q.jsonl"), StorageConfig())

@@ -1,0 +1,103 @@
+"""The files of a corpus: which are read, which cannot be, and which are no part of it. Each one is in one list."""
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lorif_core.config import StorageConfig
+from lorif_core.corpus.records import ENDINGS
+from lorif_core.corpus.saved_datasets import SPLITS, STATE, read_saved_datasets
+from lorif_core.errors import DamagedFileError
+from lorif_core.storage.filesystem import SourceFile, UnreadFile, Walk, walk_files
+
+COMPANION = "companions of a dataset, which hold no rows"
+NO_ENDING = "files without an ending"
+
+_COMPANIONS = {
+    STATE, SPLITS, "dataset_info.json", "dataset_infos.json", "croissant.json", "readme.md", "license",
+    "license.txt", "license.md", ".gitattributes", ".gitignore", ".ds_store", "_success", "_metadata",
+    "_common_metadata",
+}  # fmt: skip
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFiles:
+    """The files at the URI of a corpus, each sorted by name. A name that is not UTF-8 has its bytes escaped.
+
+    Attributes:
+        readable: files of a supported format. One that ends in `.json` is read only if it holds JSON lines.
+        damaged: (name, error) of files that should be read and cannot be.
+        unread: files that are no part of the corpus.
+    """
+
+    readable: tuple[SourceFile, ...]
+    damaged: tuple[tuple[str, DamagedFileError], ...]
+    unread: tuple[UnreadFile, ...]
+
+
+def find_corpus_files(uri: str, storage: StorageConfig) -> CorpusFiles:
+    """List the files of a corpus.
+
+    Raises:
+        UserError: `uri` does not exist, or cannot be read.
+    """
+    walk = walk_files(uri, storage)
+    saved = read_saved_datasets(_index_files(walk))
+    readable: list[SourceFile] = []
+    unread = [UnreadFile(_shown(file.name), _companion(file.name) or file.reason) for file in walk.unread]
+    damaged = [(_shown(index.name), damage) for index, damage in saved.damaged]
+    if walk.is_folder:
+        missing = saved.missing({file.path for file in walk.files})
+        damaged += [(_shown(posixpath.relpath(path, walk.root)), damage) for path, damage in missing]
+    for file in walk.files:
+        reason = saved.reason_against(file.path) or _reason_against(file.name)
+        if reason is not None:
+            unread.append(UnreadFile(_shown(file.name), reason))
+        elif _shown(file.name) != file.name:
+            damage = DamagedFileError(
+                f"the name of {_shown(file.uri)} is not UTF-8, so it cannot be read; rename it"
+            )
+            damaged.append((_shown(file.name), damage))
+        else:
+            readable.append(file)
+    return CorpusFiles(
+        tuple(readable),
+        tuple(sorted(damaged, key=lambda item: item[0])),
+        tuple(sorted(unread, key=lambda file: file.name)),
+    )
+
+
+def _index_files(walk: Walk) -> Iterator[SourceFile]:
+    """The index files of saved datasets that have a say in the files of a listing."""
+    if walk.is_folder:
+        yield from (file for file in walk.files if posixpath.basename(file.name) in (STATE, SPLITS))
+    elif walk.is_glob:  # it need not match them
+        folders = {posixpath.dirname(file.path) for file in walk.files if file.name.lower().endswith(".arrow")}
+        around = {posixpath.dirname(folder) for folder in folders}
+        paths = [*(f"{folder}/{STATE}" for folder in folders), *(f"{folder}/{SPLITS}" for folder in around)]
+        for path in sorted(paths):
+            file = walk.look_up(path)
+            if file is not None:
+                yield file
+
+
+def _reason_against(name: str) -> str | None:
+    """Why a file is not read, judging by its name; None if it is."""
+    companion = _companion(name)
+    if companion is not None or name.lower().endswith(ENDINGS):
+        return companion
+    stem, ending = posixpath.splitext(posixpath.basename(name))
+    if ending.lower() in _COMPRESSED:
+        ending = posixpath.splitext(stem)[1] + ending
+    return f"files that end in {_shown(ending)}" if ending else NO_ENDING
+
+
+def _companion(name: str) -> str | None:
+    base = posixpath.basename(name).lower()
+    return COMPANION if base in _COMPANIONS or base.endswith(".crc") else None
+
+
+def _shown(name: str) -> str:
+    """A name for messages and tables; the bytes of a local name that is not UTF-8 are escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

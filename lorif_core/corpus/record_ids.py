@@ -1,0 +1,60 @@
+"""The ids that the records of a corpus have in the column `corpus.id`."""
+
+from collections.abc import Iterator, Sequence, Set
+
+import numpy as np
+
+from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.corpus.files import find_corpus_files
+from lorif_core.corpus.records import is_unicode, read_records
+from lorif_core.errors import UserError
+from lorif_core.storage.filesystem import SourceFile
+
+
+def find_id(
+    corpus: CorpusConfig, storage: StorageConfig, names: Set[str], ids: Set[str]
+) -> tuple[str, str] | None:
+    """(id, location) of the first of the ids that occurs in files with these names; None if none occurs."""
+    for file in find_corpus_files(corpus.uri, storage).readable:
+        if file.name in names and corpus.id is not None:
+            for row, text in record_ids(file, corpus.id):
+                if text in ids:
+                    return text, f"row {row} of {file.uri}"
+    return None
+
+
+def record_ids(file: SourceFile, column: str) -> Iterator[tuple[int, str]]:
+    """(row, id as text), without ids that are not Unicode, whose rows are skipped.
+
+    Raises:
+        UserError: an id is not a string or an integer.
+    """
+    for row, record in read_records(file, [column]):
+        value = record[column]
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            shown = "null" if value is None else repr(value)
+            raise UserError(
+                f"the id in row {row} of {file.uri} (column {column!r}) is {shown}; give every row a string or an "
+                f"integer, or leave corpus.id out"
+            )
+        if isinstance(value, int) or is_unicode(value):
+            yield row, str(value)
+
+
+def check_unique(column: str, files: Sequence[SourceFile], sorted_hashes: np.ndarray) -> None:
+    """Raise UserError for the first id that occurs twice; ids are read again only if hashes are equal."""
+    repeated = set(sorted_hashes[1:][sorted_hashes[1:] == sorted_hashes[:-1]].tolist())
+    if not repeated:
+        return
+    locations: dict[str, str] = {}
+    for file in files:
+        for row, text in record_ids(file, column):
+            if hash(text) not in repeated:
+                continue
+            location = f"row {row} of {file.uri}"
+            if text in locations:
+                raise UserError(
+                    f"the id {text!r} (column {column!r}) is in {locations[text]} and again in {location}; make "
+                    f"ids unique or leave corpus.id out"
+                )
+            locations[text] = location
