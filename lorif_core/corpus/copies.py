@@ -9,7 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lorif_core.storage.filesystem import SourceFile, storage_errors
 
-_ENDS_BYTES = 2**16
+_ENDS_BYTES = 2**14
 _READ_BYTES = 2**20
 
 

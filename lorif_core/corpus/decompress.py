@@ -12,6 +12,8 @@ from lorif_core.storage.filesystem import SourceFile
 WIDEST_WINDOW = 2**31
 """Window of `zstd --long=31`, the widest one that zstd makes. A reader of such a frame needs this memory."""
 
+_USUAL_WINDOW = 2**27  # of `zstd --long`, and the widest one that other readers allow
+_HEADER_BYTES = 18
 _READ_BYTES = 2**20
 _PIECE_BYTES = 512  # a piece becomes at most 16 MiB: 4 bytes are the smallest block, of at most 128 KiB
 
@@ -19,6 +21,18 @@ _PIECE_BYTES = 512  # a piece becomes at most 16 MiB: 4 bytes are the smallest b
 def is_compressed(name: str) -> bool:
     """Whether a file of this name can only be read from its start."""
     return name.lower().endswith((".gz", ".zst"))
+
+
+def is_wide(file: SourceFile) -> bool:
+    """Whether a reader of the file needs more than 128 MiB, judging by its first zstd frame."""
+    if not file.name.lower().endswith(".zst"):
+        return False
+    with file.open() as raw:
+        head = raw.read(_HEADER_BYTES)
+    try:
+        return zstandard.get_frame_parameters(head).window_size > _USUAL_WINDOW
+    except zstandard.ZstdError:
+        return False
 
 
 def read_blocks(file: SourceFile, size: int, offset: int = 0) -> Iterator[bytes]:

@@ -41,20 +41,31 @@ def record_ids(file: SourceFile, column: str) -> Iterator[tuple[int, str]]:
             yield row, str(value)
 
 
-def check_unique(column: str, files: Sequence[SourceFile], sorted_hashes: np.ndarray) -> None:
-    """Raise UserError for the first id that occurs twice; ids are read again only if hashes are equal."""
+def check_unique(
+    column: str, files: Sequence[SourceFile], sorted_hashes: np.ndarray, copies: Sequence[Sequence[str]]
+) -> None:
+    """Raise UserError for the first id that occurs twice; ids are read again only if hashes are equal.
+
+    Args:
+        column: the column of ids.
+        files: the files with the ids.
+        sorted_hashes: hashes of all ids, int64.
+        copies: groups of names of files with equal content, which explain why ids occur twice.
+    """
     repeated = set(sorted_hashes[1:][sorted_hashes[1:] == sorted_hashes[:-1]].tolist())
     if not repeated:
         return
-    locations: dict[str, str] = {}
+    locations: dict[str, tuple[int, SourceFile]] = {}
     for file in files:
         for row, text in record_ids(file, column):
             if hash(text) not in repeated:
                 continue
-            location = f"row {row} of {file.uri}"
             if text in locations:
+                first_row, first = locations[text]
+                is_copy = any({first.name, file.name} <= set(names) for names in copies if first.name != file.name)
+                advice = "; these files have the same content: remove one" if is_copy else "; make ids unique"
                 raise UserError(
-                    f"the id {text!r} (column {column!r}) is in {locations[text]} and again in {location}; make "
-                    f"ids unique or leave corpus.id out"
+                    f"the id {text!r} (column {column!r}) is in row {first_row} of {first.uri} and again in row "
+                    f"{row} of {file.uri}{advice} or leave corpus.id out"
                 )
-            locations[text] = location
+            locations[text] = row, file

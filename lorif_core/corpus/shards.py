@@ -4,8 +4,10 @@ import difflib
 import logging
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus import columnar, jsonl
 from lorif_core.corpus.copies import find_copies
-from lorif_core.corpus.decompress import is_compressed
+from lorif_core.corpus.decompress import is_compressed, is_wide
 from lorif_core.corpus.files import find_corpus_files
 from lorif_core.corpus.notes import CorpusNotes, make_notes
 from lorif_core.corpus.padding import MASK_NAME
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 SHARD_ROWS = 512
 _LISTING_THREADS = 8  # listing is limited by the store, not by the CPU
+_WIDE_FILES = Lock()  # each reader of a frame of `zstd --long=31` may need 2 GiB
 
 _ALLOWED_KINDS = {"text": ("text",), "tokens": ("integers",), "id": ("text", "integer")}
 _EXPECTED = {"text": "strings", "tokens": "lists of integers", "id": "strings or integers"}
@@ -138,13 +141,14 @@ def list_shards(
     if not shards and len(listed) == len(found.readable):
         raise _no_rows(corpus.uri, [damage for _, damage in damaged], make_notes(unread, ()), len(files))
     undamaged = [source for source, file in listed.items() if file.damage is None and file.is_corpus]
+    copies = find_copies(files, {file.name for file in undamaged})
     hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(file.hashes for file in listed.values())]))
     if corpus.id is not None:
-        check_unique(corpus.id, undamaged, hashes)
+        check_unique(corpus.id, undamaged, hashes, copies)
     log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(listed))
     for _, damage in damaged:
         log.warning("%s", damage)
-    notes = make_notes(unread, find_copies(files, {file.name for file in undamaged}))
+    notes = make_notes(unread, copies)
     causes = tuple(sorted((name, str(damage)) for name, damage in damaged))
     return Listing(shards, causes, tuple(map(_tag, files)), notes, hashes)
 
@@ -196,6 +200,13 @@ def _require_unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
 
 def _list_file(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
     """Check one file, cut it into shards, and hash its ids."""
+    with checking_file(file):
+        alone = is_wide(file)
+    with _WIDE_FILES if alone else nullcontext():
+        return _list_in_turn(corpus, file)
+
+
+def _list_in_turn(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
     try:
         reason = reason_against_json(file, needed_columns(corpus))
         if reason is not None:

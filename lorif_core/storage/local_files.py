@@ -55,6 +55,8 @@ class LocalFiles(LocalFileSystem):
                 with os.scandir(folder.path) as listing:
                     entries = sorted(listing, key=lambda entry: entry.name)
             except PermissionError:
+                if folder.path == root:
+                    raise
                 yield _unread(folder.path, FORBIDDEN)
                 continue
             inner = []

@@ -69,6 +69,19 @@ def empty_folder(raw: dict[str, Any], folder: Path) -> None:
     raw["corpus"]["uri"] = str(folder / "nothing")
 
 
+def only_other_files(raw: dict[str, Any], folder: Path) -> None:
+    (folder / "others").mkdir()
+    (folder / "others" / "a.csv").write_text("text\nx\n")
+    (folder / "others" / "b.json").write_text('[{"text": "x"}]')
+    raw["corpus"]["uri"] = str(folder / "others")
+
+
+def two_columns_of_one_name(raw: dict[str, Any], folder: Path) -> None:
+    path = folder / "data.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], ["text", "text"]), path)
+    raw["corpus"].update(uri=str(path), id=None)
+
+
 DUPLICATES = b'{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n{"id": "a", "text": "three"}\n'
 CASES: dict[str, tuple[Mistake, list[str]]] = {
     "misspelt key": (with_keys(projection={"facter": 4}), ["projection.facter", "projection.factor"]),
@@ -79,6 +92,9 @@ CASES: dict[str, tuple[Mistake, list[str]]] = {
     "budget below length": (with_keys(compute={"tokens_per_batch": 10}), ["tokens_per_batch", "max_length"]),
     "length above the model": (with_keys(corpus={"max_length": 100}), ["corpus.max_length", "64 positions"]),
     "no files": (empty_folder, ["nothing", ".jsonl", ".parquet"]),
+    "only other files": (only_other_files, ["files that end in .csv: 1 (a.csv)", "not JSON lines", "1 (b.json)"]),
+    "two columns of one name": (two_columns_of_one_name, ["data.parquet", "several columns named 'text'"]),
+    "a key twice": (with_corpus("x.jsonl", b'{"text": "a", "text": "b"}\n', id=None), ["line 1", "'text' twice"]),
     "missing corpus": (with_keys(corpus={"uri": "/nowhere/at/all"}), ["/nowhere/at/all"]),
     "not a parquet file": (with_corpus("x.parquet", b'{"text": "a"}\n', id=None), ["x.parquet"]),
     "not gzip": (with_corpus("x.jsonl.gz", b'{"text": "a"}\n', id=None), ["x.jsonl.gz"]),
@@ -142,6 +158,49 @@ def test_an_index_of_another_spec_is_refused_and_the_message_names_the_keys(
     code, _, err = run(capsys, "build", "-c", str(config), "projection.seed=5", "code.dtype=float16")
     assert code == 2 and "projection.seed (0 there, 5 here)" in err and "code.dtype (float32 there" in err
     assert Store(built.index).rows.version() == version
+
+
+def test_what_is_not_read_and_what_is_not_text_is_told_by_check_and_build(
+    raw: dict[str, Any],
+    tmp_path: Path,
+    prefect_server: None,
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    corpus.mkdir()
+    lines = "".join(json.dumps({"text": f"the cat sees the dog {n}"}) + "\n" for n in range(40))
+    (corpus / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (corpus / "b.json.gz").write_bytes(gzip.compress(lines.replace("cat", "\\ud800", 1).encode(), mtime=0))
+    (corpus / "c.csv").write_text("text")
+    (corpus / "copy.jsonl.gz").write_bytes((corpus / "a.jsonl.gz").read_bytes())
+    (corpus / "README.md").write_text("# Data")
+    elsewhere.mkdir()
+    (elsewhere / "d.jsonl").write_text(lines.replace("cat", "bird"))
+    (corpus / "link").symlink_to(elsewhere)
+    raw["corpus"] = {"uri": str(corpus), "max_length": 64}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    expected = {
+        "not_read": [
+            {"reason": "companions of a dataset, which hold no rows", "files": 1, "first": ["README.md"]},
+            {"reason": "files that end in .csv", "files": 1, "first": ["c.csv"]},
+        ],
+        "copies": {"files": 1, "first": [["a.jsonl.gz", "copy.jsonl.gz"]]},
+    }
+    code, out, _ = run(capsys, "check", "-c", str(config), "--json")
+    checked = json.loads(out.splitlines()[-1])
+    assert code == 0 and checked["records"] == 160 and checked["corpus"] == expected
+    told = ("not read: files that end in .csv: 1 (c.csv)", "README.md", "1 (a.jsonl.gz = copy.jsonl.gz)")
+    assert all(part in checked["checks"]["corpus"] for part in told)
+    code, out, _ = run(capsys, "build", "-c", str(config))
+    assert code == 0 and all(part in out for part in told)
+    assert Store(raw["index"]).latest().changes["corpus"] == expected
+    code, out, _ = run(capsys, "build", "-c", str(config), "--json")
+    built = json.loads(out.splitlines()[-1])
+    assert built["corpus"] == expected and built["rows"] == 159 and built["generation"] == 1
+    ((skipped),) = built["skipped"]
+    assert skipped["example_id"] == "b.json.gz#0" and "surrogate pair" in skipped["reason"]
 
 
 QUERY_CASES = {

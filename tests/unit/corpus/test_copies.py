@@ -1,4 +1,4 @@
-"""Invariant: files of equal content are told, in a folder as in an object store, and they are read all the same."""
+"""Invariant: files of equal content are told, in a folder as in an object store, and all are read."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from lorif_core.corpus.copies import find_copies
 from lorif_core.corpus.shards import list_shards
 from lorif_core.storage.filesystem import walk_files
 from tasks.demo.object_store import MotoServer
-from tests.unit.corpus.corpus_files import STORAGE, corpus, make_rows, to_lines, write
+from tests.unit.corpus.corpus_files import STORAGE, corpus, listing_error, make_rows, to_lines, write
 
 
 def test_copies_are_counted_and_read(tmp_path: Path) -> None:
@@ -27,6 +27,12 @@ def test_copies_are_counted_and_read(tmp_path: Path) -> None:
     assert listing.notes.copies == 3
     assert listing.notes.first_copies == (("a.jsonl", "b.jsonl", "c/d.jsonl"),)
     assert "3 (a.jsonl = b.jsonl = c/d.jsonl)" in listing.notes.sentences()[0]
+
+
+def test_ids_that_repeat_in_a_copy_are_explained(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / name, make_rows(2))
+    assert "these files have the same content: remove one" in listing_error(tmp_path, id="id")
 
 
 def test_only_groups_with_a_new_file_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

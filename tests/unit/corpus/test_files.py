@@ -208,6 +208,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "scandir", refuse)  # tests may run as root, who may list everything
     listing = listing_of(tmp_path)
     assert names(listing) == ["a.jsonl"] and reasons(listing) == {FORBIDDEN: (1, ("closed",))}
+    assert "closed may not be read" in listing_error(tmp_path / "closed")
 
 
 # ---- notes ---------------------------------------------------------------------------------------------------

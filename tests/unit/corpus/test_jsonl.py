@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorif_core.corpus import jsonl
+from lorif_core.corpus.decompress import is_wide
 from lorif_core.corpus.shards import SHARD_ROWS, list_shards
 from lorif_core.errors import DamagedFileError, UserError
 from lorif_core.storage.filesystem import source_file
@@ -109,7 +110,11 @@ def test_frames_of_any_window_are_read(tmp_path: Path, log: int) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(skippable + skippable.join(with_window(log, part) for part in parts))
     assert zstandard.get_frame_parameters(with_window(log, parts[0])).window_size == 2**log
+    assert is_wide(source_file(str(path), path.name, STORAGE)) is False  # its first frame is skippable
     assert len(read_all(list_shards(corpus(path), STORAGE).shards)) == 700
+    path.write_bytes(with_window(log, parts[0]))
+    assert is_wide(source_file(str(path), path.name, STORAGE)) == (log > 27)
+    assert len(read_all(list_shards(corpus(path), STORAGE).shards)) == 600
 
 
 def test_a_window_that_zstd_does_not_make_is_named(tmp_path: Path) -> None:
@@ -140,6 +145,7 @@ import gzip, resource, sys, time
 from pathlib import Path
 import zstandard
 from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.corpus.decompress import is_wide
 from lorif_core.corpus.shards import list_shards, read_rows
 from lorif_core.errors import DamagedFileError, UserError
 
@@ -148,7 +154,8 @@ fill = {"blank": b"\\n", "windows": b" \\r\\n\\t\\n", "long": b"x"}[kind]
 first = b'{"text": "a b"}\\n' + (b'{"text": "' if kind == "long" else b"")
 for name, compress in (("a.jsonl.gz", gzip.compress), ("b.jsonl.zst", zstandard.compress)):
     middle = compress(fill * (2**24 // len(fill)))
-    (folder / name).write_bytes(compress(first) + (17 if kind == "long" else 8) * middle + compress(b'\\n{"text": "c d"}'))
+    times = 17 if kind == "long" else 8
+    (folder / name).write_bytes(compress(first) + times * middle + compress(b'\\n{"text": "c d"}'))
 assert sum(path.stat().st_size for path in folder.iterdir()) < 2**21
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -1,7 +1,7 @@
 """Invariant: a folder of `save_to_disk` gives the rows of its dataset, as its own index file names them.
 
-If this breaks, rows of a former `map` are indexed as if the model had been trained on them. The files are written as
-Hugging Face datasets writes them, which need not be installed.
+If this breaks, rows of a former `map` are indexed as if the model had been trained on them. The test writes the
+files in the layout of Hugging Face datasets, which need not be installed.
 """
 
 import json
