@@ -14,7 +14,7 @@ from tests.tiny_tokenizer import byte_tokenizer
 
 def check(tokenizer: Any, **corpus: str) -> None:
     raw = {"index": "i", "model": {"path": "m"}, "corpus": {"uri": "c", **corpus}}
-    check_settings(Config.model_validate(raw), Skeleton(None, tokenizer, "float32", None), ())
+    check_settings(Config.model_validate(raw), Skeleton(None, tokenizer, "float32", None, {}), ())
 
 
 def test_pairs_need_a_tokenizer_with_offsets() -> None:
