@@ -13,29 +13,38 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig, StorageConfig
-from lorif_core.errors import MemoryExhaustedError, UserError
+from lorif_core.errors import LorifError, MemoryExhaustedError, UserError
+from lorif_core.model.adapter import add_adapter, load_adapter
 from lorif_core.model.checkpoint import Checkpoint, locate
 from lorif_core.model.dry_run import uncapturable_layers
+from lorif_core.model.head import inspect_head
+from lorif_core.model.limits import check_tokenizer, embedding_rows, max_positions
 from lorif_core.model.loss import head_loss, token_losses
+from lorif_core.model.probe import check_causal, probe_ids
+from lorif_core.model.weights import check_finite, load_full_model
 from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.faults import one_line
 
 _LOADING_ERRORS = (OSError, ValueError, ImportError, KeyError, SafetensorError)
+_HEAD_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A frozen model in evaluation mode, with its tokenizer if the checkpoint has one."""
+    """A frozen model in evaluation mode.
+
+    Attributes:
+        model: the transformers model.
+        tokenizer: None if the checkpoint has none.
+        has_linear_head: whether its logits are a plain linear layer of the last hidden state.
+        vocab_size: token ids must be smaller, because the embedding has no row or the output no logit for others.
+    """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
     has_linear_head: bool
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows of the input embedding; token ids must be smaller."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+    vocab_size: int
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +88,9 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
         model = model.get_base_model()
     model.eval().requires_grad_(False)
     _fuse_gelu(model)
-    return LoadedModel(model, tokenizer, _has_linear_head(model))
+    rows = embedding_rows(model)
+    head = inspect_head(model, probe_ids(model, 1, min(_HEAD_TOKENS, max_positions(model) or _HEAD_TOKENS)))
+    return LoadedModel(model, tokenizer, head.is_linear, min(rows, head.width))
 
 
 def load_model(config: ModelConfig, storage: StorageConfig, device: str | None = None) -> LoadedModel:
@@ -92,22 +103,17 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
 
     Raises:
         UserError: the folder does not exist, contains no model, or has only pickled weights without
-            `allow_pickle`; or `device_map` leaves weights without a device.
+            `allow_pickle`; weights are missing, of another shape, or not finite; the model is not causal; or
+            `device_map` leaves weights without a device.
         StoreUnavailableError: the store keeps failing.
         MemoryExhaustedError: the weights do not fit into memory.
     """
     checkpoint = locate(config, storage)
-    base = checkpoint.base()
+    base = _base(checkpoint)
     with _loading(config):
-        model = AutoModelForCausalLM.from_pretrained(
-            (base or checkpoint).path_with_weights(),
-            dtype=config.dtype,
-            use_safetensors=None if config.allow_pickle else True,
-            device_map=config.device_map,
-            **_loading_options(base or checkpoint),
-        )
+        model = load_full_model(base or checkpoint)
         if base is not None:
-            model.load_adapter(checkpoint.path_with_weights())
+            load_adapter(model, checkpoint.path_with_weights(), config)
         tokenizer = _load_tokenizer(checkpoint)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise UserError(
@@ -117,7 +123,11 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
     if config.device_map is None:
         with _loading(config):
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return prepare_model(model, tokenizer)
+    check_finite(model, config.path)
+    with _running(config):
+        loaded = prepare_model(model, tokenizer)
+        check_causal(loaded.model, config.path, max_positions(model))
+    return loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +148,11 @@ def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
     """Build the modules of a checkpoint on the meta device, adapters included, without fetching weights.
 
     Raises:
-        UserError: the folder does not exist or contains no model.
+        UserError: the folder does not exist or contains no model, or its tokenizer does not belong to the model.
         StoreUnavailableError: the store keeps failing.
     """
     checkpoint = locate(config, storage)
-    base = checkpoint.base()
+    base = _base(checkpoint)
     with _loading(config):
         full_model = base or checkpoint
         model_config = AutoConfig.from_pretrained(
@@ -151,16 +161,22 @@ def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
             if base is not None:
-                model.add_adapter(_adapter_config(checkpoint.path_without_weights()))
+                add_adapter(model, checkpoint.path_without_weights(), config.path)
         tokenizer = _load_tokenizer(checkpoint)
+    check_tokenizer(tokenizer, embedding_rows(model), config.path)
     dtype = str(model_config.dtype or torch.float32).removeprefix("torch.")
-    return Skeleton(model.eval(), tokenizer, dtype, max_positions(model_config), uncapturable_layers(model))
+    return Skeleton(model.eval(), tokenizer, dtype, max_positions(model), uncapturable_layers(model))
 
 
-def _adapter_config(path: str) -> Any:
-    from peft import PeftConfig
-
-    return PeftConfig.from_pretrained(path)
+def _base(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The base model of an adapter; None for a full model."""
+    base = checkpoint.base()
+    if base is not None and base.base() is not None:
+        raise UserError(
+            f"the base model of the adapter {checkpoint.config.path} is an adapter too; merge it into its own "
+            f"base model, and set base_model_name_or_path to the result"
+        )
+    return base
 
 
 def _loading_options(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -184,9 +200,20 @@ def _loading(config: ModelConfig) -> Iterator[None]:
         raise
 
 
-def max_positions(model_config: Any) -> int | None:
-    """Longest sequence that the position embedding allows; None if the model's config does not state it."""
-    return getattr(model_config.get_text_config(), "max_position_embeddings", None)
+@contextmanager
+def _running(config: ModelConfig) -> Iterator[None]:
+    """Turn errors of a model's own code into a `UserError` of one sentence; those of the machine pass through."""
+    try:
+        yield
+    except (LorifError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"the model {config.path} fails on a text of a few random tokens: {type(error).__name__} "
+            f"{one_line(error)}; set another model.dtype, or use another model"
+        ) from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
@@ -240,19 +267,3 @@ def _fuse_gelu(model: torch.nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation | FastGELUActivation):
                 setattr(module, name, torch.nn.GELU(approximate="tanh"))
-
-
-def _has_linear_head(model: Any) -> bool:
-    """Whether logits = head(last_hidden_state), tested on a few tokens: some models scale or cap their logits.
-
-    A cap hardly changes small logits, so the test would miss it; it is read from the model's config instead.
-    """
-    head = model.get_output_embeddings()
-    caps = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if not isinstance(head, torch.nn.Linear) or model.base_model is model or caps:
-        return False
-    ids = torch.arange(1, 5, device=model.get_input_embeddings().weight.device)[None]
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.allclose(head(hidden.to(head.weight.device)).to(logits), logits, rtol=1e-3, atol=1e-3)
