@@ -14,7 +14,6 @@ from transformers import (
     PreTrainedConfig,
     Qwen2MoeConfig,
     RecurrentGemmaConfig,
-    ReformerConfig,
     RwkvConfig,
     XLMConfig,
     XLNetConfig,
@@ -63,14 +62,6 @@ def test_other_models_that_look_ahead_are_refused() -> None:
     check_causal(small(XLMConfig, **xlm, causal=True), "m", 64)
     with pytest.raises(UserError, match="looks ahead"):
         check_causal(xlnet(), "m", None)
-    hashed = {
-        "attn_layers": ["lsh"],
-        "axial_pos_shape": [8, 8],
-        "axial_pos_embds_dim": [16, 16],
-        "is_decoder": True,
-    }
-    with pytest.raises(UserError, match="padding"):  # its buckets depend on all tokens
-        check_causal(small(ReformerConfig, **hashed, lsh_attn_chunk_length=4), "m", 64)
 
 
 class Leaky(torch.nn.Module):
