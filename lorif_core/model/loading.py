@@ -1,5 +1,6 @@
 """Safe loading of a model from its checkpoint, and its backward pass."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -163,9 +164,11 @@ def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
             if base is not None:
                 add_adapter(model, checkpoint.path_without_weights(), config.path)
         tokenizer = _load_tokenizer(checkpoint)
+    model.eval()
     check_tokenizer(tokenizer, embedding_rows(model), config.path)
     dtype = str(model_config.dtype or torch.float32).removeprefix("torch.")
-    return Skeleton(model.eval(), tokenizer, dtype, max_positions(model), uncapturable_layers(model))
+    uncapturable = uncapturable_layers(copy.deepcopy(model))  # an adapter on parameters does not survive it
+    return Skeleton(model, tokenizer, dtype, max_positions(model), uncapturable)
 
 
 def _base(checkpoint: Checkpoint) -> Checkpoint | None:

@@ -12,10 +12,11 @@ from lorif_core.gradients.capture import GradientCapture
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.projection import Side
 from lorif_core.model import loading, loss
+from lorif_core.model.head import Head
 from lorif_core.model.layers import layer_specs, select_layers
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import LayerSpec, ProjectionSpec
-from tests.models import FAMILIES, gpt2, llama, loaded, scaled
+from tests.models import FAMILIES, VOCAB, gpt2, llama, loaded, scaled
 from tests.unit.model.odd_layers import LAYER, with_shared_weight, with_tuple_output, with_use
 
 PROJECTION = ProjectionSpec(factor=2, seed=1)
@@ -158,7 +159,7 @@ def _missing_scale(patch: pytest.MonkeyPatch) -> None:
             handle.remove()
 
     patch.setattr(LoadedModel, "backward", scaled_backward)
-    patch.setattr(loading, "_has_linear_head", lambda model: False)
+    patch.setattr(loading, "inspect_head", lambda model, ids: Head(False, VOCAB))
 
 
 def _sign(patch: pytest.MonkeyPatch) -> None:
