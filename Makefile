@@ -2,31 +2,30 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SWIFT := .venv-swift
+DEVICE := cpu
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 
-.PHONY: help demo test test-chaos test-s3 test-infra test-browser lint docs bench clean
+.PHONY: help demo test test-chaos test-s3 test-infra test-browser lint docs bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## print these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# torch is built for one device; its CPU build is in the index that pip is configured for, or in its own
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-dev.txt infra/torch-$(DEVICE).txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/$(PIP_INSTALL) --requirement infra/torch-$(DEVICE).txt 2>/dev/null || \
+		$(BIN)/$(PIP_INSTALL) --requirement infra/torch-$(DEVICE).txt --index-url $(CPU_INDEX)
+	$(BIN)/$(PIP_INSTALL) --requirement constraints.txt --requirement constraints-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	touch $@
 
 # apart from ours, which must not get what Swift needs
 $(SWIFT)/.installed: tests/servers/swift-constraints.txt
 	test -x $(SWIFT)/bin/python || python3 -m venv $(SWIFT)
-	$(SWIFT)/bin/pip install --quiet --disable-pip-version-check --constraint tests/servers/swift-constraints.txt swift
-	touch $@
-
-$(VENV)/.browser: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,browser]'
-	touch $@
-
-$(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	$(SWIFT)/bin/$(PIP_INSTALL) --requirement tests/servers/swift-constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed ## train a small model, build an index, ask it and write demo-out/report.html
@@ -45,7 +44,7 @@ test-s3: $(VENV)/.installed $(SWIFT)/.installed ## run the tests against OpenSta
 test-infra: $(VENV)/.installed ## run the install steps of the image and the services of the compose file
 	$(BIN)/python -m pytest -m infra tests/infra
 
-test-browser: $(VENV)/.browser ## run the pages in Chromium (needs Debian's chromium)
+test-browser: $(VENV)/.installed ## run the pages in Chromium (needs Debian's chromium)
 	mkdir -p build/screenshots
 	LORIF_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -m browser tests/browser
 
@@ -56,7 +55,7 @@ lint: $(VENV)/.installed ## check format, style, types, imports and the links of
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory docs
 
-docs: $(VENV)/.docs ## build the documentation into build/site; a dead link or anchor fails
+docs: $(VENV)/.installed ## build the documentation into build/site; a dead link or anchor fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.installed ## run the benchmarks of build, memory, commands, latency and server
@@ -65,6 +64,9 @@ bench: $(VENV)/.installed ## run the benchmarks of build, memory, commands, late
 	$(BIN)/python -m benchmarks.wikitext
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.serve
+
+lock: $(VENV)/.installed ## list all packages to install, with their hashes (CONTRIBUTING.md)
+	PATH="$(abspath $(BIN)):$$PATH" infra/lock.sh
 
 clean: ## remove what these targets have made
 	rm -rf $(VENV) $(SWIFT) demo-out build *.egg-info

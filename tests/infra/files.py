@@ -39,7 +39,8 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def pinned(name: str) -> str:
-    """The version of a package in constraints.txt."""
-    match = re.search(rf"^{re.escape(name)}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    """The version of a package in constraints.txt, without distinction of case and of `-`, `_` and `.`."""
+    canonical = re.escape(re.sub(r"[-_.]+", "-", name).lower())
+    match = re.search(rf"^{canonical}==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
     assert match is not None, f"{name} is not in constraints.txt"
     return match[1]
