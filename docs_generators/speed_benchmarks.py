@@ -38,6 +38,7 @@ def speed_sections() -> Iterator[str]:
     yield from _memory()
     yield from _latency()
     yield from _scan()
+    yield from _checksums()
     yield from _attribute()
     yield from _serve()
 
@@ -232,6 +233,31 @@ What this does not show: rows that are read from an object store, or a machine w
 def _rate(rates: dict[tuple[str, ...], dict[str, Any]], method: str, kind: str, count: int) -> str:
     row = rates.get((method, kind, str(count)))
     return "" if row is None else rounded(row["rows_per_s"])
+
+
+def _checksums() -> Iterator[str]:
+    name, command = _command("checksums")
+    result = load(name)
+    yield "### Checksums {#checksums}"
+    yield f"""\
+What the comparison of rows with their checksums adds to the first scan of a process from disk, for one query
+(rows as in the scan above, CPU time of {result["threads"]} thread, fastest of {result["rounds"]} rounds). Later
+scans do not compare."""
+    rows = [
+        [
+            _CODES.get(method, method),
+            f"{row['bytes']:,}",
+            rounded(row["plain_rows_per_s"]),
+            rounded(row["compared_rows_per_s"]),
+            decimals(row["share"], 3),
+            decimals(row["us_per_row"], 2),
+        ]
+        for method, row in result["rows"].items()
+    ]
+    header = ["Code", "Bytes", "Rows per second", "Compared", "Share added", "Comparison alone, us per row"]
+    yield sourced(table(header, rows), name)
+    yield "What this does not show: rows that are read from an object store, where reading takes longer."
+    yield provenance(name, command)
 
 
 def _attribute() -> Iterator[str]:

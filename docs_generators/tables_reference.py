@@ -47,6 +47,7 @@ _SHARD = "Shard that the row belongs to: file, range of rows, ETag and size."
 _CHECKPOINT = "Fingerprint of the checkpoint that the gradient was computed at."
 _CONTENT_HASH = "Hash of the token ids and labels: equal examples have equal hashes."
 _SPEC = "Hash of the spec: rows with equal hashes can be scored together."
+_CHECKSUM = "XXH3 (64 bits) over the other columns of the row; null in rows that an older lorif wrote."
 
 COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
     "factors": {
@@ -64,6 +65,8 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "packed into bytes.",
         "scales": "One number for each layer and term that its decoded code is multiplied by.",
         "magnitude": "Number that the scales of the row are multiplied by. Absent with float codes.",
+        "checksums": "XXH3 (64 bits) over the id and the code, over the other columns without the text, and over "
+        "the text; null in rows that an older lorif wrote.",
     },
     "curvature": {
         "curvature": "Id of the fit; a generation names the ids that it uses.",
@@ -76,6 +79,7 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "trace": "Trace of the curvature: the total squared norm of the layer's stored gradients.",
         "rows": "Rows of `factors` that were summed.",
         "vector": "Eigenvector, d1 d2 long.",
+        "checksum": _CHECKSUM,
     },
     "whitening": {
         "whitening": "Name of the covariances: a digest of their values.",
@@ -87,6 +91,7 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "tokens": "Tokens that were summed.",
         "examples": "Examples that were summed.",
         "sums": "Sum of outer products over the tokens, row by row.",
+        "checksum": _CHECKSUM,
     },
     "generations": {
         "generation": "Number of the generation, from 1.",
@@ -104,16 +109,19 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "quarantined_json": "Shards that failed every attempt; not empty only after `--publish-incomplete`.",
         "changes_json": "The command that made the generation, and what changed since the one before.",
         "removals": "Rows of the table `removed` that its rows respect.",
+        "checksum": _CHECKSUM,
     },
     "skipped": {
         "shard": _SHARD,
         "example_id": _EXAMPLE_ID,
         "reason": "Why the example was left out: no scored token, or a loss or gradient that is not finite.",
+        "checksum": _CHECKSUM,
     },
     "removed": {
         "example_id": _EXAMPLE_ID,
         "content_hash": _CONTENT_HASH,
         "removed_at": "When `lorif remove` removed it.",
+        "checksum": _CHECKSUM,
     },
     "scores.parquet": {
         "query_id": "The query's `id`, or its position in the queries file, from 0.",

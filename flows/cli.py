@@ -46,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run a parsed command and print its result, or each result as soon as it arrives; returns the exit code."""
     options = vars(arguments)
-    as_json = options.pop("json")
+    as_json, code = options.pop("json"), 0
     try:
         results = _implementation(options.pop("command"))(**options)
         for result in [results] if isinstance(results, Result) else results:
             sys.stdout.write((json.dumps(result.data) if as_json else result.text) + "\n")
             sys.stdout.flush()
+            code = max(code, result.exit_code)
     except LorifError as error:
         return _fail(as_json, str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -67,7 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stderr.write(without_secrets(traceback.format_exc()))
         reason = one_line(error) or "no message"
         return _fail(as_json, f"{type(error).__name__}: {reason} (LORIF_DEBUG=1 shows the traceback)", 1)
-    return 0
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # a panic of Lance in a damaged file, not an Exception
+            raise
+        return _fail(
+            as_json, f"a file of the index cannot be read ({error}); lorif verify names what is damaged", 1
+        )
+    return code
 
 
 def _implementation(name: str) -> Callable[..., Result | Iterable[Result]]:

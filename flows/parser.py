@@ -3,6 +3,8 @@
 import argparse
 from typing import NoReturn, TypeAlias
 
+from flows.option_types import gigabytes, port, positive
+
 _CONFIG_HELP = "YAML file of the config; key.sub=value overrides any of its keys"
 _INDEX_HELP = "folder or URI of the index"
 
@@ -36,6 +38,7 @@ def command_parser() -> argparse.ArgumentParser:
     _add_rollback(commands)
     _add_remove(commands)
     _add_gc(commands)
+    _add_verify(commands)
     return parser
 
 
@@ -157,11 +160,11 @@ def _add_serve(commands: _Commands) -> None:
         "(default: 127.0.0.1)",
     )
     serve.add_argument(
-        "--port", type=_port, default=8765, help="the port to listen on; 0 chooses a free one (default: 8765)"
+        "--port", type=port, default=8765, help="the port to listen on; 0 chooses a free one (default: 8765)"
     )
     serve.add_argument(
         "--memory-gb",
-        type=_gigabytes,
+        type=gigabytes,
         help="memory for the codes of the index, in GiB (default: a quarter of the free memory)",
     )
     serve.add_argument(
@@ -212,9 +215,21 @@ def _add_gc(commands: _Commands) -> None:
         help="delete; without this option the command only lists what it would delete",
     )
     gc.add_argument(
-        "--keep", type=_positive, default=5, help="the number of newest generations to keep (default: 5)"
+        "--keep", type=positive, default=5, help="the number of newest generations to keep (default: 5)"
     )
     _add_index(gc, "storage.*")
+
+
+def _add_verify(commands: _Commands) -> None:
+    verify = _add_command(
+        commands, "verify", "read a whole index, compare it with its checksums, and name what is damaged"
+    )
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="publish a generation without the damaged shards, with curvatures that are fitted again",
+    )
+    _add_index(verify, "storage.* and compute.*")
 
 
 def _add_command(commands: _Commands, name: str, summary: str) -> argparse.ArgumentParser:
@@ -249,7 +264,7 @@ def _add_publish_incomplete(command: argparse.ArgumentParser) -> None:
 def _add_top_k(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--top-k",
-        type=_positive,
+        type=positive,
         default=10,
         help="the number of proponents, and of opponents, per query (default: 10)",
     )
@@ -275,24 +290,3 @@ def _add_search_options(command: argparse.ArgumentParser) -> None:
         help="divide each score by the roots of the self-influences of query and example (cosine), or by that of "
         "the example only (self) (default: none)",
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**16:
-        raise argparse.ArgumentTypeError(f"{text} is not a port; give a number from 0 to 65535")
-    return value
-
-
-def _gigabytes(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not an amount of memory; give a number of GiB, 0 or more")
-    return value

@@ -79,5 +79,30 @@ def totals_text(rows: Sequence[Mapping[str, Any]], by: str) -> str:
     return "\n".join([f"totals by {by}, {len(lines)} of {len(rows):,}", *lines])
 
 
+def verification_text(found: Mapping[str, Any]) -> str:
+    """What is damaged, how to repair it, and how much was read."""
+    lines = []
+    for item in found["damage"]:
+        shards = f"; shards {', '.join(item['shards'])}" if item["shards"] else ""
+        lines.append(f"damaged: {item['table']}: {item['what']}{shards}")
+    lines += dict.fromkeys(f"{item['table']}: {item['advice']}" for item in found["damage"])
+    lines.append(
+        f"read {found['generations']} generations, {found['rows']:,} rows, {found['files']:,} files: "
+        f"{len(found['damage'])} damaged"
+    )
+    if found["rows_without_checksums"] or found["files_without_digest"]:
+        lines.append(
+            f"an older lorif wrote {found['rows_without_checksums']:,} rows without checksums and "
+            f"{found['files_without_digest']:,} files without digests; they were read, but not compared"
+        )
+    if "repaired" in found:
+        repaired = found["repaired"]
+        lines.append(
+            f"published generation {repaired['generation']} without {repaired.get('rows_removed', 0):,} rows; "
+            f"lorif update -c CONFIG indexes them again"
+        )
+    return "\n".join(lines)
+
+
 def _bytes(row: Mapping[str, Any]) -> str:
     return "" if row["bytes_per_example"] is None else f"{row['bytes_per_example']:>12,.0f} bytes"

@@ -41,6 +41,10 @@ class DamagedFileError(ShardInputError):
     """A corpus file is cut off or its bytes cannot be decoded."""
 
 
+class DamagedIndexError(LorifError):
+    """Stored bytes of an index have changed; `lorif verify` names all of them."""
+
+
 class IncompleteBuildError(LorifError):
     """Some shards could not be indexed, so nothing was published; the message lists them.
 

@@ -17,5 +17,6 @@ COMMANDS = {
     "remove": "maintenance",
     "rollback": "maintenance",
     "gc": "maintenance",
+    "verify": "maintenance",
 }
 """Command -> module of this package that defines `run_<command>`."""

@@ -1,10 +1,12 @@
-"""The commands `lorif status`, `remove`, `rollback` and `gc`; those that change an index hold its lease."""
+"""The commands `lorif status`, `remove`, `rollback`, `gc` and `verify`; changes are made under the lease."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from flows.commands.result import Result, listed
-from flows.commands.shared import generation_summary, with_notes
+from flows.commands.shared import Bars, generation_summary, with_notes
+from flows.tables import verification_text
 from lorif_core.config_file import parse_compute, parse_options, parse_storage, parse_update
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
@@ -95,6 +97,33 @@ def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Resu
     counts = [f"{key}: {len(names)}" for key, names in removable.items()]
     advice = [] if apply else ["nothing was removed; add --apply to remove it"]
     return Result(data, "\n".join([*items, *counts, f"bytes: {garbage.bytes}", *advice]))
+
+
+def run_verify(index: str, overrides: Sequence[str], repair: bool) -> Result:
+    """`lorif verify`: exit code 1 if something is damaged; with `repair` also publishes what can be repaired."""
+    options = parse_options(list(overrides), ("storage", "compute"))
+    compute = parse_compute(options.get("compute", {}))
+    prepare_run(compute.ray)
+    from lorif_core.lifecycle.verify import verify
+
+    store = Store(index, parse_storage(options.get("storage", {})))
+    Objects(index, store.storage).check_container()
+    with Bars() as bars:
+        found = verify(store, bars.show)
+    damage = [{**asdict(item), "advice": item.advice(index)} for item in found.damage]
+    data: dict[str, Any] = {
+        "index": index, "damage": damage, "generations": found.generations, "rows": found.rows,
+        "rows_without_checksums": found.unchecked_rows, "files": found.files,
+        "files_without_digest": found.unchecked_files,
+    }  # fmt: skip
+    if repair and damage:
+        from tasks.repair import repair as publish_repaired
+
+        with hold_lease(index, store.storage, "verify") as lease:
+            refit = any(item.table == "curvature" for item in found.damage)
+            generation = publish_repaired(store, found.damaged_files, compute, lease, refit=refit)
+        data["repaired"] = {"generation": generation.generation, **generation.changes}
+    return Result(data, verification_text(data), 1 if damage else 0)
 
 
 def _open_store(index: str, overrides: Sequence[str]) -> Store:

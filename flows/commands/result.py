@@ -6,10 +6,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a command: plain values for `--json`, and the same as text for people."""
+    """The result of a command: plain values for `--json`, the same as text for people, and the exit code."""
 
     data: dict[str, Any]
     text: str
+    exit_code: int = 0
 
 
 def listed(data: dict[str, Any]) -> Result:

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+from tqdm import tqdm
 
 from flows.commands.result import Result, listed
 from lorif_core.config import Config
@@ -43,6 +46,27 @@ def read_config(config_path: str, overrides: Sequence[str]) -> Config:
     config = load_config(config_path, list(overrides))
     prepare_run(config.compute.ray)
     return config
+
+
+class Bars:
+    """Progress bars on a terminal, one for each title; none elsewhere."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm] = {}
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+    def show(self, title: str, done: int, total: int) -> None:
+        """Show how many items of a title are done."""
+        if sys.stderr.isatty():
+            bar = self._bars.setdefault(title, tqdm(total=total, desc=title, file=sys.stderr))
+            bar.total = total
+            bar.update(done - bar.n)
 
 
 class _ExpectedFailures(logging.Filter):

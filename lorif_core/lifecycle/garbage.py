@@ -12,6 +12,7 @@ from lorif_core.errors import UserError
 from lorif_core.storage.lease import current_holder
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.datafiles import DataFile, DataFiles, Upload
+from lorif_core.tables.file_digests import FileDigests
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.inventory import Inventory, ShardKey
 from lorif_core.tables.receipts import Receipts, is_of_spec
@@ -106,6 +107,8 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
     data.remove(garbage.files)  # files that no version referred to; the others disappeared with their versions
     Receipts(store.uri, store.storage).remove_named(garbage.receipts)
     data.abort(garbage.uploads)
+    existing = {(table, file.name) for table in store.tables() for file in data.list_files(table)}
+    FileDigests(store.uri, store.storage).remove_unused(existing)
 
 
 def _classify_receipts(

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from lorif_core.errors import UserError
 from lorif_core.spec import IndexSpec
-from lorif_core.tables.filters import condition_sql
+from lorif_core.tables.checksums import damaged
+from lorif_core.tables.filters import condition_sql, reads_text
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
@@ -48,8 +49,15 @@ class Removals:
 
 
 def read_removals(store: Store, spec: IndexSpec) -> Removals:
-    """The removals of an index with rows of a spec; empty if the index does not exist."""
+    """The removals of an index with rows of a spec; empty if the index does not exist.
+
+    Raises:
+        DamagedIndexError: a row differs from its checksum, or there are fewer than a generation has applied.
+    """
     entries = store.rows.removed()
+    applied = max((generation.removals for generation in store.generations()), default=0)
+    if entries.num_rows < applied:
+        raise damaged(store.uri, f"the table removed has {entries.num_rows} rows, but {applied} were applied")
     if spec.tokenisation.id is not None:
         return Removals(ids=frozenset(entries.column("example_id").to_pylist()), count=entries.num_rows)
     return Removals(hashes=frozenset(entries.column("content_hash").to_pylist()), count=entries.num_rows)
@@ -72,6 +80,7 @@ def read_ids(path: str) -> list[str]:
 
 def rows_with_ids(store: Store, version: int, ids: Iterable[str]) -> pa.Table:
     """`example_id` and `content_hash` of the rows with these ids in a version of `factors`."""
+    store.rows.check_descriptions(version)
     requested = pa.array(sorted(set(ids)), pa.string())
     batches = store.rows.metadata(version, _COLUMNS)
     return _table(batch.filter(pc.is_in(batch.column("example_id"), requested)) for batch in batches)
@@ -84,6 +93,7 @@ def rows_where(store: Store, version: int, condition: str) -> pa.Table:
         UserError: the condition is not valid.
     """
     sql = condition_sql(store, version, condition)
+    store.rows.check_descriptions(version, text=reads_text(sql))
     return _table(store.rows.metadata(version, _COLUMNS, condition=sql))
 
 
@@ -120,6 +130,7 @@ def apply_removals(store: Store, removals: Removals, clean: Inventory | None = N
     if not removals.count or not unchecked.fragments:
         return inventory, 0
     columns = [*_COLUMNS, "shard"]
+    store.rows.check_descriptions(inventory.version, unchecked.fragments)
     affected: set[int] = set()
     rows: list[tuple[str, str]] = []
     for batch in store.rows.metadata(inventory.version, columns, unchecked.fragments):

@@ -30,6 +30,7 @@ class GenerationReader:
     def __init__(self, store: Store, generation: Generation | None = None) -> None:
         self.store = store
         self.generation = generation or store.latest()
+        store.check_rows(self.generation)
         self.parts = [PartReader(store, self.generation, part) for part in self.generation.parts]
 
     @property

@@ -139,6 +139,7 @@ class Index(GenerationReader):
     def self_influence(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
         """Ids and s(x, x) float32 of the rows, block by block; comparable within one checkpoint only."""
         condition = self.options(where).condition
+        self.store.rows.check_descriptions(self.generation.factors_version)
         for part in self.parts:
             yield from selection.with_ids(part, part.self_influence(where=condition), condition)
 

@@ -60,6 +60,7 @@ def select(
     """
     if not 0 < fraction <= 1:
         raise UserError(f"the fraction is {fraction:g}; it must be above 0 and at most 1")
+    index.store.rows.check_descriptions(index.generation.factors_version)
     if queries is None:
         scores = [part.self_influence(where=options.condition) for part in index.parts]
     else:

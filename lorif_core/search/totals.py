@@ -41,6 +41,7 @@ def totals(
     columns = index.store.rows.descriptive_columns(index.generation.factors_version)
     if by not in columns:
         raise UserError(f"the index has no column {by!r} to sum scores by; it has {', '.join(columns)}")
+    index.store.rows.check_descriptions(index.generation.factors_version, text=by == "text")
     parsed = parse_queries(queries)
     sums = Sums(by, len(parsed))
     folded = index.fold(index.encode(parsed, model), options)

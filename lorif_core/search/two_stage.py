@@ -32,8 +32,8 @@ from lorif_core.search.top_rows import (
     prepare_queries,
 )
 from lorif_core.tables.blocks import Block, block_from_batch
+from lorif_core.tables.checksums import CODE_GROUP, columns_of, require_undamaged
 from lorif_core.tables.datasets import Tables, table_errors
-from lorif_core.tables.schema import CODE_COLUMNS
 
 _SKETCH_SHARE = 1 / 16  # of a row's bytes
 _CANDIDATES_SHARE = 1 / 32  # of the rows, for each end; with the sketches this is an eighth of all bytes
@@ -90,12 +90,13 @@ class StoredRows:
     def blocks(self, positions: np.ndarray, memory_gb: float) -> Iterator[Block]:
         """Full rows, by their ascending positions in the table."""
         dataset = self.tables.require("factors", self.version)
-        columns = ["example_id", *(name for name in dataset.schema.names if name in CODE_COLUMNS)]
+        columns = columns_of([CODE_GROUP], dataset.schema)
         size = max(_MIN_BLOCK_ROWS, int(memory_gb * 2**30 / _MEMORY_PARTS / self.layout.bytes_per_example))
         for start in range(0, len(positions), size):
             with table_errors(self.tables.uri):
                 table = dataset.take(positions[start : start + size].tolist(), columns=columns)
             for batch in table.combine_chunks().to_batches():
+                require_undamaged(batch, [CODE_GROUP], self.tables.uri)
                 yield block_from_batch(batch)
 
 

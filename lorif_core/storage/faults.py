@@ -190,7 +190,7 @@ def is_access_denied(error: Exception) -> bool:
     return _code(*_causes(error)) == "AccessDenied"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error without line breaks and credentials, cut to 300 characters."""
     return " ".join(without_secrets(str(error)).split())[:300]
 

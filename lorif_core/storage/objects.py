@@ -93,11 +93,7 @@ class Objects:
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The value of an object, or None if it does not exist or is not a JSON object."""
-        try:
-            value = json.loads(self.get_bytes(name) or b"")
-        except ValueError:
-            return None
-        return value if isinstance(value, dict) else None
+        return parse_object(self.get_bytes(name) or b"")
 
     def entry(self, name: str) -> Entry | None:
         """Size, time and tag of an object, or None if it does not exist."""
@@ -185,6 +181,15 @@ def _is_complete(info: dict[str, Any]) -> bool:
 def _entry(info: dict[str, Any], name: str) -> Entry:
     modified = info.get("LastModified") or datetime.fromtimestamp(info["mtime"], UTC)
     return Entry(name, info["size"] or 0, modified, entity_tag(info))
+
+
+def parse_object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that some bytes encode; None if they encode none."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _encode(value: dict[str, Any]) -> bytes:

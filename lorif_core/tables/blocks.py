@@ -8,8 +8,9 @@ import torch
 
 from lorif_core.corpus.shards import SHARD_ROWS
 from lorif_core.gradients.codes import CodeLayout
+from lorif_core.tables.checksums import CODE_COLUMNS, CODE_GROUP, columns_of, require_undamaged
 from lorif_core.tables.datasets import Tables
-from lorif_core.tables.schema import CODE_COLUMNS, code_matrix, scale_matrix
+from lorif_core.tables.schema import code_matrix, scale_matrix
 
 _BLOCK_BYTES = 2**24  # the kernel allocates fresh pages for the codes of larger blocks (benchmarks.query)
 _BLOCKS_IN_MEMORY = 4  # yielded, being joined, and read ahead
@@ -64,6 +65,8 @@ def scan_codes(
     fragments: Sequence[int] | None = None,
     condition: str | None = None,
     extra: Sequence[str] = (),
+    *,
+    check: bool = True,
 ) -> Iterator[Block]:
     """Stream codes of a version of `factors` in blocks of at most `rows` rows, and read ahead.
 
@@ -74,12 +77,18 @@ def scan_codes(
         fragments: fragments to read; None for all.
         condition: SQL filter on the rows.
         extra: descriptive columns to add to the blocks.
+        check: whether to compare the rows with their checksums.
+
+    Raises:
+        DamagedIndexError: a row differs from its checksum.
     """
     dataset = tables.require(_TABLE, version)
     selected = None if fragments is None else [dataset.get_fragment(number) for number in fragments]
     if selected == []:
         return
     code_columns = [name for name in dataset.schema.names if name in CODE_COLUMNS]
+    if check:
+        code_columns = columns_of([CODE_GROUP], dataset.schema)
     fragments_ahead = max(1, rows // SHARD_ROWS)
     batches = tables.scan(
         _TABLE,
@@ -92,6 +101,8 @@ def scan_codes(
         fragment_readahead=fragments_ahead,
     )
     for batch in join_batches(batches, rows):
+        if check:
+            require_undamaged(batch, [CODE_GROUP], tables.uri)
         yield block_from_batch(batch, extra)
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from lorif_core.errors import LorifError
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.spec import IndexSpec, LayerSpec
+from lorif_core.tables.checksums import damaged, without_checksum
 from lorif_core.tables.datasets import Tables, escape_sql
 from lorif_core.tables.schema import (
     WHITENING_SCHEMA,
@@ -43,16 +43,16 @@ class CovarianceTable:
         """The covariances of that name; None if `name` is None, as it is for random projections.
 
         Raises:
-            LorifError: the table does not contain them, or they are damaged.
+            DamagedIndexError: the table does not contain them, or they are damaged.
         """
         if name is None:
             return None
         rows = self._tables.read("whitening", filter=f"whitening = '{escape_sql(name)}'")
-        covariances = covariances_from_table(rows)
+        covariances = covariances_from_table(
+            without_checksum(rows, WHITENING_SCHEMA, "whitening", self._tables.uri)
+        )
         if not covariances.sums or covariances.digest() != name:
-            raise LorifError(
-                f"the index {self._tables.uri} lacks the whitening {name}, or it is damaged; rebuild it"
-            )
+            raise damaged(self._tables.uri, f"the table whitening lacks {name}, or differs from this digest")
         return covariances
 
     def specs(self) -> dict[str, str | None]:

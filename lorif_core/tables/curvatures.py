@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from lorif_core.curvature.woodbury import LayerCurvature, used_rank
-from lorif_core.errors import LorifError
+from lorif_core.tables.checksums import CHECKSUM, LAST_COMPONENT, damaged, differing_rows, require_columns
 from lorif_core.tables.datasets import Tables, escape_sql
 from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.schema import (
@@ -26,6 +28,7 @@ class CurvatureTable:
 
     def write(self, curvature_id: str, layers: dict[int, tuple[str, LayerCurvature]]) -> int:
         """Append fitted layers, given as number -> (name, fit). Returns the new version of `curvature`."""
+        self._tables.create("curvature", CURVATURE_SCHEMA)
         since = self.version()
         fragments = self._tables.write("curvature", curvature_batches(curvature_id, layers), CURVATURE_SCHEMA)
         key = f"{curvature_id}/{','.join(map(str, layers))}"
@@ -47,9 +50,25 @@ class CurvatureTable:
         if in_use:
             condition += f" AND component < {rank}"
         table = self._tables.read("curvature", generation.curvature_version, filter=condition)
-        if table.num_rows == 0:
-            raise LorifError(f"the index {self._tables.uri} lacks the curvature of layer {index}; rebuild it")
-        return layer_curvature(table.sort_by("component"), rank)
+        require_columns(table, CURVATURE_SCHEMA, "curvature", self._tables.uri)
+        table = table.sort_by("component")
+        self._require_complete(table, index, rank if in_use else None)
+        return layer_curvature(table, rank)
+
+    def _require_complete(self, table: pa.Table, index: int, limit: int | None) -> None:
+        """Raise DamagedIndexError unless these are all components of a layer, or the first `limit`, undamaged."""
+        differing = differing_rows(table)
+        has_last = differing == [table.num_rows - 1] and not differing_rows(
+            table.slice(table.num_rows - 1), [LAST_COMPONENT]
+        )
+        if differing and not has_last:
+            raise damaged(
+                self._tables.uri, f"components of layer {index} in the table curvature differ from their checksums"
+            )
+        is_older = CHECKSUM not in table.column_names or table.column(CHECKSUM).null_count > 0
+        is_complete = table.column("component").to_pylist() == list(range(table.num_rows))
+        if not table.num_rows or not is_complete or not (is_older or has_last or table.num_rows == limit):
+            raise damaged(self._tables.uri, f"the table curvature lacks components of layer {index}")
 
     def ids(self) -> set[str]:
         """Ids of all fits in the newest version of `curvature`, complete or not."""

@@ -20,8 +20,10 @@ from lorif_core.config import StorageConfig
 from lorif_core.errors import StoreUnavailableError, UserError
 from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.storage.connection import lance_options
-from lorif_core.storage.faults import explain
+from lorif_core.storage.faults import explain, one_line
 from lorif_core.storage.filesystem import open_filesystem
+from lorif_core.tables.checksums import damaged
+from lorif_core.tables.file_digests import DIGESTS_KEY, FileDigests
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Tables:
     def __init__(self, uri: str, storage: StorageConfig) -> None:
         self.uri = uri.rstrip("/")
         self.storage = storage
+        self.digests = FileDigests(self.uri, storage)
 
     def path(self, name: str) -> str:
         """URI of a table."""
@@ -52,7 +55,9 @@ class Tables:
         """A table as a Lance dataset; None if the table or the version does not exist."""
         with table_errors(self.uri):
             try:
-                return lance.dataset(self.path(name), version=version, storage_options=self._options())
+                dataset = lance.dataset(self.path(name), version=version, storage_options=self._options())
+                dataset.schema.names  # noqa: B018 - Lance panics here, not before, if its manifest is damaged
+                return dataset
             except (ValueError, OSError) as error:
                 if "was not found" in str(error):
                     return None
@@ -83,19 +88,25 @@ class Tables:
             return dataset.to_table(**options)
 
     def create(self, name: str, schema: pa.Schema) -> None:
-        """Create an empty table if the table does not exist."""
-        if self.open(name) is None:
-            with table_errors(self.uri, "write"):
-                lance.write_dataset(
-                    schema.empty_table(),
-                    self.path(name),
-                    mode="create",
-                    data_storage_version=_FILE_VERSION,
-                    storage_options=self._options(),
-                )
+        """Create an empty table, or add the columns, of nulls, that a table of an older lorif lacks."""
+        dataset = self.open(name)
+        if dataset is not None:
+            missing = [field for field in schema if field.name not in dataset.schema.names]
+            if missing:
+                with table_errors(self.uri, "write"):
+                    dataset.add_columns(pa.schema(missing))
+            return
+        with table_errors(self.uri, "write"):
+            lance.write_dataset(
+                schema.empty_table(),
+                self.path(name),
+                mode="create",
+                data_storage_version=_FILE_VERSION,
+                storage_options=self._options(),
+            )
 
     def write(self, name: str, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> list[str]:
-        """Stream rows into an uncommitted fragment; returns its metadata as JSON.
+        """Stream rows into an uncommitted fragment; returns its metadata as JSON, with the digests of its files.
 
         Raises:
             Exception: an error of `batches`, unchanged.
@@ -125,7 +136,11 @@ class Tables:
                 if not batch_errors:
                     raise
                 raise batch_errors[0] from error
-        return [json.dumps(fragment.to_json()) for fragment in fragments]
+        return [self._with_digests(name, fragment.to_json()) for fragment in fragments]
+
+    def _with_digests(self, name: str, metadata: dict[str, Any]) -> str:
+        digests = {file["path"]: self.digests.compute(name, file["path"]) for file in metadata["files"]}
+        return json.dumps({**metadata, DIGESTS_KEY: digests})
 
     def append(self, name: str, fragments: Mapping[str, Sequence[str]], since: int) -> Any:
         """Commit written fragments by key as one version, each key once.
@@ -158,10 +173,11 @@ class Tables:
             committed = {key for _, keys in _commits_after(dataset, since) for key in keys}
             new = {key: list(parts) for key, parts in fragments.items() if parts and key not in committed}
             if new:
+                self.digests.record(name, new)
                 transaction = lance.Transaction(
                     dataset.version,
                     lance.LanceOperation.Append(
-                        [lance.FragmentMetadata.from_json(text) for parts in new.values() for text in parts]
+                        [_fragment_metadata(text) for parts in new.values() for text in parts]
                     ),
                     transaction_properties={
                         _KEYS_PROPERTY: json.dumps([[key, len(parts)] for key, parts in new.items()])
@@ -176,7 +192,8 @@ class Tables:
 
     def replace_fragments(self, name: str, fragments: set[int], written: Sequence[str]) -> Any:
         """Replace fragments by written ones (metadata as JSON), as one version."""
-        new = [lance.FragmentMetadata.from_json(text) for text in written]
+        self.digests.record(name, {"": written})
+        new = [_fragment_metadata(text) for text in written]
         return self._commit(name, lance.LanceOperation.Update(sorted(fragments), [], new))
 
     def restore(self, name: str, version: int) -> Any:
@@ -215,6 +232,12 @@ class Tables:
         return lance_options(self.storage) if self.uri.startswith("s3://") else {}
 
 
+def _fragment_metadata(text: str) -> Any:
+    metadata = json.loads(text)
+    metadata.pop(DIGESTS_KEY, None)
+    return lance.FragmentMetadata.from_json(json.dumps(metadata))
+
+
 def _commits_after(dataset: Any, since: int) -> Iterator[tuple[int, dict[str, int]]]:
     """Yield (version, number of fragments by key) of the commits after a version, oldest first."""
     for version in range(since + 1, dataset.version + 1):
@@ -230,7 +253,7 @@ def table_errors(uri: str, action: str = "read") -> Iterator[None]:
     """Replace an exception of Lance by one that says in one sentence what is wrong with the storage.
 
     Raises:
-        LorifError: as `explain` classifies it.
+        LorifError: as `explain` classifies it; DamagedIndexError if Lance panics, which it does on damaged files.
     """
     try:
         yield
@@ -238,6 +261,10 @@ def table_errors(uri: str, action: str = "read") -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise explain(error, uri, action) from None  # the cause may quote signed headers
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of pyo3, which does not export it
+            raise
+        raise damaged(uri, f"Lance cannot read a file of its tables ({one_line(error)})") from None
 
 
 def escape_sql(text: str) -> str:

@@ -7,8 +7,8 @@ once for every few hundred ids.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lorif_core.tables.checksums import CODE_COLUMNS, checked_descriptions
 from lorif_core.tables.datasets import Tables, table_errors
-from lorif_core.tables.schema import CODE_COLUMNS
 from lorif_core.tables.store import Store
 
 _IDS_PER_BATCH = 8192
@@ -46,5 +46,6 @@ class Details:
         dataset = self._tables.require("factors", self._version)
         columns = [name for name in dataset.schema.names if name not in CODE_COLUMNS]
         with table_errors(self._tables.uri):
-            rows = dataset.take(row_numbers, columns=columns).to_pylist()
+            table = dataset.take(row_numbers, columns=columns)
+        rows = checked_descriptions(table, self._tables.uri).to_pylist()
         return {row["example_id"]: row for row in rows}

@@ -32,15 +32,23 @@ def condition_sql(store: Store, version: int, condition: str) -> str:
         ) from None
 
 
+def reads_text(condition: str) -> bool:
+    """Whether a condition may read the column of texts; a quoted word counts, too."""
+    return "text" in condition.lower()
+
+
 def check_where(store: Store, version: int, condition: str) -> str:
     """Check a condition before anything is scored; returns its SQL for Lance.
 
     Raises:
         UserError: the condition is not valid, or no row of this version of `factors` meets it.
+        DamagedIndexError: a row differs from its checksum, so that the condition could select wrong rows.
     """
     sql = condition_sql(store, version, condition)
     batches = store.rows.metadata(version, ["example_id"], condition=sql)
-    if not any(batch.num_rows for batch in batches):
+    has_rows = any(batch.num_rows for batch in batches)
+    store.rows.check_descriptions(version, text=reads_text(sql))
+    if not has_rows:
         raise UserError(
             f"no example of {store.uri} is selected: where {_short.repr(condition)} matches none of its rows"
         )

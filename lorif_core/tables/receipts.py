@@ -13,6 +13,7 @@ from typing import Any
 
 from lorif_core.config import StorageConfig
 from lorif_core.storage.objects import Objects
+from lorif_core.tables.file_digests import sealed, unsealed
 
 _FOLDER = "receipts"
 _FORMAT = 1
@@ -51,7 +52,8 @@ class Receipts:
 
     def write(self, receipt: Receipt, spec: str) -> None:
         """Store a receipt. If a shard is indexed again, its new receipt replaces the old one."""
-        self._objects.put(_name(spec, receipt.shard), {"format": _FORMAT, "spec": spec, **asdict(receipt)})
+        value = sealed({"format": _FORMAT, "spec": spec, **asdict(receipt)})
+        self._objects.put(_name(spec, receipt.shard), value)
 
     def of_shards(self, spec: str, shards: Iterable[str]) -> list[Receipt]:
         """The stored receipts of some shards under a spec, in the order of the shards."""
@@ -75,7 +77,7 @@ class Receipts:
 
     def _read(self, names: Sequence[str]) -> list[Receipt | None]:
         with ThreadPoolExecutor(_THREADS) as pool:
-            return [_parse(value) for value in pool.map(self._objects.get, names)]
+            return [_parse(unsealed(value)) for value in pool.map(self._objects.get, names)]
 
 
 def _name(spec: str, shard: str) -> str:

@@ -13,12 +13,23 @@ import pyarrow as pa
 
 from lorif_core.spec import FileTag, IndexSpec, ShardRef, parse_shard_key
 from lorif_core.tables.blocks import Block, scan_codes
+from lorif_core.tables.checksums import (
+    CHECKSUMS,
+    CODE_COLUMNS,
+    DESCRIPTION_GROUP,
+    NOT_DESCRIPTIVE,
+    TEXT_GROUP,
+    checked_descriptions,
+    columns_of,
+    require_undamaged,
+    with_checksum,
+    without_checksum,
+)
 from lorif_core.tables.datasets import Tables, escape_sql
 from lorif_core.tables.generation import now
 from lorif_core.tables.inventory import Inventory, ShardKey
 from lorif_core.tables.receipts import Receipt
 from lorif_core.tables.schema import (
-    CODE_COLUMNS,
     REMOVED_SCHEMA,
     SKIPPED_SCHEMA,
     SPEC_KEY,
@@ -40,6 +51,8 @@ class RowTable:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
+        self._checked: set[tuple[int, tuple[int, ...] | None]] = set()  # scans of codes that ended without damage
+        self._described: set[tuple[int, bool]] = set()  # versions whose descriptions (and texts) were checked
 
     def write(self, parts: Iterator[ShardRows], shard: ShardRef, spec: IndexSpec) -> list[str]:
         """Stream a shard's rows into an uncommitted fragment; returns its metadata as JSON, for `commit_wave`.
@@ -95,16 +108,31 @@ class RowTable:
         self._tables.restore("factors", version)
         return self.inventory(known=published)
 
+    def without_files(self, version: int, files: Set[str]) -> Inventory:
+        """Give the newest version of `factors` the rows of a published version without those of some data files.
+
+        It is a new version in any case, so that a fit of the published version is not taken for a fit of these.
+        """
+        restored = self._tables.restore("factors", version)
+        dropped = {
+            fragment.fragment_id
+            for fragment in restored.get_fragments()
+            if not files.isdisjoint(file.path for file in fragment.data_files())
+        }
+        if dropped:
+            self._tables.remove_fragments("factors", dropped)
+        return self.inventory()
+
     def note_skipped(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """Record (shard, example id, reason) of examples that are not indexed."""
         if rows:
             self._add(
-                "skipped", [dict(zip(SKIPPED_SCHEMA.names, row, strict=True)) for row in rows], SKIPPED_SCHEMA
+                "skipped", [dict(zip(SKIPPED_SCHEMA.names, row, strict=False)) for row in rows], SKIPPED_SCHEMA
             )
 
     def skipped(self, files: Set[FileTag]) -> list[tuple[str, str]]:
         """(example id, reason) of the examples of some files that were skipped, sorted."""
-        rows = self._tables.read("skipped", columns=["shard", "example_id", "reason"]).to_pylist()
+        rows = self._checked_table("skipped", SKIPPED_SCHEMA).to_pylist()
         return sorted(
             {(row["example_id"], row["reason"]) for row in rows if parse_shard_key(row["shard"])[0] in files}
         )
@@ -143,8 +171,35 @@ class RowTable:
         condition: str | None = None,
         extra: Sequence[str] = (),
     ) -> Iterator[Block]:
-        """Stream the codes of a version of `factors`; see `blocks.scan_codes`."""
-        return scan_codes(self._tables, version, rows, fragments, condition, extra)
+        """Stream the codes of a version of `factors`; see `blocks.scan_codes`.
+
+        The first scan of these fragments compares all rows with their checksums. Later ones do not, because
+        versions do not change and the comparison costs several percent of a scan (`benchmarks.checksums`).
+        """
+        key = (version, None if fragments is None else tuple(fragments))
+        check = self._checked.isdisjoint({key, (version, None)})
+        yield from scan_codes(self._tables, version, rows, fragments, condition, extra, check=check)
+        if condition is None:
+            self._checked.add(key)
+
+    def check_descriptions(
+        self, version: int, fragments: Sequence[int] | None = None, *, text: bool = False
+    ) -> None:
+        """Compare the descriptive columns of all rows with their checksums, once; the text only if requested.
+
+        Conditions and sums read single columns, which no checksum covers alone, so this comes before them.
+
+        Raises:
+            DamagedIndexError: a row differs from its checksum.
+        """
+        if not self._described.isdisjoint({(version, text), (version, True)}):
+            return
+        groups = [DESCRIPTION_GROUP, TEXT_GROUP] if text else [DESCRIPTION_GROUP]
+        columns = columns_of(groups, self._tables.require("factors", version).schema)
+        for batch in self.metadata(version, columns, fragments) if CHECKSUMS in columns else ():
+            require_undamaged(batch, groups, self._tables.uri)
+        if fragments is None:
+            self._described.add((version, text))
 
     def metadata(
         self,
@@ -174,18 +229,19 @@ class RowTable:
         return self.descriptive_schema(version).names
 
     def descriptive_schema(self, version: int) -> pa.Schema:
-        """All columns except those of the code."""
-        return pa.schema(
-            [field for field in self._tables.require("factors", version).schema if field.name not in CODE_COLUMNS]
-        )
+        """All columns except those of the code and the checksums."""
+        schema = self._tables.require("factors", version).schema
+        return pa.schema([field for field in schema if field.name not in NOT_DESCRIPTIVE])
 
     def details(self, version: int, example_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Descriptive columns (all except those of the code) of some examples, by id."""
-        columns = self.descriptive_columns(version)
+        names = self._tables.require("factors", version).schema.names
+        columns = [name for name in names if name not in CODE_COLUMNS]
         details: dict[str, dict[str, Any]] = {}
         for condition in _id_conditions(sorted(set(example_ids))):
             table = self._tables.read("factors", version, columns=columns, filter=condition)
-            details.update({row["example_id"]: row for row in table.to_pylist()})
+            rows = checked_descriptions(table, self._tables.uri).to_pylist()
+            details.update({row["example_id"]: row for row in rows})
         return details
 
     def spec(self) -> IndexSpec | None:
@@ -200,20 +256,23 @@ class RowTable:
         columns = ["example_id", "content_hash"]
         if self._tables.open("removed") is None:
             return REMOVED_SCHEMA.empty_table().select(columns)
-        return self._tables.read("removed", columns=columns)
+        return self._checked_table("removed", REMOVED_SCHEMA).select(columns)
 
     def note_removed(self, rows: pa.Table) -> None:
         """Record examples (`example_id`, `content_hash`) that no later generation may contain."""
-        self._tables.create("removed", REMOVED_SCHEMA)
         known = set(zip(*(self.removed().column(name).to_pylist() for name in rows.column_names), strict=True))
         new = [row for row in rows.to_pylist() if tuple(row.values()) not in known]
         if new:
             self._add("removed", [{**row, "removed_at": now()} for row in new], REMOVED_SCHEMA)
 
+    def _checked_table(self, name: str, schema: pa.Schema) -> pa.Table:
+        return without_checksum(self._tables.read(name), schema, name, self._tables.uri)
+
     def _add(self, table: str, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+        self._tables.create(table, schema)
         since = int(self._tables.require(table).version)
-        batches = pa.Table.from_pylist(rows, schema=schema).to_batches()
-        self._tables.append(table, {uuid.uuid4().hex: self._tables.write(table, iter(batches), schema)}, since)
+        batches = map(with_checksum, pa.Table.from_pylist(rows, schema=schema).to_batches())
+        self._tables.append(table, {uuid.uuid4().hex: self._tables.write(table, batches, schema)}, since)
 
 
 def _id_conditions(example_ids: Sequence[str]) -> Iterator[str]:

@@ -20,13 +20,20 @@ from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import is_float
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
+from lorif_core.tables.checksums import (
+    CHECKSUM_FIELD,
+    CHECKSUMS,
+    CHECKSUMS_FIELD,
+    LAST_COMPONENT,
+    factors_checksums,
+    with_checksum,
+)
 
 SPEC_KEY = b"lorif.spec"
 _COMPONENTS_PER_BATCH = 64  # eigenvectors in a batch; each has d1 d2 elements
 _ARROW_TYPES = {
     "float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "int4": pa.uint8(), "sign": pa.uint8(),
 }  # fmt: skip
-CODE_COLUMNS = ("codes", "scales", "magnitude")
 
 
 def factors_schema(spec: IndexSpec) -> pa.Schema:
@@ -51,6 +58,7 @@ def factors_schema(spec: IndexSpec) -> pa.Schema:
     else:
         fields.append(pa.field("scales", pa.list_(pa.float16(), layout.scales), nullable=False))
         fields.append(pa.field("magnitude", pa.float32(), nullable=False))
+    fields.append(CHECKSUMS_FIELD)
     return pa.schema(fields, metadata={SPEC_KEY: spec.to_json().encode()})
 
 
@@ -66,6 +74,7 @@ CURVATURE_SCHEMA = pa.schema(
         pa.field("trace", pa.float64(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("vector", pa.list_(pa.float32()), nullable=False),
+        CHECKSUM_FIELD,
     ]
 )
 
@@ -80,6 +89,7 @@ WHITENING_SCHEMA = pa.schema(
         pa.field("tokens", pa.int64(), nullable=False),
         pa.field("examples", pa.int64(), nullable=False),
         pa.field("sums", pa.list_(pa.float64()), nullable=False),
+        CHECKSUM_FIELD,
     ]
 )
 
@@ -88,6 +98,7 @@ SKIPPED_SCHEMA = pa.schema(
         pa.field("shard", pa.string(), nullable=False),
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
+        CHECKSUM_FIELD,
     ]
 )
 
@@ -96,6 +107,7 @@ REMOVED_SCHEMA = pa.schema(
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("content_hash", pa.string(), nullable=False),
         pa.field("removed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        CHECKSUM_FIELD,
     ]
 )
 
@@ -116,6 +128,7 @@ GENERATIONS_SCHEMA = pa.schema(
         pa.field("quarantined_json", pa.string(), nullable=False),
         pa.field("changes_json", pa.string(), nullable=False),
         pa.field("removals", pa.int64(), nullable=False),
+        CHECKSUM_FIELD,
     ]
 )
 
@@ -151,11 +164,12 @@ def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> pa.Table:
         "scales": _fixed_size(scales.astype(np.float32 if is_float(spec.code.dtype) else np.float16)),
         "magnitude": magnitude,
     }
-    arrays = [
-        column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, type=field.type)
+    arrays = {
+        field.name: column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
         for field in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+        if field.name != CHECKSUMS
+    }
+    return pa.Table.from_arrays([*arrays.values(), factors_checksums(arrays)], schema=schema)
 
 
 def _fixed_size(matrix: np.ndarray) -> pa.Array:
@@ -192,7 +206,7 @@ def whitening_batches(
             "size": len(sums), "tokens": covariances.tokens,
             "examples": covariances.examples, "sums": sums.numpy().reshape(-1),
         }  # fmt: skip
-        yield pa.RecordBatch.from_pylist([row], schema=WHITENING_SCHEMA)
+        yield with_checksum(pa.RecordBatch.from_pylist([row], schema=WHITENING_SCHEMA))
 
 
 def covariances_from_table(table: pa.Table) -> Covariances:
@@ -216,7 +230,7 @@ def curvature_batches(
             part = vectors[start : start + _COMPONENTS_PER_BATCH]
             n = len(part)
             offsets = pa.array(range(0, (n + 1) * part.shape[1], part.shape[1]), type=pa.int32())
-            yield pa.RecordBatch.from_arrays(
+            batch = pa.RecordBatch.from_arrays(
                 [
                     pa.array([curvature_id] * n),
                     pa.array([name] * n),
@@ -229,8 +243,10 @@ def curvature_batches(
                     pa.array([fitted.rows] * n, type=pa.int64()),
                     pa.ListArray.from_arrays(offsets, pa.array(part.reshape(-1))),
                 ],
-                schema=CURVATURE_SCHEMA,
+                schema=pa.schema(list(CURVATURE_SCHEMA)[:-1]),
             )
+            seeds = [LAST_COMPONENT if row == len(vectors) - 1 else 0 for row in range(start, start + n)]
+            yield with_checksum(batch, seeds)
 
 
 def layer_curvature(table: pa.Table, rank: int) -> LayerCurvature:

@@ -14,10 +14,12 @@ import pyarrow as pa
 from lorif_core.config import StorageConfig
 from lorif_core.errors import LorifError, UserError
 from lorif_core.spec import IndexSpec
-from lorif_core.storage.objects import Objects
+from lorif_core.storage.objects import Objects, parse_object
+from lorif_core.tables.checksums import CHECKSUM, damaged, with_checksum, without_checksum
 from lorif_core.tables.covariances import CovarianceTable
 from lorif_core.tables.curvatures import CurvatureTable
 from lorif_core.tables.datasets import Tables, escape_sql, table_errors
+from lorif_core.tables.file_digests import sealed, unsealed
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.generation_check import checked_generation
 from lorif_core.tables.rows import RowTable
@@ -30,7 +32,8 @@ from lorif_core.tables.schema import (
 
 log = logging.getLogger(__name__)
 
-_TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "removed")
+_NEWEST = "newest.json"
+TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "removed")
 
 
 class Store:
@@ -53,7 +56,8 @@ class Store:
     def check_format(self) -> bool:
         """Whether the table of generations exists. Raises UserError if another version of lorif wrote it."""
         dataset = self._tables.open("generations")
-        if dataset is not None and dataset.schema.names != GENERATIONS_SCHEMA.names:
+        older = [name for name in GENERATIONS_SCHEMA.names if name != CHECKSUM]
+        if dataset is not None and dataset.schema.names not in (GENERATIONS_SCHEMA.names, older):
             raise UserError(
                 f"the index {self.uri} was made by another version of lorif, which stores generations in another "
                 f"format; build a new index elsewhere, or use that version"
@@ -110,9 +114,11 @@ class Store:
         Raises:
             LorifError: another build has published a generation of this number in the meantime.
         """
+        self._tables.create("generations", GENERATIONS_SCHEMA)
         since = int(self._tables.require("generations").version)
         for other in self.generations():
             if other.generation == generation.generation and other.parts_json == generation.parts_json:
+                self._note_newest(other)
                 return other
             if other.generation == generation.generation:
                 raise LorifError(
@@ -122,9 +128,27 @@ class Store:
         self._tag("factors", generation.generation, generation.factors_version)
         self._tag("curvature", generation.generation, generation.curvature_version)
         row = pa.Table.from_pylist([asdict(generation)], schema=GENERATIONS_SCHEMA)
-        fragments = self._tables.write("generations", iter(row.to_batches()), GENERATIONS_SCHEMA)
+        batches = map(with_checksum, row.to_batches())
+        fragments = self._tables.write("generations", batches, GENERATIONS_SCHEMA)
         self._tables.append("generations", {f"generation-{generation.generation}": fragments}, since)
+        self._note_newest(generation)
         return generation
+
+    def _note_newest(self, generation: Generation) -> None:
+        """Record the number outside of the table, so that a table that has lost its last row is not believed."""
+        Objects(self.uri, self.storage).put(_NEWEST, sealed({"generation": generation.generation}))
+
+    def _newest_published(self) -> int:
+        """The number of a generation that was published; 0 if none is recorded, as by an older lorif."""
+        stored = Objects(self.uri, self.storage).get_bytes(_NEWEST)
+        value = None if stored is None else unsealed(parse_object(stored))
+        if stored is not None and value is None:
+            raise damaged(
+                self.uri,
+                f"_lorif/{_NEWEST} differs from its checksum; delete this file if the newest "
+                "generation of lorif status is the newest that you know",
+            )
+        return 0 if value is None else int(value["generation"])
 
     def _tag(self, table: str, number: int, version: int) -> None:
         with table_errors(self.uri, "write"):
@@ -152,8 +176,25 @@ class Store:
                 names = ", ".join(f"'{escape_sql(name)}'" for name in covariances)
                 self._tables.require("whitening").delete(f"whitening IN ({names})")
 
+    def tag_versions(self) -> None:
+        """Tag the versions of all generations again, as `publish` does."""
+        for generation in self.generations():
+            for table, version in generation.versions.items():
+                self._tag(table, generation.generation, version)
+
+    def check_tags(self) -> None:
+        """Raise DamagedIndexError unless the versions of every generation are tagged; others are cleaned up."""
+        for table in ("factors", "curvature"):
+            with table_errors(self.uri):
+                tags = self._tables.require(table).tags.list()
+            for generation in self.generations():
+                tag, version = _tag_name(generation.generation), generation.versions[table]
+                if tag not in tags or tags[tag]["version"] != version:
+                    raise damaged(self.uri, f"the tag {tag} of the table {table} does not name version {version}")
+
     def drop_old_versions(self) -> None:
         """Remove versions that are not the newest and belong to no generation, and files that only they use."""
+        self.check_tags()
         for table in self.tables():
             with table_errors(self.uri, "write"):
                 self._tables.require(table).cleanup_old_versions(
@@ -162,22 +203,50 @@ class Store:
 
     def tables(self) -> list[str]:
         """Names of the tables that exist; `whitening` and `removed` are created only when they are needed."""
-        return [name for name in _TABLES if self._tables.open(name) is not None]
+        return [name for name in TABLES if self._tables.open(name) is not None]
 
     def generations(self) -> list[Generation]:
         """All published generations, newest last; empty if the index does not exist.
 
         Raises:
             UserError: another version of lorif made the index.
+            DamagedIndexError: a row differs from its checksum.
             LorifError: one of them has unexpected contents.
         """
-        rows = self._tables.read("generations").to_pylist() if self.check_format() else []
+        if not self.check_format():
+            return []
+        table = self._tables.read("generations")
+        rows = without_checksum(table, GENERATIONS_SCHEMA, "generations", self.uri).to_pylist()
         generations = (checked_generation(row, self.uri) for row in rows)
         return sorted(generations, key=lambda generation: generation.generation)
 
+    def check_rows(self, generation: Generation) -> None:
+        """Raise DamagedIndexError unless its version of `factors` has the rows that a generation states."""
+        fragments = self._tables.require("factors", generation.factors_version).get_fragments()
+        with table_errors(self.uri):
+            rows = {fragment.fragment_id: fragment.count_rows() for fragment in fragments}
+        counted = [sum(rows[number] for number in part.select_fragments(list(rows))) for part in generation.parts]
+        stated = [part.rows for part in generation.parts]
+        if counted != stated or sum(rows.values()) != generation.rows:
+            raise damaged(
+                self.uri,
+                f"generation {generation.generation} states {generation.rows:,} rows "
+                f"({' + '.join(map(str, stated))} in its parts), but version {generation.factors_version} of the "
+                f"table factors has {sum(rows.values()):,} ({' + '.join(map(str, counted))})",
+            )
+
     def latest(self) -> Generation:
-        """The newest generation. Raises UserError if the index has no published generation."""
+        """The newest generation.
+
+        Raises:
+            UserError: the index has no published generation.
+            DamagedIndexError: the table of generations is damaged, or lacks one that was published.
+        """
+        published = self._newest_published()
         generations = self.generations()
+        newest = generations[-1].generation if generations else 0
+        if newest < published:
+            raise damaged(self.uri, f"generation {published} was published, but the table generations lacks it")
         if not generations:
             Objects(self.uri, self.storage).check_container()
             state = "has no published generation" if self._tables.open("factors") else "does not exist"

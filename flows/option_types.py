@@ -1,0 +1,27 @@
+"""Types of command-line options; they raise ArgumentTypeError, and argparse prints its message."""
+
+import argparse
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def port(text: str) -> int:
+    """A port, or 0 for a free one."""
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give a number from 0 to 65535")
+    return value
+
+
+def gigabytes(text: str) -> float:
+    """An amount of memory in GiB."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not an amount of memory; give a number of GiB, 0 or more")
+    return value
