@@ -15,6 +15,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.lifecycle import garbage as garbage_module
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
+from lorif_core.lifecycle.verify import verify
 from lorif_core.storage.lease import Lease, hold_lease
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.datafiles import DataFiles
@@ -91,6 +92,8 @@ def test_expired_generations_are_removed_with_their_rows_and_fits(store: Store) 
     assert store.rows.counts(store.generations()[0].factors_version) == (4, 12)
     assert len(files(store)) == 2
     assert find_garbage(store, 2).files == ()
+    found = verify(store)  # the fits of this test were never written
+    assert {item.table for item in found.damage} == {"curvature"} and found.rows == 8 and not found.unchecked_files
 
 
 def test_covariances_are_removed_with_the_last_generation_that_uses_them(store: Store) -> None:
