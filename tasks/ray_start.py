@@ -3,21 +3,25 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from unittest.mock import patch
 
 import ray
 import ray._private.utils
 from ray._private import ray_constants
+from ray.util import get_node_ip_address
 
 from lorif_core.errors import LorifError
 from lorif_core.storage.faults import one_line
 from tasks.folders import private_ray_folder
 
 log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 2.0
 
 
 def start_private_ray() -> None:
@@ -101,10 +105,22 @@ def attach_to_ray(address: str) -> None:
         LorifError: no cluster answers at the address.
     """
     try:
-        with _own_sigterm_handler():
+        with _own_sigterm_handler(), _on_loopback() if _is_private(address) else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise LorifError(
             f"no Ray cluster answers at compute.ray = {address!r}: {one_line(error)}; start "
             f"one, or set compute.ray=local"
         ) from None
+
+
+def _is_private(address: str) -> bool:
+    """Whether an address is on loopback and nothing answers at its port at the address of this machine."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((get_node_ip_address(), int(port)), _CONNECT_SECONDS).close()
+    except OSError:
+        return True
+    return False

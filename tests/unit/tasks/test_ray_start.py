@@ -1,13 +1,14 @@
-"""Invariant: no signal gets lost while Ray starts, and our handlers of signals stay."""
+"""Invariant: no signal gets lost while Ray starts, our handlers stay, and a Ray on loopback can be attached to."""
 
 import signal
+import socket
 from collections.abc import Iterator
 from types import FrameType
 
 import pytest
 import ray._private.utils
 
-from tasks.ray_start import _late_signals, _own_sigterm_handler
+from tasks.ray_start import _is_private, _late_signals, _own_sigterm_handler
 
 
 class Arrived(BaseException):
@@ -53,3 +54,11 @@ def test_ray_does_not_replace_our_handler() -> None:
     with _own_sigterm_handler():
         ray._private.utils.set_sigterm_handler(lambda *_: None)
     assert signal.getsignal(signal.SIGTERM) is ours
+
+
+def test_a_ray_that_listens_on_loopback_only_is_told_from_one_that_listens_everywhere() -> None:
+    """Ray replaces 127.0.0.1 by the address of the machine, where a private Ray does not listen."""
+    for host, expected in (("127.0.0.1", True), ("0.0.0.0", ray.util.get_node_ip_address() == "127.0.0.1")):
+        with socket.create_server((host, 0)) as listener:
+            assert _is_private(f"127.0.0.1:{listener.getsockname()[1]}") == expected
+    assert not any(map(_is_private, ("auto", "10.0.0.1:6379", "ray://127.0.0.1:10001", "head:6379")))
