@@ -25,6 +25,8 @@ from lorif_core.gradients.capture import GradientCapture
 from lorif_core.gradients.projection import LayerProjection, ProjectionSet
 from lorif_core.model.loading import LoadedModel
 from lorif_core.model.loss import token_losses
+from lorif_core.model.probe import ordinary_ids
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.spec import LayerSpec, exclusion
 from lorif_core.storage.faults import one_line
 
@@ -80,9 +82,9 @@ def _naming_the_model(loaded: LoadedModel) -> Iterator[None]:
     """Turn an error of the model's own code, of which there may be any, into a sentence that names the model."""
     try:
         yield
-    except (LorifError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, LorifError) or is_out_of_memory(error):
+            raise
         raise UserError(
             f"{type(loaded.model).__name__} cannot run a forward and backward pass over a short example: "
             f"{type(error).__name__} {one_line(error)}; this model cannot be attributed"
@@ -91,15 +93,10 @@ def _naming_the_model(loaded: LoadedModel) -> Iterator[None]:
 
 def _examples(loaded: LoadedModel, seed: int) -> list[Example]:
     """Random examples without special tokens, which may stand for images or padding."""
-    special: set[int] = set()
-    for key, value in loaded.model.config.get_text_config().to_dict().items():
-        if key.endswith("token_id"):
-            special.update(value if isinstance(value, list) else [value])
-    allowed = [token for token in range(min(loaded.vocab_size, 1000)) if token not in special] or [0]
-    rng = np.random.default_rng(seed)
+    ordinary, rng = ordinary_ids(loaded.model.config, loaded.vocab_size), np.random.default_rng(seed)
     examples = []
     for length in _LENGTHS:
-        ids = rng.choice(allowed, length).astype(np.int32)
+        ids = rng.choice(ordinary, length).astype(np.int32)
         examples.append(Example(f"self-check {length}", 0, ids, ids, None, ""))
     return examples
 

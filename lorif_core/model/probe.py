@@ -8,6 +8,7 @@ from lorif_core.errors import UserError
 from lorif_core.model.head import is_close, rounding
 
 _TEXTS, _TOKENS, _PADDING = 4, 13, 7  # no multiple of a chunk, as texts are
+_MOST_IDS = 1000
 _NEGLIGIBLE = 1e-6
 _MANY = 0.2
 _SWITCHES = ("is_decoder", "causal")
@@ -17,11 +18,16 @@ _SWITCHES = ("is_decoder", "causal")
 def probe_ids(model: Any, texts: int, length: int) -> torch.Tensor:
     """(texts, length) int64 random ids of ordinary tokens, the same at each call, on the embedding's device."""
     embedding = model.get_input_embeddings().weight
-    special = _special_ids(model.config.to_dict())
-    ordinary = [token for token in range(min(len(embedding), 1000)) if token not in special]
-    ids = torch.tensor(ordinary if len(ordinary) > 1 else range(len(embedding)))
+    ids = torch.tensor(ordinary_ids(model.config, len(embedding)))
     picks = torch.randint(len(ids), (texts, length), generator=torch.Generator().manual_seed(0))
     return ids[picks].to(embedding.device)
+
+
+def ordinary_ids(config: Any, size: int) -> list[int]:
+    """Up to 1,000 ids below `size` of tokens that stand for themselves; all ids if there are hardly any."""
+    special = _special_ids(config.to_dict())
+    ordinary = [token for token in range(min(size, _MOST_IDS)) if token not in special]
+    return ordinary if len(ordinary) > 1 else list(range(size))
 
 
 def check_causal(model: Any, path: str, max_positions: int | None) -> None:
