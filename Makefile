@@ -64,6 +64,7 @@ bench: $(VENV)/.installed ## run the benchmarks of build, memory, commands, late
 	$(BIN)/python -m benchmarks.wikitext
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.connections
 
 lock: $(VENV)/.installed ## list all packages to install, with their hashes (CONTRIBUTING.md)
 	PATH="$(abspath $(BIN)):$$PATH" infra/lock.sh

@@ -1,10 +1,12 @@
 """The routes of `lorif serve` and its OpenAPI document."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from flows.serve.answer import Answer
 from flows.serve.docs import docs_page
-from flows.serve.errors import ApiError, error_of, error_responses, validation_error
+from flows.serve.errors import ApiError, error_of, error_responses, failure_text, validation_error
 from flows.serve.limits import GENERATION_HEADER, Access, LimitsMiddleware
 from flows.serve.live_index import LiveIndex
 from flows.serve.question import TOP_K_MAX, Question
@@ -22,6 +24,8 @@ from flows.serve.request_queue import RequestQueue
 from flows.serve.state import Health, IndexFacts, health_of, index_facts
 from lorif_core.errors import LorifError
 from lorif_core.report.page import Explorer, render_explorer
+
+log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 5.0
 _CONTENT_SECURITY_POLICY = (
@@ -41,6 +45,7 @@ def create_app(live_index: LiveIndex, queue: RequestQueue, access: Access) -> Fa
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(_log_lost_error)
         async with _background_tasks(live_index, queue):
             yield
 
@@ -71,6 +76,12 @@ async def _background_tasks(live_index: LiveIndex, queue: RequestQueue) -> Async
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _log_lost_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that nothing awaited; asyncio itself would log its message, which may quote a question."""
+    error = context.get("exception")
+    log.error("%s: %s", context["message"], "no exception" if error is None else failure_text(error))
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -1,33 +1,40 @@
 """Errors of the API: `{"error": {"code": ..., "message": ...}}`, where the message is one sentence."""
 
+import re
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from lorif_core.errors import StoreUnavailableError, UserError
+from lorif_core.errors import LorifError, StoreUnavailableError, UserError
 from lorif_core.out_of_memory import is_out_of_memory
+from lorif_core.storage.faults import one_line
 
 _DESCRIPTIONS = {
-    400: "The body is not valid JSON.",
+    400: "The body is not valid JSON, or the request is not valid HTTP.",
     401: "The token is missing or wrong.",
     404: "The path does not exist.",
     405: "The path does not support this method.",
-    408: "The body did not arrive in time.",
+    408: "The head or the body of the request did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     421: "The Host header does not name this machine.",
     422: "The question is not valid, or cannot be answered.",
     429: "Too many questions are waiting.",
     500: "The server failed; its log has the cause.",
-    503: "The server is shutting down or ran out of memory, or the store of the index does not answer.",
+    503: "The server is shutting down or ran out of memory, or the index was deleted or its store does not answer.",
 }
 
 _OUT_OF_MEMORY = (
     "the server ran out of memory; ask for a shorter text or a smaller top_k, or start the server with a lower "
     "--memory-gb"
 )
+
+
+_QUOTED = re.compile(r"""['"`].*['"`]""", re.DOTALL)
 
 
 class Error(BaseModel):
@@ -74,6 +81,14 @@ def error_of(error: BaseException) -> ApiError | None:
     if isinstance(error, UserError):
         return ApiError(422, "unanswerable", str(error))
     return None
+
+
+def failure_text(error: BaseException) -> str:
+    """What the log says about a failure: no text of a question or of the corpus, which a message may quote."""
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" at {Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames)
+    message = f": {_QUOTED.sub('...', one_line(error))}" if isinstance(error, LorifError) else ""
+    return f"{type(error).__name__}{place}{message}"
 
 
 def internal_error() -> ApiError:

@@ -1,7 +1,8 @@
 """ASGI middleware in front of the app: who may ask, how large a body may be, and how many questions may wait.
 
-A question reserves its place in the queue before its body is read, so the memory for bodies is bounded. A client
-that disconnects frees its place at once.
+A question reserves its place in the queue before its body is read, and keeps it until its answer is sent, so the
+memory for bodies and answers is bounded. A client that disconnects frees its place at once. The body of any other
+request is dropped unread.
 """
 
 import asyncio
@@ -9,25 +10,24 @@ import hmac
 import ipaddress
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.serve.errors import ApiError, internal_error
+from flows.serve.errors import ApiError, failure_text, internal_error
 from flows.serve.request_queue import RequestQueue
-from lorif_core.storage.faults import one_line
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES = 2**20
 BODY_SECONDS = 30.0
-_DISCARD_BYTES, _DISCARD_SECONDS = 2**26, 5.0
 GENERATION_HEADER = "X-Lorif-Generation"
 _OPEN_PATHS = frozenset(("/", "/health", "/docs", "/openapi.json"))
 _LOGGED_CHARACTERS = 60
+_CLOSE = {"Connection": "close"}  # the rest of the body is on its way
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -69,36 +69,47 @@ class LimitsMiddleware:
                 headers.setdefault(GENERATION_HEADER, str(self._queue.generation))
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                # a client that does not read makes the second call wait, so that its question keeps its place
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
             await send(message)
 
-        body = _Body(receive)
         try:
             with suppress(ClientDisconnect):
-                await self._check_and_run(scope, body, send_with_headers)
+                await self._check_and_run(scope, receive, send_with_headers)
         except ApiError as error:
-            if "expect" not in Headers(scope=scope):  # a client that expects 100-continue has sent no body yet
-                await body.discard()
+            if "expect" in Headers(scope=scope):  # the client may send its body, or another request
+                error.headers["Connection"] = "close"
             await error.response()(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 - logged here; a client never sees a traceback
-            log.error("a request failed: %s: %s", type(error).__name__, one_line(error))
+            log.error("a request failed: %s", failure_text(error))
             if not status:
                 await internal_error().response()(scope, receive, send_with_headers)
         path, milliseconds = ascii(scope["path"][:_LOGGED_CHARACTERS]), 1000 * (time.perf_counter() - started)
         log.info("%s %s %s %.0f ms", scope["method"], path, status or "disconnected", milliseconds)
 
-    async def _check_and_run(self, scope: Scope, body: "_Body", send: Send) -> None:
+    async def _check_and_run(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_token(headers, scope["path"])
-        with self._place(scope):
-            content = await body.read(headers)
-            if scope["method"] == "POST" and _media_type(headers) != "application/json":
-                raise ApiError(415, "not_json", "the body must be sent as Content-Type: application/json")
-            await _run_while_connected(self._app, scope, content, body.receive, send)
+        if scope["method"] != "POST" or scope["path"] != "/answers":
+            await _run_while_connected(self._app, scope, b"", receive, send)
+            return
+        _check_body(headers)
+        with self._queue.place():
+            body = await self._read_body(receive)
+            await _run_while_connected(self._app, scope, body, receive, send)
 
-    def _place(self, scope: Scope) -> AbstractContextManager[None]:
-        is_question = scope["method"] == "POST" and scope["path"] == "/answers"
-        return self._queue.place() if is_question else nullcontext()
+    async def _read_body(self, receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(BODY_SECONDS) as limit:
+                with self._queue.reading(limit):
+                    return await _read_chunks(receive)
+        except TimeoutError:
+            raise ApiError(
+                408, "too_slow", "the body did not arrive in time", {**_CLOSE, "Retry-After": "1"}
+            ) from None
 
     def _check_host(self, headers: Headers) -> None:
         if self._access.is_loopback and not is_loopback(_host_name(headers.get("host", ""))):
@@ -116,57 +127,27 @@ class LimitsMiddleware:
             )  # fmt: skip
 
 
-class _Body:
-    """The body of a request, which must arrive within `BODY_SECONDS`, whether it is read or discarded.
+def _check_body(headers: Headers) -> None:
+    """Refuse a body by what its headers say."""
+    if _media_type(headers) != "application/json":
+        raise ApiError(415, "not_json", "the body must be sent as Content-Type: application/json")
+    announced = headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > BODY_BYTES:
+        raise _too_large()
 
-    Args:
-        receive: the channel of the request.
-    """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._deadline = asyncio.get_running_loop().time() + BODY_SECONDS
-        self._is_complete = False
-
-    async def receive(self) -> Message:
-        """The next message of the request."""
-        message = await self._receive()
-        self._is_complete = not message.get("more_body", False)
-        return message
-
-    async def read(self, headers: Headers) -> bytes:
-        """The complete body. Raises ApiError if it is too large or takes too long."""
-        announced = headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > BODY_BYTES:
+async def _read_chunks(receive: Receive) -> bytes:
+    chunks, size, is_complete = [], 0, False
+    while not is_complete:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > BODY_BYTES:
             raise _too_large()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                return await self._read_chunks()
-        except TimeoutError:
-            raise ApiError(408, "too_slow", f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
-
-    async def _read_chunks(self) -> bytes:
-        chunks, size = [], 0
-        while not self._is_complete:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > BODY_BYTES:
-                raise _too_large()
-        return b"".join(chunks)
-
-    async def discard(self) -> None:
-        """Read the rest of the body and drop it, up to a limit of bytes and seconds.
-
-        A socket that is closed with unread bytes resets the connection, and the client would lose the answer.
-        """
-        dropped, soon = 0, asyncio.get_running_loop().time() + _DISCARD_SECONDS
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(min(soon, self._deadline)):
-                while not self._is_complete and dropped < _DISCARD_BYTES:
-                    dropped += len((await self.receive()).get("body", b""))
+        is_complete = not message.get("more_body", False)
+    return b"".join(chunks)
 
 
 def is_loopback(host: str) -> bool:
@@ -191,7 +172,7 @@ def _media_type(headers: Headers) -> str:
 
 
 def _too_large() -> ApiError:
-    return ApiError(413, "too_large", f"the body is larger than {BODY_BYTES:,} bytes", {"Connection": "close"})
+    return ApiError(413, "too_large", f"the body is larger than {BODY_BYTES:,} bytes", _CLOSE)
 
 
 async def _run_while_connected(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

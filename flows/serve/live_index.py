@@ -37,6 +37,14 @@ class OpenGeneration:
         """The name of the search in answers."""
         return "two-stage" if self.two_stage else "full"
 
+    def unreadable_reason(self) -> str | None:
+        """Why the generation can no longer be read, such as an index that was deleted; None if it can be read."""
+        try:
+            next(self.index.store.rows.metadata(self.index.generation.factors_version, ["example_id"]), None)
+        except LorifError as error:
+            return str(error)
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class OpenFailure:

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field, replace
 
 from flows.questions import search_queries
 from flows.serve.answer import ComputedAnswer
-from flows.serve.errors import ApiError, error_of, internal_error
+from flows.serve.errors import ApiError, error_of, failure_text, internal_error
 from flows.serve.live_index import LiveIndex, OpenGeneration
 from flows.serve.question import Question
-from lorif_core.errors import UserError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.search.queries import Query
 from lorif_core.search.query_blocks import queries_per_block
-from lorif_core.storage.faults import one_line
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +29,8 @@ MAX_PER_SCAN = 16
 """More questions per scan would share its reads, but every question waits for the gradients of all of them."""
 _MEMORY_GB = 1.0  # as `lorif query`
 _RETRY_AFTER = "5"
+_BUSY_BODY_SECONDS = 10.0
+"""Time for a body to arrive while all places are taken."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +57,7 @@ class RequestQueue:
         self._live_index = live_index
         self._free_places = MAX_WAITING
         self._waiting: deque[_WaitingQuestion] = deque()
+        self._bodies: dict[asyncio.Timeout, float] = {}
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "lorif-answers")
         self._closing = False
@@ -67,6 +69,7 @@ class RequestQueue:
         if self._closing:
             raise _closing_error()
         if not self._free_places:
+            self._end_slowest_body()
             message = f"{MAX_WAITING} questions are waiting; ask again in a few seconds"
             raise ApiError(429, "busy", message, {"Retry-After": _RETRY_AFTER})
         self._free_places -= 1
@@ -74,6 +77,21 @@ class RequestQueue:
             yield
         finally:
             self._free_places += 1
+
+    @contextmanager
+    def reading(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """A body is read for the length of the block; its time may be cut short if places are needed."""
+        self._bodies[limit] = asyncio.get_running_loop().time()
+        try:
+            yield
+        finally:
+            del self._bodies[limit]
+
+    def _end_slowest_body(self) -> None:
+        now = asyncio.get_running_loop().time()
+        limit, started = next(iter(self._bodies.items()), (None, now))
+        if limit is not None and now - started > _BUSY_BODY_SECONDS:
+            limit.reschedule(now)
 
     @property
     def generation(self) -> int:
@@ -103,8 +121,9 @@ class RequestQueue:
             try:
                 await loop.run_in_executor(self._thread, _answer_batch, self._live_index.current, batch, finish)
             except Exception as error:  # noqa: BLE001 - later batches must still be answered
+                log.error("a batch of questions failed: %s", failure_text(error))
                 for waiting in batch:
-                    self._finish(waiting, _error_for_client(error))
+                    self._finish(waiting, internal_error())
 
     def close(self, seconds: float) -> None:
         """Accept no further questions; refuse those that still wait after some seconds."""
@@ -135,7 +154,7 @@ class RequestQueue:
 
 
 def _closing_error() -> ApiError:
-    return ApiError(503, "closing", "the server is shutting down; ask again later")
+    return ApiError(503, "closing", "the server is shutting down; ask again later", {"Retry-After": "10"})
 
 
 _Finish = Callable[[_WaitingQuestion, ComputedAnswer | BaseException], None]
@@ -162,7 +181,7 @@ def _answer_in_one_scan(current: OpenGeneration, batch: Sequence[_WaitingQuestio
                 _answer_in_one_scan(current, [waiting], finish)
             return
         for waiting in batch:
-            finish(waiting, _error_for_client(error))
+            finish(waiting, _error_for_client(error, current))
         return
     # questions that need extra work of their own come last
     for waiting, result in sorted(zip(batch, results, strict=True), key=lambda pair: pair[0].question.is_long):
@@ -172,11 +191,15 @@ def _answer_in_one_scan(current: OpenGeneration, batch: Sequence[_WaitingQuestio
             own = replace(result, top=result.top.first(waiting.question.top_k))
             finish(waiting, ComputedAnswer(current, waiting.question, own, options))
         except Exception as error:  # noqa: BLE001 - sent to the client, or logged
-            finish(waiting, _error_for_client(error))
+            finish(waiting, _error_for_client(error, current))
 
 
-def _error_for_client(error: Exception) -> ApiError:
+def _error_for_client(error: Exception, current: OpenGeneration) -> ApiError:
     known = error_of(error)
+    if isinstance(error, LorifError) and (known is None or known.status == 422):
+        reason = current.unreadable_reason()  # then the question is not at fault
+        if reason is not None:
+            return ApiError(503, "index_gone", f"the index can no longer be read: {reason}", {"Retry-After": "10"})
     if known is None:
-        log.error("a question failed: %s: %s", type(error).__name__, one_line(error))
+        log.error("a question failed: %s", failure_text(error))
     return known or internal_error()

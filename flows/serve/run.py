@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from flows.serve.app import create_app
+from flows.serve.connection import Connection
 from flows.serve.limits import Access, is_loopback
 from flows.serve.live_index import LiveIndex
 from flows.serve.memory import default_memory_gb
@@ -21,8 +23,10 @@ log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "LORIF_SERVE_TOKEN"
 _TOKEN_CHARACTERS = 16
-_BACKLOG = 1024
-_CONNECTIONS = 512
+_BACKLOG = 4096
+_CONNECTIONS = 4096
+_OTHER_FILES = 512
+"""Files that are not connections: those of the index, of libraries, and connections to an object store."""
 _GRACE_SECONDS = 25
 """Time for waiting questions after a request to stop; a kubelet waits for 30 seconds."""
 _LAST_SECONDS = 5
@@ -88,11 +92,21 @@ def prepare(
     listener = _bind(host, port)
     queue = RequestQueue(live_index)
     config = uvicorn.Config(
-        create_app(live_index, queue, access), log_config=None, log_level="warning", access_log=False,
-        server_header=False, limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=_GRACE_SECONDS, ws="none",
-        proxy_headers=False,
+        create_app(live_index, queue, access), http=Connection, log_config=None, log_level="warning",
+        access_log=False, server_header=False, limit_concurrency=_connection_limit(), backlog=_BACKLOG,
+        timeout_graceful_shutdown=_GRACE_SECONDS, ws="none", proxy_headers=False,
     )  # fmt: skip
     return Serving(Server(config, queue), listener, live_index, queue)
+
+
+def _connection_limit() -> int:
+    """How many connections may be open; raises the soft limit of open files as far as it is needed."""
+    needed = _CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(allowed - _OTHER_FILES, allowed // 2)
 
 
 def _token(host: str) -> str | None:

@@ -50,20 +50,20 @@ class RunningServer:
         """GET a path."""
         return httpx.get(f"{self.address}{path}", headers=headers, timeout=patience(60), trust_env=False)
 
-    def start_request(self, question: dict[str, Any]) -> "PartialRequest":
+    def start_request(self, question: dict[str, Any], **headers: str) -> "PartialRequest":
         """Send the headers of a question but not its body."""
         url = urlsplit(self.address)
         return PartialRequest(
-            socket.create_connection((url.hostname, url.port), timeout=patience(60)), json.dumps(question)
+            socket.create_connection((url.hostname, url.port), timeout=patience(60)), json.dumps(question), headers
         )
 
 
 class PartialRequest:
     """A request whose headers are sent and whose body is not."""
 
-    def __init__(self, connection: socket.socket, body: str) -> None:
+    def __init__(self, connection: socket.socket, body: str, extra: dict[str, str]) -> None:
         self._connection, self._body = connection, body.encode()
-        headers = {"Host": "localhost", **JSON, "Content-Length": len(self._body), "Connection": "close"}
+        headers = {"Host": "localhost", **JSON, "Content-Length": len(self._body), "Connection": "close", **extra}
         lines = ["POST /answers HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
 

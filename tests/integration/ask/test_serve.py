@@ -22,11 +22,13 @@ from schemathesis.specs.openapi import checks
 import lorif_core as lc
 from flows.serve import limits
 from flows.serve.app import create_app
+from flows.serve.errors import failure_text
 from flows.serve.limits import BODY_BYTES, Access
 from flows.serve.live_index import LiveIndex
 from flows.serve.question import TEXT_MAX
 from flows.serve.request_queue import MAX_WAITING, RequestQueue
 from lorif_core.config import Config
+from lorif_core.errors import LorifError
 from lorif_core.tables.filters import MAX_CHARACTERS
 from lorif_core.tables.store import Store
 from tests.conftest import WORDS
@@ -196,12 +198,19 @@ def test_a_question_without_an_answer_gets_one_sentence(
     assert reply.headers["x-lorif-generation"] == "1"
 
 
-def test_a_client_that_sends_too_much_gets_the_answer_and_no_reset(server: RunningServer) -> None:
+@pytest.mark.parametrize("mebibytes", [5, 50])
+def test_a_client_that_sends_too_much_gets_the_answer_and_no_reset(server: RunningServer, mebibytes: int) -> None:
     """The server reads what it refuses; a socket that is closed with unread bytes would lose the answer."""
-    request = server.start_request({"text": "x" * (8 * BODY_BYTES)})
+    request = server.start_request({"text": "x" * (mebibytes * BODY_BYTES)})
     time.sleep(0.5)  # by now the server has refused the announced length
     request.send_body()
     assert request.status() == 413
+
+
+def test_a_client_that_waits_to_be_told_to_send_is_refused_before_it_sends(server: RunningServer) -> None:
+    assert server.start_request({"text": "x" * (5 * BODY_BYTES)}, Expect="100-continue").status() == 413
+    small = server.start_request({"text": TEXT}, Expect="100-continue")
+    assert small.status() == 100
 
 
 def test_the_server_survives_the_longest_conditions(server: RunningServer) -> None:
@@ -340,6 +349,33 @@ def test_a_generation_that_cannot_be_opened_does_not_replace_the_current_one(ind
     assert asyncio.run(get("/health")) == asyncio.run(get("/index", Authorization=f"Bearer {SECRET}")) == 200
     for authorization in ("", f"Bearer {SECRET[:-1]}", f"Basic {SECRET}", "Bearer"):
         assert asyncio.run(get("/index", Authorization=authorization)) == 401
+
+
+def test_an_index_that_is_deleted_under_the_server_gives_503(index: str, tmp_path: Path) -> None:
+    copy = tmp_path / "index"
+    shutil.copytree(index, copy)
+    with running_server(str(copy), tmp_path / "stderr") as server:
+        assert server.ask({"text": TEXT}).status_code == 200
+        for data in copy.glob("*.lance/data"):  # as far as a slow deletion has come
+            shutil.rmtree(data)
+        half_gone = server.ask({"text": TEXT, "where": "tokens > 20"})
+        shutil.rmtree(copy)
+        gone = server.ask({"text": TEXT, "where": "tokens > 20", "totals": "uri"})
+        for reply in (half_gone, gone, server.ask({"text": TEXT})):
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "index_gone"), reply.text
+            assert int(reply.headers["retry-after"]) > 0 and "can no longer be read" in reply.text
+        assert server.get("health").status_code == 200
+
+
+def test_a_failure_is_logged_without_the_texts_that_its_message_quotes() -> None:
+    secret = "a text of the corpus"
+    for error in (
+        ValueError(f"invalid literal: {secret}"),
+        LorifError(f"x cannot be read: cast error: cannot cast string '{secret}' and '{secret}s'' to Int32"),
+    ):
+        assert secret not in failure_text(error)
+        assert type(error).__name__ in failure_text(error)
+    assert "x cannot be read: cast error" in failure_text(error)
 
 
 def test_a_body_that_does_not_arrive_times_out(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
