@@ -2,10 +2,10 @@
 
     python -m benchmarks.connections [--seconds 60 --connections 1000 --out FILE]
 
-Hostile connections are silent, send the head of a request or its body byte by byte, do not read the answer, or send
-a body that is too large. Each is opened again when the server ends it. Meanwhile 20 honest clients ask questions,
-and one asks for /health. Every reply to them must be an answer, or a refusal with status 429 or 503 as JSON with
-Retry-After. The index has the size of the demo's and the default preset.
+Hostile connections are silent, send the head of a request or its body byte by byte, do not read the answer, or
+send a body that is too large. Each is opened again when the server ends it. Meanwhile 20 honest clients ask
+questions, and one asks for /health. Every reply to them must be an answer, or a refusal with status 429 or 503 as
+JSON with Retry-After. The index has the size of the demo's and the default preset.
 """
 
 import argparse

@@ -1,8 +1,7 @@
 """ASGI middleware in front of the app: who may ask, how large a body may be, and how many questions may wait.
 
-A question reserves its place in the queue before its body is read, and keeps it until its answer is sent, so the
-memory for bodies and answers is bounded. A client that disconnects frees its place at once. The body of any other
-request is dropped unread.
+A question holds a place while its body is read and until its answer is sent, so the memory for both is bounded. A
+client that disconnects frees its place at once. The body of any other request is dropped unread.
 """
 
 import asyncio
@@ -18,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.serve.errors import ApiError, failure_text, internal_error
+from flows.serve.places import Places
 from flows.serve.request_queue import RequestQueue
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,6 @@ class LimitsMiddleware:
                 headers.setdefault(GENERATION_HEADER, str(self._queue.generation))
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                # a client that does not read makes the second call wait, so that its question keeps its place
-                await send({**message, "more_body": True})
-                message = {"type": "http.response.body"}
             await send(message)
 
         try:
@@ -97,14 +93,14 @@ class LimitsMiddleware:
             await _run_while_connected(self._app, scope, b"", receive, send)
             return
         _check_body(headers)
-        with self._queue.place():
-            body = await self._read_body(receive)
-            await _run_while_connected(self._app, scope, body, receive, send)
+        async with self._queue.place() as places:
+            body = await self._read_body(receive, places)
+            await _run_while_connected(self._app, scope, body, receive, _patient_send(send, places))
 
-    async def _read_body(self, receive: Receive) -> bytes:
+    async def _read_body(self, receive: Receive, places: Places) -> bytes:
         try:
             async with asyncio.timeout(BODY_SECONDS) as limit:
-                with self._queue.reading(limit):
+                with places.waits_for_client(limit):
                     return await _read_chunks(receive)
         except TimeoutError:
             raise ApiError(
@@ -125,6 +121,24 @@ class LimitsMiddleware:
                 401, "wrong_token", "the request must carry Authorization: Bearer and the server's token",
                 {"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+
+
+def _patient_send(send: Send, places: Places) -> Send:
+    """Send, and wait until the client has read nearly all; `Connection` limits that time."""
+
+    async def send_and_wait(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        try:
+            async with asyncio.timeout(None) as limit:
+                with places.waits_for_client(limit):  # uvicorn waits before it sends the next message
+                    await send({"type": "http.response.body", "more_body": message.get("more_body", False)})
+        except TimeoutError:  # another client needs the place
+            raise ClientDisconnect from None
+
+    return send_and_wait
 
 
 def _check_body(headers: Headers) -> None:

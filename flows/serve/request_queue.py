@@ -1,21 +1,22 @@
 """A queue of questions for the single thread that computes; questions that wait together share one scan.
 
-Answers are computed one scan at a time: torch uses all cores for one scan, and memory stays bounded. A question
-reserves its place before its body is read, so the number of waiting questions and bodies is bounded too.
+Answers are computed one scan at a time: torch uses all cores for one scan, and memory stays bounded. `Places`
+bounds the number of questions.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from flows.questions import search_queries
 from flows.serve.answer import ComputedAnswer
 from flows.serve.errors import ApiError, error_of, failure_text, internal_error
 from flows.serve.live_index import LiveIndex, OpenGeneration
+from flows.serve.places import Places
 from flows.serve.question import Question
 from lorif_core.errors import LorifError, UserError
 from lorif_core.out_of_memory import is_out_of_memory
@@ -28,9 +29,6 @@ MAX_WAITING = 256
 MAX_PER_SCAN = 16
 """More questions per scan would share its reads, but every question waits for the gradients of all of them."""
 _MEMORY_GB = 1.0  # as `lorif query`
-_RETRY_AFTER = "5"
-_BUSY_BODY_SECONDS = 10.0
-"""Time for a body to arrive while all places are taken."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,43 +53,20 @@ class RequestQueue:
 
     def __init__(self, live_index: LiveIndex) -> None:
         self._live_index = live_index
-        self._free_places = MAX_WAITING
+        self._places = Places(MAX_WAITING)
         self._waiting: deque[_WaitingQuestion] = deque()
-        self._bodies: dict[asyncio.Timeout, float] = {}
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "lorif-answers")
         self._closing = False
         self.answered = 0
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Places]:
         """Reserve a place for one question before its body is read. Raises ApiError if no place is free."""
         if self._closing:
             raise _closing_error()
-        if not self._free_places:
-            self._end_slowest_body()
-            message = f"{MAX_WAITING} questions are waiting; ask again in a few seconds"
-            raise ApiError(429, "busy", message, {"Retry-After": _RETRY_AFTER})
-        self._free_places -= 1
-        try:
-            yield
-        finally:
-            self._free_places += 1
-
-    @contextmanager
-    def reading(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """A body is read for the length of the block; its time may be cut short if places are needed."""
-        self._bodies[limit] = asyncio.get_running_loop().time()
-        try:
-            yield
-        finally:
-            del self._bodies[limit]
-
-    def _end_slowest_body(self) -> None:
-        now = asyncio.get_running_loop().time()
-        limit, started = next(iter(self._bodies.items()), (None, now))
-        if limit is not None and now - started > _BUSY_BODY_SECONDS:
-            limit.reschedule(now)
+        async with self._places.take():
+            yield self._places
 
     @property
     def generation(self) -> int:
