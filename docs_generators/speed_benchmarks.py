@@ -41,6 +41,7 @@ def speed_sections() -> Iterator[str]:
     yield from _checksums()
     yield from _attribute()
     yield from _serve()
+    yield from _connections()
 
 
 def _command(module: str, options: str = "", name: str | None = None) -> tuple[str, str]:
@@ -292,6 +293,39 @@ What this does not show: workers on several machines."""
 def _scaling_rounds(scaling: dict[str, Any]) -> Iterator[tuple[int, int, float]]:
     rates = scaling["rows_per_second"]
     yield from zip(rates["1"], rates["2"], scaling["two_over_one"], strict=True)
+
+
+def _connections() -> Iterator[str]:
+    name, command = _command("connections")
+    result = load(name)
+    yield "### Hostile connections {#hostile-connections}"
+    yield f"""\
+{result["connections"]} connections to `lorif serve` for {result["seconds"]} seconds. Most of them are silent, send a head or a body
+byte by byte, do not read the answer, or send a body that is too large, and each is opened again when the server ends
+it. Honest clients ask meanwhile, and one asks for `/health`."""
+    labels = {
+        "questions": "honest questions",
+        "answered": "answered",
+        "refused": "refused with 429 or 503 and `Retry-After`",
+        "not_in_form": "other replies",
+        "lost": "without a reply",
+        "health_replies": "replies of `/health`, all with status 200",
+    }
+    rows = [[label, str(result[key])] for key, label in labels.items()]
+    milliseconds = {
+        "question_p50_ms": "median time to a reply, ms",
+        "health_p50_ms": "median time of `/health`, ms",
+        "health_max_ms": "longest time of `/health`, ms",
+    }
+    rows += [[label, decimals(result[key], 1)] for key, label in milliseconds.items()]
+    memory = {
+        "resident_mib_after_a_quarter": "memory of the server after a quarter of the time, MiB",
+        "resident_mib_at_the_end": "memory of the server at the end, MiB",
+    }
+    rows += [[label, str(result[key])] for key, label in memory.items()]
+    yield sourced(table(["Measure", "Value"], rows), name)
+    yield "What this does not show: connections from many machines, or over a slow network."
+    yield provenance(name, command)
 
 
 def _serve() -> Iterator[str]:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES = 2**20
 BODY_SECONDS = 30.0
+_TOGETHER_SECONDS, _TOGETHER_BYTES = 0.1, 2**16
 GENERATION_HEADER = "X-Lorif-Generation"
 _OPEN_PATHS = frozenset(("/", "/health", "/docs", "/openapi.json"))
 _LOGGED_CHARACTERS = 60
@@ -93,19 +94,12 @@ class LimitsMiddleware:
             await _run_while_connected(self._app, scope, b"", receive, send)
             return
         _check_body(headers)
-        async with self._queue.place() as places:
-            body = await self._read_body(receive, places)
-            await _run_while_connected(self._app, scope, body, receive, _patient_send(send, places))
-
-    async def _read_body(self, receive: Receive, places: Places) -> bytes:
-        try:
-            async with asyncio.timeout(BODY_SECONDS) as limit:
-                with places.waits_for_client(limit):
-                    return await _read_chunks(receive)
-        except TimeoutError:
-            raise ApiError(
-                408, "too_slow", "the body did not arrive in time", {**_CLOSE, "Retry-After": "1"}
-            ) from None
+        body, places = _Body(receive), self._queue.places
+        if places.is_full:
+            await body.read_what_has_arrived()
+        async with self._queue.place(has_arrived=body.is_complete):
+            content = await body.read(places)
+            await _run_while_connected(self._app, scope, content, receive, _patient_send(send, places))
 
     def _check_host(self, headers: Headers) -> None:
         if self._access.is_loopback and not is_loopback(_host_name(headers.get("host", ""))):
@@ -150,18 +144,47 @@ def _check_body(headers: Headers) -> None:
         raise _too_large()
 
 
-async def _read_chunks(receive: Receive) -> bytes:
-    chunks, size, is_complete = [], 0, False
-    while not is_complete:
-        message = await receive()
+class _Body:
+    """The body of a question.
+
+    Args:
+        receive: the channel of the request.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self.is_complete = False
+
+    async def read_what_has_arrived(self) -> None:
+        """Read a body that arrives together with its head, if it is small."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TOGETHER_SECONDS):
+                while not self.is_complete and self._size < _TOGETHER_BYTES:
+                    await self._read_chunk()
+
+    async def read(self, places: Places) -> bytes:
+        """The whole body. Raises ApiError if it is too large or too slow."""
+        try:
+            async with asyncio.timeout(BODY_SECONDS) as limit:
+                with places.waits_for_client(limit):
+                    while not self.is_complete:
+                        await self._read_chunk()
+        except TimeoutError:
+            headers = {**_CLOSE, "Retry-After": "1"}
+            raise ApiError(408, "too_slow", "the body did not arrive in time", headers) from None
+        return b"".join(self._chunks)
+
+    async def _read_chunk(self) -> None:
+        message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > BODY_BYTES:
+        self._chunks.append(message.get("body", b""))
+        self._size += len(self._chunks[-1])
+        if self._size > BODY_BYTES:
             raise _too_large()
-        is_complete = not message.get("more_body", False)
-    return b"".join(chunks)
+        self.is_complete = not message.get("more_body", False)
 
 
 def is_loopback(host: str) -> bool:

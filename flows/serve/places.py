@@ -1,7 +1,8 @@
 """Places for questions: they bound the memory for bodies and answers, and slow clients cannot hold them all.
 
 A question takes a place before its body is read, and keeps it until its answer is sent. If no place is free, the
-client that has kept the server waiting for longest loses its place to the newcomer.
+client that has kept the server waiting for longest loses its place to the newcomer, above all to one whose body has
+arrived: slow clients that come again and again would otherwise outnumber the others.
 """
 
 import asyncio
@@ -10,8 +11,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 from flows.serve.errors import ApiError
 
-PATIENT_SECONDS = 5.0
+PATIENT_SECONDS = 10.0
 """Time for a client to send its body, or to read its answer, while others need its place."""
+IMPATIENT_SECONDS = 3.0
+"""The same while questions that have arrived need its place."""
 _HANDOVER_SECONDS = 1.0
 _RETRY_AFTER = "5"
 
@@ -28,10 +31,22 @@ class Places:
         self._free = asyncio.Semaphore(count)
         self._waits: dict[asyncio.Timeout, float] = {}
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no place is free."""
+        return self._free.locked()
+
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[None]:
-        """Hold a place for the length of the block. Raises ApiError if no place is free."""
-        if self._free.locked() and not self._end_longest_wait():
+    async def take(self, *, has_arrived: bool) -> AsyncIterator[None]:
+        """Hold a place for the length of the block.
+
+        Args:
+            has_arrived: whether the body of the question has arrived.
+
+        Raises:
+            ApiError: no place is free.
+        """
+        if self.is_full and not self._end_longest_wait(IMPATIENT_SECONDS if has_arrived else PATIENT_SECONDS):
             raise self._busy()
         try:
             async with asyncio.timeout(_HANDOVER_SECONDS):
@@ -52,11 +67,11 @@ class Places:
         finally:
             self._waits.pop(limit, None)
 
-    def _end_longest_wait(self) -> bool:
-        """End the longest wait for a client, if it is long; returns whether there is one."""
+    def _end_longest_wait(self, seconds: float) -> bool:
+        """End the longest wait for a client, if it is longer than some seconds; returns whether it is."""
         limit, began = next(iter(self._waits.items()), (None, 0.0))
         now = asyncio.get_running_loop().time()
-        if limit is None or now - began < PATIENT_SECONDS:
+        if limit is None or now - began < seconds:
             return False
         del self._waits[limit]  # it can end only once
         limit.reschedule(now)

@@ -53,7 +53,7 @@ class RequestQueue:
 
     def __init__(self, live_index: LiveIndex) -> None:
         self._live_index = live_index
-        self._places = Places(MAX_WAITING)
+        self.places = Places(MAX_WAITING)
         self._waiting: deque[_WaitingQuestion] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "lorif-answers")
@@ -61,12 +61,12 @@ class RequestQueue:
         self.answered = 0
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Places]:
-        """Reserve a place for one question before its body is read. Raises ApiError if no place is free."""
+    async def place(self, *, has_arrived: bool) -> AsyncIterator[None]:
+        """Reserve a place for one question; see `Places.take`. Raises ApiError also if the server shuts down."""
         if self._closing:
             raise _closing_error()
-        async with self._places.take():
-            yield self._places
+        async with self.places.take(has_arrived=has_arrived):
+            yield
 
     @property
     def generation(self) -> int:

@@ -21,9 +21,9 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(limited())
 
 
-async def hold(held: Places, until: asyncio.Event, *, waits: bool) -> str:
+async def hold(held: Places, until: asyncio.Event, *, waits: bool, has_arrived: bool = True) -> str:
     """Hold a place until an event; returns `timeout` if the place was taken away."""
-    async with held.take():
+    async with held.take(has_arrived=has_arrived):
         try:
             async with asyncio.timeout(None) as limit:
                 if not waits:
@@ -54,13 +54,15 @@ def test_beyond_the_last_place_a_question_is_refused(waits: bool) -> None:
 
 
 def test_the_slowest_clients_yield_to_as_many_newcomers_that_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "PATIENT_SECONDS", 0.0)
+    monkeypatch.setattr(places, "IMPATIENT_SECONDS", 0.0)
 
     async def test() -> None:
         held, until, now = Places(6), asyncio.Event(), asyncio.Event()
         busy = [asyncio.create_task(hold(held, until, waits=False)) for _ in range(2)]
         slow = [asyncio.create_task(hold(held, until, waits=True)) for _ in range(4)]
         await asyncio.sleep(0)
+        with pytest.raises(ApiError):
+            await hold(held, now, waits=False, has_arrived=False)
         now.set()
         newcomers = await asyncio.gather(*(hold(held, now, waits=False) for _ in range(3)))
         assert newcomers == ["done"] * 3
