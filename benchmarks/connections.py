@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -53,6 +54,7 @@ def main() -> None:
         with served(str(folder / "index")) as address:
             load = measure(address, arguments.seconds, arguments.connections)
     result = {"connections": arguments.connections, "seconds": arguments.seconds, **load.summary()}
+    result["load_average"] = [round(average, 1) for average in os.getloadavg()]
     print(json.dumps(result, indent=2))
     if arguments.out:
         write_result(arguments.out, result)

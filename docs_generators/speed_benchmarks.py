@@ -300,9 +300,9 @@ def _connections() -> Iterator[str]:
     result = load(name)
     yield "### Hostile connections {#hostile-connections}"
     yield f"""\
-{result["connections"]} connections to `lorif serve` for {result["seconds"]} seconds. Most of them are silent, send a head or a body
-byte by byte, do not read the answer, or send a body that is too large, and each is opened again when the server ends
-it. Honest clients ask meanwhile, and one asks for `/health`."""
+{result["connections"]} connections to `lorif serve` for {result["seconds"]:.0f} seconds. Most of them are silent,
+send a head or a body byte by byte, do not read the answer, or send a body that is too large, and each is opened
+again when the server ends it. Honest clients ask meanwhile, and one asks for `/health`."""
     labels = {
         "questions": "honest questions",
         "answered": "answered",

@@ -1,8 +1,8 @@
 """Places for questions: they bound the memory for bodies and answers, and slow clients cannot hold them all.
 
 A question takes a place before its body is read, and keeps it until its answer is sent. If no place is free, the
-client that has kept the server waiting for longest loses its place to the newcomer, above all to one whose body has
-arrived: slow clients that come again and again would otherwise outnumber the others.
+client that has kept the server waiting for longest loses its place to the newcomer. It does so sooner if the body
+of the newcomer has arrived: slow clients that come again and again would otherwise outnumber the others.
 """
 
 import asyncio
