@@ -25,7 +25,7 @@ _DESCRIPTIONS = {
     422: "The question is not valid, or cannot be answered.",
     429: "Too many questions are waiting.",
     500: "The server failed; its log has the cause.",
-    503: "The server is shutting down or ran out of memory, or the index was deleted or its store does not answer.",
+    503: "The server shuts down or is out of memory, or the index was deleted or its store does not answer.",
 }
 
 _OUT_OF_MEMORY = (
