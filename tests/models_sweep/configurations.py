@@ -1,0 +1,105 @@
+"""The configurations of the sweep: one for each causal architecture of transformers, and variants of them.
+
+`OVERRIDES` has what an architecture needs beside the small values of `shrinking.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One small model: a model type of transformers, and what differs from the small values."""
+
+    name: str
+    model_type: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+_MLA = {"num_key_value_heads": 4}
+_MAMBA2_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
+_VISION = {"image_size": 28, "patch_size": 14}
+_BLT_PART = {"num_hidden_layers": 2, "hidden_size_global": 32, "num_key_value_heads": 4}
+_GEMMA4_TEXT = {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 8}
+_GEMMA4_MIXED = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                 "global_head_dim": 8}  # fmt: skip
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "axk1": _MLA,
+    "axk2": _MLA,
+    "bamba": {**_MAMBA2_HEADS, "attn_layer_indices": [1]},
+    "blt": {
+        "patcher_config": _BLT_PART, "encoder_config": _BLT_PART, "decoder_config": _BLT_PART,
+        "global_config": _BLT_PART,
+    },
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
+            for kind in ("sliding_attention", "full_attention")
+        },
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_top_k": 2}},
+    "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
+    "deepseek_v3": _MLA,
+    "deepseek_v32": _MLA,
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {"text_config": _MLA, "vision_config": {"per_layer_config": {}}},
+    "dots3_note_text": _MLA,
+    "fuyu": {"text_config": {"model_type": "persimmon"}, "patch_size": 4, "image_size": 16},
+    "gemma3": {"vision_config": {"model_type": "siglip_vision_model", **_VISION}, "mm_tokens_per_image": 4},
+    "gemma3n_text": {
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "gemma4_assistant": {"backbone_hidden_size": 32, "text_config": {"model_type": "gemma4_text", **_GEMMA4_TEXT,
+                         "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0,
+                         "num_kv_shared_layers": 2}},
+    "gemma4_text": _GEMMA4_TEXT,
+    "gemma4_unified": {"text_config": _GEMMA4_TEXT, "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 8,
+                       "model_patch_size": 8}},
+    "gemma4_unified_assistant": {"text_config": {"model_type": "gemma4_unified_text", **_GEMMA4_TEXT}},
+    "glm4_moe_lite": _MLA,
+    "glm_moe_dsa": _MLA,
+    "got_ocr2": {"text_config": {"model_type": "qwen2"}, "vision_config": {**_VISION, "mlp_dim": 32,
+                 "output_channels": 8, "global_attn_indexes": [1]}},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {**_MAMBA2_HEADS, "layer_types": ["mamba", "attention"]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {**_MLA, "head_dim": 4},
+    "mamba2": {"num_heads": 8},
+    "minicpm3": _MLA,
+    "ministral": {"head_dim": 8},
+    "moshi": {"audio_encoder_config": {"model_type": "mimi"}, "head_dim": 8},
+    "moss_transcribe_diarize": {"text_config": {"model_type": "qwen3"}},
+    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_shape": [4, 16],
+                 "axial_pos_embds_dim": [16, 16]},
+    "xmod": {"default_language": "en_XX"},
+    "youtu": _MLA,
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2,
+               "n_mamba_heads": 8},
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
+
+REFERENCE_IN_FLOAT32 = {"xglm", "xlnet", "inkling2_text"}
+"""Model types whose forward pass in transformers fails in float64."""
+
+NOT_MADE = {
+    "gemma3n": "its vision tower needs the package timm; gemma3n_text has the same language model",
+    "musicgen": "transformers cannot build it from its own configuration",
+    "musicgen_melody": "transformers cannot build it from its own configuration",
+}
+"""Model types of which no small model can be made here, and why."""
+
+VARIANTS: tuple[Configuration, ...] = ()
+
+CONFIGURATIONS = (
+    *(Configuration(name, name, OVERRIDES.get(name, {})) for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+      if name not in NOT_MADE),
+    *VARIANTS,
+)
