@@ -6,7 +6,7 @@ DEVICE := cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 
-.PHONY: help demo test test-chaos test-s3 test-infra test-browser lint docs bench lock clean
+.PHONY: help demo test test-models test-chaos test-s3 test-infra test-browser lint docs bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## print these targets
@@ -34,6 +34,9 @@ demo: $(VENV)/.installed ## train a small model, build an index, ask it and writ
 
 test: $(VENV)/.installed ## run the unit and integration tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-models: $(VENV)/.installed ## hold every causal architecture of transformers against autograd; writes their table
+	$(BIN)/python -m pytest -n 2 -m models tests/models_sweep
 
 test-chaos: $(VENV)/.installed ## kill builds a hundred times and run the longest other tests (most of an hour)
 	$(BIN)/python -m pytest -m chaos --log-cli-level=WARNING

@@ -14,11 +14,13 @@ from docs_generators.config_reference import config_page, evaluation_page
 from docs_generators.data_flow_diagram import data_flow_svg
 from docs_generators.http_reference import http_page
 from docs_generators.offline_check import loads_from_elsewhere
+from docs_generators.models_reference import models_page
 from docs_generators.tables_reference import tables_page
 from docs_generators.wings_diagram import wings_svg
 
 GENERATED: dict[str, Callable[[], str]] = {
     "reference/config.md": config_page,
+    "reference/models.md": models_page,
     "reference/evaluation.md": evaluation_page,
     "reference/commands.md": commands_page,
     "reference/tables.md": tables_page,

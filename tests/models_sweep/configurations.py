@@ -3,19 +3,27 @@
 `OVERRIDES` has what an architecture needs beside the small values of `shrinking.py`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tests.models_sweep.variants import HEADS, VARIANTS
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """One small model: a model type of transformers, and what differs from the small values."""
 
-    name: str
     model_type: str
+    variant: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
+    head_gain: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The model type and the variant."""
+        return f"{self.model_type}: {self.variant}" if self.variant else self.model_type
 
 
 _MLA = {"num_key_value_heads": 4}
@@ -41,12 +49,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             for kind in ("sliding_attention", "full_attention")
         },
     },
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_top_k": 2}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_top_k": 2}},
     "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
     "deepseek_v3": _MLA,
     "deepseek_v32": _MLA,
+    "deepseek_v4": {
+        "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"], "index_topk": 2,
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": _MLA, "vision_config": {"per_layer_config": {}}},
+    "dots3_note": {"text_config": _MLA, "vision_config": {
+        "mlp_layer_types": ["dense", "dense"], "per_layer_config": {}, "adapter_in_dim": 32, "adapter_out_dim": 32,
+    }, "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32}},
     "dots3_note_text": _MLA,
     "fuyu": {"text_config": {"model_type": "persimmon"}, "patch_size": 4, "image_size": 16},
     "gemma3": {"vision_config": {"model_type": "siglip_vision_model", **_VISION}, "mm_tokens_per_image": 4},
@@ -54,13 +68,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4, "num_kv_shared_layers": 2,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
-    "gemma4_assistant": {"backbone_hidden_size": 32, "text_config": {"model_type": "gemma4_text", **_GEMMA4_TEXT,
-                         "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0,
-                         "num_kv_shared_layers": 2}},
     "gemma4_text": _GEMMA4_TEXT,
     "gemma4_unified": {"text_config": _GEMMA4_TEXT, "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 8,
-                       "model_patch_size": 8}},
-    "gemma4_unified_assistant": {"text_config": {"model_type": "gemma4_unified_text", **_GEMMA4_TEXT}},
+                       "patch_size": 4}},
     "glm4_moe_lite": _MLA,
     "glm_moe_dsa": _MLA,
     "got_ocr2": {"text_config": {"model_type": "qwen2"}, "vision_config": {**_VISION, "mlp_dim": 32,
@@ -91,15 +101,32 @@ REFERENCE_IN_FLOAT32 = {"xglm", "xlnet", "inkling2_text"}
 
 NOT_MADE = {
     "gemma3n": "its vision tower needs the package timm; gemma3n_text has the same language model",
+    "gemma4_assistant": "transformers cannot build it from its own configuration",
+    "gemma4_unified_assistant": "transformers cannot build it from its own configuration",
     "musicgen": "transformers cannot build it from its own configuration",
     "musicgen_melody": "transformers cannot build it from its own configuration",
 }
 """Model types of which no small model can be made here, and why."""
 
-VARIANTS: tuple[Configuration, ...] = ()
+REFUSED: dict[str, str] = {}
+"""Configurations that must be refused, each with a regular expression of the reason; all others must be right."""
 
-CONFIGURATIONS = (
-    *(Configuration(name, name, OVERRIDES.get(name, {})) for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-      if name not in NOT_MADE),
-    *VARIANTS,
-)
+
+def _configurations() -> Iterator[Configuration]:
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if model_type in NOT_MADE:
+            continue
+        usual = OVERRIDES.get(model_type, {})
+        yield Configuration(model_type, "", usual)
+        for variant, overrides in VARIANTS.get(model_type, {}).items():
+            yield Configuration(model_type, variant, {**usual, **overrides})
+
+
+def _with_other_logits(configuration: Configuration) -> Iterator[Configuration]:
+    for size, gain in (("small logits", 1e-4), ("moderate logits", 0.2)):
+        variant = f"{configuration.variant}, {size}" if configuration.variant else size
+        yield replace(configuration, variant=variant, head_gain=gain)
+
+
+_BY_NAME = {configuration.name: configuration for configuration in _configurations()}
+CONFIGURATIONS = (*_BY_NAME.values(), *(other for name in HEADS for other in _with_other_logits(_BY_NAME[name])))

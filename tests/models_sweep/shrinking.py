@@ -14,11 +14,11 @@ _SIZES: dict[int, tuple[str, ...]] = {
     ),
     64: (
         "max_position_embeddings", "original_max_position_embeddings", "n_positions", "n_ctx", "max_seq_len",
-        "max_target_positions", "max_source_positions", "context_length", "block_multiple_of_positions",
+        "max_target_positions", "max_source_positions", "context_length",
     ),
     32: (
         "hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "input_embedding_size",
-        "output_embedding_size", "attention_head_size_total", "lru_width", "backbone_hidden_size",
+        "output_embedding_size", "lru_width", "backbone_hidden_size",
         "pronunciation_embed_dim", "shape_embed_dim", "word_embed_proj_dim", "dim",
     ),
     48: (
@@ -39,8 +39,8 @@ _SIZES: dict[int, tuple[str, ...]] = {
         "num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head", "n_heads",
         "num_heads", "num_encoder_attention_heads", "num_decoder_attention_heads", "attention_heads",
         "swa_num_attention_heads", "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts",
-        "linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads", "qk_rope_head_dim",
-        "rotary_dim", "adapter_rank", "mamba_ngroups_max",
+        "linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "qk_rope_head_dim",
+        "rotary_dim", "adapter_rank",
     ),
     8: (
         "head_dim", "global_head_dim", "qk_nope_head_dim", "v_head_dim", "qk_head_dim", "kv_lora_rank", "dim_head",
@@ -59,7 +59,7 @@ _SIZES: dict[int, tuple[str, ...]] = {
         "time_step_rank",
     ),
     0: ("num_mtp_layers", "num_nextn_predict_layers"),
-    16: ("n_mamba_heads_max",),
+    16: ("index_n_heads",),  # of few heads all scores may be zero, and equal scores are chosen by chance
 }  # fmt: skip
 SMALL = {name: size for size, names in _SIZES.items() for name in names}
 
