@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.models_sweep.variants import HEADS, VARIANTS
 
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """One small model: a model type of transformers, and what differs from the small values."""

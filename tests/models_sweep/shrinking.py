@@ -86,8 +86,14 @@ def small_arguments(kind: type[PreTrainedConfig], overrides: dict[str, Any]) -> 
             arguments[part] = small_arguments(part_kind, given)
         elif isinstance(given, dict) and "model_type" in given:
             arguments[part] = small_arguments(CONFIG_MAPPING[given["model_type"]], given)
-    return {**arguments, **{name: value for name, value in overrides.items() if name not in arguments
-            or not isinstance(value, dict) or name not in (kind.sub_configs or {})}}
+    return {
+        **arguments,
+        **{
+            name: value
+            for name, value in overrides.items()
+            if name not in arguments or not isinstance(value, dict) or name not in (kind.sub_configs or {})
+        },
+    }
 
 
 def _small_token(default: Any) -> Any:

@@ -14,13 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from lorif_core.config import ModelConfig, StorageConfig
+from lorif_core.config import Config
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
-from lorif_core.model.layers import coverage, layer_specs, select_layers
-from lorif_core.model.loading import load_model
-from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
+from lorif_core.lifecycle.index_shard import model_config
+from lorif_core.lifecycle.plan import make_spec
+from lorif_core.model.layers import coverage, select_layers
+from lorif_core.model.loading import load_model, load_skeleton
+from lorif_core.spec import LayerSpec
 from tests.models import batch_of, make_example
 from tests.models_sweep.configurations import REFERENCE_IN_FLOAT32, Configuration
 from tests.models_sweep.shrinking import VOCAB, small_configuration
@@ -142,14 +144,28 @@ def _capture(
     folder: Path, examples: list[Example], outcome: Outcome
 ) -> tuple[tuple[LayerSpec, ...], np.ndarray, list[torch.Tensor]]:
     """The tracked layers, the losses (B,), and per layer the gradients (B, I O), by the product's path."""
-    loaded = load_model(ModelConfig(path=str(folder)), StorageConfig(), "cpu")
-    selected = select_layers(loaded.model, None)
-    layers = layer_specs(selected, 1)
-    covered = coverage(loaded.model, selected)
-    outcome.coverage, outcome.layers = round(covered.share, 4), len(layers)
+    config = _config(folder)
+    skeleton = load_skeleton(config.model, config.storage)
+    spec = make_spec(config, skeleton)
+    covered = coverage(skeleton.model, select_layers(skeleton.model, None))
+    outcome.coverage, outcome.layers = round(covered.share, 4), len(spec.layers)
     outcome.left_out = [name for name, _ in covered.untracked]
-    extractor = Extractor(loaded, layers, ProjectionSpec(factor=1), CodeSpec("dense", 1, "float32"))
-    return layers, *extractor.gradients(batch_of(examples))
+    loaded = load_model(model_config(config, spec), config.storage, "cpu")
+    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code)
+    return spec.layers, *extractor.gradients(batch_of(examples))
+
+
+def _config(folder: Path) -> Config:
+    """A build of the model in the folder that stores whole gradients of token ids."""
+    return Config.model_validate(
+        {
+            "model": {"path": str(folder)},
+            "corpus": {"uri": "corpus.jsonl", "tokens": "tokens", "max_length": max(_LENGTHS)},
+            "index": str(folder / "index"),
+            "projection": {"kind": "random", "factor": 1},
+            "code": {"kind": "dense", "dtype": "float32"},
+        }
+    )
 
 
 def _differences(
