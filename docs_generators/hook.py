@@ -13,8 +13,8 @@ from docs_generators.commands_reference import commands_page
 from docs_generators.config_reference import config_page, evaluation_page
 from docs_generators.data_flow_diagram import data_flow_svg
 from docs_generators.http_reference import http_page
-from docs_generators.offline_check import loads_from_elsewhere
 from docs_generators.models_reference import models_page
+from docs_generators.offline_check import loads_from_elsewhere
 from docs_generators.tables_reference import tables_page
 from docs_generators.wings_diagram import wings_svg
 

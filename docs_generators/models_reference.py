@@ -1,7 +1,7 @@
 """The table of models: what became of each architecture in the sweep (`make test-models`)."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from docs_generators.benchmark_results import REPOSITORY
@@ -43,11 +43,11 @@ largest on.
     )
 
 
-def _right_row(row: Mapping[str, Any]) -> Iterable[str]:
+def _right_row(row: Mapping[str, Any]) -> list[str]:
     return [*_names(row), f"{row['coverage']:.0%}", ", ".join(row["left_out"]) or "nothing"]
 
 
-def _refused_row(row: Mapping[str, Any]) -> Iterable[str]:
+def _refused_row(row: Mapping[str, Any]) -> list[str]:
     return [*_names(row), row["detail"]]
 
 

@@ -50,7 +50,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             for kind in ("sliding_attention", "full_attention")
         },
     },
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_top_k": 2}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0},
+             "ffn_config": {"ffn_hidden_size": 24, "moe_top_k": 2}},
     "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
     "deepseek_v3": _MLA,
     "deepseek_v32": _MLA,

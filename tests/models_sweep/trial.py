@@ -1,7 +1,8 @@
 """One small model through the product's own path, and its gradients held against autograd in float64.
 
-A trial saves a random model, loads it as `lorif build` does, captures the gradients of a padded batch, and compares
-each example and layer with plain autograd of the token-summed next-token loss of the one unpadded example.
+A trial saves a random model, loads it as `lorif build` does, captures the gradients of a padded batch, and
+compares each example and layer with plain autograd of the token-summed next-token loss of the one unpadded
+example.
 """
 
 import copy

@@ -160,7 +160,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "attention": {"attn_layer_period": 2, "attn_layer_offset": 1},
         "dense": {"num_experts": 1, "num_experts_per_tok": 1},
     },
-    "nemotron_h": {"all kinds": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "attention", "moe", "mlp"]}},
+    "nemotron_h": {
+        "all kinds": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "attention", "moe", "mlp"]},
+    },
     "recurrent_gemma": {"all kinds": {"num_hidden_layers": 3}},
     "zamba": {"three uses": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid"] * 3}},
     "zamba2": {
@@ -194,7 +196,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 HEADS = (
-    "beam", "cohere", "cohere2", "falcon_h1: multipliers", "gemma2", "gemma3n_text", "gpt2", "granite: multipliers", "hyperclovax",
-    "llama", "nanochat", "recurrent_gemma", "vaultgemma", "xlstm",
+    "beam", "cohere", "cohere2", "falcon_h1: multipliers", "gemma2", "gemma3n_text", "gpt2",
+    "granite: multipliers", "hyperclovax", "llama", "nanochat", "recurrent_gemma", "vaultgemma", "xlstm",
 )  # fmt: skip
 """Configurations that are also tried with smaller logits, where a cap or a scale of the logits hardly shows."""
