@@ -32,8 +32,6 @@ _MAMBA2_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _VISION = {"image_size": 28, "patch_size": 14}
 _BLT_PART = {"num_hidden_layers": 2, "hidden_size_global": 32, "num_key_value_heads": 4}
 _GEMMA4_TEXT = {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 8}
-_GEMMA4_MIXED = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
-                 "global_head_dim": 8}  # fmt: skip
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "axk1": _MLA,
