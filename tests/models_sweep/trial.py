@@ -209,13 +209,14 @@ def reference_gradients(
 ) -> tuple[float, list[torch.Tensor | None]]:
     """The loss, and dL/dW of each layer as (I, O) or None without any path to the loss, by plain autograd."""
     modules = [model.get_submodule(layer.name) for layer in layers]
-    weights = [module.weight.requires_grad_(True) for module in modules]
+    model.requires_grad_(True).zero_grad()
     ids = torch.tensor(example.input_ids[None].astype(np.int64))
     labels = torch.tensor(example.labels[None].astype(np.int64))
     with torch.enable_grad():
         logits = model(input_ids=ids, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum")
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        loss.backward()  # not autograd.grad, which finds no gradient behind a reversible layer
+    gradients = [module.weight.grad for module in modules]
     return float(loss), [
         None if gradient is None else (gradient if isinstance(module, Conv1D) else gradient.T).double()
         for module, gradient in zip(modules, gradients, strict=True)
