@@ -20,8 +20,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
 from lorif_core.lifecycle.index_shard import model_config
-from lorif_core.lifecycle.plan import make_spec
-from lorif_core.model.layers import coverage, select_layers
+from lorif_core.lifecycle.plan import covered, make_spec
 from lorif_core.model.loading import load_model, load_skeleton
 from lorif_core.spec import LayerSpec
 from tests.models import batch_of, make_example
@@ -148,11 +147,12 @@ def _capture(
     config = _config(folder)
     skeleton = load_skeleton(config.model, config.storage)
     spec = make_spec(config, skeleton)
-    covered = coverage(skeleton.model, select_layers(skeleton.model, None))
-    outcome.coverage, outcome.layers = round(covered.share, 4), len(spec.layers)
-    outcome.left_out = [name for name, _ in covered.untracked]
+    coverage = covered(config, skeleton)
+    outcome.coverage, outcome.layers = round(coverage.share, 4), len(spec.layers)
+    outcome.left_out = [name for name, _ in coverage.untracked]
     loaded = load_model(model_config(config, spec), config.storage, "cpu")
     extractor = Extractor(loaded, spec.layers, spec.projection, spec.code)
+    extractor.check()
     return spec.layers, *extractor.gradients(batch_of(examples))
 
 

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "llama3 rope": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0,
                         "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
         "one layer": {"num_hidden_layers": 1},
+        "several end tokens": {"eos_token_id": [2, 3]},
         "gelu": {"hidden_act": "gelu"},
         "gelu_new": {"hidden_act": "gelu_new"},
         "vocabulary of 4": {"vocab_size": 4, "bos_token_id": 1, "eos_token_id": 2},
