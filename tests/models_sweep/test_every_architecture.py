@@ -33,6 +33,15 @@ def test_gradients_are_right_or_refused(
         assert re.search(expected, outcome.detail)
 
 
+@pytest.mark.parametrize("name", [name for name, reason in REFUSED.items() if "model.exclude" in reason])
+def test_what_a_refusal_advises_helps(name: str, tmp_path: Path) -> None:
+    (configuration,) = (configuration for configuration in CONFIGURATIONS if configuration.name == name)
+    advice = re.search(r"model\.exclude: (\S+)$", attempt(configuration, tmp_path / "refused").detail)
+    assert advice is not None
+    outcome = attempt(configuration, tmp_path / "followed", exclude=advice[1])
+    assert outcome.outcome == "right", outcome.detail
+
+
 def test_there_are_enough_configurations_and_few_are_left_out() -> None:
     names = [configuration.name for configuration in CONFIGURATIONS]
     assert len(set(names)) == len(names) >= 150

@@ -65,8 +65,11 @@ class Outcome:
         return row
 
 
-def attempt(configuration: Configuration, folder: Path) -> Outcome:
-    """Build, save, load, capture and compare. Exceptions other than a refusal pass through."""
+def attempt(configuration: Configuration, folder: Path, exclude: str | None = None) -> Outcome:
+    """Build, save, load, capture and compare; `exclude` is `model.exclude`.
+
+    Exceptions other than a refusal pass through.
+    """
     config = small_configuration(configuration.model_type, configuration.overrides)
     model = random_model(config, configuration.head_gain)
     outcome = Outcome(configuration.model_type, configuration.variant, type(model).__name__)
@@ -75,7 +78,7 @@ def attempt(configuration: Configuration, folder: Path) -> Outcome:
     _save(model, config, folder)
     examples = sample_examples(min(_PLAIN_TOKENS, model.get_input_embeddings().num_embeddings))
     try:
-        layers, losses, captured = _capture(folder, examples, outcome)
+        layers, losses, captured = _capture(_config(folder, exclude), examples, outcome)
     except UserError as refusal:
         outcome.outcome, outcome.detail = "refused", str(refusal).replace(str(folder), "MODEL")
         return outcome
@@ -141,10 +144,9 @@ def sample_examples(tokens: int) -> list[Example]:
 
 
 def _capture(
-    folder: Path, examples: list[Example], outcome: Outcome
+    config: Config, examples: list[Example], outcome: Outcome
 ) -> tuple[tuple[LayerSpec, ...], np.ndarray, list[torch.Tensor]]:
     """The tracked layers, the losses (B,), and per layer the gradients (B, I O), by the product's path."""
-    config = _config(folder)
     skeleton = load_skeleton(config.model, config.storage)
     spec = make_spec(config, skeleton)
     coverage = covered(config, skeleton)
@@ -156,11 +158,11 @@ def _capture(
     return spec.layers, *extractor.gradients(batch_of(examples))
 
 
-def _config(folder: Path) -> Config:
+def _config(folder: Path, exclude: str | None) -> Config:
     """A build of the model in the folder that stores whole gradients of token ids."""
     return Config.model_validate(
         {
-            "model": {"path": str(folder)},
+            "model": {"path": str(folder), "exclude": exclude},
             "corpus": {"uri": "corpus.jsonl", "tokens": "tokens", "max_length": max(_LENGTHS)},
             "index": str(folder / "index"),
             "projection": {"kind": "random", "factor": 1},
