@@ -108,7 +108,19 @@ NOT_MADE = {
 }
 """Model types of which no small model can be made here, and why."""
 
-REFUSED: dict[str, str] = {}
+_LOOKING_AHEAD = (
+    "bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "doge: experts", "electra",
+    "ernie", "gemma3_text: looks ahead", "gemma4_text: looks ahead", "megatron-bert", "prophetnet", "rembert",
+    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(_LOOKING_AHEAD, "looks ahead"),
+    "blt": "leave them out with model.exclude",
+    "longcat_flash": "leave them out with model.exclude",
+    "reformer": "changes with the padding behind it",
+    "reformer: local only": "cannot run a forward and backward pass",
+    "xlnet": "no layer of this model can be tracked",
+}
 """Configurations that must be refused, each with a regular expression of the reason; all others must be right."""
 
 
