@@ -1,12 +1,13 @@
 """The table of models: what became of each architecture in the sweep (`make test-models`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from docs_generators.benchmark_results import REPOSITORY
 from docs_generators.markdown import code, page, table
 
+_LISTED = 4
 RESULTS = "tests/models_sweep/results.json"
 
 
@@ -20,9 +21,9 @@ def models_page() -> str:
         f"""\
 # Models
 
-Every causal language model of transformers {results["transformers"]} was made small and random, saved, loaded and
-run as a build does it, on a padded batch of texts of different lengths. The gradient of each tracked layer and
-each text was compared with plain autograd of the text alone. Of {len(rows)} configurations of
+Every causal language model of transformers {results["transformers"]} was made small, with random weights. It was
+saved, loaded and run as a build does it, on a padded batch of texts of different lengths. The gradient of each
+tracked layer for each text was compared with plain autograd of that text alone. Of {len(rows)} configurations of
 {len({row["model_type"] for row in rows})} model types, {len(right)} are right to a relative error of 1e-4, and
 {len(refused)} are refused. None is wrong. `make test-models` does it again.
 
@@ -32,11 +33,11 @@ each text was compared with plain autograd of the text alone. Of {len(rows)} con
         """\
 Coverage is the share of the parameters of the small model whose gradients are tracked. A small model has large
 embeddings for its size, so coverage of a real one is usually higher. What is not covered is listed from the
-largest on.
+largest on; layers that cannot be captured stand behind it with the reason.
 """,
         table(["Model type", "Variant", "Class", "Coverage", "Not covered"], map(_right_row, right)),
         "## Refused {#refused}",
-        "The reason is what a build says.",
+        "The reason is what a build says, with `MODEL` for the path.",
         table(["Model type", "Variant", "Class", "Reason"], map(_refused_row, refused)),
         "## Not tried {#not-tried}",
         table(["Model type", "Reason"], ([code(name), why] for name, why in results["not made"].items())),
@@ -44,7 +45,21 @@ largest on.
 
 
 def _right_row(row: Mapping[str, Any]) -> list[str]:
-    return [*_names(row), f"{row['coverage']:.0%}", ", ".join(row["left_out"]) or "nothing"]
+    return [*_names(row), f"{row['coverage']:.0%}", "; ".join(_by_reason(row["left_out"]))]
+
+
+def _by_reason(groups: Sequence[str]) -> Iterator[str]:
+    """Groups of parameters; layers that are left out for the same reason are listed before it."""
+    layers: dict[str, list[str]] = {}
+    for group in groups:
+        layer, _, reason = group.removesuffix(")").partition(" (")
+        if "." in layer:
+            layers.setdefault(reason, []).append(layer)
+        else:
+            yield group
+    for reason, names in layers.items():
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        yield f"{', '.join(map(code, names[:_LISTED]))}{more}: {reason}"
 
 
 def _refused_row(row: Mapping[str, Any]) -> list[str]:

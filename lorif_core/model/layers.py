@@ -15,6 +15,7 @@ from lorif_core.spec import Coverage, LayerSpec, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 _LISTED = 40
+_GROUPS = {"norm": "norms", "conv": "convolutions"}
 
 
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -160,6 +161,7 @@ def _group(
         return f"{re.sub(r'[0-9]+', '*', layer)} ({uncapturable[layer]})"
     if _is_linear(owner):
         return "linear layers left out"
-    if parameter.dim() == 3:
-        return f"fused experts ({type(owner).__name__})"
-    return "norms" if "norm" in type(owner).__name__.lower() else type(owner).__name__
+    kind = type(owner).__name__
+    if parameter.dim() == 3 and "expert" in f"{kind} {name}".lower():
+        return f"fused experts ({kind})"
+    return next((group for word, group in _GROUPS.items() if word in kind.lower()), kind)

@@ -219,7 +219,7 @@ def reference_gradients(
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100, reduction="sum")
         loss.backward()  # not autograd.grad, which finds no gradient behind a reversible layer
     gradients = [module.weight.grad for module in modules]
-    return float(loss), [
+    return loss.item(), [
         None if gradient is None else (gradient if isinstance(module, Conv1D) else gradient.T).double()
         for module, gradient in zip(modules, gradients, strict=True)
     ]

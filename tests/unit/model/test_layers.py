@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import MambaConfig, MambaForCausalLM
 
 from lorif_core.errors import UserError
-from lorif_core.model.layers import layer_specs, select_layers
+from lorif_core.model.layers import coverage, layer_specs, select_layers
 from lorif_core.spec import exclusion
 from tests.models import gpt2, llama
 
@@ -78,3 +79,9 @@ def test_modules_that_share_a_weight_are_one_layer() -> None:
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     names = [layer.name for layer in layer_specs(select_layers(model, "up_proj"), 2)]
     assert names == ["model.layers.0.mlp.up_proj"]
+
+
+def test_weights_of_three_dimensions_are_not_all_experts() -> None:
+    mamba = MambaForCausalLM(MambaConfig(hidden_size=16, state_size=4, num_hidden_layers=1, vocab_size=61))
+    groups = dict(coverage(mamba, select_layers(mamba)).untracked)
+    assert "convolutions" in groups and not any("experts" in name for name in groups)

@@ -9,6 +9,7 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    BloomConfig,
     Mamba2Config,
     MambaConfig,
     PreTrainedConfig,
@@ -22,7 +23,7 @@ from transformers import (
 
 from lorif_core.errors import UserError
 from lorif_core.model.probe import check_causal, probe_ids
-from tests.models import FAMILIES, VOCAB, gpt2, llama
+from tests.models import FAMILIES, VOCAB, gpt2, llama, scaled
 from tests.unit.model.checkpoints import configure, load, mixtral
 
 ENCODERS = (
@@ -133,3 +134,7 @@ def test_loading_refuses_a_model_that_looks_ahead_or_fails(tmp_path: Path) -> No
     xlnet().save_pretrained(tmp_path / "xlnet")
     with pytest.raises(UserError, match=r"xlnet fails on a text .*BFloat16"):
         load(tmp_path / "xlnet", dtype="bfloat16")
+
+
+def test_a_model_of_float64_may_compute_in_float32_inside() -> None:
+    check_causal(scaled(small(BloomConfig), gain=20.0).double(), "m", None)
