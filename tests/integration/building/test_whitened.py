@@ -133,7 +133,7 @@ def test_the_whitening_does_not_depend_on_the_workers(
 def test_a_missing_whitening_is_an_error(indexes: dict[str, Config]) -> None:
     store = Store(indexes["int8"].index)
     spec = store.latest().index_spec
-    with pytest.raises(Exception, match="lacks the whitening"):
+    with pytest.raises(Exception, match="the table whitening lacks 0000000000000000"):
         store.covariances.read("0" * 16)
     assert replace(spec.projection, whitening=None).kind == "whitened"
 

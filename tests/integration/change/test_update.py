@@ -198,9 +198,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert code == 2 and "projection.factor (4 there, 8 here)" in err
     other = tmp_path / "other-tokenizer"
     load_model(config.model, config.storage).model.save_pretrained(other)
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(["<extra>"])
-    tokenizer.save_pretrained(other)
+    byte_tokenizer(bos=True).save_pretrained(other)
     for name in model_folder.iterdir():
         if not name.name.startswith("token"):
             (other / name.name).write_bytes(name.read_bytes())

@@ -15,6 +15,7 @@ from lorif_core.errors import LorifError
 from lorif_core.tables.datasets import Tables
 
 ENDINGS = {".lance", ".manifest", ".txn", ".json"}
+CHECKSUMS = 3  # of a row, 24 bytes
 BASE64_OF_PICKLES = ("gAI", "gAM", "gAQ", "gAU")  # b"\x80" and the protocol, 2 to 5
 
 
@@ -28,6 +29,8 @@ def is_pickle(content: bytes) -> bool:
 
 def is_plain(kind: pa.DataType) -> bool:
     """Whether a column type is text or numbers, which cannot contain the bytes of an object."""
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_integer(kind.value_type):
+        return kind.list_size <= CHECKSUMS
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.types.is_floating(kind.value_type)
     known = pa.types
