@@ -6,6 +6,7 @@ from typing import Any
 
 from docs_generators.benchmark_results import REPOSITORY
 from docs_generators.markdown import code, page, table
+from lorif_core.formatting import listed
 
 _LISTED = 4
 RESULTS = "tests/models_sweep/results.json"
@@ -58,8 +59,7 @@ def _by_reason(groups: Sequence[str]) -> Iterator[str]:
         else:
             yield group
     for reason, names in layers.items():
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        yield f"{', '.join(map(code, names[:_LISTED]))}{more}: {reason}"
+        yield f"{listed(list(map(code, names)), _LISTED)}: {reason}"
 
 
 def _refused_row(row: Mapping[str, Any]) -> list[str]:

@@ -36,10 +36,15 @@ def column_kinds(file: SourceFile) -> dict[str, str]:
     else:
         with _arrow(file) as (schema, _):
             pass
+    _check_names(file, schema)
+    return {field.name: _kind(field.type) for field in schema}
+
+
+def _check_names(file: SourceFile, schema: pa.Schema) -> None:
+    """Raise UserError for two columns of one name."""
     repeated = [name for name, count in Counter(schema.names).items() if count > 1]
     if repeated:
         raise UserError(f"{file.uri} has several columns named {repeated[0]!r}; rename or drop all but one")
-    return {field.name: _kind(field.type) for field in schema}
 
 
 def group_sizes(file: SourceFile) -> list[int]:
@@ -52,11 +57,21 @@ def group_sizes(file: SourceFile) -> list[int]:
 
 
 def read_records(
-    file: SourceFile, columns: Sequence[str], start: int = 0, rows: int | None = None
+    file: SourceFile,
+    columns: Sequence[str],
+    start: int = 0,
+    rows: int | None = None,
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number in the file, record with only `columns`) of `rows` rows from `start`; None reads to the end."""
+    """(row number in the file, record) of `rows` rows from `start`; None reads to the end.
+
+    A record has `columns`, and those of `optional` that the file has.
+
+    Raises:
+        UserError: two columns of the file have one name.
+    """
     stop = None if rows is None else start + rows
-    for position, batch in _batches(file, columns, start, stop):
+    for position, batch in _batches(file, columns, start, stop, optional):
         first = max(start - position, 0)
         count = batch.num_rows - first if stop is None else min(batch.num_rows, stop - position) - first
         if count > 0:
@@ -66,22 +81,29 @@ def read_records(
 
 
 def _batches(
-    file: SourceFile, columns: Sequence[str], start: int, stop: int | None
+    file: SourceFile, columns: Sequence[str], start: int, stop: int | None, optional: Sequence[str]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Batches that cover rows [start, stop), each with the number of its first row."""
     if is_parquet(file.name):
         with _parquet(file) as table:
             groups, position = _overlapping_groups(table, start, stop)
+            wanted = _wanted(file, table.schema_arrow, columns, optional)
             # only these columns: the others would be fetched and decoded without use
-            for batch in table.iter_batches(_ROWS_PER_BATCH, row_groups=groups, columns=list(columns)):
+            for batch in table.iter_batches(_ROWS_PER_BATCH, row_groups=groups, columns=wanted):
                 yield position, batch
                 position += batch.num_rows
         return
-    with _arrow(file) as (_, batches):
-        position = 0
+    with _arrow(file) as (schema, batches):
+        position, wanted = 0, _wanted(file, schema, columns, optional)
         for batch in batches:
-            yield position, batch.select(list(columns))
+            yield position, batch.select(wanted)
             position += batch.num_rows
+
+
+def _wanted(file: SourceFile, schema: pa.Schema, columns: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Names of the columns to read."""
+    _check_names(file, schema)
+    return list(dict.fromkeys([*columns, *(column for column in optional if column in schema.names)]))
 
 
 def _overlapping_groups(table: pq.ParquetFile, start: int, stop: int | None) -> tuple[list[int], int]:

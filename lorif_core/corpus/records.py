@@ -82,9 +82,7 @@ def read_records(
         UserError: a line is not a JSON object, lacks a column or has it twice; file and line or row are named.
     """
     if not is_jsonl(file):
-        present = columnar.column_kinds(file) if optional else {}
-        both = [*columns, *(column for column in optional if column in present and column not in columns)]
-        yield from columnar.read_records(file, both, start, rows)
+        yield from columnar.read_records(file, columns, start, rows, optional)
         return
     for row, record in jsonl.read_records(file, start, rows, offset, (*columns, *optional)):
         missing = [column for column in columns if column not in record]

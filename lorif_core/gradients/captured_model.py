@@ -8,7 +8,6 @@ from lorif_core.corpus.batches import Batch
 from lorif_core.errors import UserError
 from lorif_core.gradients.capture import GradientCapture, TakePair
 from lorif_core.gradients.projection import ProjectionSet
-from lorif_core.gradients.self_check import check_capture
 from lorif_core.gradients.whitening import Covariances, KroneckerWhitening
 from lorif_core.model.layers import modules_by_weight
 from lorif_core.model.loading import LoadedModel
@@ -25,6 +24,12 @@ class CapturedModel:
         take: receives the pairs, as in `GradientCapture`.
         covariances: covariances for `whitened` projections.
 
+    Attributes:
+        loaded: the model.
+        layers: the tracked layers.
+        modules: per layer the modules that have its weight.
+        projections: P_in and P_out per layer.
+
     Raises:
         UserError: the model lacks one of the layers.
     """
@@ -37,26 +42,27 @@ class CapturedModel:
         take: TakePair,
         covariances: Covariances | None = None,
     ) -> None:
-        self._loaded, self._layers = loaded, layers
-        self._modules = _modules(loaded, layers)
+        self.loaded, self.layers = loaded, layers
+        self.modules = _modules(loaded, layers)
         whitening = None if covariances is None else KroneckerWhitening(covariances)
-        placements = [(first.weight.device, first.weight.dtype) for first, *_ in self._modules]
-        self._projections = ProjectionSet(layers, projection, placements, whitening)
-        self._capture = GradientCapture(layers, self._modules, self._projections, take)
+        placements = [(first.weight.device, first.weight.dtype) for first, *_ in self.modules]
+        self.projections = ProjectionSet(layers, projection, placements, whitening)
+        self._take = take
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        """One forward and backward pass; returns (B,) token-summed losses."""
-        ids = torch.from_numpy(batch.input_ids).to(self._loaded.device)
-        labels = torch.from_numpy(batch.labels).to(self._loaded.device)
-        with self._capture:
-            self._capture.start(*ids.shape)
-            losses = self._loaded.backward(ids, labels)
-            self._capture.finish()
+    def run(self, batch: Batch, take: TakePair | None = None) -> torch.Tensor:
+        """One forward and backward pass; returns (B,) token-summed losses.
+
+        Args:
+            batch: the examples.
+            take: receives the pairs of this pass instead of the model's own sink.
+        """
+        ids = torch.from_numpy(batch.input_ids).to(self.loaded.device)
+        labels = torch.from_numpy(batch.labels).to(self.loaded.device)
+        with GradientCapture(self.layers, self.modules, self.projections, take or self._take) as capture:
+            capture.start(*ids.shape)
+            losses = self.loaded.backward(ids, labels)
+            capture.finish()
         return losses
-
-    def check(self) -> None:
-        """See `check_capture`. Raises UserError if a layer cannot be captured."""
-        check_capture(self._loaded, self._layers, self._modules, self._projections)
 
 
 def _modules(loaded: LoadedModel, layers: Sequence[LayerSpec]) -> list[list[torch.nn.Module]]:

@@ -13,6 +13,7 @@ from lorif_core.gradients.capture import CodeSink
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
+from lorif_core.gradients.self_check import check_capture
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
@@ -73,8 +74,8 @@ class Extractor:
         self._model = CapturedModel(loaded, layers, projection, self._sink.take, covariances)
 
     def check(self) -> None:
-        """See `CapturedModel.check`."""
-        self._model.check()
+        """See `check_capture`."""
+        check_capture(self._model)
 
     def extract(self, batch: Batch) -> ExtractedBatch:
         """Codes of a batch in the stored dtype, and why rows must not be stored."""
@@ -118,8 +119,8 @@ class Calibrator:
         self._model = CapturedModel(loaded, layers, projection, self._sink.take)
 
     def check(self) -> None:
-        """See `CapturedModel.check`."""
-        self._model.check()
+        """See `check_capture`."""
+        check_capture(self._model)
 
     def add(self, batch: Batch) -> None:
         """Add a batch: one forward and backward pass."""

@@ -9,8 +9,7 @@ Shapes: T tokens, I and O features, d1 and d2 projected sizes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,15 +19,15 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_core.corpus.batches import Batch, collate
 from lorif_core.corpus.tokenise import Example
-from lorif_core.errors import LorifError, UserError
-from lorif_core.gradients.capture import GradientCapture
-from lorif_core.gradients.projection import LayerProjection, ProjectionSet
+from lorif_core.errors import UserError
+from lorif_core.formatting import listed
+from lorif_core.gradients.captured_model import CapturedModel
+from lorif_core.gradients.projection import LayerProjection
 from lorif_core.model.loading import LoadedModel
 from lorif_core.model.loss import token_losses
 from lorif_core.model.probe import ordinary_ids
-from lorif_core.out_of_memory import is_out_of_memory
-from lorif_core.spec import LayerSpec, exclusion
-from lorif_core.storage.faults import one_line
+from lorif_core.model.running import model_errors
+from lorif_core.spec import exclusion
 
 _LENGTHS = (7, 11)
 _EXACT = (torch.float64, torch.float32)
@@ -41,12 +40,7 @@ _LARGEST_TOLERANCE = max(_TOLERANCES.values())
 _ROUNDINGS = 2  # rounding errors of a token's product, in units of the dtype's resolution
 
 
-def check_capture(
-    loaded: LoadedModel,
-    layers: Sequence[LayerSpec],
-    modules: Sequence[Sequence[torch.nn.Module]],
-    projections: ProjectionSet,
-) -> None:
+def check_capture(model: CapturedModel) -> None:
     """Compare captured with autograd's projected gradients of two short examples.
 
     It takes three forward and backward passes over a few tokens. One weight gradient at a time is in memory.
@@ -54,11 +48,15 @@ def check_capture(
     Raises:
         UserError: a layer differs by more than the tolerance of the weights' dtype; the message names it.
     """
+    loaded, layers = model.loaded, model.layers
     attempts = 1 if loaded.dtype in _EXACT else _ATTEMPTS
     failures: dict[int, list[float]] = {}
     for attempt in range(attempts):
-        with _naming_the_model(loaded):
-            errors = _errors(loaded, layers, modules, projections, _examples(loaded, attempt))
+        with model_errors(
+            f"{type(loaded.model).__name__} cannot run a forward and backward pass over a short example",
+            "this model cannot be attributed",
+        ):
+            errors = _errors(model, _examples(loaded, attempt))
         for index, error in errors.items():
             failures.setdefault(index, []).append(error)
         if not failures:
@@ -67,28 +65,13 @@ def check_capture(
     if not wrong:
         return
     names = [layers[index].name for index in sorted(wrong)]
-    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     advice = f"leave them out with model.exclude: {exclusion(names)}"
     if len(names) == len(layers):
         advice = "this model cannot be attributed"
     raise UserError(
         f"the gradients of {len(names)} of {len(layers)} layers cannot be captured: they differ from autograd "
-        f"by up to {max(wrong.values()):.0%} in {listed}; {advice}"
+        f"by up to {max(wrong.values()):.0%} in {listed(names, _LISTED)}; {advice}"
     )
-
-
-@contextmanager
-def _naming_the_model(loaded: LoadedModel) -> Iterator[None]:
-    """Turn an error of the model's own code, of which there may be any, into a sentence that names the model."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, LorifError) or is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{type(loaded.model).__name__} cannot run a forward and backward pass over a short example: "
-            f"{type(error).__name__} {one_line(error)}; this model cannot be attributed"
-        ) from error
 
 
 def _examples(loaded: LoadedModel, seed: int) -> list[Example]:
@@ -116,15 +99,10 @@ class _Comparison:
         return self.difference / self.size if self.size > 0 and math.isfinite(self.difference) else math.inf
 
 
-def _errors(
-    loaded: LoadedModel,
-    layers: Sequence[LayerSpec],
-    modules: Sequence[Sequence[torch.nn.Module]],
-    projections: ProjectionSet,
-    examples: list[Example],
-) -> dict[int, float]:
+def _errors(model: CapturedModel, examples: list[Example]) -> dict[int, float]:
     """The largest relative error over the examples, for the layers in which it is too large."""
-    captured = _captured(loaded, layers, modules, projections, collate(examples, range(len(examples))))
+    captured = _captured(model, collate(examples, range(len(examples))))
+    dtype = model.loaded.dtype
     comparisons: list[tuple[int, _Comparison]] = []
     seen = set(captured)
     for row, example in enumerate(examples):
@@ -134,17 +112,17 @@ def _errors(
             index: int, gradient_IO: torch.Tensor, pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = pairs
         ) -> None:
             seen.add(index)
-            expected = _project(gradient_IO, projections.layers[index])
-            comparisons.append((index, _compare(pairs.pop(index, None), expected, loaded.dtype)))
+            expected = _project(gradient_IO, model.projections.layers[index])
+            comparisons.append((index, _compare(pairs.pop(index, None), expected, dtype)))
 
-        _for_each_gradient(loaded, modules, example, compare)
+        _for_each_gradient(model, example, compare)
         for index, pair in pairs.items():  # captured, but without a gradient in autograd
-            comparisons.append((index, _compare(pair, torch.zeros(()).double(), loaded.dtype)))
+            comparisons.append((index, _compare(pair, torch.zeros(()).double(), dtype)))
     noise = _NOISE * max((comparison.size for _, comparison in comparisons), default=0.0)
     # a layer that neither has seen would count as covered and only have zeros
-    errors = {index: 1.0 for index in range(len(layers)) if index not in seen}
+    errors = {index: 1.0 for index in range(len(model.layers)) if index not in seen}
     for index, comparison in comparisons:
-        error = comparison.error(_TOLERANCES.get(loaded.dtype, _LARGEST_TOLERANCE), noise)
+        error = comparison.error(_TOLERANCES.get(dtype, _LARGEST_TOLERANCE), noise)
         if error:
             errors[index] = max(error, errors.get(index, 0.0))
     return errors
@@ -163,49 +141,34 @@ def _compare(
     return _Comparison(float((A.T @ E - expected).norm()), size, rounding)
 
 
-def _captured(
-    loaded: LoadedModel,
-    layers: Sequence[LayerSpec],
-    modules: Sequence[Sequence[torch.nn.Module]],
-    projections: ProjectionSet,
-    batch: Batch,
-) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+def _captured(model: CapturedModel, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """The pair (A, E) of each captured layer, float64 on the CPU."""
     pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def take(index: int, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> None:
         pairs[index] = A_BTd.double().cpu(), E_BTd.double().cpu()
 
-    with GradientCapture(layers, modules, projections, take) as capture:
-        ids, labels = (torch.from_numpy(array).to(loaded.device) for array in (batch.input_ids, batch.labels))
-        capture.start(*ids.shape)
-        loaded.backward(ids, labels)
-        capture.finish()
+    model.run(batch, take)
     return pairs
 
 
-def _for_each_gradient(
-    loaded: LoadedModel,
-    modules: Sequence[Sequence[torch.nn.Module]],
-    example: Example,
-    use: Callable[[int, torch.Tensor], None],
-) -> None:
+def _for_each_gradient(model: CapturedModel, example: Example, use: Callable[[int, torch.Tensor], None]) -> None:
     """Run autograd on one unpadded example; pass each layer's weight gradient (I, O) to `use`, then free it."""
 
     def accumulated(index: int, weight: torch.nn.Parameter) -> None:
         gradient, weight.grad = weight.grad, None
         assert gradient is not None
-        use(index, gradient if isinstance(modules[index][0], Conv1D) else gradient.T)
+        use(index, gradient if isinstance(model.modules[index][0], Conv1D) else gradient.T)
 
-    weights = [first.weight for first, *_ in modules]
-    tokens = torch.from_numpy(example.input_ids).long()[None].to(loaded.device)
+    weights = [first.weight for first, *_ in model.modules]
+    tokens = torch.from_numpy(example.input_ids).long()[None].to(model.loaded.device)
     handles = []
     try:
         for index, weight in enumerate(weights):
             weight.requires_grad_(True)
             handles.append(weight.register_post_accumulate_grad_hook(partial(accumulated, index)))
         with torch.enable_grad():
-            logits = loaded.model(input_ids=tokens, use_cache=False).logits
+            logits = model.loaded.model(input_ids=tokens, use_cache=False).logits
             token_losses(logits, tokens.to(logits.device)).sum().backward()
     finally:
         for handle in handles:

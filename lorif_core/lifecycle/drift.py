@@ -25,6 +25,7 @@ from lorif_core.curvature.metric import metric_folds
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.codes import CodeLayout, decode_rows, encode
 from lorif_core.gradients.extract import Extractor
+from lorif_core.gradients.self_check import check_capture
 from lorif_core.lifecycle.calibrate import SampledShard, read_sample
 from lorif_core.lifecycle.index_shard import model_config
 from lorif_core.model.loading import check_same_checkpoint, load_model
@@ -95,7 +96,7 @@ class DriftMeter:
         self._layout = CodeLayout(older.layers, older.code)
         self._sink = DriftSink(self._layout, unbiased=older.projection.kind == "whitened")
         self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, self._frozen)
-        self._model.check()
+        check_capture(self._model)
         code = CodeSpec("dense", dtype="float32")
         self._dense = Extractor(self._loaded, older.layers, older.projection, code, self._frozen)
 

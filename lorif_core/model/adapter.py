@@ -12,7 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 
 from lorif_core.config import ModelConfig
 from lorif_core.errors import UserError
-from lorif_core.model.weights import WRAPPERS, listed
+from lorif_core.model.weights import WRAPPERS, named
 from lorif_core.storage.faults import one_line
 
 _NAME = "default"
@@ -68,11 +68,11 @@ def load_adapter(model: Any, folder: str, config: ModelConfig) -> None:
     except RuntimeError as error:  # torch names the tensor and both shapes
         raise _does_not_fit(config.path, one_line(error)) from error
     if result.unexpected_keys:
-        raise _does_not_fit(config.path, f"the base model has no place for {listed(result.unexpected_keys)}")
+        raise _does_not_fit(config.path, f"the base model has no place for {named(result.unexpected_keys)}")
     missing = set(result.missing_keys)
     empty = [names[0] for names in places.values() if missing.issuperset(names)]
     if empty or not tensors:
-        raise _does_not_fit(config.path, f"it lacks {listed(empty)}" if empty else "it has no tensors")
+        raise _does_not_fit(config.path, f"it lacks {named(empty)}" if empty else "it has no tensors")
 
 
 def _check_lora(config: LoraConfig, path: str) -> None:

@@ -6,6 +6,7 @@ sees this without weights, without memory and in about a second, because it only
 every machine. A model whose operations depend on numbers cannot be followed; then the self-check finds the layers.
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,8 +43,9 @@ def uncapturable_layers(model: Any) -> dict[str, str]:
     """Names of the linear layers that cannot be captured, each with the reason; nothing if that cannot be seen.
 
     Args:
-        model: a transformers causal language model on the meta device. It keeps its tensors.
+        model: a transformers causal language model on the meta device. It stays as it is.
     """
+    model = copy.deepcopy(model)  # an adapter on parameters does not survive the run
     sharing = modules_by_weight(model)
     layers = {name: _Layer(sharing[id(module.weight)]) for name, module in linear_layers(model).items()}
     try:

@@ -11,6 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from lorif_core.errors import UserError
+from lorif_core.formatting import listed
 from lorif_core.spec import Coverage, LayerSpec, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -20,7 +21,7 @@ _GROUPS = {"norm": "norms", "conv": "convolutions"}
 
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Every nn.Linear and Conv1D by name, one for each weight, except the output head and what it shares."""
-    untracked = _head_and_shared_weights(model)
+    untracked = _head_parameters(model) | _parameters_of_other_modules(model)
     layers: dict[int, tuple[str, torch.nn.Module]] = {}
     for name, module in model.named_modules():
         if _is_linear(module) and id(module.weight) not in untracked:
@@ -41,17 +42,15 @@ def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
-def _head_and_shared_weights(model: torch.nn.Module) -> set[int]:
-    """Ids of the weights of the output head (and of adapters in it), and of those that other modules use too."""
-    ids = {
-        id(parameter)
-        for module in model.modules()
-        if not _is_linear(module)
-        for parameter in module.parameters(recurse=False)
-    }
-    for head in _heads(model):
-        ids |= {id(parameter) for parameter in head.parameters()}
-    return ids
+def _parameters_of_other_modules(model: torch.nn.Module) -> set[int]:
+    """Ids of the parameters of modules that are not linear layers, which may share them with one."""
+    others = (module for module in model.modules() if not _is_linear(module))
+    return {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+
+
+def _head_parameters(model: torch.nn.Module) -> set[int]:
+    """Ids of the parameters of the output head, and of adapters in it."""
+    return {id(parameter) for head in _heads(model) for parameter in head.parameters()}
 
 
 def _heads(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -99,11 +98,8 @@ def select_layers(
         )
     if not layers:
         raise UserError(f"{type(model).__name__} has no linear layer to track besides its output head")
-    listed = ", ".join(list(layers)[:_LISTED])
-    if len(layers) > _LISTED:
-        listed += f" and {len(layers) - _LISTED} more"
     given = f"model.layers = {pattern!r}" + (f" without model.exclude = {exclude!r}" if exclude else "")
-    raise UserError(f"{given} matches none of the linear layers, which are {listed}")
+    raise UserError(f"{given} matches none of the linear layers, which are {listed(list(layers), _LISTED)}")
 
 
 def _regex(key: str, pattern: str | None) -> re.Pattern[str] | None:
@@ -132,7 +128,7 @@ def coverage(
     model: torch.nn.Module, layers: Mapping[str, torch.nn.Module], uncapturable: Mapping[str, str] = _NONE
 ) -> Coverage:
     """Number of parameters whose gradients are tracked, and the untracked ones by group."""
-    weights = {id(module.weight) for module in layers.values()}
+    weights, head = {id(module.weight) for module in layers.values()}, _head_parameters(model)
     groups: dict[str, int] = {}
     tracked = total = 0
     for name, parameter in model.named_parameters():
@@ -140,13 +136,18 @@ def coverage(
         if id(parameter) in weights:
             tracked += parameter.numel()
         else:
-            group = _group(model, name, parameter, uncapturable)
+            group = _group(model, name, parameter, uncapturable, is_head=id(parameter) in head)
             groups[group] = groups.get(group, 0) + parameter.numel()
     return Coverage(tracked, total, tuple(sorted(groups.items(), key=lambda item: -item[1])))
 
 
 def _group(
-    model: torch.nn.Module, name: str, parameter: torch.nn.Parameter, uncapturable: Mapping[str, str]
+    model: torch.nn.Module,
+    name: str,
+    parameter: torch.nn.Parameter,
+    uncapturable: Mapping[str, str],
+    *,
+    is_head: bool,
 ) -> str:
     """The group under which an untracked parameter is reported."""
     layer, _, part = name.rpartition(".")
@@ -155,7 +156,7 @@ def _group(
         return "embeddings"
     if part == "bias":
         return "biases"
-    if any(parameter is own for head in _heads(model) for own in head.parameters()):
+    if is_head:
         return "output head"
     if part == "weight" and layer in uncapturable:
         return f"{re.sub(r'[0-9]+', '*', layer)} ({uncapturable[layer]})"

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lorif_core.errors import UserError
-from lorif_core.model.weights import listed
+from lorif_core.model.weights import named
 
 _LENGTH_NAMES = (
     "max_position_embeddings",
@@ -73,7 +73,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, rows: int, path: 
     special -= set(tokenizer("")["input_ids"])  # those of every text
     unusable = [i for i in outside if i not in special]
     if unusable:
-        tokens = listed([f"{outside[i]!r} is {i}" for i in unusable])
+        tokens = named([f"{outside[i]!r} is {i}" for i in unusable])
         raise UserError(
             f"the tokenizer of {path} does not belong to the model, which accepts ids from 0 to {rows - 1}: "
             f"{tokens}; save the tokenizer that the model was trained with beside it"

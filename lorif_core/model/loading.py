@@ -1,6 +1,5 @@
 """Safe loading of a model from its checkpoint, and its backward pass."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig, StorageConfig
-from lorif_core.errors import LorifError, MemoryExhaustedError, UserError
+from lorif_core.errors import MemoryExhaustedError, UserError
 from lorif_core.model.adapter import add_adapter, load_adapter
 from lorif_core.model.checkpoint import Checkpoint, locate
 from lorif_core.model.dry_run import uncapturable_layers
@@ -22,6 +21,7 @@ from lorif_core.model.head import inspect_head
 from lorif_core.model.limits import check_tokenizer, embedding_rows, max_positions
 from lorif_core.model.loss import head_loss, token_losses
 from lorif_core.model.probe import check_causal, probe_ids
+from lorif_core.model.running import model_errors
 from lorif_core.model.weights import check_finite, load_full_model
 from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.spec import IndexSpec
@@ -29,6 +29,7 @@ from lorif_core.storage.faults import one_line
 
 _LOADING_ERRORS = (OSError, ValueError, ImportError, KeyError, SafetensorError)
 _HEAD_TOKENS = 4
+_examined: dict[str, Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,10 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
         with _loading(config):
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_finite(model, config.path)
-    with _running(config):
+    with model_errors(
+        f"the model {config.path} fails on a text of a few random tokens",
+        "set another model.dtype, or use another model",
+    ):
         loaded = prepare_model(model, tokenizer)
         check_causal(loaded.model, config.path, max_positions(model))
     return loaded
@@ -167,8 +171,16 @@ def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
     model.eval()
     check_tokenizer(tokenizer, embedding_rows(model), config.path)
     dtype = str(model_config.dtype or torch.float32).removeprefix("torch.")
-    uncapturable = uncapturable_layers(copy.deepcopy(model))  # an adapter on parameters does not survive it
-    return Skeleton(model, tokenizer, dtype, max_positions(model), uncapturable)
+    return Skeleton(model, tokenizer, dtype, max_positions(model), _uncapturable(model))
+
+
+def _uncapturable(model: Any) -> Mapping[str, str]:
+    """`uncapturable_layers`, once for each architecture: a command loads the same skeleton several times."""
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    architecture = f"{type(model)} {model.config.to_json_string()} {shapes}"
+    if architecture not in _examined:
+        _examined[architecture] = uncapturable_layers(model)
+    return _examined[architecture]
 
 
 def _base(checkpoint: Checkpoint) -> Checkpoint | None:
@@ -201,22 +213,6 @@ def _loading(config: ModelConfig) -> Iterator[None]:
         if isinstance(error, _LOADING_ERRORS):
             raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
         raise
-
-
-@contextmanager
-def _running(config: ModelConfig) -> Iterator[None]:
-    """Turn errors of a model's own code into a `UserError` of one sentence; those of the machine pass through."""
-    try:
-        yield
-    except (LorifError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"the model {config.path} fails on a text of a few random tokens: {type(error).__name__} "
-            f"{one_line(error)}; set another model.dtype, or use another model"
-        ) from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from lorif_core.errors import UserError
+from lorif_core.formatting import listed
 from lorif_core.model.checkpoint import Checkpoint
 
 WRAPPERS = {
@@ -52,7 +53,7 @@ def load_full_model(checkpoint: Checkpoint) -> Any:
         if not failed:
             raise
         raise UserError(
-            f"the weights of {config.path} do not fit its config.json: {listed(failed)} cannot be made of the "
+            f"the weights of {config.path} do not fit its config.json: {named(failed)} cannot be made of the "
             f"tensors in the checkpoint; save the checkpoint again, or correct its config.json"
         ) from error
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -72,21 +73,21 @@ def _check_complete(model: Any, info: dict[str, Any], path: str) -> None:
     if info["mismatched_keys"]:
         shapes = [f"{name} ({_shape(a)} instead of {_shape(b)})" for name, a, b in sorted(info["mismatched_keys"])]
         raise UserError(
-            f"the weights of {path} do not fit its config.json: {listed(shapes)}; correct config.json, or save "
+            f"the weights of {path} do not fit its config.json: {named(shapes)}; correct config.json, or save "
             f"the checkpoint again"
         )
     unknown = sorted(info["unexpected_keys"])
     if info["missing_keys"]:
-        others = f"; the model does not know {listed(unknown)}, which the checkpoint has" if unknown else ""
+        others = f"; the model does not know {named(unknown)}, which the checkpoint has" if unknown else ""
         raise UserError(
             f"the checkpoint {path} lacks weights of {type(model).__name__}, which "
-            f"would be random numbers: {listed(info['missing_keys'])}{others}; save the whole model again"
+            f"would be random numbers: {named(info['missing_keys'])}{others}; save the whole model again"
         )
     homeless = [name for name in unknown if _has_owner(model, name)]
     if homeless:
         raise UserError(
             f"the checkpoint {path} has weights for which {type(model).__name__} has no place: "
-            f"{listed(homeless)}; correct config.json so that the model uses them, or remove them"
+            f"{named(homeless)}; correct config.json so that the model uses them, or remove them"
         )
 
 
@@ -96,15 +97,14 @@ def check_finite(model: torch.nn.Module, path: str) -> None:
     not_finite += [name for name, buffer in _stored_buffers(model) if torch.isnan(_extremes(buffer)).any()]
     if not_finite:
         raise UserError(
-            f"weights of {path} are not finite numbers: {listed(not_finite)}; save the "
+            f"weights of {path} are not finite numbers: {named(not_finite)}; save the "
             f"checkpoint again, or set another model.dtype if they are too large for this one"
         )
 
 
-def listed(names: Collection[str]) -> str:
+def named(names: Collection[str]) -> str:
     """The first names in order, and how many more there are."""
-    first = sorted(names)[:_LISTED]
-    return ", ".join(first) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return listed(sorted(names), _LISTED)
 
 
 def _extremes(tensor: torch.Tensor) -> torch.Tensor:

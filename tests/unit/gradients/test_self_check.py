@@ -11,6 +11,7 @@ from lorif_core.gradients import capture as capture_module
 from lorif_core.gradients.capture import GradientCapture
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.projection import Side
+from lorif_core.gradients.self_check import check_capture
 from lorif_core.model import loading, loss
 from lorif_core.model.head import Head
 from lorif_core.model.layers import layer_specs, select_layers
@@ -27,7 +28,7 @@ def check(model: torch.nn.Module, dtype: torch.dtype = torch.float32, prepare: A
     if prepare:
         prepare(subject.model)
     layers = layer_specs(select_layers(subject.model), PROJECTION.factor)
-    CapturedModel(subject, layers, PROJECTION, lambda *_: None).check()
+    check_capture(CapturedModel(subject, layers, PROJECTION, lambda *_: None))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -207,8 +208,8 @@ def test_a_transposed_weight_is_caught() -> None:
     names = [name for name in select_layers(model.model) if name.endswith("attn.c_proj")]
     layers = tuple(LayerSpec(name, 24, 24, 12, 12) for name in names)
     captured = CapturedModel(model, layers, PROJECTION, lambda *_: None)
-    captured.check()
-    for side in captured._projections.layers:
+    check_capture(captured)
+    for side in captured.projections.layers:
         assert side.inner.matrix is not None and side.outer.matrix is not None
     hook = GradientCapture._gradient_hook
     with pytest.MonkeyPatch.context() as patch:
@@ -217,7 +218,7 @@ def test_a_transposed_weight_is_caught() -> None:
         )
         patch.setattr(GradientCapture, "_gradient_hook", hook)
         with pytest.raises(UserError, match="c_proj"):
-            captured.check()
+            check_capture(captured)
 
 
 def test_a_stale_hook_is_caught() -> None:
@@ -233,7 +234,7 @@ def test_a_stale_hook_is_caught() -> None:
 
     model.model.model.layers[0].mlp.register_forward_hook(stale)
     with pytest.raises(UserError, match="differ from autograd"):
-        captured.check()
+        check_capture(captured)
 
 
 def test_a_layer_that_nobody_sees_is_not_counted_as_covered() -> None:

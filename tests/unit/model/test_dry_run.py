@@ -8,6 +8,7 @@ import torch
 from lorif_core.errors import UserError
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.extract import Extractor
+from lorif_core.gradients.self_check import check_capture
 from lorif_core.model.dry_run import NEVER_CALLED, NO_GRADIENT, NO_TENSOR, USED_OUTSIDE, uncapturable_layers
 from lorif_core.model.layers import coverage, layer_specs, select_layers
 from lorif_core.spec import CodeSpec, ProjectionSpec
@@ -102,4 +103,4 @@ def test_a_model_that_needs_numbers_to_run_is_left_to_the_self_check() -> None:
     assert uncapturable_layers(skeleton(model)) == {}
     subject = loaded(model)
     layers = layer_specs(select_layers(subject.model), 1)
-    CapturedModel(subject, layers, PLAIN, lambda *_: None).check()
+    check_capture(CapturedModel(subject, layers, PLAIN, lambda *_: None))

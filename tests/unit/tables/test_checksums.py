@@ -26,13 +26,6 @@ from lorif_core.tables.store import Store
 from tests.unit.tables.small_store import SPEC, commit, finished, generation, rows, shard
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "index"))
-    store.create(SPEC)
-    return store
-
-
 def fit(store: Store) -> None:
     store.curvatures.write("c", {
         index: (layer.name, LayerCurvature(

@@ -21,13 +21,6 @@ from lorif_core.tables.store import Store
 from tests.unit.tables.small_store import SPEC, commit, finished, generation, keep_only, rows, shard, shard_numbers
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "index"))
-    store.create(SPEC)
-    return store
-
-
 def test_a_wave_is_committed_once_by_any_committer(store: Store) -> None:
     since = store.rows.version()
     receipts = [finished(store, 0, (("s", "why"),))]
