@@ -13,6 +13,7 @@ import numpy as np
 
 from lorif_core.config import CorpusConfig
 from lorif_core.corpus.padding import mask_of, refuse_padding, unpadded
+from lorif_core.corpus.records import is_unicode
 from lorif_core.corpus.token_boundary import require_offsets, tokenise_pair
 from lorif_core.errors import UserError
 from lorif_core.spec import MASKED
@@ -225,10 +226,8 @@ def _tokenizer_for(tokenizer: "PreTrainedTokenizerBase | None", where: str) -> "
 def _check_text(text: Any, where: str) -> None:
     if not isinstance(text, str):
         raise UserError(f"{where} must be a string, but is {'null' if text is None else type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where} has half of a surrogate pair, which is not text; correct or remove it") from None
+    if not is_unicode(text):
+        raise UserError(f"{where} has half of a surrogate pair, which is not text; correct or remove it")
 
 
 def integers(values: Any, name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from reprlib import Repr
 
+from lorif_core.corpus.records import is_unicode
 from lorif_core.errors import UserError
 from lorif_core.tables.store import Store
 
@@ -20,10 +21,8 @@ def condition_sql(store: Store, version: int, condition: str) -> str:
 
     if len(condition) > MAX_CHARACTERS:
         raise UserError(f"where has {len(condition):,} characters; at most {MAX_CHARACTERS:,} are allowed")
-    try:
-        condition.encode()
-    except UnicodeEncodeError:
-        raise UserError("where has a character that is half of a pair; write whole characters") from None
+    if not is_unicode(condition):
+        raise UserError("where has a character that is half of a pair; write whole characters")
     try:
         return translate(condition, store.rows.descriptive_schema(version))
     except UserError as error:
