@@ -69,3 +69,7 @@ COMPARE = [
     ("balanced", "LoRIF f4 c1, as published"),
     ("balanced", "BM25"),
 ]
+
+# placeholders until the new presets exist
+REAL_METHODS: dict[str, dict[str, Any]] = {"balanced": {"preset": "balanced"}}
+REAL_COMPARE: list[tuple[str, str]] = []

@@ -60,7 +60,8 @@ def main() -> None:
     folder.mkdir(parents=True)
     articles = load_articles(arguments.text)
     tokenizer = train_tokenizer([*load_paragraphs(arguments.pretrain), *articles], size.vocabulary)
-    write_blocks(articles, tokenizer, size, folder)
+    blocks = [block for text in articles for block in blocks_of(text, tokenizer, size.tokens)]
+    write_blocks(blocks, size.queries, size.examples, folder)
     pretrain(load_articles(arguments.pretrain), tokenizer, size, folder / "model")
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(evaluation(folder, size), sort_keys=False))
 
@@ -85,15 +86,15 @@ def blocks_of(text: str, tokenizer: PreTrainedTokenizerFast, tokens: int) -> Ite
         yield ids[start : start + tokens]
 
 
-def write_blocks(articles: Sequence[str], tokenizer: PreTrainedTokenizerFast, size: Size, folder: Path) -> None:
-    """Shuffle the blocks of all articles; write the first ones as queries, the next ones as corpus."""
-    blocks = [block for text in articles for block in blocks_of(text, tokenizer, size.tokens)]
-    random.Random(0).shuffle(blocks)
-    if len(blocks) < size.queries + size.examples:
-        raise SystemExit(f"the text has {len(blocks)} blocks; {size.queries + size.examples} are needed")
+def write_blocks(blocks: Sequence[list[int]], queries: int, examples: int, folder: Path) -> None:
+    """Shuffle the blocks of all texts; write the first ones as queries, the next ones as corpus."""
+    shuffled = list(blocks)
+    random.Random(0).shuffle(shuffled)
+    if len(blocks) < queries + examples:
+        raise SystemExit(f"the text has {len(blocks)} blocks; {queries + examples} are needed")
     parts = {
-        "queries.jsonl": blocks[: size.queries],
-        "corpus.jsonl": blocks[size.queries : size.queries + size.examples],
+        "queries.jsonl": shuffled[:queries],
+        "corpus.jsonl": shuffled[queries : queries + examples],
     }
     for name, selected in parts.items():
         with (folder / name).open("w", encoding="utf-8") as file:
