@@ -14,7 +14,7 @@ Correlations of scores are means over queries. Without --queries, every 25th exa
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +60,8 @@ def measure(
     """
     spec = make_plan(config).spec
     covariances = None
-    if spec.projection.kind == "whitened":
-        calibrator = Calibrator(loaded, spec.layers, replace(spec.projection, kind="random"))
+    if spec.projection.is_whitened:
+        calibrator = Calibrator(loaded, spec.layers, spec.projection)
         for indices in _batches(rows):
             calibrator.add(collate(rows, indices))
         covariances = calibrator.covariances

@@ -62,6 +62,26 @@ def projected_size(features: int, factor: int) -> int:
     return -(-features // factor)
 
 
+def folded_sizes(inner: int, outer: int, fold: int | None, max_side: int | None) -> tuple[int, int]:
+    """Sizes (d1, d2) of the folded sides of a layer.
+
+    Args:
+        inner: in_features.
+        outer: out_features.
+        fold: number of coordinates of the longer side in a bucket; None makes it about as long as the shorter one.
+        max_side: largest size of a side, or None.
+    """
+    short = min(inner, outer)
+
+    def size(features: int) -> int:
+        times = 1 if features == short else (round(features / short) if fold is None else fold)
+        if max_side is not None:
+            times = max(times, -(-features // max_side))
+        return projected_size(features, times)
+
+    return size(inner), size(outer)
+
+
 def exclusion(names: Iterable[str]) -> str:
     """A value of `model.exclude` that matches these layers, and their namesakes in other blocks."""
     patterns = dict.fromkeys(re.sub(r"\d+", r"\\d+", name.replace(".", r"\.")) for name in names)
@@ -93,18 +113,37 @@ class LayerSpec:
         return self.d1 * self.d2
 
 
+ProjectionKind = Literal["random", "whitened", "folded", "folded-whitened"]
+
+
 @dataclass(frozen=True, slots=True)
 class ProjectionSpec:
-    """Two-sided projection, LoRIF section 3.1: d1 = ceil(I/f), d2 = ceil(O/f).
+    """Two-sided projection, LoRIF section 3.1; the layers have the sizes d1 and d2.
 
-    `whitening` is the name of the covariances of a `whitened` projection, or None until they are measured.
+    `factor` is that of random projections, and 1 for folded ones. `whitening` is the name of the covariances of a
+    whitened projection, or None until they are measured.
     """
 
-    kind: Literal["random", "whitened"] = "random"
+    kind: ProjectionKind = "random"
     factor: int = 16
     seed: int = 0
     calibration_examples: int | None = None
     whitening: str | None = None
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether coordinates are added with signs instead of multiplied with a dense matrix."""
+        return self.kind.startswith("folded")
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether the projected gradients are whitened."""
+        return self.kind.endswith("whitened")
+
+    def without_whitening(self) -> "ProjectionSpec":
+        """The same projection before it is whitened."""
+        kind: ProjectionKind = "folded" if self.is_folded else "random"
+        return replace(self, kind=kind, whitening=None)
 
 
 @dataclass(frozen=True, slots=True)

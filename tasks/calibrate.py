@@ -30,7 +30,7 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease) -> BuildPlan:
     """
     started, store = time.perf_counter(), Store(config.index, config.storage)
     spec = store.with_stored_whitening(plan.spec)  # another run may have calibrated since this one was planned
-    if spec.projection.kind == "random" or spec.projection.whitening is not None:
+    if not spec.projection.is_whitened or spec.projection.whitening is not None:
         return replace(plan, spec=spec)
     sample = calibration_sample(plan.shards, config.projection.calibration_examples)
     covariances = measure(config, plan.spec, sample)

@@ -18,6 +18,7 @@ import torch
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout, encode
 from lorif_core.gradients.projection import ProjectionSet, Side
+from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.model.token_rows import rows_per_example
 from lorif_core.spec import LayerSpec, exclusion
 
@@ -172,10 +173,11 @@ class CodeSink:
     Args:
         layout: row layout of the codes.
         unbiased: multiply the scales so that <G, decoded> = |G|^2 (`codes.encode`).
+        roots: per layer the whitening that the pairs do not have yet; None if they have it or need none.
     """
 
-    def __init__(self, layout: CodeLayout, *, unbiased: bool) -> None:
-        self._layout, self._unbiased = layout, unbiased
+    def __init__(self, layout: CodeLayout, *, unbiased: bool, roots: Sequence[LayerRoots] | None = None) -> None:
+        self._layout, self._unbiased, self._roots = layout, unbiased, roots
         self._batch = 0
         self._pending: defaultdict[tuple[torch.device, int, int, int], _PendingLayers] = defaultdict(
             _PendingLayers
@@ -212,7 +214,8 @@ class CodeSink:
         if not pending.layers:
             return
         A, E = _cat(pending.A, dim=0), _cat(pending.E, dim=0)
-        encoded = encode(A, E, self._layout.code, unbiased=self._unbiased)
+        roots = None if self._roots is None else [self._roots[index] for index in pending.layers]
+        encoded = encode(A, E, self._layout.code, unbiased=self._unbiased, roots=roots)
         for index, codes, scales in zip(
             pending.layers, encoded.codes.split(self._batch), encoded.scales.split(self._batch), strict=True
         ):

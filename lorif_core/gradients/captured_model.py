@@ -8,6 +8,7 @@ from lorif_core.corpus.batches import Batch
 from lorif_core.errors import UserError
 from lorif_core.gradients.capture import GradientCapture, TakePair
 from lorif_core.gradients.projection import ProjectionSet
+from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.gradients.whitening import Covariances, KroneckerWhitening
 from lorif_core.model.layers import modules_by_weight
 from lorif_core.model.loading import LoadedModel
@@ -21,8 +22,8 @@ class CapturedModel:
         loaded: the model.
         layers: tracked layers; their modules are looked up by name.
         projection: kind, factor, seed.
-        take: receives the pairs, as in `GradientCapture`.
-        covariances: covariances for `whitened` projections.
+        take: receives the pairs, as in `GradientCapture`; those of folded projections are not whitened yet.
+        covariances: covariances for whitened random projections.
 
     Attributes:
         loaded: the model.
@@ -63,6 +64,28 @@ class CapturedModel:
             losses = self.loaded.backward(ids, labels)
             capture.finish()
         return losses
+
+
+def layer_roots(
+    loaded: LoadedModel, layers: Sequence[LayerSpec], projection: ProjectionSpec, covariances: Covariances | None
+) -> list[LayerRoots] | None:
+    """Per layer the whitening of the captured pairs, on the layer's device; None if they have it or need none.
+
+    Raises:
+        UserError: the model lacks one of the layers.
+    """
+    if covariances is None or not (projection.is_folded and projection.is_whitened):
+        return None
+    whitening, dtype = KroneckerWhitening(covariances), wide_dtype(loaded)
+    return [
+        whitening.roots(number, torch.empty(0, device=first.weight.device, dtype=dtype))
+        for number, (first, *_) in enumerate(_modules(loaded, layers))
+    ]
+
+
+def wide_dtype(loaded: LoadedModel) -> torch.dtype:
+    """The dtype of captured pairs: float64 for a model in float64, else float32."""
+    return torch.float64 if loaded.dtype == torch.float64 else torch.float32
 
 
 def _modules(loaded: LoadedModel, layers: Sequence[LayerSpec]) -> list[list[torch.nn.Module]]:

@@ -1,8 +1,8 @@
 """Codes: the stored form of an example's projected gradients, its layout in a row, and its decoding.
 
 A projected gradient is G = A^T E with A = X P_in (T x d1) and E = D P_out (T x d2). `rank` stores
-sum_k s_k u_k v_k^T ~ G from block power iteration (LoRIF section 3.2). `cut` starts from these factors and
-optimises u_k and v_k over +-1. `dense` stores s G. The stored numbers are levels, of unit RMS in a float dtype and
+sum_k s_k u_k v_k^T ~ G from block power iteration (LoRIF section 3.2). `cut` optimises u_k and v_k over +-1
+(`cut.py`). `dense` stores s G. The stored numbers are levels, of unit RMS in a float dtype and
 integers otherwise (`quantise`), and one scale s_k per term.
 
 Least-squares scales give <G, decoded> = |decoded|^2, so that an example whose gradient is far from low rank would
@@ -17,11 +17,16 @@ from dataclasses import dataclass
 
 import torch
 
-from lorif_core.gradients.low_rank import cut_factors, low_rank_factors
+from lorif_core.gradients.cut import MIN_CAPTURED, cut_factors, thin_rows
+from lorif_core.gradients.low_rank import low_rank_factors
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, TINY, is_float, packed_bytes, quantise, unpack
+from lorif_core.gradients.whitened_product import (
+    LayerRoots,
+    WhitenedProduct,
+    whitened_gradients,
+    whitened_tokens,
+)
 from lorif_core.spec import CodeSpec, LayerSpec
-
-_MIN_CAPTURED = 1e-3  # bounds the unbiasing factor by its inverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +129,15 @@ class LayerCode:
     scales: torch.Tensor
 
 
-def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased: bool = False) -> LayerCode:
-    """Codes of G = A^T E for a batch of examples of one layer shape.
+def encode(
+    A_BTd: torch.Tensor,
+    E_BTd: torch.Tensor,
+    code: CodeSpec,
+    *,
+    unbiased: bool = False,
+    roots: Sequence[LayerRoots] | None = None,
+) -> LayerCode:
+    """Codes of G = W_a A^T E W_b for a batch of examples of one or more layers of one shape.
 
     A zero gradient gets scale zero; a gradient that is not finite gets scale NaN.
 
@@ -134,7 +146,13 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased
         E_BTd: (B, T, d2) projected output gradients.
         code: kind, rank, and the dtype of the levels; the caller packs them.
         unbiased: multiply the scales so that <G, decoded> = |G|^2.
+        roots: W_a and W_b of each layer, whose examples follow one another; None means the identity.
     """
+    rank = layer_rank(code.rank, A_BTd.shape[2], E_BTd.shape[2])
+    if code.kind == "cut":
+        product = WhitenedProduct(A_BTd, E_BTd, roots, thin_rows(rank))
+        u, v, scales = cut_factors(product, rank, unbiased=unbiased)
+        return LayerCode(torch.cat([u.flatten(1), v.flatten(1)], dim=1), scales * product.magnitude)
     A, a_scale = _scale_to_unit_max(A_BTd)
     E, e_scale = _scale_to_unit_max(E_BTd)
     finite = torch.isfinite(a_scale * e_scale)
@@ -142,17 +160,15 @@ def encode(A_BTd: torch.Tensor, E_BTd: torch.Tensor, code: CodeSpec, *, unbiased
         A, E = (torch.where(finite, x, 0.0) for x in (A, E))
     magnitude = torch.where(finite, a_scale * e_scale, torch.nan)[:, :, 0]
     if code.kind == "dense":
-        G = torch.bmm(A.transpose(1, 2), E)
+        G = A.transpose(1, 2) @ E if roots is None else whitened_gradients(A, E, roots)
         levels, scales = quantise(G.flatten(1)[:, :, None], code.dtype)
         return LayerCode(levels.flatten(1), scales * magnitude)
-    rank = layer_rank(code.rank, A.shape[2], E.shape[2])
-    if code.kind == "cut":
-        u, v, scales = cut_factors(A, E, rank)
-    else:
-        U, V = low_rank_factors(A, E, rank)
-        u, u_scale = quantise(U, code.dtype)
-        v, v_scale = quantise(V, code.dtype)
-        scales = u_scale * v_scale
+    if roots is not None:
+        A, E = whitened_tokens(A, E, roots)
+    U, V = low_rank_factors(A, E, rank)
+    u, u_scale = quantise(U, code.dtype)
+    v, v_scale = quantise(V, code.dtype)
+    scales = u_scale * v_scale
     if unbiased:
         scales = scales * _unbiasing_factor(A, E, u, v, scales)
     columns = [factor.transpose(1, 2).flatten(1) for factor in (u, v)]
@@ -169,7 +185,7 @@ def _unbiasing_factor(
         energy = ((A @ A.transpose(1, 2)) * (E @ E.transpose(1, 2))).sum(dim=(1, 2))[:, None]
     else:
         energy = (A.transpose(1, 2) @ E).square().sum(dim=(1, 2))[:, None]
-    bounded = torch.maximum(captured, _MIN_CAPTURED * energy).clamp_min(TINY)
+    bounded = torch.maximum(captured, MIN_CAPTURED * energy).clamp_min(TINY)
     return torch.where(captured > 0, energy / bounded, 1.0)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lorif_core.corpus.batches import Batch
 from lorif_core.gradients.capture import CodeSink
-from lorif_core.gradients.captured_model import CapturedModel
+from lorif_core.gradients.captured_model import CapturedModel, layer_roots, wide_dtype
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
 from lorif_core.gradients.self_check import check_capture
@@ -54,7 +54,7 @@ class Extractor:
         layers: tracked layers; their modules are looked up by name.
         projection: kind, factor, seed.
         code: the code of each gradient.
-        covariances: covariances for `whitened` projections.
+        covariances: covariances for whitened projections.
 
     Raises:
         UserError: the model lacks one of the layers.
@@ -70,7 +70,8 @@ class Extractor:
     ) -> None:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded
-        self._sink = CodeSink(self.layout, unbiased=projection.kind == "whitened")
+        roots = layer_roots(loaded, layers, projection, covariances)
+        self._sink = CodeSink(self.layout, unbiased=projection.is_whitened, roots=roots)
         self._model = CapturedModel(loaded, layers, projection, self._sink.take, covariances)
 
     def check(self) -> None:
@@ -92,8 +93,7 @@ class Extractor:
         return losses.float().cpu().numpy(), decoded
 
     def _run(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        wide = torch.float64 if self._loaded.dtype == torch.float64 else torch.float32
-        self._sink.start(len(batch.input_ids), self._loaded.device, wide)
+        self._sink.start(len(batch.input_ids), self._loaded.device, wide_dtype(self._loaded))
         losses = self._model.run(batch)
         return losses, *self._sink.codes()
 
@@ -106,17 +106,17 @@ class Extractor:
 
 
 class Calibrator:
-    """Sums the covariances of randomly projected activations and gradients over batches.
+    """Sums the covariances of projected activations and gradients, before their whitening, over batches.
 
     Args:
         loaded: the model.
         layers: tracked layers.
-        projection: factor and seed of the projections to whiten.
+        projection: the projections to whiten.
     """
 
     def __init__(self, loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec) -> None:
         self._sink = CovarianceSink([(layer.d1, layer.d2) for layer in layers])
-        self._model = CapturedModel(loaded, layers, projection, self._sink.take)
+        self._model = CapturedModel(loaded, layers, projection.without_whitening(), self._sink.take)
 
     def check(self) -> None:
         """See `check_capture`."""

@@ -1,4 +1,4 @@
-"""Low-rank factors of G = A^T E, without forming G where that is cheaper, and best-fitting factors of +-1.
+"""Low-rank factors of G = A^T E, without forming G where that is cheaper.
 
 Shapes: B batch, T tokens, m and n the smaller and the larger side, c rank, p = c + 1 columns of the block.
 """
@@ -9,12 +9,10 @@ from functools import cache
 import torch
 
 from lorif_core.gradients.projection import counter_generator
-from lorif_core.gradients.quantisation import TINY, signs
+from lorif_core.gradients.quantisation import TINY
 
 # A matrix-vector product reads each matrix entry for one multiply-add; a matrix-matrix product reuses it.
 _MATVEC_PENALTY = 32
-_CUT_SWEEPS = 3
-_CUT_RIDGE = 1e-5
 
 
 def power_rounds(rank: int) -> int:
@@ -46,56 +44,6 @@ def _smaller_side_first(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[to
         basis = _leading_basis(lambda Q: gram @ Q, start, rank)
         other = G.transpose(1, 2) @ basis
     return basis, other
-
-
-def cut_factors(
-    A_BTd: torch.Tensor, E_BTd: torch.Tensor, rank: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Signs U (B, d1, c) and V (B, d2, c), and scales (B, c) >= 0, with sum_k s_k u_k v_k^T ~ G = A^T E.
-
-    The signs of the low-rank factors are the start. Then the two sides alternate: each column of a side is set to
-    the best signs given the other columns, the other side and the scales, and the scales are refitted by least
-    squares.
-    """
-    G = A_BTd.transpose(1, 2) @ E_BTd
-    U, V = (signs(factor) for factor in low_rank_factors(A_BTd, E_BTd, rank))
-    product = G @ V
-    scales = _joint_scales(product, U, V)
-    for _ in range(_CUT_SWEEPS):
-        U = _best_signs(product, U, V, scales)
-        product = G.transpose(1, 2) @ U
-        scales = _joint_scales(product, V, U)
-        V = _best_signs(product, V, U, scales)
-        product = G @ V
-        scales = _joint_scales(product, U, V)
-    return U, V * signs(scales)[:, None], scales.abs()
-
-
-def _best_signs(
-    product_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor, scales_Bc: torch.Tensor
-) -> torch.Tensor:
-    """x after each column in turn was set to the signs with the smallest residual of G.
-
-    `product` is G (or G^T) times the other side.
-    """
-    x = x_Bnc.clone()
-    overlap_Bcc = scales_Bc[:, :, None] * (other_Bmc.transpose(1, 2) @ other_Bmc)
-    for k in range(x.shape[2]):
-        residual = (
-            product_Bnc[:, :, k]
-            - (x @ overlap_Bcc[:, :, k : k + 1])[:, :, 0]
-            + x[:, :, k] * overlap_Bcc[:, k, k : k + 1]
-        )
-        x[:, :, k] = signs(residual * signs(scales_Bc[:, k : k + 1]))
-    return x
-
-
-def _joint_scales(product_Bnc: torch.Tensor, x_Bnc: torch.Tensor, other_Bmc: torch.Tensor) -> torch.Tensor:
-    """(B, c) least-squares scales of all terms jointly; `product` is G (or G^T) times the other side."""
-    gram_Bcc = (x_Bnc.transpose(1, 2) @ x_Bnc) * (other_Bmc.transpose(1, 2) @ other_Bmc)
-    size = x_Bnc.shape[1] * other_Bmc.shape[1]
-    ridge = _CUT_RIDGE * size * torch.eye(gram_Bcc.shape[2]).to(gram_Bcc)  # equal terms make the Gram singular
-    return torch.linalg.solve(gram_Bcc + ridge, (x_Bnc * product_Bnc).sum(dim=1))
 
 
 def _leading_basis(

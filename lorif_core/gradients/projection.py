@@ -1,8 +1,10 @@
 """Seeded two-sided random projections (LoRIF section 3.1), identical on every worker and device.
 
-A `whitened` projection is the same random matrix times a whitening matrix (`whitening.py`).
+A random projection multiplies each side by a dense matrix of +-1; d1 = ceil(I/f) and d2 = ceil(O/f). A whitened one
+is the same matrix times a whitening matrix (`whitening.py`). A folded one adds coordinates with random signs, which
+needs no matrix product; its whitening is applied to thin matrices later (`whitened_product.py`).
 
-Shapes: I in_features, O out_features, d1 = ceil(I/f), d2 = ceil(O/f).
+Shapes: I in_features, O out_features, d1 and d2 projected sizes.
 """
 
 import hashlib
@@ -31,13 +33,26 @@ def rademacher_signs(rows: int, cols: int, seed: int, key: str) -> np.ndarray:
     return (bits.astype(np.int8) * 2 - 1).reshape(rows, cols)
 
 
+class Side(Protocol):
+    """One side of a layer's projection. Sides with the same `key` are equal, so layers can share their products."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the side."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., features) -> (..., d) in float32 (float64 stays float64)."""
+
+    def double(self) -> "Side":
+        """The same projection for float64 inputs."""
+
+
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One side of a layer's projection: x -> scale * (x @ matrix).
+class DenseSide:
+    """A random or whitened side: x -> scale * (x @ matrix).
 
     `matrix` is (features, d) in the layer's dtype with unit RMS (random signs are +-1, exact in every dtype), or
-    None for the identity (f = 1). `scale` is applied in float32 after the product. Sides with the same `key` have
-    the same matrix, so layers that read the same activation share its projection.
+    None for the identity (f = 1). `scale` is applied in float32 after the product.
     """
 
     key: str
@@ -45,10 +60,43 @@ class Side:
     scale: float
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., features) -> (..., d) in float32 (float64 stays float64)."""
-        projected = x if self.matrix is None else x @ self.matrix
-        wide = projected if projected.dtype == torch.float64 else projected.float()
-        return wide if self.matrix is None else wide * self.scale
+        """See `Side`."""
+        projected = _wide(x if self.matrix is None else x @ self.matrix)
+        return projected if self.matrix is None else projected * self.scale
+
+    def double(self) -> "DenseSide":
+        """See `Side`."""
+        return DenseSide(self.key, None if self.matrix is None else self.matrix.double(), self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedSide:
+    """A folded side: bucket j adds the coordinates j, j + d, j + 2 d, ... with random signs.
+
+    `signs` is (features,) of +-1 in float32 or float64, or None for d = features, where nothing is added.
+    """
+
+    key: str
+    signs: torch.Tensor | None
+    size: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Side`."""
+        if self.signs is None:
+            return _wide(x)
+        folded = x[..., : self.size] * self.signs[: self.size]
+        for start in range(self.size, x.shape[-1], self.size):
+            part = x[..., start : start + self.size]
+            folded[..., : part.shape[-1]].addcmul_(part, self.signs[start : start + self.size])
+        return folded
+
+    def double(self) -> "FoldedSide":
+        """See `Side`."""
+        return FoldedSide(self.key, None if self.signs is None else self.signs.double(), self.size)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +121,7 @@ class ProjectionSet:
         layers: tracked layers with sizes d1, d2 from `spec.projected_size`.
         spec: kind, factor and seed.
         placements: per layer, the (device, dtype) of its weight.
-        whitening: whitening matrices; None gives random projections.
+        whitening: whitening matrices of random projections; None leaves them random. Folded ones ignore it.
     """
 
     def __init__(
@@ -87,7 +135,7 @@ class ProjectionSet:
         self._sides: dict[tuple[str, torch.device, torch.dtype], Side] = {}
         self.layers: list[LayerProjection] = []
         for number, (layer, placement) in enumerate(zip(layers, placements, strict=True)):
-            # siblings such as q_proj, k_proj and v_proj read the same activation: their key has the parent's name
+            # siblings such as gate_proj and up_proj read the same activation: their key has the parent's name
             parent = layer.name.rpartition(".")[0]
             inner = self._side(number, "in", f"{parent}/{layer.in_features}x{layer.d1}", layer, placement)
             outer = self._side(number, "out", f"{layer.name}/{layer.out_features}x{layer.d2}", layer, placement)
@@ -96,18 +144,29 @@ class ProjectionSet:
     def _side(
         self, number: int, side: SideName, name: str, layer: LayerSpec, placement: tuple[torch.device, torch.dtype]
     ) -> Side:
+        features, size = (layer.in_features, layer.d1) if side == "in" else (layer.out_features, layer.d2)
         random_key = key = f"{side}/{name}"
         whiten = None
-        if self._whitening is not None:
+        if self._whitening is not None and not self._spec.is_folded:
             digest, whiten = self._whitening.matrix(number, side)
             # c_attn and c_proj have the same parent but not the same activation, so their whitenings differ
             key = f"{random_key}/{digest}"
         if (key, *placement) not in self._sides:
-            features, size = (layer.in_features, layer.d1) if side == "in" else (layer.out_features, layer.d2)
-            self._sides[key, *placement] = self._make_side(key, random_key, features, size, whiten, *placement)
+            self._sides[key, *placement] = (
+                self._folded(key, features, size, *placement)
+                if self._spec.is_folded
+                else self._dense(key, random_key, features, size, whiten, *placement)
+            )
         return self._sides[key, *placement]
 
-    def _make_side(
+    def _folded(self, key: str, features: int, size: int, device: torch.device, dtype: torch.dtype) -> FoldedSide:
+        if size == features:
+            return FoldedSide(key, None, size)
+        random = torch.from_numpy(rademacher_signs(1, features, self._spec.seed, f"fold/{key}"))[0]
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return FoldedSide(key, random.to(device=device, dtype=wide), size)
+
+    def _dense(
         self,
         key: str,
         random_key: str,
@@ -116,12 +175,12 @@ class ProjectionSet:
         whiten: torch.Tensor | None,
         device: torch.device,
         dtype: torch.dtype,
-    ) -> Side:
+    ) -> DenseSide:
         signs = None
         if self._spec.factor > 1:
             signs = torch.from_numpy(rademacher_signs(features, size, self._spec.seed, random_key))
         if whiten is None:
-            return Side(key, None if signs is None else signs.to(device=device, dtype=dtype), size**-0.5)
+            return DenseSide(key, None if signs is None else signs.to(device=device, dtype=dtype), size**-0.5)
         matrix = whiten if signs is None else signs.double() @ whiten * size**-0.5
         rms = float(matrix.square().mean().sqrt()) or 1.0
-        return Side(key, (matrix / rms).to(device=device, dtype=dtype), rms)
+        return DenseSide(key, (matrix / rms).to(device=device, dtype=dtype), rms)

@@ -179,9 +179,5 @@ def _for_each_gradient(model: CapturedModel, example: Example, use: Callable[[in
 
 def _project(gradient_IO: torch.Tensor, projection: LayerProjection) -> torch.Tensor:
     """P_in^T G P_out, (d1, d2) float64 on the CPU."""
-    projected = gradient_IO.double()
-    for side in (projection.inner, projection.outer):
-        if side.matrix is not None:
-            projected = side.matrix.double().T @ projected * side.scale
-        projected = projected.T
-    return projected.cpu()
+    half = projection.inner.double()(gradient_IO.double().T)
+    return projection.outer.double()(half.T).cpu()

@@ -1,6 +1,6 @@
 """Whitening of projected gradients, so that their dot product is an influence in the K-FAC metric.
 
-A layer has the covariances A = E[x x^T] and S = E[d d^T] over tokens. Under the random projections they are
+A layer has the covariances A = E[x x^T] and S = E[d d^T] over tokens. Under the projections they are
 A_p = P_in^T A P_in and S_p = P_out^T S P_out. Whitening replaces P_in by P_in (A_p + eps I)^-1/2 and P_out by
 P_out (S_p + eps I)^-1/2, with eps relative to the mean eigenvalue (DESIGN section 3, RESEARCH). Covariances are
 stored as sums, so that the sums of new data can be added.
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lorif_core.gradients.projection import SideName
+from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.spec import LayerSpec
 
 EPSILON = 0.01  # times the mean eigenvalue; quality is flat between .003 and .03 (RESEARCH, recommendation 1)
@@ -114,6 +115,11 @@ class KroneckerWhitening:
         """A digest of a side's covariance C, and (C + eps I)^-1/2, (d, d) float64."""
         covariance = self._covariances.mean(layer, side)
         return hashlib.sha256(covariance.numpy().tobytes()).hexdigest()[:16], inverse_root(covariance)
+
+    def roots(self, layer: int, like: torch.Tensor) -> LayerRoots:
+        """(C + eps I)^-1/2 of both sides, in the dtype and on the device of `like`."""
+        left, right = (inverse_root(self._covariances.mean(layer, side)).to(like) for side in SIDES)
+        return left, right
 
 
 def inverse_root(covariance: torch.Tensor, epsilon: float = EPSILON) -> torch.Tensor:

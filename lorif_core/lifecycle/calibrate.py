@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from lorif_core.config import Config
@@ -86,4 +86,4 @@ class ShardCalibrator:
         return calibrator.covariances
 
     def _calibrator(self) -> Calibrator:
-        return Calibrator(self._loaded, self._spec.layers, replace(self._spec.projection, kind="random"))
+        return Calibrator(self._loaded, self._spec.layers, self._spec.projection)

@@ -22,10 +22,11 @@ from lorif_core.config import Config
 from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
 from lorif_core.curvature.metric import metric_folds
-from lorif_core.gradients.captured_model import CapturedModel
+from lorif_core.gradients.captured_model import CapturedModel, layer_roots
 from lorif_core.gradients.codes import CodeLayout, decode_rows, encode
 from lorif_core.gradients.extract import Extractor
 from lorif_core.gradients.self_check import check_capture
+from lorif_core.gradients.whitened_product import LayerRoots, whitened_tokens
 from lorif_core.lifecycle.calibrate import SampledShard, read_sample
 from lorif_core.lifecycle.index_shard import model_config
 from lorif_core.model.loading import check_same_checkpoint, load_model
@@ -94,7 +95,8 @@ class DriftMeter:
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
         self._frozen, self._newer = (self._store.covariances.read(of.projection.whitening) for of in (older, spec))
         self._layout = CodeLayout(older.layers, older.code)
-        self._sink = DriftSink(self._layout, unbiased=older.projection.kind == "whitened")
+        roots = layer_roots(self._loaded, older.layers, older.projection, self._frozen)
+        self._sink = DriftSink(self._layout, unbiased=older.projection.is_whitened, roots=roots)
         self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, self._frozen)
         check_capture(self._model)
         code = CodeSpec("dense", dtype="float32")
@@ -168,10 +170,11 @@ class DriftSink:
     Args:
         layout: layout of the codes.
         unbiased: scale factors so that <G, decoded> = |G|^2 (`codes.encode`).
+        roots: per layer the whitening that the pairs do not have yet; None if they have it or need none.
     """
 
-    def __init__(self, layout: CodeLayout, *, unbiased: bool) -> None:
-        self._layout, self._unbiased = layout, unbiased
+    def __init__(self, layout: CodeLayout, *, unbiased: bool, roots: Sequence[LayerRoots] | None = None) -> None:
+        self._layout, self._unbiased, self._roots = layout, unbiased, roots
         self._stored: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
         self.codes, self.scales = torch.empty(0), torch.empty(0)
         self._products, self._squares = torch.empty(0), torch.empty(0)
@@ -187,6 +190,8 @@ class DriftSink:
     def take(self, index: int, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> None:
         """Add the pair of one layer, as a callback of `GradientCapture`."""
         slot = self._layout.slots[index]
+        if self._roots is not None:
+            A_BTd, E_BTd = whitened_tokens(A_BTd, E_BTd, [self._roots[index]])
         encoded = encode(A_BTd, E_BTd, self._layout.code, unbiased=self._unbiased)
         self.codes[:, slot.start : slot.stop] = encoded.codes
         self.scales[:, slot.scales] = encoded.scales

@@ -100,7 +100,7 @@ class Store:
 
     def with_stored_whitening(self, spec: IndexSpec) -> IndexSpec:
         """The spec with the whitening that the index stores for it; unchanged if it stores or needs none."""
-        if spec.projection.kind == "random":
+        if not spec.projection.is_whitened:
             return spec
         for name, spec_hash in self.covariances.specs().items():
             whitened = spec.with_whitening(name)
