@@ -54,9 +54,10 @@ class ModelConfig(Section):
     """Revision (branch, tag or commit) of a hub id; `null` uses the default branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Floating-point type of the weights in memory; `auto` uses the type of the checkpoint."""
-    layers: str | None = None
-    """Regular expression that is searched in module names to select the tracked linear layers; `null` tracks all
-    of them except the output head. Fewer layers make rows smaller."""
+    layers: str = "auto"
+    """The tracked linear layers. `all` are all but the output head, `mlp` those of the MLPs, and `auto` a few late
+    ones, or all MLPs of a model of few blocks; anything else is a regular expression that is searched in module
+    names. `lorif check` prints which they are, and why."""
     exclude: str | None = None
     """Regular expression that is searched in module names to leave linear layers out; `null` leaves none out."""
     device_map: str | None = None
@@ -113,17 +114,39 @@ class CorpusConfig(Section):
 class ProjectionConfig(Section):
     """Two-sided projection of the gradients, whose defaults come from the preset."""
 
-    kind: Literal["random", "whitened"] = "random"
-    """`random` multiplies both sides of the gradient by seeded matrices of +-1; `whitened` also whitens them with
-    covariances measured on a sample of the corpus."""
+    kind: Literal["random", "folded"] = "random"
+    """`random` multiplies both sides of the gradient by seeded matrices of +-1, as in the paper; `folded` adds
+    coordinates of the longer side with seeded signs, which costs next to nothing."""
+    whiten: bool = False
+    """Whiten both sides with covariances measured on a sample of the corpus, so that a product of gradients is an
+    influence in the K-FAC metric. Whitened gradients need no curvature: set `curvature.kind` to `none`."""
     factor: PositiveInt = 16
-    """f, the factor by which each side of a gradient shrinks: `d1 = ceil(in/f)` and `d2 = ceil(out/f)`; 1 means
-    no projection. A smaller factor is more accurate, but makes rows larger and builds slower."""
+    """f, the factor by which each side of a `random` projection shrinks: `d1 = ceil(in/f)` and
+    `d2 = ceil(out/f)`; 1 means no projection. A smaller factor is more accurate, but rows are larger."""
+    fold: Literal["auto"] | PositiveInt = "auto"
+    """Number of coordinates of a layer's longer side that a `folded` projection adds to one; `auto` makes the side
+    about as long as the shorter one, and 1 folds nothing."""
+    max_side: PositiveInt | None = None
+    """Largest size of a side of a `folded` projection; longer sides are folded further. `null` sets no limit. Lower
+    it for wide models, because the memory of the whitening grows with its square."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the projection matrices and of the curvature fit."""
     calibration_examples: PositiveInt = 512
-    """Number of examples, drawn across all shards, on which the covariances of whitened projections are measured;
-    random projections do not use it."""
+    """Number of examples, drawn across all shards, on which the covariances are measured with `whiten`."""
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_kind(self) -> "ProjectionConfig":
+        others = {"factor"} if self.kind == "folded" else {"fold", "max_side"}
+        for key in sorted(others & self.model_fields_set):
+            raise ValueError(f"{key} has no effect with kind {self.kind}; set kind too, or leave {key} out")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whitening_is_a_switch(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("kind") == "whitened":
+            raise ValueError("kind whitened is now a switch; write kind: random and whiten: true")
+        return raw
 
 
 class CodeConfig(Section):
@@ -137,9 +160,14 @@ class CodeConfig(Section):
     rank is more accurate, and the codes grow in proportion."""
     dtype: CodeDtype = "float16"
     """Stored number type; `int4` and `sign` are packed into bytes. Kind `cut` requires `sign`."""
+    bytes: PositiveInt | None = None
+    """Bytes of a row. With it `lorif build` chooses the rank of kinds `rank` and `cut`, or dense signs where they
+    take no more; `null` uses `rank`."""
 
     @model_validator(mode="after")
-    def _cut_factors_are_signs(self) -> "CodeConfig":
+    def _rank_and_dtype_fit_the_kind(self) -> "CodeConfig":
+        if self.bytes is not None and self.kind == "dense":
+            raise ValueError("bytes chooses a rank, and kind dense has none; use kind cut, or leave bytes out")
         if self.kind == "cut" and self.dtype != "sign":
             raise ValueError(f"kind cut stores signs; set dtype: sign instead of {self.dtype}")
         return self
@@ -150,7 +178,7 @@ class CurvatureConfig(Section):
 
     kind: Literal["woodbury", "exact", "none"] = "woodbury"
     """`woodbury` uses a truncated SVD of the gradients, `exact` uses all directions (only for small layers), and
-    `none` sets H = I. Use `woodbury` with random projections and `none` with whitened ones."""
+    `none` sets H = I. Use `none` with whitened projections, and `woodbury` with others."""
     rank: PositiveInt = 256
     """r, the number of eigenvectors of each layer that `woodbury` uses. The default is lowered to what the data
     allow; an explicit rank above that is refused."""
@@ -233,7 +261,7 @@ class Config(Section):
     """The whole CONFIG file."""
 
     preset: PresetName = DEFAULT_PRESET
-    """Set of defaults for projection, code, curvature and query, from small rows (`compact`) to accurate
+    """Set of defaults for layers, projection, code, curvature and query, from small rows (`compact`) to accurate
     scores (`quality`); `paper` is LoRIF as published. Explicit keys override it."""
     index: Uri
     """Location of the index, a LanceDB database: a local folder or an `s3://` URI."""

@@ -21,6 +21,7 @@ def plan_build(config: Config) -> BuildPlan:
     log.info("%d records in %d shards, %d layers", plan.rows, len(plan.shards), len(plan.spec.layers))
     for sentence in plan.notes.sentences():
         log.warning("%s", sentence)
+    log.info("tracked: %s", plan.choice)
     log.info("%s", plan.coverage.sentence())
     log.info(
         "%.0f bytes per example; dense (LoGRA) would take %.0f",

@@ -9,7 +9,14 @@ from lorif_core.corpus.batches import token_budget_batches
 from lorif_core.corpus.shards import Listing, list_shards
 from lorif_core.errors import LorifError, UserError
 from lorif_core.lifecycle.index_shard import ShardIndexer
-from lorif_core.lifecycle.plan import BuildPlan, check_settings, covered, plan_from_listing, tracked_layers
+from lorif_core.lifecycle.plan import (
+    BuildPlan,
+    check_settings,
+    chosen_layers,
+    covered,
+    plan_from_listing,
+    tracked_layers,
+)
 from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.storage.lease import current_holder
 from lorif_core.storage.objects import Objects
@@ -74,7 +81,8 @@ def _check_model(config: Config) -> tuple[Skeleton, str]:
     skeleton = load_skeleton(config.model, config.storage)
     layers = tracked_layers(config, skeleton)
     check_settings(config, skeleton, layers)
-    return skeleton, f"{len(layers)} layers, {covered(config, skeleton).sentence()}"
+    choice = chosen_layers(config, skeleton).reason
+    return skeleton, f"{choice}; {covered(config, skeleton).sentence()}"
 
 
 def _check_corpus(config: Config) -> tuple[Listing, str]:

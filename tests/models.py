@@ -79,8 +79,8 @@ def loaded(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Loaded
     return prepare_model(model.to(dtype))
 
 
-def tracked(model: LoadedModel, factor: int, pattern: str | None = None) -> tuple[LayerSpec, ...]:
-    return layer_specs(select_layers(model.model, pattern), factor)
+def tracked(model: LoadedModel, factor: int, rule: str = "all") -> tuple[LayerSpec, ...]:
+    return layer_specs(select_layers(model.model, rule), factor)
 
 
 def make_example(ids: list[int], labels: list[int] | None = None, name: str = "x") -> Example:

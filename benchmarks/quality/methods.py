@@ -5,8 +5,10 @@ from typing import Any
 
 def _whitened(factor: int, **code: Any) -> dict[str, Any]:
     return {
-        "projection": {"kind": "whitened", "factor": factor}, "code": code, "curvature": {"kind": "none"},
-    }  # fmt: skip
+        "projection": {"kind": "random", "whiten": True, "factor": factor},
+        "code": code,
+        "curvature": {"kind": "none"},
+    }
 
 
 def _woodbury(rank: int, **more: Any) -> dict[str, Any]:

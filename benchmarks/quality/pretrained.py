@@ -3,8 +3,8 @@
     python -m benchmarks.quality.pretrained FOLDER --model CHECKPOINT [--text python|FILE --subsets 36]
 
 CHECKPOINT is the folder that `benchmarks.real_model` writes. `python` is the language reference of this
-interpreter; a FILE is in WikiText's format. Writes FOLDER/corpus.jsonl, queries.jsonl and evaluation.yaml, the input
-of `lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`.
+interpreter; a FILE is in WikiText's format. Writes FOLDER/corpus.jsonl, queries.jsonl and evaluation.yaml, the
+input of `lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
 One round of a randomised range finder (Halko et al., arXiv 0909.4061, algorithm 4.1) gives the leading factors of
 G, with Cholesky QR because the blocks are tall and thin. Their signs are the start. Then a sweep sets each sign
-vector to the best one given all others, and refits the scales by least squares. More rounds and sweeps capture more
-energy, but hardly change the scores (RESEARCH-2, section 4).
+vector to the best one given all others, and refits the scales by least squares. More rounds and sweeps capture
+more energy, but hardly change the scores (RESEARCH-2, section 4).
 
-Shapes: N examples, d1 and d2 projected sizes, c rank, p probes, at least c + 1. Thin matrices have one row per term.
+Shapes: N examples, d1 and d2 projected sizes, c rank, p probes, at least c + 1. Thin matrices have a row per term.
 """
 
 from functools import cache

@@ -1,8 +1,8 @@
 """Seeded two-sided random projections (LoRIF section 3.1), identical on every worker and device.
 
-A random projection multiplies each side by a dense matrix of +-1; d1 = ceil(I/f) and d2 = ceil(O/f). A whitened one
-is the same matrix times a whitening matrix (`whitening.py`). A folded one adds coordinates with random signs, which
-needs no matrix product; its whitening is applied to thin matrices later (`whitened_product.py`).
+A random projection multiplies each side by a dense matrix of +-1; d1 = ceil(I/f) and d2 = ceil(O/f). A whitened
+one is the same matrix times a whitening matrix (`whitening.py`). A folded one adds coordinates with random signs,
+which needs no matrix product; its whitening is applied to thin matrices later (`whitened_product.py`).
 
 Shapes: I in_features, O out_features, d1 and d2 projected sizes.
 """
@@ -34,7 +34,7 @@ def rademacher_signs(rows: int, cols: int, seed: int, key: str) -> np.ndarray:
 
 
 class Side(Protocol):
-    """One side of a layer's projection. Sides with the same `key` are equal, so layers can share their products."""
+    """One side of a layer's projection. Sides with the same `key` are equal, so layers can share products."""
 
     @property
     def key(self) -> str:

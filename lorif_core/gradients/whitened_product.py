@@ -1,8 +1,9 @@
 """Products of thin matrices with G = W_a A^T E W_b, the whitened gradients of many examples, without forming G.
 
-Thin matrices have p rows per example, p far below the tokens and the sides. A product then costs 2 T (d1 + d2) p for
-the tokens and 2 (d1^2 + d2^2) p for the whitening, while whitening all tokens first costs 2 T (d1^2 + d2^2). Rows
-with fewer tokens than all products have thin rows are whitened first, because that is cheaper there.
+Thin matrices have p rows per example, p far below the tokens and the sides. A product then costs T (d1 + d2) p
+multiply-adds for the tokens and (d1^2 + d2^2) p for the whitening, while whitening all tokens first costs
+T (d1^2 + d2^2). Rows with fewer tokens than all products have thin rows are whitened first, because that is
+cheaper there (RESEARCH-2, section 2).
 
 Shapes: L layers of the same sizes, N = L B examples layer by layer, T tokens, d1 and d2 projected sizes.
 """
@@ -42,7 +43,8 @@ class WhitenedProduct:
             A_NTd, E_NTd = whitened_tokens(A_NTd, E_NTd, roots)
             roots = None
         self._A, self._E = A_NTd, E_NTd
-        self._left, self._right = (None, None) if roots is None else zip(*roots, strict=True)
+        self._left = None if roots is None else [left for left, _ in roots]
+        self._right = None if roots is None else [right for _, right in roots]
         self._divisors = [torch.where(finite, scale, 1.0).clamp_min(TINY) for scale in scales]
 
     @property

@@ -2,22 +2,31 @@
 
 import sys
 from dataclasses import dataclass, field
+from typing import Literal
 
-import torch
-
-from lorif_core.config import Config
+from lorif_core.config import Config, ProjectionConfig
 from lorif_core.corpus.notes import CorpusNotes
 from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.corpus.token_boundary import require_offsets
 from lorif_core.curvature.randomized_svd import layer_groups
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
+from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.whitening import covariance_bytes
 from lorif_core.model.checkpoint import locate
-from lorif_core.model.layers import coverage, layer_specs, select_layers
+from lorif_core.model.layer_choice import Choice
+from lorif_core.model.layers import choose_layers, coverage, folded_layer_specs, layer_specs
 from lorif_core.model.loading import Skeleton, load_skeleton, tokenizer_fingerprint
-from lorif_core.spec import CodeSpec, Coverage, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
+from lorif_core.spec import (
+    Coverage,
+    IndexSpec,
+    LayerSpec,
+    ProjectionKind,
+    ProjectionSpec,
+    ShardRef,
+    TokenSpec,
+)
 from lorif_core.tables.inventory import ShardKey
 from lorif_core.tables.store import Store
 
@@ -29,6 +38,7 @@ class BuildPlan:
     Attributes:
         spec: spec of the rows to index.
         shards: shards of the corpus that the table must have.
+        choice: a sentence that says which layers are tracked, and why.
         coverage: parameters that the layers cover.
         curvature: settings of the fit.
         damaged: (file, cause) of the files of the corpus that cannot be read.
@@ -40,6 +50,7 @@ class BuildPlan:
 
     spec: IndexSpec
     shards: tuple[ShardRef, ...]
+    choice: str
     coverage: Coverage
     curvature: CurvatureSpec
     damaged: tuple[tuple[str, str], ...] = ()
@@ -97,7 +108,10 @@ def plan_from_listing(config: Config, skeleton: Skeleton, listing: Listing) -> B
     known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
     check_curvature(config, spec.layers, known_rows)
     settings = curvature_spec(config)
-    return BuildPlan(spec, listing.shards, covered(config, skeleton), settings, listing.damaged, listing.notes)
+    choice = chosen_layers(config, skeleton).reason
+    return BuildPlan(
+        spec, listing.shards, choice, covered(config, skeleton), settings, listing.damaged, listing.notes
+    )
 
 
 def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
@@ -116,7 +130,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
         layers=layers,
         projection=_projection_spec(config),
-        code=CodeSpec(**config.code.model_dump()),
+        code=code_spec(config.code, layers),
         tokenisation=TokenSpec(
             tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
             text=corpus.text if uses_text else None,
@@ -137,22 +151,32 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
 
 def _projection_spec(config: Config) -> ProjectionSpec:
     section = config.projection
-    examples = None if section.kind == "random" else section.calibration_examples
-    return ProjectionSpec(section.kind, section.factor, section.seed, examples)
+    base: Literal["random", "folded"] = section.kind
+    kind: ProjectionKind = base
+    if section.whiten:
+        kind = "folded-whitened" if base == "folded" else "whitened"
+    examples = section.calibration_examples if section.whiten else None
+    return ProjectionSpec(kind, section.factor if base == "random" else 1, section.seed, examples)
 
 
-def tracked_layers(config: Config, skeleton: Skeleton, factor: int | None = None) -> tuple[LayerSpec, ...]:
-    """The layers that the config selects, with their shapes projected by `factor` or else the config's factor."""
-    return layer_specs(_selected(config, skeleton), factor or config.projection.factor)
+def tracked_layers(
+    config: Config, skeleton: Skeleton, projection: ProjectionConfig | None = None
+) -> tuple[LayerSpec, ...]:
+    """The layers that the config chooses, with their shapes under a projection or else the config's."""
+    layers, section = chosen_layers(config, skeleton).layers, projection or config.projection
+    if section.kind == "random":
+        return layer_specs(layers, section.factor)
+    return folded_layer_specs(layers, None if section.fold == "auto" else section.fold, section.max_side)
 
 
 def covered(config: Config, skeleton: Skeleton) -> Coverage:
-    """The parameters that the selected layers cover."""
-    return coverage(skeleton.model, _selected(config, skeleton), skeleton.uncapturable)
+    """The parameters that the chosen layers cover."""
+    return coverage(skeleton.model, chosen_layers(config, skeleton).layers, skeleton.uncapturable)
 
 
-def _selected(config: Config, skeleton: Skeleton) -> dict[str, torch.nn.Module]:
-    return select_layers(skeleton.model, config.model.layers, config.model.exclude, skeleton.uncapturable)
+def chosen_layers(config: Config, skeleton: Skeleton) -> Choice:
+    """The layers that the config chooses, and why."""
+    return choose_layers(skeleton.model, config.model.layers, config.model.exclude, skeleton.uncapturable)
 
 
 def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
@@ -190,16 +214,22 @@ def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) ->
 
 def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
     """Raise UserError if the float64 covariances of all layers do not fit into the memory of a worker."""
-    projection, budget = config.projection, config.compute.memory_gb
-    needed_gib = covariance_bytes(layers) / 2**30
-    if projection.kind == "random" or needed_gib <= budget:
+    budget = config.compute.memory_gb * 2**30
+    if not config.projection.whiten or covariance_bytes(layers) <= budget:
         return
-    factor, widest = projection.factor, max(max(layer.in_features, layer.out_features) for layer in layers)
-    while factor < widest and covariance_bytes(tracked_layers(config, skeleton, factor)) / 2**30 > budget:
-        factor *= 2
+    smaller = config.projection
+    while max(max(layer.d1, layer.d2) for layer in layers) > 1 and covariance_bytes(layers) > budget:
+        if smaller.kind == "random":
+            smaller = smaller.model_copy(update={"factor": 2 * smaller.factor})
+        else:
+            side = max(max(layer.d1, layer.d2) for layer in layers)
+            smaller = smaller.model_copy(update={"max_side": side // 2})
+        layers = tracked_layers(config, skeleton, smaller)
+    advice = f"factor to {smaller.factor}" if smaller.kind == "random" else f"max_side to {smaller.max_side}"
+    needed = covariance_bytes(tracked_layers(config, skeleton)) / 2**30
     raise UserError(
-        f"whitening projections of factor {projection.factor} needs {needed_gib:.1f} GiB per worker, above "
-        f"compute.memory_gb = {budget:g}; raise it, or set projection.factor to {factor}"
+        f"the covariances of the whitening need {needed:.1f} GiB per worker, above compute.memory_gb = "
+        f"{config.compute.memory_gb:g}; raise it, or set projection.{advice}"
     )
 
 

@@ -12,7 +12,7 @@ from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.manifest import Changes, compare, known_files
-from lorif_core.lifecycle.plan import BuildPlan, check_curvature, covered, curvature_spec, make_spec
+from lorif_core.lifecycle.plan import BuildPlan, check_curvature, chosen_layers, covered, curvature_spec, make_spec
 from lorif_core.lifecycle.prefix import restrict_to_prefix
 from lorif_core.model.loading import load_skeleton
 from lorif_core.spec import IndexSpec, ShardRef, parse_shard_key
@@ -137,6 +137,7 @@ def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix:
     build = BuildPlan(
         spec=spec,
         shards=changes.shards,
+        choice=chosen_layers(config, skeleton).reason,
         coverage=covered(config, skeleton),
         curvature=curvature_spec(config),
         damaged=listing.damaged,

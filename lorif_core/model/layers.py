@@ -1,4 +1,4 @@
-"""The tracked layers of a model: selection by regexes, shapes, and their share of the parameters.
+"""The tracked layers of a model: what can be tracked, shapes, and their share of the parameters.
 
 A layer is a weight matrix. Linear modules that share one are one layer with the name of the first.
 """
@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_core.errors import UserError
 from lorif_core.formatting import listed
-from lorif_core.spec import Coverage, LayerSpec, projected_size
+from lorif_core.model.layer_choice import ALL, AUTO, MLP, Choice, choose, compile_regex, layer_sizes
+from lorif_core.spec import Coverage, LayerSpec, folded_sizes, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 _LISTED = 40
@@ -61,20 +62,30 @@ def _heads(model: torch.nn.Module) -> list[torch.nn.Module]:
     config = getattr(model, "config", None)
     vocabulary = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
     linear = [module for module in model.modules() if _is_linear(module)]
-    return [module for module in linear if _sizes(module)[1] == vocabulary]
+    return [module for module in linear if layer_sizes(module)[1] == vocabulary]
 
 
 def select_layers(
     model: torch.nn.Module,
-    pattern: str | None = None,
+    rule: str = ALL,
     exclude: str | None = None,
     uncapturable: Mapping[str, str] = _NONE,
 ) -> dict[str, torch.nn.Module]:
-    """The linear layers to track.
+    """The linear layers to track. See `choose_layers`."""
+    return choose_layers(model, rule, exclude, uncapturable).layers
+
+
+def choose_layers(
+    model: torch.nn.Module,
+    rule: str = ALL,
+    exclude: str | None = None,
+    uncapturable: Mapping[str, str] = _NONE,
+) -> Choice:
+    """The linear layers to track, and why.
 
     Args:
         model: the model, or its skeleton.
-        pattern: `model.layers`, a regex that is searched in the names; None selects all layers.
+        rule: `model.layers`: `all`, `mlp`, `auto` or a regex (`layer_choice.py`).
         exclude: `model.exclude`, a regex of layers to leave out.
         uncapturable: layers that cannot be captured, with the reason; they are left out.
 
@@ -82,46 +93,46 @@ def select_layers(
         UserError: a regex is malformed, or no layer remains (the message lists the layers).
     """
     layers = linear_layers(model)
-    wanted, unwanted = _regex("model.layers", pattern), _regex("model.exclude", exclude)
-    selected = {
-        name: module
-        for name, module in layers.items()
-        if (wanted is None or wanted.search(name)) and not (unwanted and unwanted.search(name))
-    }
-    possible = {name: module for name, module in selected.items() if name not in uncapturable}
-    if possible:
-        return possible
-    if selected:
-        name = next(iter(selected))
-        raise UserError(
-            f"no layer of this model can be tracked: {name} {uncapturable[name]}, and {len(selected) - 1} others"
-        )
     if not layers:
         raise UserError(f"{type(model).__name__} has no linear layer to track besides its output head")
-    given = f"model.layers = {pattern!r}" + (f" without model.exclude = {exclude!r}" if exclude else "")
-    raise UserError(f"{given} matches none of the linear layers, which are {listed(list(layers), _LISTED)}")
+    unwanted = None if exclude is None else compile_regex("model.exclude", exclude)
+    wanted = {name: module for name, module in layers.items() if not (unwanted and unwanted.search(name))}
+    if not wanted:
+        raise UserError(
+            f"model.exclude = {exclude!r} leaves out all linear layers, which are {listed(list(layers), _LISTED)}"
+        )
+    possible = {name: module for name, module in wanted.items() if name not in uncapturable}
+    is_pattern = rule not in (ALL, MLP, AUTO)
+    asked = list(choose(wanted, rule, _width(model)).layers if is_pattern else wanted)
+    if not any(name in possible for name in asked):
+        raise UserError(
+            f"no layer of this model can be tracked: {asked[0]} {uncapturable[asked[0]]}, and {len(asked) - 1} "
+            f"others"
+        )
+    return choose(possible, rule, _width(model))
 
 
-def _regex(key: str, pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if pattern is None else re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{key} = {pattern!r} is not a regular expression: {error}") from None
+def _width(model: torch.nn.Module) -> int | None:
+    """Size of the residual stream; None if the configuration does not say."""
+    config = getattr(model, "config", None)
+    return None if config is None else getattr(config.get_text_config(), "hidden_size", None)
 
 
 def layer_specs(layers: Mapping[str, torch.nn.Module], factor: int) -> tuple[LayerSpec, ...]:
-    """Shapes of the layers and of their projected gradients."""
-    specs = []
-    for name, module in layers.items():
-        inner, outer = _sizes(module)
-        specs.append(LayerSpec(name, inner, outer, projected_size(inner, factor), projected_size(outer, factor)))
-    return tuple(specs)
+    """Shapes of the layers and of their random projections of a factor."""
+    shapes = {name: layer_sizes(module) for name, module in layers.items()}
+    return tuple(
+        LayerSpec(name, inner, outer, projected_size(inner, factor), projected_size(outer, factor))
+        for name, (inner, outer) in shapes.items()
+    )
 
 
-def _sizes(module: torch.nn.Module) -> tuple[int, int]:
-    """Input and output size of a linear module; Conv1D stores its weight transposed."""
-    rows, cols = module.weight.shape
-    return (rows, cols) if isinstance(module, Conv1D) else (cols, rows)
+def folded_layer_specs(
+    layers: Mapping[str, torch.nn.Module], fold: int | None = None, max_side: int | None = None
+) -> tuple[LayerSpec, ...]:
+    """Shapes of the layers and of their folded projections. See `folded_sizes`."""
+    shapes = {name: layer_sizes(module) for name, module in layers.items()}
+    return tuple(LayerSpec(name, *shape, *folded_sizes(*shape, fold, max_side)) for name, shape in shapes.items())
 
 
 def coverage(

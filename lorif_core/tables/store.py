@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lorif_core.config import StorageConfig
 from lorif_core.errors import LorifError, UserError
+from lorif_core.presets import version_1_settings
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.objects import Objects, parse_object
 from lorif_core.tables.checksums import CHECKSUM, damaged, with_checksum, without_checksum
@@ -86,8 +87,8 @@ class Store:
             )
         if differences:
             raise UserError(
-                f"the index {self.uri} was built with another spec: {'; '.join(differences)}; use another index, "
-                f"or the settings of this one"
+                f"the index {self.uri} was built with another spec: {'; '.join(differences)}; "
+                + (_version_1_advice(stored, spec) or "use another index, or the settings of this one")
             )
 
     def create(self, spec: IndexSpec) -> None:
@@ -256,3 +257,14 @@ class Store:
 
 def _tag_name(generation: int) -> str:
     return f"generation-{generation}"
+
+
+def _version_1_advice(stored: IndexSpec, spec: IndexSpec) -> str | None:
+    """What to do about rows of a preset of the first release, whose projections were random and whitened."""
+    if stored.projection.kind != "whitened" or not spec.projection.is_folded:
+        return None
+    settings = version_1_settings(stored.projection.factor, stored.code.rank, dense=stored.code.kind == "dense")
+    return (
+        f"it was made with presets of version 1, and scores of both are not comparable; build a new index "
+        f"elsewhere, or go on with this one by setting {settings}"
+    )

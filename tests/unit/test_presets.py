@@ -1,5 +1,7 @@
 """Invariant: a preset only sets defaults: explicit keys win, and keys of another kind are not mixed in."""
 
+from typing import Any
+
 import pytest
 
 from lorif_core.config_file import parse_config
@@ -22,21 +24,49 @@ def test_balanced_is_the_default() -> None:
 
 
 def test_explicit_keys_win() -> None:
-    config = parse_config({**MINIMAL, "preset": "balanced", "code": {"rank": 2}, "projection": {"factor": 8}})
+    config = parse_config({**MINIMAL, "preset": "balanced", "code": {"rank": 2}, "projection": {"fold": 3}})
     assert (config.code.kind, config.code.rank, config.code.dtype) == ("cut", 2, "sign")
-    assert (config.projection.kind, config.projection.factor) == ("whitened", 8)
+    assert (config.projection.kind, config.projection.whiten, config.projection.fold) == ("folded", True, 3)
 
 
 def test_another_kind_brings_its_own_defaults() -> None:
     config = parse_config({**MINIMAL, "preset": "compact", "code": {"kind": "dense"}})
     assert (config.code.kind, config.code.rank, config.code.dtype) == ("dense", 1, "float16")
-    assert config.curvature.kind == "none" and config.projection.kind == "whitened"
+    assert config.curvature.kind == "none" and config.projection.whiten
 
 
-def test_the_curvature_follows_the_projection() -> None:
-    """The default is never a plain dot product of randomly projected gradients."""
-    config = parse_config({**MINIMAL, "projection": {"kind": "random"}})
-    assert config.curvature.kind == "woodbury" and config.projection.factor == 16
+@pytest.mark.parametrize("preset", ["balanced", "paper"])
+@pytest.mark.parametrize("projection", [{"kind": "random"}, {"kind": "folded"}, {"whiten": False}])
+def test_the_curvature_follows_the_whitening(preset: str, projection: dict[str, Any]) -> None:
+    """The default is never a plain dot product of gradients that are not whitened."""
+    config = parse_config({**MINIMAL, "preset": preset, "projection": projection})
+    assert config.projection.whiten is (preset == "balanced" and projection == {"kind": "folded"})
+    assert config.curvature.kind == ("none" if config.projection.whiten else "woodbury")
+
+
+def test_a_random_projection_may_be_whitened() -> None:
+    config = parse_config({**MINIMAL, "projection": {"kind": "random", "whiten": True, "factor": 2}})
+    assert config.curvature.kind == "none" and config.projection.factor == 2
+
+
+@pytest.mark.parametrize(
+    ("projection", "message"),
+    [
+        ({"factor": 8}, "factor has no effect with kind folded"),
+        ({"kind": "random", "fold": 2}, "fold has no effect with kind random"),
+        ({"kind": "random", "max_side": 64}, "max_side has no effect with kind random"),
+        ({"kind": "whitened"}, "write kind: random and whiten: true"),
+    ],
+)
+def test_keys_of_another_projection_are_refused(projection: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_config({**MINIMAL, "projection": projection})
+
+
+def test_a_budget_of_bytes_is_for_codes_with_a_rank() -> None:
+    assert parse_config({**MINIMAL, "code": {"bytes": 4096}}).code.bytes == 4096
+    with pytest.raises(UserError, match="kind dense has none"):
+        parse_config({**MINIMAL, "preset": "quality", "code": {"bytes": 4096}})
 
 
 def test_a_setting_without_effect_is_refused() -> None:

@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Mistake, list[str]]] = {
     "bad regex": (with_keys(model={"layers": "("}), ["model.layers", "regular expression"]),
     "all layers excluded": (with_keys(model={"exclude": "."}), ["model.exclude = '.'", "c_attn"]),
     "whitening above the memory": (
-        with_keys(projection={"kind": "whitened", "factor": 1}, compute={"memory_gb": 1e-4}),
+        with_keys(projection={"kind": "random", "whiten": True, "factor": 1}, compute={"memory_gb": 1e-4}),
         ["projections of factor 1", "compute.memory_gb = 0.0001", "projection.factor to 2"],
     ),
     "curvature rank above the data": (with_keys(curvature={"rank": 1101}), ["curvature.rank = 1101", "1100"]),

@@ -35,12 +35,14 @@ def written(config: Config, folder: Path) -> str:
     return str(folder / "config.yaml")
 
 
-@pytest.mark.parametrize("kind", ["random", "whitened"])
+@pytest.mark.parametrize("whiten", [False, True])
 def test_a_build_stops_before_its_first_row(
-    kind: str, router_model: Path, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    whiten: bool, router_model: Path, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     prefect_server: None, ray_session: None,
 ) -> None:  # fmt: skip
-    config = make_config(tmp_path / "index", model={"path": str(router_model)}, projection={"kind": kind})
+    config = make_config(
+        tmp_path / "index", model={"path": str(router_model)}, projection={"kind": "random", "whiten": whiten}
+    )
     code, _, err = run(capsys, "build", "-c", written(config, tmp_path))
     assert code == 2 and "mlp.router.classifier" in err and "model.exclude" in err
     store = Store(config.index, StorageConfig())

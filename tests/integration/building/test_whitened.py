@@ -24,7 +24,7 @@ from tests.integration.rows import stored_rows
 pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")
 
 QUERIES = ["the cat sees it", {"prompt": "the dog ", "completion": "likes the small red bird"}]
-WHITENED = {"kind": "whitened", "factor": 2, "calibration_examples": 64}
+WHITENED = {"kind": "random", "whiten": True, "factor": 2, "calibration_examples": 64}
 CODES: dict[str, dict[str, Any]] = {
     "float32": {"kind": "dense", "dtype": "float32"},
     "int8": {"kind": "dense", "dtype": "int8"},

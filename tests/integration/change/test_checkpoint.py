@@ -32,7 +32,7 @@ from tests.tiny_tokenizer import VOCAB, byte_tokenizer
 QUERIES: list[object] = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
 NONE = {"kind": "none"}
 ONE = {"workers": 1}
-WHITENED = {"kind": "whitened", "factor": 4}
+WHITENED = {"kind": "random", "whiten": True, "factor": 4}
 DENSE = {"kind": "dense", "dtype": "float32"}
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")

@@ -105,7 +105,7 @@ def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
 ) -> None:
     folder.put("a", range(20, 80))
     config = make_config(
-        tmp_path / "index", corpus=folder.section, projection={"kind": "whitened", "factor": 4},
+        tmp_path / "index", corpus=folder.section, projection={"kind": "random", "whiten": True, "factor": 4},
         code={"kind": "dense", "dtype": "float32"}, curvature=NONE, compute=ONE,
     )  # fmt: skip
     first = build(config)

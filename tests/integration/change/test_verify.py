@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")
 FLIPS = 100
 QUERIES: list[Any] = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
 ONE = {"workers": 1}  # each takes seconds to start
-WHITENED = {"kind": "whitened", "factor": 4}
+WHITENED = {"kind": "random", "whiten": True, "factor": 4}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The search for sign matrices of the first release: 16 rounds of power iteration on the formed G, and three sweeps.
+"""The search for sign matrices of the first release: 16 rounds of power iteration on the formed G, three sweeps.
 
 It captures more energy than the search of the product, at several times its cost, and serves as its reference.
 """

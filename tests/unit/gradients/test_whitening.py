@@ -11,16 +11,18 @@ from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.whitening import EPSILON, SIDES, Covariances, inverse_root, second_moment
 from lorif_core.lifecycle.calibrate import calibration_sample
+from lorif_core.model.layers import folded_layer_specs, select_layers
 from lorif_core.spec import CodeSpec, ProjectionSpec, ShardRef
 from tests.models import FAMILIES, autograd_gradients, batch_of, loaded, random_examples, scaled, tracked
 
 EXAMPLES = random_examples(12, seed=2)
 SPEC = ProjectionSpec("whitened", factor=2, seed=5)
+FOLDED = ProjectionSpec("folded-whitened", factor=1, seed=5)
 DENSE = CodeSpec("dense", 1, "float32")
 
 
-def calibrated(subject, layers, batches) -> Covariances:  # type: ignore[no-untyped-def]
-    calibrator = Calibrator(subject, layers, SPEC)
+def calibrated(subject, layers, batches, spec=SPEC) -> Covariances:  # type: ignore[no-untyped-def]
+    calibrator = Calibrator(subject, layers, spec)
     for batch in batches:
         calibrator.add(batch)
     return calibrator.covariances
@@ -72,17 +74,18 @@ def test_sums_do_not_depend_on_batches_or_padding(family: str) -> None:
             assert (other.sums[key] - sums).norm() <= 1e-5 * sums.norm()
 
 
-def test_whitened_codes_are_the_gradients_in_the_kfac_metric() -> None:
+@pytest.mark.parametrize("spec", [SPEC, FOLDED], ids=["random", "folded"])
+def test_whitened_codes_are_the_gradients_in_the_kfac_metric(spec: ProjectionSpec) -> None:
     """Codes equal W_in (P_in^T G P_out) W_out with G from autograd in float64 and W from the covariances."""
     model = scaled(FAMILIES["gpt2"]()).double()
     subject = loaded(model, torch.float64)
-    layers = tracked(subject, 2)
-    covariances = calibrated(subject, layers, [batch_of(EXAMPLES)])
-    extractor = Extractor(subject, layers, SPEC, DENSE, covariances)
+    layers = tracked(subject, 2) if spec is SPEC else folded_layer_specs(select_layers(model))
+    covariances = calibrated(subject, layers, [batch_of(EXAMPLES)], spec)
+    extractor = Extractor(subject, layers, spec, DENSE, covariances)
     result = extractor.extract(batch_of(EXAMPLES[:3]))
     codes, scales = torch.from_numpy(result.codes), torch.from_numpy(result.scales)
     placements = [(torch.device("cpu"), torch.float64)] * len(layers)
-    sides = ProjectionSet(layers, ProjectionSpec("random", 2, 5), placements).layers
+    sides = ProjectionSet(layers, spec.without_whitening(), placements).layers
     for number, example in enumerate(EXAMPLES[:3]):
         for index, gradient in enumerate(autograd_gradients(model, layers, example)):
             projected = sides[index].outer(sides[index].inner(gradient.T).T)
@@ -90,6 +93,20 @@ def test_whitened_codes_are_the_gradients_in_the_kfac_metric() -> None:
             expected = (roots[0] @ projected @ roots[1]).flatten()
             decoded = extractor.layout.decode(codes[number : number + 1], scales[number : number + 1], index)[0]
             assert (decoded.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("code", [CodeSpec("cut", 3, "sign"), CodeSpec("rank", 2, "float32")], ids=str)
+def test_folded_codes_do_not_depend_on_the_rows_of_a_batch(code: CodeSpec) -> None:
+    """Alone, short rows take another form of the product than in a batch whose padding is long."""
+    subject = loaded(scaled(FAMILIES["llama"]()).double(), torch.float64)
+    layers = folded_layer_specs(select_layers(subject.model))
+    covariances = calibrated(subject, layers, [batch_of(EXAMPLES)], FOLDED)
+    extractor = Extractor(subject, layers, FOLDED, code, covariances)
+    _, together = extractor.gradients(batch_of(EXAMPLES))
+    for number in range(len(EXAMPLES)):
+        _, alone = extractor.gradients(collate(EXAMPLES, [number]))
+        for layer, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(layer[number], other[0], rtol=1e-4, atol=1e-6)
 
 
 @settings(max_examples=6, deadline=None)

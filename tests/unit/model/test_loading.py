@@ -37,7 +37,7 @@ def test_a_skeleton_names_the_layers_of_the_loaded_model(family: str, tmp_path: 
     FAMILIES[family]().save_pretrained(tmp_path)
     config = ModelConfig(path=str(tmp_path))
     skeleton, model = load_skeleton(config, STORAGE), load_model(config, STORAGE)
-    assert layer_specs(select_layers(skeleton.model, None), 4) == tracked(model, 4)
+    assert layer_specs(select_layers(skeleton.model), 4) == tracked(model, 4)
     assert skeleton.dtype == str(model.dtype).removeprefix("torch.") == "float32"
     assert skeleton.tokenizer is None and skeleton.max_positions == 64
     names = linear_layers(model.model)

@@ -1,0 +1,36 @@
+"""The code for a budget of bytes: the highest rank that fits, or dense signs where they take no more bytes."""
+
+from collections.abc import Sequence
+
+from lorif_core.config import CodeConfig
+from lorif_core.errors import UserError
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.spec import CodeSpec, LayerSpec
+
+
+def code_spec(section: CodeConfig, layers: Sequence[LayerSpec]) -> CodeSpec:
+    """The code of the section, with the rank that its budget of bytes allows for these layers.
+
+    Raises:
+        UserError: not even rank 1 fits; the message names the bytes that it takes.
+    """
+    if section.bytes is None:
+        return CodeSpec(section.kind, section.rank, section.dtype)
+    dense = CodeSpec("dense", 1, section.dtype)
+    if section.kind == "cut" and CodeLayout(layers, dense).bytes_per_example <= section.bytes:
+        return dense
+    low, high = 0, max(min(layer.d1, layer.d2) for layer in layers)
+    while low < high:  # the highest rank in [low, high] that fits
+        rank = (low + high + 1) // 2
+        fits = _bytes(section, layers, rank) <= section.bytes
+        low, high = (rank, high) if fits else (low, rank - 1)
+    if low == 0:
+        raise UserError(
+            f"code.bytes = {section.bytes:,} is too small: rank 1 of {len(layers)} layers takes "
+            f"{_bytes(section, layers, 1):,} bytes; raise it, or track fewer layers with model.layers"
+        )
+    return CodeSpec(section.kind, low, section.dtype)
+
+
+def _bytes(section: CodeConfig, layers: Sequence[LayerSpec], rank: int) -> int:
+    return CodeLayout(layers, CodeSpec(section.kind, rank, section.dtype)).bytes_per_example

@@ -1,0 +1,38 @@
+"""Invariant: the code of a budget fits it, and the next rank would not."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorif_core.config import CodeConfig
+from lorif_core.errors import UserError
+from lorif_core.gradients.byte_budget import code_spec
+from lorif_core.gradients.codes import CodeLayout
+from lorif_core.spec import CodeSpec, LayerSpec
+
+LAYERS = (LayerSpec("a", 96, 384, 96, 96), LayerSpec("b", 384, 96, 96, 96), LayerSpec("c", 40, 24, 40, 24))
+
+
+def bytes_of(code: CodeSpec) -> int:
+    return CodeLayout(LAYERS, code).bytes_per_example
+
+
+@given(st.integers(200, 10_000))
+def test_the_highest_rank_that_fits_is_chosen(budget: int) -> None:
+    code = code_spec(CodeConfig(kind="cut", dtype="sign", bytes=budget), LAYERS)
+    dense = CodeSpec("dense", 1, "sign")
+    assert bytes_of(code) <= budget
+    if budget >= bytes_of(dense):
+        assert code == dense
+    elif code.rank < 96:
+        assert bytes_of(CodeSpec("cut", code.rank + 1, "sign")) > budget
+
+
+def test_without_a_budget_the_rank_is_that_of_the_section() -> None:
+    assert code_spec(CodeConfig(kind="cut", dtype="sign", rank=5), LAYERS) == CodeSpec("cut", 5, "sign")
+
+
+def test_a_budget_below_rank_1_is_refused_with_the_bytes_that_it_takes() -> None:
+    needed = bytes_of(CodeSpec("cut", 1, "sign"))
+    with pytest.raises(UserError, match=f"{needed:,} bytes"):
+        code_spec(CodeConfig(kind="cut", dtype="sign", bytes=needed - 1), LAYERS)
