@@ -1,11 +1,11 @@
 """Tokens per second of a build, of a training step and of a lower bound, on the same batches in the same run.
 
-    python -m benchmarks.build [--layers 4 --width 256 --length 128 --out FILE]
+    python -m benchmarks.build [--shapes 4x256 smollm2-135m ... --rounds 5 --out FILE]
 
 `train` is a plain forward and backward pass of the model as transformers loads it, weight gradients included.
 `floor`, the lower bound, is a forward and an activation-only backward pass of the same model. A build is
-`Extractor.extract`: both passes, projections and codes. The variants that are named after presets are whitened.
-Ratios are medians over interleaved rounds of (variant / train).
+`Extractor.extract`: both passes, projections and codes. `version 1 balanced` is the default of the first release,
+`dense 16 x 16` what Bergson stores by default. Ratios are medians over interleaved rounds of (variant / train).
 """
 
 import argparse
@@ -14,102 +14,116 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.run_record import write_result
-from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
-from lorif_core.corpus.batches import Batch, collate, padding_waste, token_budget_batches
-from lorif_core.corpus.tokenise import Example
+from benchmarks.shapes import SHAPES, Shape
+from lorif_core.config import Config
+from lorif_core.config_file import parse_config
+from lorif_core.corpus.batches import Batch
+from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.lifecycle.plan import projection_spec, shaped_layers
 from lorif_core.model.layers import layer_specs, select_layers
-from lorif_core.model.loading import prepare_model
-from lorif_core.presets import PRESETS
-from lorif_core.spec import CodeSpec, ProjectionSpec
+from lorif_core.model.loading import LoadedModel, prepare_model
+from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
 
-FACTORS = (4, 8, 16)
+Step = Callable[[Batch], Any]
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{name: {"preset": name} for name in ("paper", "compact", "balanced", "fine", "quality")},
+    "balanced, all MLPs": {"preset": "balanced", "model": {"layers": "mlp"}},
+    "version 1 balanced": {
+        "model": {"layers": "all"},
+        "projection": {"kind": "random", "whiten": True, "factor": 2},
+        "code": {"kind": "cut", "rank": 4, "dtype": "sign"},
+    },
+}
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    batches, waste = real_batches(arguments.text, arguments.length, arguments.budget, arguments.batches)
-    model = make_model(arguments.layers, arguments.width, arguments.length)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    results = {name: measured(SHAPES[name], arguments.rounds) for name in arguments.shapes}
+    if arguments.out:
+        write_result(arguments.out, {"threads": torch.get_num_threads(), "shapes": results})
+
+
+def measured(shape: Shape, rounds: int) -> dict[str, Any]:
+    """Time all variants of one shape, and print their ratios."""
+    model = shape.make()
+    batches = random_batches(shape, model.config.vocab_size)
     variants = make_variants(model, batches[0])
-    tokens = sum(int((batch.labels != -100).sum()) for batch in batches)
-    seconds = measure(variants, batches, arguments.rounds)
-    rows = summarise(seconds, tokens)
-    result = {
-        "model": f"GPT-2, {arguments.layers} layers, width {arguments.width}, {arguments.length} tokens at most",
-        "threads": torch.get_num_threads(),
-        "tokens_per_round": tokens,
-        "padding_waste": round(waste, 4),
-        "rounds": arguments.rounds,
+    seconds = measure({name: step for name, (step, _) in variants.items()}, batches, rounds)
+    tokens = len(batches) * shape.rows * shape.tokens
+    print(f"{shape.description}; batches of {shape.rows} x {shape.tokens} tokens")
+    rows = {}
+    for name, (_, size) in variants.items():
+        ratio = statistics.median(t / base for t, base in zip(seconds[name], seconds["train"], strict=True))
+        speed = tokens / statistics.median(seconds[name])
+        rows[name] = {"tokens_per_second": round(speed, 1), "ratio": round(ratio, 3), "bytes_per_example": size}
+        print(f"{name:>22}: {speed:8.0f} tokens/s, {ratio:.3f} of training, {size:,} bytes an example")
+    return {
+        "model": shape.description,
+        "rows": shape.rows,
+        "tokens": shape.tokens,
+        "rounds": rounds,
         "variants": rows,
     }
-    for name, row in rows.items():
-        print(f"{name:>22}: {row['tokens_per_second']:8.0f} tokens/s, {row['ratio']:.3f} of training")
-    print(f"padding waste {waste:.2%}")
-    if arguments.out:
-        write_result(arguments.out, result)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--budget", type=int, default=2048)
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+def random_batches(shape: Shape, vocabulary: int, count: int = 2) -> list[Batch]:
+    """Batches of random tokens without padding, so that nothing but the model's shape matters."""
+    rng, lengths = np.random.default_rng(0), np.full(shape.rows, shape.tokens)
+    ids = rng.integers(0, vocabulary, (count, shape.rows, shape.tokens))
+    return [Batch(list(range(shape.rows)), part, part.copy(), lengths) for part in ids]
 
 
-def real_batches(path: Path, length: int, budget: int, count: int) -> tuple[list[Batch], float]:
-    """Token-budget batches of real paragraphs, from short to long ones, and the padding waste of all batches."""
-    texts = load_paragraphs(path)
-    tokenizer = train_tokenizer(texts)
-    encoded = [ids[:length] for ids in tokenizer(texts[:2048])["input_ids"]]
-    examples = [
-        Example(str(i), i, np.asarray(ids, np.int32), np.asarray(ids, np.int32), None, "")
-        for i, ids in enumerate(encoded)
-    ]
-    lengths = [len(ids) for ids in encoded]
-    all_batches = token_budget_batches(lengths, budget)
-    selected = np.linspace(0, len(all_batches) - 1, count).astype(int)
-    return [collate(examples, all_batches[i]) for i in selected], padding_waste(lengths, all_batches)
-
-
-def make_variants(model: torch.nn.Module, calibration: Batch) -> dict[str, Callable[[Batch], None]]:
-    """One step per variant; each has its own copy of the model."""
-    variants: dict[str, Callable[[Batch], None]] = {
-        "train": training_step(copy.deepcopy(model)),
-        "floor": floor_step(copy.deepcopy(model)),
+def make_variants(model: PreTrainedModel, calibration: Batch) -> dict[str, tuple[Step, int]]:
+    """One step per variant, and its bytes per example."""
+    variants: dict[str, tuple[Step, int]] = {
+        "train": (training_step(copy.deepcopy(model)), 0),
+        "floor": (floor_step(copy.deepcopy(model)), 0),
     }
-    for factor in FACTORS:
-        loaded = prepare_model(copy.deepcopy(model))
-        layers = layer_specs(select_layers(loaded.model, None), factor)
-        for code in (CodeSpec("dense", 1, "float16"), CodeSpec("rank", 1, "float16")):
-            extractor = Extractor(loaded, layers, ProjectionSpec(factor=factor), code)
-            variants[f"build f{factor} {code.kind}"] = extractor.extract  # type: ignore[assignment]
-    for name in ("compact", "balanced", "quality"):
-        variants[f"build {name}"] = whitened(copy.deepcopy(model), calibration, name).extract  # type: ignore[assignment]
+    loaded = prepare_model(model)
+    for name, keys in CONFIGS.items():
+        extractor = extractor_of(loaded, keys, calibration)
+        variants[f"build {name}"] = extractor.extract, extractor.layout.bytes_per_example
+    dense = dense_16(loaded)
+    variants["dense 16 x 16"] = dense.extract, dense.layout.bytes_per_example
     return variants
 
 
-def whitened(model: torch.nn.Module, calibration: Batch, preset: str) -> Extractor:
-    """The extractor of a preset with whitened projections."""
-    loaded, factor = prepare_model(model), PRESETS[preset]["projection"]["factor"]
-    layers = layer_specs(select_layers(loaded.model, None), factor)
-    calibrator = Calibrator(loaded, layers, ProjectionSpec(factor=factor))
-    calibrator.add(calibration)
-    code = CodeSpec(**{"rank": 1, **PRESETS[preset]["code"]})
-    return Extractor(loaded, layers, ProjectionSpec("whitened", factor), code, calibrator.covariances)
+def extractor_of(loaded: LoadedModel, keys: dict[str, Any], calibration: Batch) -> Extractor:
+    """The extractor of a config's presets and keys, calibrated on one batch."""
+    required = {"index": "-", "corpus": {"uri": "-"}, "model": {"path": "-", **keys.get("model", {})}}
+    config: Config = parse_config({**keys, **required})
+    layers = shaped_layers(select_layers(loaded.model, config.model.layers), config.projection)
+    projection = projection_spec(config.projection)
+    covariances = None
+    if projection.is_whitened:
+        calibrator = Calibrator(loaded, layers, projection)
+        calibrator.add(calibration)
+        covariances = calibrator.covariances
+    return Extractor(loaded, layers, projection, code_spec(config.code, layers), covariances)
 
 
-def training_step(model: torch.nn.Module) -> Callable[[Batch], None]:
+def dense_16(loaded: LoadedModel) -> Extractor:
+    """Random projections of every layer to 16 x 16, stored in float16."""
+    layers = tuple(
+        LayerSpec(layer.name, layer.in_features, layer.out_features, 16, 16)
+        for layer in layer_specs(select_layers(loaded.model), 16)
+    )
+    return Extractor(loaded, layers, ProjectionSpec(factor=16), CodeSpec("dense", 1, "float16"))
+
+
+def training_step(model: torch.nn.Module) -> Step:
     """A forward and backward pass with weight gradients."""
     model.train().requires_grad_(True)
 
@@ -121,7 +135,7 @@ def training_step(model: torch.nn.Module) -> Callable[[Batch], None]:
     return step
 
 
-def floor_step(model: torch.nn.Module) -> Callable[[Batch], None]:
+def floor_step(model: torch.nn.Module) -> Step:
     """A forward pass and an activation-only backward pass down to the embeddings, without capture."""
     model.eval().requires_grad_(False)
     model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: out.requires_grad_(True))
@@ -133,9 +147,7 @@ def floor_step(model: torch.nn.Module) -> Callable[[Batch], None]:
     return step
 
 
-def measure(
-    variants: dict[str, Callable[[Batch], None]], batches: list[Batch], rounds: int
-) -> dict[str, list[float]]:
+def measure(variants: dict[str, Step], batches: list[Batch], rounds: int) -> dict[str, list[float]]:
     """Seconds per round of every variant, interleaved so that other load on the machine affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
@@ -146,19 +158,6 @@ def measure(
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
     return seconds
-
-
-def summarise(seconds: dict[str, list[float]], tokens: int) -> dict[str, dict[str, float]]:
-    """Median tokens per second, and the median over rounds of the ratio to training."""
-    return {
-        name: {
-            "tokens_per_second": round(tokens / statistics.median(times), 1),
-            "ratio": round(
-                statistics.median(t / base for t, base in zip(times, seconds["train"], strict=True)), 3
-            ),
-        }
-        for name, times in seconds.items()
-    }
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class ProjectionConfig(Section):
     """Number of coordinates of a layer's longer side that a `folded` projection adds to one; `auto` makes the side
     about as long as the shorter one, and 1 folds nothing."""
     max_side: PositiveInt | None = None
-    """Largest size of a side of a `folded` projection; longer sides are folded further. `null` sets no limit. Lower
+    """Largest size of a side of a `folded` projection; longer ones are folded further. `null` sets no limit. Lower
     it for wide models, because the memory of the whitening grows with its square."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the projection matrices and of the curvature fit."""

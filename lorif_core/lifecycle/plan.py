@@ -1,8 +1,11 @@
 """The plan of a build, made and checked before anything is written."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+import torch
 
 from lorif_core.config import Config, ProjectionConfig
 from lorif_core.corpus.notes import CorpusNotes
@@ -129,7 +132,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         checkpoint=locate(config.model, config.storage).fingerprint(),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
         layers=layers,
-        projection=_projection_spec(config),
+        projection=projection_spec(config.projection),
         code=code_spec(config.code, layers),
         tokenisation=TokenSpec(
             tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
@@ -149,8 +152,8 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     return Store(config.index, config.storage).with_stored_whitening(spec)
 
 
-def _projection_spec(config: Config) -> ProjectionSpec:
-    section = config.projection
+def projection_spec(section: ProjectionConfig) -> ProjectionSpec:
+    """The section as a spec, without covariances."""
     base: Literal["random", "folded"] = section.kind
     kind: ProjectionKind = base
     if section.whiten:
@@ -163,7 +166,11 @@ def tracked_layers(
     config: Config, skeleton: Skeleton, projection: ProjectionConfig | None = None
 ) -> tuple[LayerSpec, ...]:
     """The layers that the config chooses, with their shapes under a projection or else the config's."""
-    layers, section = chosen_layers(config, skeleton).layers, projection or config.projection
+    return shaped_layers(chosen_layers(config, skeleton).layers, projection or config.projection)
+
+
+def shaped_layers(layers: Mapping[str, torch.nn.Module], section: ProjectionConfig) -> tuple[LayerSpec, ...]:
+    """The layers with the shapes of their projected gradients."""
     if section.kind == "random":
         return layer_specs(layers, section.factor)
     return folded_layer_specs(layers, None if section.fold == "auto" else section.fold, section.max_side)
