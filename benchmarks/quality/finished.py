@@ -1,0 +1,26 @@
+"""The finished part of a testbed's ground truth, so that methods can be compared before the last run ends."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lorif_core.config import StorageConfig
+from lorif_core.evaluation.config import load_evaluation
+from lorif_core.evaluation.ground_truth import TruthFolder, run_name, subset
+from lorif_core.evaluation.lds import Truth
+
+
+def finished_truth(testbed: Path) -> Truth:
+    """Truth of the subsets of which every seed is finished, else of those of which one is."""
+    evaluation = load_evaluation(str(testbed / "evaluation.yaml"))
+    folder = TruthFolder(str(testbed / "out"), StorageConfig())
+    done, ids, subsets = folder.finished_runs(), folder.ids(), evaluation.subsets
+    by_seed = [[n for n in range(subsets.count) if run_name(n, seed) in done] for seed in range(subsets.seeds)]
+    complete = [n for n in by_seed[0] if all(n in numbers for numbers in by_seed)]
+    seeds = subsets.seeds if len(complete) == subsets.count else 1
+    numbers = complete if seeds > 1 else by_seed[0]
+    members = np.zeros((len(numbers), len(ids)), dtype=bool)
+    for row, number in enumerate(numbers):
+        members[row, subset(len(ids), subsets.share, number)] = True
+    losses = [[folder._losses(run_name(number, seed)) for number in numbers] for seed in range(seeds)]
+    return Truth(members, np.array(losses).mean(axis=0), seeds)
