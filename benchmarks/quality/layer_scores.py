@@ -32,7 +32,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pairs = open_pairs(folder)
     (folder / "kfac").mkdir(exist_ok=True)
-    for number, layer in enumerate(pairs.layers):
+    # every third block first, so that an unfinished run covers the depth
+    for number, layer in sorted(enumerate(pairs.layers), key=lambda item: block_of(item[1]) % 3 != 2):
         path = folder / "kfac" / f"{number:03d}.npz"
         if not path.exists():
             np.savez(path, **score_layer(pairs, layer))
@@ -64,6 +65,11 @@ def read_scores(folder: Path) -> dict[str, LayerScores]:
         with np.load(path) as content:
             found[names[int(path.stem)]] = LayerScores(**content)
     return found
+
+
+def block_of(name: str) -> int:
+    """Number of the block of a layer."""
+    return int(next(part for part in name.split(".") if part.isdigit()))
 
 
 def sample_of(examples: int) -> list[int]:

@@ -24,8 +24,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.quality.finished import finished_truth
-from benchmarks.quality.layer_scores import LayerScores, read_scores
+from benchmarks.quality.layer_scores import LayerScores, block_of, read_scores
 from benchmarks.quality.pairs import open_pairs
+from benchmarks.quality.rule import spread
 from benchmarks.run_record import write_result
 from lorif_core.evaluation.bootstrap import Interval
 from lorif_core.evaluation.lds import Truth, bootstrap, lds
@@ -62,11 +63,6 @@ def main() -> None:
 
 
 GROUPS = {"all": "", "MLP": MLP, "down": DOWN}
-
-
-def block_of(name: str) -> int:
-    """Number of the block of a layer."""
-    return int(next(part for part in name.split(".") if part.isdigit()))
 
 
 def clues(layers: Mapping[str, LayerScores], planted: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -139,12 +135,6 @@ def named_sets(names: Sequence[str]) -> dict[str, list[str]]:
                 pattern = {"all": "", **kinds}[kind]
                 add(f"{kind}, {count} of the last {share:.2f}", pattern, spread(blocks, share, count))
     return sets
-
-
-def spread(blocks: int, share: float, count: int) -> list[int]:
-    """`count` evenly spaced blocks of the last share of the depth, each in the middle of its part."""
-    start = blocks * (1 - share)
-    return sorted({int(start + (i + 0.5) * (blocks - start) / count) for i in range(min(count, blocks))})
 
 
 def sets_table(layers: Mapping[str, LayerScores], truth: Truth) -> dict[str, Any]:

@@ -1,0 +1,143 @@
+"""LDS of sets of codes on a testbed, from the layers' stored scores: the rule at every budget, and what it replaces.
+
+    python -m benchmarks.quality.frontier TESTBED DUMP RESULT.json
+
+Budgets and layers come from `benchmarks.quality.rule`. Every row has LDS with interval, bytes an example, the
+paired differences to the old default and to K-FAC over all layers, and the correlation of its scores with those of
+K-FAC over all layers, which needs no ground truth. Codes that are not stored yet are made first.
+
+Shapes: Q queries, N examples.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.quality.baselines import baseline_path
+from benchmarks.quality.finished import finished_truth
+from benchmarks.quality.folded import code_bytes, code_scores, folded_size
+from benchmarks.quality.layer_scores import read_scores
+from benchmarks.quality.layers import DOWN, MLP, correlation, rounded
+from benchmarks.quality.pairs import Pairs, open_pairs
+from benchmarks.quality.rule import BUDGETS, Choice, choose
+from benchmarks.run_record import write_result
+from lorif_core.evaluation.bm25 import bm25_scores
+from lorif_core.evaluation.config import load_evaluation
+from lorif_core.evaluation.inputs import load_inputs
+from lorif_core.evaluation.lds import bootstrap
+from lorif_core.spec import projected_size
+
+_OLD, _KFAC = "version 1 balanced: all, f2 cut 4", "K-FAC, all layers"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores (Q, N) of a method and its bytes an example; None where nothing is stored."""
+
+    scores: np.ndarray
+    bytes: float | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("testbed", type=Path)
+    parser.add_argument("dump", type=Path)
+    parser.add_argument("result", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = {**baseline_rows(arguments.testbed, arguments.dump), **rule_rows(arguments.dump)}
+    truth = finished_truth(arguments.testbed)
+    pairs = [(name, other) for other in (_OLD, _KFAC) if other in rows for name in rows if name != other]
+    singles, paired = bootstrap({name: row.scores for name, row in rows.items()}, truth, pairs)
+    exact = rows[_KFAC].scores
+    result = {
+        "testbed": arguments.testbed.name,
+        "subsets": len(truth.losses),
+        "runs_a_subset": truth.seeds,
+        "methods": {
+            name: {
+                "bytes": None if row.bytes is None else round(row.bytes),
+                "lds": rounded(singles[name]),
+                "minus_old": rounded(paired[name, _OLD]) if (name, _OLD) in paired else None,
+                "minus_kfac": rounded(paired[name, _KFAC]) if (name, _KFAC) in paired else None,
+                "agreement": round(correlation(row.scores, exact), 3),
+            }
+            for name, row in rows.items()
+        },
+    }
+    write_result(arguments.result, result)
+
+
+def baseline_rows(testbed: Path, dump: Path) -> dict[str, Row]:
+    """K-FAC, the old default, LoGRA, gradient dot and BM25, as far as their scores are there."""
+    pairs = open_pairs(dump)
+    exact = {name: layer.scores for name, layer in read_scores(dump).items()}
+    rows = {
+        label: Row(np.sum([exact[name] for name in exact if re.search(pattern, name)], axis=0))
+        for label, pattern in {_KFAC: "", "K-FAC, MLP": MLP, "K-FAC, down-projections": DOWN}.items()
+    }
+    for label, method in {
+        _OLD: "old4", "LoGRA f4": "lograf4", "LoGRA f8": "lograf8", "gradient dot": "dot",
+    }.items():  # fmt: skip
+        paths = [baseline_path(dump, number, method) for number in range(len(pairs.layers))]
+        if all(path.exists() for path in paths):
+            scores = np.sum([np.load(path) for path in paths], axis=0)
+            rows[label] = Row(scores, baseline_bytes(pairs, method))
+    rows["BM25"] = Row(_bm25(testbed))
+    return rows
+
+
+def baseline_bytes(pairs: Pairs, method: str) -> float | None:
+    """Bytes an example over all layers; None for `dot`."""
+    if method == "dot":
+        return None
+    factor = 2 if method.startswith("old") else int(method.removeprefix("lograf"))
+    total = 0
+    for layer in pairs.layers:
+        shape = (
+            projected_size(pairs.side(layer, "in").shape[2], factor),
+            projected_size(pairs.side(layer, "out").shape[2], factor),
+        )
+        total += code_bytes("cut4", shape) if method.startswith("old") else code_bytes("exact", shape)
+    return total
+
+
+def _bm25(testbed: Path) -> np.ndarray:
+    inputs = load_inputs(load_evaluation(str(testbed / "evaluation.yaml")))
+    tokenizer = inputs.loaded.tokenizer
+    examples, queries = (
+        [tokenizer.decode(e.input_ids) for e in part] for part in (inputs.examples, inputs.queries)
+    )
+    return bm25_scores(examples, queries)
+
+
+def rule_rows(dump: Path) -> dict[str, Row]:
+    """The rule's choice at every budget."""
+    pairs = open_pairs(dump)
+    rows = {}
+    for budget in BUDGETS:
+        choice = choose({name: shape_of(pairs, name) for name in pairs.layers}, budget)
+        rows[f"rule, {budget / 1024:g} KiB: {choice.label}"] = coded(pairs, choice)
+    return rows
+
+
+def coded(pairs: Pairs, choice: Choice) -> Row:
+    """The codes of one choice."""
+    scores = [code_scores(pairs, name, [choice.code])[0] for name in choice.layers]
+    size = sum(code_bytes(choice.code, shape_of(pairs, name)) for name in choice.layers)
+    return Row(np.sum(scores, axis=0), size)
+
+
+def shape_of(pairs: Pairs, name: str) -> tuple[int, int]:
+    """Folded sides of a layer."""
+    sides = [pairs.side(name, side).shape[2] for side in ("in", "out")]
+    inner, outer = (folded_size(size, min(sides), 1) for size in sides)
+    return inner, outer
+
+
+if __name__ == "__main__":
+    main()
