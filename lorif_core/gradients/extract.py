@@ -127,6 +127,10 @@ class Calibrator:
         self._sink.start(batch.lengths, batch.input_ids.shape[1])
         self._model.run(batch)
 
+    def reset(self) -> None:
+        """Begin at zero with the next batch."""
+        self._sink.reset()
+
     @property
     def covariances(self) -> Covariances:
         """The sums so far."""

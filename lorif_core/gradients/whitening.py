@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, N tokens of all examples, d the size of a side.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.spec import LayerSpec
 
 EPSILON = 0.01  # times the mean eigenvalue; quality is flat between .003 and .03 (RESEARCH, recommendation 1)
+_COLUMNS = 128  # of a block of a product with itself: fewer save more work, but their products are slower
+_SMALL = 1e-12  # squares of numbers a million times smaller are still normal in float32
 SIDES: tuple[SideName, SideName] = ("in", "out")
 
 
@@ -62,47 +65,100 @@ def covariance_bytes(layers: Sequence[LayerSpec]) -> int:
 class CovarianceSink:
     """Sums the covariances of the captured pairs (A, E) of a calibration pass, without padding tokens.
 
+    The sums stay on the devices of the layers.
+
     Args:
         sizes: (d1, d2) of every layer.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
-        self.covariances = Covariances(
-            {
-                (layer, side): torch.zeros(size, size, dtype=torch.float64)
-                for layer, pair in enumerate(sizes)
-                for side, size in zip(SIDES, pair, strict=True)
-            }
-        )
+        self._sizes = sizes
         self._mask = torch.empty(0)
+        self._shared: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin at zero."""
+        self._sums: dict[tuple[int, SideName], torch.Tensor] = {}
+        self._tokens = self._examples = 0
 
     def start(self, lengths: np.ndarray, tokens: int) -> None:
         """Prepare for a batch of examples with `lengths` tokens, padded to `tokens`."""
         self._mask = torch.arange(tokens)[None] < torch.from_numpy(lengths)[:, None]
-        self.covariances.tokens += int(lengths.sum())
-        self.covariances.examples += len(lengths)
+        self._shared = None
+        self._tokens += int(lengths.sum())
+        self._examples += len(lengths)
 
     def take(self, index: int, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> None:
         """Add a pair (A, E) of one layer from `GradientCapture`."""
-        # other rows than one per token: padding is known by its zero gradient
-        is_token = A_BTd.shape[1] == self._mask.shape[1]
-        mask = self._mask.to(A_BTd.device) if is_token else E_BTd.abs().amax(dim=2) > 0
-        for side, x in zip(SIDES, (A_BTd, E_BTd), strict=True):
-            self.covariances.sums[index, side] += second_moment(x[mask])
+        self._add(index, "in", self._moment_of_inputs(A_BTd, E_BTd))
+        self._add(index, "out", second_moment(E_BTd.flatten(0, 1)))  # padding has a zero gradient
+
+    def _moment_of_inputs(self, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> torch.Tensor:
+        """The second moment of A without padding; layers that share A, one after another, share the product."""
+        if A_BTd.shape[1] != self._mask.shape[1]:  # other rows than one per token
+            return second_moment(A_BTd.flatten(0, 1), E_BTd.abs().amax(dim=2).flatten() > 0)
+        if self._shared is None or self._shared[0] is not A_BTd:
+            self._shared = A_BTd, second_moment(A_BTd.flatten(0, 1), self._mask.to(A_BTd.device).flatten())
+        return self._shared[1]
+
+    def _add(self, index: int, side: SideName, moment: torch.Tensor) -> None:
+        if (index, side) not in self._sums:
+            self._sums[index, side] = torch.zeros_like(moment)
+        self._sums[index, side] += moment
+
+    @property
+    def covariances(self) -> Covariances:
+        """The sums so far; zeros for a layer that received no gradient."""
+        sums = {
+            (layer, side): self._sums[layer, side].cpu()
+            if (layer, side) in self._sums
+            else torch.zeros(size, size, dtype=torch.float64)
+            for layer, pair in enumerate(self._sizes)
+            for side, size in zip(SIDES, pair, strict=True)
+        }
+        return Covariances(sums, self._tokens, self._examples)
 
 
-def second_moment(x_Nd: torch.Tensor) -> torch.Tensor:
-    """x^T x in float64 on the CPU, without tokens that are not finite; a build skips their examples too.
+def second_moment(x_Nd: torch.Tensor, is_token_N: torch.Tensor | None = None) -> torch.Tensor:
+    """x^T x in float64, without tokens that are not finite; a build skips their examples too.
 
-    The product is in float32 at most. The largest entry is scaled to 1 before it, because squares of tiny
-    gradients would underflow.
+    The product is in float32 at most. The largest entry is scaled to 1 before it if squares could underflow or
+    overflow, as those of tiny gradients do.
+
+    Args:
+        x_Nd: a row per token.
+        is_token_N: False for rows that do not count; None counts all.
     """
-    finite = x_Nd[torch.isfinite(x_Nd).all(dim=1)]
-    largest = float(finite.abs().amax()) if finite.numel() else 0.0
-    if largest == 0.0:
-        return torch.zeros(x_Nd.shape[1], x_Nd.shape[1], dtype=torch.float64)
-    unit = finite / largest
-    return (unit.T @ unit).double().cpu() * largest**2
+    largest = _largest(x_Nd)
+    if not math.isfinite(largest):
+        x_Nd = torch.where(torch.isfinite(x_Nd).all(dim=1, keepdim=True), x_Nd, 0.0)
+        largest = _largest(x_Nd)
+    scale = 1.0 if largest == 0.0 or _SMALL < largest < 1 / _SMALL else largest
+    if scale != 1.0:
+        x_Nd = x_Nd / scale
+    if is_token_N is not None and not bool(is_token_N.all()):
+        x_Nd = x_Nd * is_token_N[:, None]
+    return _gram(x_Nd).double() * scale**2
+
+
+def _gram(x_Nd: torch.Tensor) -> torch.Tensor:
+    """x^T x; only blocks on and above the diagonal are computed, the others mirror them."""
+    size = x_Nd.shape[1]
+    gram = x_Nd.new_empty(size, size)
+    for start in range(0, size, _COLUMNS):
+        stop = min(start + _COLUMNS, size)
+        gram[start:stop, start:] = x_Nd[:, start:stop].T @ x_Nd[:, start:]
+        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    return gram
+
+
+def _largest(x_Nd: torch.Tensor) -> float:
+    """The largest magnitude, or NaN or infinity if an entry is not finite; in one pass without a copy."""
+    if not x_Nd.numel():
+        return 0.0
+    low, high = torch.stack(torch.aminmax(x_Nd)).tolist()
+    return math.nan if math.isnan(low) else max(-low, high)
 
 
 class KroneckerWhitening:
