@@ -10,6 +10,7 @@ from tasks.calibrate import calibrate
 from tasks.cluster import cluster
 from tasks.curvature import fit_curvature
 from tasks.indexing import index_shards
+from tasks.model_workers import ModelWorkers
 from tasks.outcome import write_receipt
 
 
@@ -22,8 +23,9 @@ def build(config: ConfigParameter, publish_incomplete: bool = False) -> Generati
     plan = plan_build(config)
     with hold_lease(config.index, config.storage, "build") as lease:
         with cluster(config.compute):  # one Ray for all steps
-            plan = calibrate(config, plan, lease)
-            indexed = index_shards(config, plan, lease, publish_incomplete)
+            with ModelWorkers(config) as workers:
+                plan = calibrate(config, plan, lease, workers)
+                indexed = index_shards(config, plan, lease, publish_incomplete, workers)
             fit = fit_curvature(config, plan, indexed, lease)
         generation = publish_generation(config, plan, indexed, fit, lease)
         write_receipt(config, generation)

@@ -10,6 +10,7 @@ from lorif_core.tables.generation import Generation
 from tasks.cluster import cluster
 from tasks.indexing import index_shards
 from tasks.merge import update_curvature
+from tasks.model_workers import ModelWorkers
 from tasks.older import calibrate_whitening, decide_older_rows
 from tasks.outcome import write_receipt
 from tasks.update import expire_generations, plan_update, publish_update, update_covariances
@@ -39,12 +40,14 @@ def update(
             return plan.base
         drifts: tuple[PartDrift, ...] = ()
         with cluster(config.compute):  # one Ray for all steps
-            if plan.part is None:  # a checkpoint that the index has not seen
-                plan = calibrate_whitening(config, plan, lease)
-                if config.update.policy == "auto":
-                    plan, drifts = decide_older_rows(config, plan)
-            indexed = index_shards(config, plan.build, lease, publish_incomplete)
-            metric = update_covariances(config, plan, indexed, lease)
+            with ModelWorkers(config) as workers:
+                if plan.part is None:  # a checkpoint that the index has not seen
+                    plan = calibrate_whitening(config, plan, lease, workers)
+                    if config.update.policy == "auto":
+                        workers.release()  # the workers that measure the drift need what these reserve
+                        plan, drifts = decide_older_rows(config, plan)
+                indexed = index_shards(config, plan.build, lease, publish_incomplete, workers)
+                metric = update_covariances(config, plan, indexed, lease, workers)
             fit = update_curvature(config, plan, indexed, lease)
         generation = publish_update(config, plan, drifts, indexed, metric, fit, lease)
         expire_generations(config, lease)

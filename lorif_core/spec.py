@@ -127,7 +127,7 @@ class ProjectionSpec:
     kind: ProjectionKind = "random"
     factor: int = 16
     seed: int = 0
-    calibration_examples: int | None = None
+    calibration_examples: int | Literal["auto"] | None = None
     whitening: str | None = None
 
     @property

@@ -47,7 +47,8 @@ def publish_generation(
         fit,
         lease,
         timings={
-            "calibrate": plan.calibration_seconds, "index": indexed.seconds, "curvature": fit.seconds,
+            "start": indexed.start_seconds, "calibrate": plan.calibration_seconds, "index": indexed.seconds,
+            "curvature": fit.seconds,
         },
         changes={"command": "build", "corpus": plan.notes.as_dict()},
     )  # fmt: skip

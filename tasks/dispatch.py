@@ -82,11 +82,14 @@ class Workers(AbstractContextManager["Workers"]):
         spawn: starts one host and gives it its role.
         count: the number of hosts.
         memory: the settings that bound the memory of a host, to be named if it runs out.
+
+    Attributes:
+        count: the number of hosts.
     """
 
     def __init__(self, spawn: Callable[[], Host], count: int, memory: Sequence[MemorySetting] = ()) -> None:
         self._spawn = spawn
-        self._count = count
+        self.count = count
         self._memory = memory
         self._kills = kills_for_memory()
         self._workers: list[_Worker] = []
@@ -94,9 +97,15 @@ class Workers(AbstractContextManager["Workers"]):
         self._failures_in_a_row = 0
 
     def __enter__(self) -> "Workers":
-        for _ in range(self._count):
+        for _ in range(self.count):
             self._start_one()
         return self
+
+    def grow(self, count: int) -> None:
+        """Start further hosts, up to `count` of them in all."""
+        for _ in range(count - self.count):
+            self._start_one()
+        self.count = max(self.count, count)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -210,7 +219,7 @@ class Workers(AbstractContextManager["Workers"]):
     def _stop_if_all_fail(self, error: RayError, fault: LorifError | None) -> None:
         if isinstance(fault, StoreUnavailableError) and self._failures_in_a_row >= _OUTAGES_IN_A_ROW:
             raise StoreUnavailableError(str(fault)) from None
-        if self._failures_in_a_row >= 4 * _ATTEMPTS * max(2, self._count):
+        if self._failures_in_a_row >= 4 * _ATTEMPTS * max(2, self.count):
             text = str(self._death(error)) if _is_death(error) else _text(error)
             raise LorifError(f"{self._failures_in_a_row} calls in a row failed, the last one with: {text}")
 

@@ -1,6 +1,5 @@
 """Indexing: all workers index the shards of a plan that the table lacks; the driver commits them in waves."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,15 +15,12 @@ from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.inventory import Inventory, ShardKey
 from lorif_core.tables.receipts import Receipts
 from lorif_core.tables.store import Store
-from tasks.cluster import cluster
-from tasks.dispatch import Failed, Workers
-from tasks.memory import model_settings
+from tasks.dispatch import Failed
+from tasks.model_workers import ModelWorkers
 from tasks.progress import Progress
 from tasks.retry import RETRIED
 from tasks.waves import Waves
-from tasks.workers.encoding import IndexRole
 from tasks.workers.host import CALLS_AT_ONCE
-from tasks.workers.start import start
 
 _LISTED = 10
 
@@ -34,7 +30,8 @@ class IndexedRows:
     """The contents of the newest version of the factors after indexing, and the cost.
 
     `removals` is the number of removal requests that were applied, `skipped` has pairs (example id, reason) and
-    `quarantined` pairs (shard, cause).
+    `quarantined` pairs (shard, cause). `start_seconds` is the time until workers had loaded the model, whichever
+    step waited for them; `seconds` has the rest.
     """
 
     inventory: Inventory
@@ -43,6 +40,7 @@ class IndexedRows:
     quarantined: tuple[tuple[str, str], ...]
     padding_waste: float
     seconds: float
+    start_seconds: float
 
     @property
     def version(self) -> int:
@@ -51,7 +49,9 @@ class IndexedRows:
 
 
 @task(name="index shards", **RETRIED)
-def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomplete: bool) -> IndexedRows:
+def index_shards(
+    config: Config, plan: BuildPlan, lease: Lease, publish_incomplete: bool, model_workers: ModelWorkers
+) -> IndexedRows:
     """Index the shards that are not committed yet, commit them in waves, and delete rows outside the plan.
 
     Args:
@@ -59,6 +59,7 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
         plan: the shards to index and the rows to retain.
         lease: lease of the index, held by this process.
         publish_incomplete: continue without the shards that failed every attempt.
+        model_workers: workers of the flow.
 
     Raises:
         IncompleteBuildError: shards failed every attempt; the message lists them, the others are committed.
@@ -66,7 +67,7 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
         LeaseHeldError: another process has taken over the index.
         StoreUnavailableError: the store keeps failing.
     """
-    started = time.perf_counter()
+    started = model_workers.clock()
     store, receipts = Store(config.index, config.storage), Receipts(config.index, config.storage)
     lease.confirm()
     store.create(plan.spec)
@@ -79,7 +80,7 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
     if adopted:
         get_run_logger().info("adopted %d shards that an earlier run had finished", len(adopted))
     pending = [shard for shard in missing if shard.key not in adopted]
-    failed = _index_pending(config, plan, pending, waves) if pending else []
+    failed = _index_pending(plan, pending, waves, model_workers) if pending else []
     _refuse_incomplete(plan, failed, publish_incomplete)
     inventory = store.rows.inventory(known=committed)
     new_keys = {(plan.spec.hash, receipt.shard) for receipt in waves.committed if receipt.rows}
@@ -98,7 +99,8 @@ def index_shards(config: Config, plan: BuildPlan, lease: Lease, publish_incomple
         tuple(store.rows.skipped(_files(plan))),
         (*plan.damaged, *((failure.item.key, failure.cause) for failure in failed)),
         1 - tokens / padded if padded else 0.0,
-        time.perf_counter() - started,
+        model_workers.clock() - started,
+        model_workers.start_seconds,
     )
 
 
@@ -120,20 +122,19 @@ def _files(plan: BuildPlan) -> set[FileTag]:
     return {shard.file for shard in plan.shards} | {parse_shard_key(shard)[0] for _, shard in plan.retained}
 
 
-def _index_pending(config: Config, plan: BuildPlan, pending: Sequence[ShardRef], waves: Waves) -> list[Failed]:
+def _index_pending(
+    plan: BuildPlan, pending: Sequence[ShardRef], waves: Waves, model_workers: ModelWorkers
+) -> list[Failed]:
     """Index shards on all workers and commit them; returns those that failed every attempt."""
     failed: list[Failed] = []
     done = plan.rows - sum(shard.rows for shard in pending)
-    with cluster(config.compute) as resources, Progress("index shards", plan.rows, done) as progress:
-        spec = plan.spec.to_json()
-        count = min(resources.workers, len(pending))
-        with Workers(
-            lambda: start(IndexRole, resources, config, spec, with_model=True), count, model_settings(config)
-        ) as workers:
-            share = -(-len(pending) // count)  # so that the first worker does not take all of a few shards
+    spec_json = plan.spec.to_json()
+    with model_workers.step(plan.spec, len(pending)) as workers:
+        share = -(-len(pending) // workers.count)  # so that the first worker does not take all of a few shards
+        with Progress("index shards", plan.rows, done) as progress:
             outcomes = workers.run(
                 pending,
-                lambda host, shard: host.call("index", shard),
+                lambda host, shard: host.call("index", spec_json, shard),
                 in_flight=min(CALLS_AT_ONCE, share),
             )
             for outcome in outcomes:
@@ -142,7 +143,7 @@ def _index_pending(config: Config, plan: BuildPlan, pending: Sequence[ShardRef],
                 else:
                     progress.advance(outcome.item.rows, outcome.result.tokens)
                     waves.add(outcome.result)
-        waves.commit()
+    waves.commit()
     return failed
 
 

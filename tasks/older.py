@@ -34,9 +34,11 @@ from tasks.curvature import (
     row_scanners,
     write_group,
 )  # fmt: skip
+from tasks.dispatch import Workers
 from tasks.memory import model_settings
+from tasks.model_workers import ModelWorkers
 from tasks.retry import RETRIED
-from tasks.sample import over_sample
+from tasks.sample import over_sample, part_count
 from tasks.workers.encoding import DriftRole, SampleRole
 from tasks.workers.start import start
 
@@ -44,9 +46,9 @@ _MIN_EXAMPLES = 128  # in a sample that drift is measured on
 _MEMORY_SHARE = 0.25  # of a worker's memory, for the codes of a sample
 
 
-def calibrate_whitening(config: Config, plan: UpdatePlan, lease: Lease) -> UpdatePlan:
+def calibrate_whitening(config: Config, plan: UpdatePlan, lease: Lease, model_workers: ModelWorkers) -> UpdatePlan:
     """The plan with the whitening of its checkpoint, measured over the whole corpus."""
-    calibrated = calibrate(config, replace(plan.build, shards=plan.listing.shards), lease)
+    calibrated = calibrate(config, replace(plan.build, shards=plan.listing.shards), lease, model_workers)
     build = replace(plan.build, spec=calibrated.spec, calibration_seconds=calibrated.calibration_seconds)
     return replace(plan, build=build)
 
@@ -85,15 +87,21 @@ def decide_older_rows(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tup
 def _measure(config: Config, plan: UpdatePlan, part: Part, shards: Sequence[ShardRef]) -> CheckpointDrift:
     sample = _sample(config, plan, shards)
     specs, version = (plan.build.spec.to_json(), part.spec_json), plan.base.factors_version
-    drifts = over_sample(
-        config,
-        sample,
-        spawn=lambda resources: start(DriftRole, resources, config, *specs, version, with_model=True),
-        call=lambda host, shards: host.call("measure", shards),
-        counts=lambda drift: (drift.rows, 0),
-        title="measure drift",
-        activity="measuring the drift of",
-    )
+    with (
+        cluster(config.compute) as resources,
+        Workers(
+            lambda: start(DriftRole, resources, config, *specs, version, with_model=True),
+            min(resources.workers, part_count(sample)), model_settings(config),
+        ) as workers,
+    ):  # fmt: skip
+        drifts = over_sample(
+            workers,
+            sample,
+            call=lambda host, shards: host.call("measure", shards),
+            counts=lambda drift: (drift.rows, 0),
+            title="measure drift",
+            activity="measuring the drift of",
+        )
     return sum(drifts, start=CheckpointDrift())
 
 

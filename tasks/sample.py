@@ -3,22 +3,23 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lorif_core.config import Config
 from lorif_core.errors import LorifError
 from lorif_core.lifecycle.calibrate import SampledShard
-from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
-from tasks.memory import model_settings
 from tasks.progress import Progress
 from tasks.workers.host import Host
 
 _PARTS = 8  # independent of the number of workers, so that sums over the parts repeat
 
 
+def part_count(sample: Sequence[SampledShard]) -> int:
+    """Number of parts into which `over_sample` splits a sample; more workers would not be busy."""
+    return min(_PARTS, len(sample))
+
+
 def over_sample(
-    config: Config,
+    workers: Workers,
     sample: Sequence[SampledShard],
-    spawn: Callable[[Resources], Host],
     call: Callable[[Host, Sequence[SampledShard]], Any],
     counts: Callable[[Any], tuple[int, int]],
     title: str,
@@ -27,9 +28,8 @@ def over_sample(
     """Run a call over the parts of a sample; returns the results in the order of the parts.
 
     Args:
-        config: where the work runs.
+        workers: the workers.
         sample: the shards and how many examples to take of each.
-        spawn: starts a worker.
         call: passes a part to a worker and returns the reference of its result.
         counts: examples and tokens of a result, for the progress.
         title: title of the progress.
@@ -38,14 +38,10 @@ def over_sample(
     Raises:
         LorifError: a part failed every attempt.
     """
-    count = min(_PARTS, len(sample))
+    count = part_count(sample)
     parts = [(number, sample[number::count]) for number in range(count)]
     results: dict[int, Any] = {}
-    with (
-        cluster(config.compute) as resources,
-        Workers(lambda: spawn(resources), min(resources.workers, count), model_settings(config)) as workers,
-        Progress(title, sum(shard.examples for shard in sample)) as progress,
-    ):
+    with Progress(title, sum(shard.examples for shard in sample)) as progress:
         for outcome in workers.run(parts, lambda host, part: call(host, part[1]), in_flight=1):
             if isinstance(outcome, Failed):
                 raise LorifError(f"{activity} {len(outcome.item[1])} shards failed: {outcome.cause}")

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
 from lorif_core.curvature.metric import Drift, drift, mix_covariances
-from lorif_core.lifecycle.calibrate import calibration_sample
+from lorif_core.lifecycle.calibrate import calibration_sample, sample_size
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.update import UpdatePlan, make_update_plan
 from lorif_core.report.changes import PartDrift
@@ -19,6 +19,7 @@ from lorif_core.tables.store import Store
 from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
+from tasks.model_workers import ModelWorkers
 from tasks.publish import new_part, publish
 from tasks.retry import RETRIED
 
@@ -59,7 +60,9 @@ def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePla
 
 
 @task(name="update covariances", **RETRIED)
-def update_covariances(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Metric:
+def update_covariances(
+    config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease, model_workers: ModelWorkers
+) -> Metric:
     """Mix the covariances of a sample of new data into those of the former data; codes keep their whitening.
 
     New data are weighted by their share of the tokens. Random projections have no covariances.
@@ -70,9 +73,9 @@ def update_covariances(config: Config, plan: UpdatePlan, indexed: IndexedRows, l
     if frozen is None or part is None or not new.rows:
         return Metric(None if part is None else part.metric, None)
     started = time.perf_counter()
-    share = config.projection.calibration_examples * new.rows / part.rows
-    examples = round(min(max(share, _MIN_EXAMPLES), config.projection.calibration_examples))
-    sample = measure(config, spec, calibration_sample(plan.build.shards, examples))
+    most = sample_size(spec.projection, part.rows)
+    examples = round(min(max(most * new.rows / part.rows, _MIN_EXAMPLES), most))
+    sample = measure(model_workers, spec, calibration_sample(plan.build.shards, examples))
     if not sample.tokens:
         return Metric(part.metric, None)
     # the former covariances were measured over the whole corpus, so their weight is all tokens of the base
@@ -127,7 +130,7 @@ def publish_update(
         fit,
         lease,
         timings={
-            "calibrate": plan.build.calibration_seconds + metric.seconds,
+            "start": indexed.start_seconds, "calibrate": plan.build.calibration_seconds + metric.seconds,
             "drift": sum(drift.seconds for drift in drifts), "index": indexed.seconds, "curvature": fit.seconds,
         },
         changes={

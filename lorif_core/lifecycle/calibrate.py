@@ -11,13 +11,17 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import ShardInputError
 from lorif_core.gradients.extract import Calibrator
 from lorif_core.gradients.whitening import Covariances
-from lorif_core.lifecycle.index_shard import model_config, read_examples
+from lorif_core.lifecycle.index_shard import load_for, read_examples
 from lorif_core.lifecycle.removal import read_removals
-from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
-from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.model.loading import LoadedModel
+from lorif_core.spec import IndexSpec, ProjectionSpec, ShardRef
 from lorif_core.tables.store import Store
 
 log = logging.getLogger(__name__)
+
+_EXAMPLES = 256  # of `auto`
+_ROWS_PER_EXAMPLE = 16
+_FEWEST_EXAMPLES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,17 @@ class SampledShard:
 
     shard: ShardRef
     examples: int
+
+
+def sample_size(projection: ProjectionSpec, rows: int) -> int:
+    """Number of examples to calibrate a corpus of `rows` rows on.
+
+    `auto` takes enough for the metric, but a small share of a build, unless the corpus is so small that the metric
+    would suffer.
+    """
+    if isinstance(projection.calibration_examples, int):
+        return min(projection.calibration_examples, rows)
+    return min(rows, max(_FEWEST_EXAMPLES, min(_EXAMPLES, rows // _ROWS_PER_EXAMPLE)))
 
 
 def calibration_sample(shards: Sequence[ShardRef], examples: int) -> list[SampledShard]:
@@ -58,32 +73,35 @@ class ShardCalibrator:
 
     Args:
         config: configuration of the build.
-        spec: spec of its rows, without the whitening.
-        device: device of the model; None selects CUDA if it is available.
+        spec: spec of its rows, with or without the whitening.
+        loaded: the model, if it is loaded and has passed the self-check with the layers of the spec.
 
     Raises:
         UserError: the checkpoint or its tokenizer differs from that of the spec, or a layer cannot be captured.
     """
 
-    def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
-        self._config, self._spec = config, spec
-        self._loaded = load_model(model_config(config, spec), config.storage, device)
-        check_same_checkpoint(config.model, config.storage, self._loaded, spec)
-        self._calibrator().check()
+    def __init__(self, config: Config, spec: IndexSpec, loaded: LoadedModel | None = None) -> None:
+        self._config = config
+        self._loaded = loaded or load_for(spec, config)
+        self._calibrator = Calibrator(self._loaded, spec.layers, spec.projection)
+        if loaded is None:
+            self._calibrator.check()
+        self._removals = read_removals(Store(config.index, config.storage), spec)
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model, which has passed the self-check."""
+        return self._loaded
 
     def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
         """The covariances of a sample, without removed examples and examples that have no scored token."""
-        calibrator = self._calibrator()
-        removals = read_removals(Store(self._config.index, self._config.storage), self._spec)
+        self._calibrator.reset()
         scored = [
             example
             for example in read_sample(sample, self._config, self._loaded)
-            if example.scored and not removals.has(example.example_id, example.content_hash)
+            if example.scored and not self._removals.has(example.example_id, example.content_hash)
         ]
         lengths = [len(example.input_ids) for example in scored]
         for indices in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
-            calibrator.add(collate(scored, indices))
-        return calibrator.covariances
-
-    def _calibrator(self) -> Calibrator:
-        return Calibrator(self._loaded, self._spec.layers, self._spec.projection)
+            self._calibrator.add(collate(scored, indices))
+        return self._calibrator.covariances

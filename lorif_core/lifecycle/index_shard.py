@@ -33,21 +33,21 @@ class ShardIndexer:
     Args:
         config: configuration of the build.
         spec: spec of its rows.
-        device: device of the model; None selects CUDA if it is available.
+        loaded: the model, if it is loaded and has passed the self-check with the layers of the spec.
 
     Raises:
         UserError: the checkpoint or its tokenizer differs from that of the spec, or a layer cannot be captured.
     """
 
-    def __init__(self, config: Config, spec: IndexSpec, device: str | None = None) -> None:
+    def __init__(self, config: Config, spec: IndexSpec, loaded: LoadedModel | None = None) -> None:
         self._config = config
         self._spec = spec
         self._store = Store(config.index, config.storage)
-        self._loaded = load_model(model_config(config, spec), config.storage, device)
-        check_same_checkpoint(config.model, config.storage, self._loaded, spec)
+        self._loaded = loaded or load_for(spec, config)
         covariances = self._store.covariances.read(spec.projection.whitening)
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, covariances)
-        self._extractor.check()
+        if loaded is None:
+            self._extractor.check()
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)
         self._receipts = Receipts(config.index, config.storage)
         self._removals = read_removals(self._store, spec)
@@ -56,7 +56,7 @@ class ShardIndexer:
 
     @property
     def loaded(self) -> LoadedModel:
-        """The model, which others on this worker can share."""
+        """The model, which has passed the self-check."""
         return self._loaded
 
     def index(self, shard: ShardRef) -> Receipt:
@@ -161,6 +161,17 @@ class _ShardCounts:
     tokens: int = 0
     padded: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def load_for(spec: IndexSpec, config: Config) -> LoadedModel:
+    """Load the config's model.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer differs from that of the spec.
+    """
+    loaded = load_model(model_config(config, spec), config.storage)
+    check_same_checkpoint(config.model, config.storage, loaded, spec)
+    return loaded
 
 
 def model_config(config: Config, spec: IndexSpec) -> ModelConfig:

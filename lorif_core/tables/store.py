@@ -6,7 +6,7 @@ version of each table. Readers open only generations, so a writer cannot change 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pyarrow as pa
@@ -72,8 +72,7 @@ class Store:
             spec: spec of the rows to add.
             same_checkpoint: False allows rows of a checkpoint that continues the pretraining of the stored one.
         """
-        generations = self.generations()
-        stored = generations[-1].index_spec if generations else self.rows.spec()
+        stored = self._newest_spec()
         if stored is None or stored.hash == spec.hash:
             return
         differences = spec.differences_except_checkpoint(stored)
@@ -91,6 +90,11 @@ class Store:
                 + (_version_1_advice(stored, spec) or "use another index, or the settings of this one")
             )
 
+    def _newest_spec(self) -> IndexSpec | None:
+        """The spec of the newest generation, or of rows that none has yet; None without rows."""
+        generations = self.generations()
+        return generations[-1].index_spec if generations else self.rows.spec()
+
     def create(self, spec: IndexSpec) -> None:
         """Create the tables that do not exist. Raises UserError if rows of this spec cannot be added."""
         self.check_spec(spec, same_checkpoint=False)
@@ -100,9 +104,16 @@ class Store:
         self._tables.create("factors", factors_schema(spec))
 
     def with_stored_whitening(self, spec: IndexSpec) -> IndexSpec:
-        """The spec with the whitening that the index stores for it; unchanged if it stores or needs none."""
+        """The spec with the whitening that the index stores for it; unchanged if it stores or needs none.
+
+        Under `calibration_examples: auto` an index that was built with a number keeps it.
+        """
         if not spec.projection.is_whitened:
             return spec
+        stored = self._newest_spec() if spec.projection.calibration_examples == "auto" else None
+        if stored is not None and stored.projection.calibration_examples is not None:
+            examples = stored.projection.calibration_examples
+            spec = replace(spec, projection=replace(spec.projection, calibration_examples=examples))
         for name, spec_hash in self.covariances.specs().items():
             whitened = spec.with_whitening(name)
             if whitened.hash == spec_hash:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import islice
 from threading import Lock
+from typing import TypeVar
 
 import torch
 
@@ -17,39 +18,46 @@ from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.receipts import Receipt
 from tasks.workers.host import CALLS_AT_ONCE
 
+_Encoder = TypeVar("_Encoder", ShardCalibrator, ShardIndexer)
 
-class IndexRole:
-    """Loads the model once and turns shards into uncommitted fragments and receipts, several shards at once."""
+
+class EncodingRole:
+    """Loads the model once; sums covariances over samples of shards, and indexes shards, several at once."""
 
     calls_at_once = CALLS_AT_ONCE  # one shard is read while one is computed and one is written
 
-    def __init__(self, config: Config, spec_json: str, threads: int) -> None:
+    def __init__(self, config: Config, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._config, self._spec_json = config, spec_json
-        self._indexer: ShardIndexer | None = None
-        self._loading = Lock()
+        self._config = config
+        self._encoder: ShardCalibrator | ShardIndexer | None = None
+        self._spec_json = ""
+        self._changing = Lock()
 
-    def index(self, shard: ShardRef) -> Receipt:
-        """See `ShardIndexer.index`."""
-        with self._loading:
-            if self._indexer is None:  # not in __init__: an error here is that of the item
-                self._indexer = ShardIndexer(self._config, IndexSpec.from_json(self._spec_json))
-        return self._indexer.index(shard)
+    def load(self, spec_json: str) -> None:
+        """Load the model of a spec, and check it."""
+        spec = IndexSpec.from_json(spec_json)
+        if not spec.projection.is_whitened or spec.projection.whitening is not None:
+            self._made(ShardIndexer, spec_json)
+        else:
+            self._made(ShardCalibrator, spec_json)
 
-
-class CalibrationRole:
-    """Loads the model once and sums covariances over samples of shards."""
-
-    def __init__(self, config: Config, spec_json: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._config, self._spec_json = config, spec_json
-        self._calibrator: ShardCalibrator | None = None
-
-    def covariances(self, sample: Sequence[SampledShard]) -> Covariances:
+    def covariances(self, spec_json: str, sample: Sequence[SampledShard]) -> Covariances:
         """See `ShardCalibrator.covariances`."""
-        if self._calibrator is None:  # not in __init__: an error here is that of the item
-            self._calibrator = ShardCalibrator(self._config, IndexSpec.from_json(self._spec_json))
-        return self._calibrator.covariances(sample)
+        return self._made(ShardCalibrator, spec_json).covariances(sample)
+
+    def index(self, spec_json: str, shard: ShardRef) -> Receipt:
+        """See `ShardIndexer.index`."""
+        return self._made(ShardIndexer, spec_json).index(shard)
+
+    def _made(self, kind: type[_Encoder], spec_json: str) -> _Encoder:
+        """The encoder of a kind and spec; a new one shares the model of the former, and replaces it."""
+        with self._changing:  # not in __init__: an error here is that of the item
+            encoder = self._encoder
+            if not isinstance(encoder, kind) or self._spec_json != spec_json:
+                loaded, self._encoder = None if encoder is None else encoder.loaded, None
+                encoder = kind(self._config, IndexSpec.from_json(spec_json), loaded)
+                self._encoder, self._spec_json = encoder, spec_json
+            return encoder
 
 
 class DriftRole:

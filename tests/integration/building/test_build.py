@@ -128,11 +128,12 @@ def test_a_build_with_a_damaged_file_publishes_nothing_and_resumes(
     from prefect import flow
 
     from tasks.indexing import index_shards
+    from tasks.model_workers import ModelWorkers
 
     @flow
     def index_only() -> None:
-        with hold_lease(config.index, config.storage, "build") as lease:
-            index_shards.fn(config, plan, lease, False)
+        with hold_lease(config.index, config.storage, "build") as lease, ModelWorkers(config) as workers:
+            index_shards.fn(config, plan, lease, False, workers)
 
     with pytest.raises(IncompleteBuildError, match=r"b\.jsonl"):
         index_only()

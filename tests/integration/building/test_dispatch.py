@@ -187,6 +187,16 @@ def test_a_step_that_raised_leaves_no_process_to_the_next_one() -> None:
     assert isinstance(before, Done) and isinstance(after, Done) and before.result[1] != after.result[1]
 
 
+def test_workers_grow_in_number_between_runs() -> None:
+    with Workers(lambda: start(Counter, Resources(2, 1, 0.0, 2), 0), 1) as workers:
+        list(workers.run([0], lambda host, item: host.call("next", item)))
+        workers.grow(2)
+        workers.grow(1)
+        assert workers.count == 2 == len(workers._workers)
+        outcomes = workers.run(range(4), lambda host, item: host.call("next", item))
+        assert len([outcome for outcome in outcomes if isinstance(outcome, Done)]) == 4
+
+
 def test_other_reservations_end_idle_processes_to_have_room() -> None:
     """A worker that reserves both cores starts although an idle one has reserved one of them."""
     count_from(0)

@@ -18,6 +18,7 @@ from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.demo.object_store import MotoServer
 from tasks.indexing import index_shards
+from tasks.model_workers import ModelWorkers
 from tests.integration.lorif import run
 from tests.integration.rows import stored_rows
 from tests.integration.s3 import BUCKET, ROWS_PER_SHARD, put_shards, s3_config
@@ -86,8 +87,8 @@ def test_an_object_that_changes_between_listing_and_reading_is_quarantined(s3_se
 
     @flow
     def index_only() -> None:
-        with hold_lease(config.index, config.storage, "build") as lease:
-            index_shards.fn(config, plan, lease, False)
+        with hold_lease(config.index, config.storage, "build") as lease, ModelWorkers(config) as workers:
+            index_shards.fn(config, plan, lease, False, workers)
 
     with pytest.raises(IncompleteBuildError, match=r"001\.jsonl.*changed after it was listed") as caught:
         index_only()

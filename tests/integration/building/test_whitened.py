@@ -18,6 +18,7 @@ from lorif_core.lifecycle.plan import make_plan
 from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.calibrate import calibrate
+from tasks.model_workers import ModelWorkers
 from tests.integration.conftest import MakeConfig
 from tests.integration.rows import stored_rows
 
@@ -119,8 +120,8 @@ def test_the_whitening_does_not_depend_on_the_workers(
 
     @flow
     def calibrate_only() -> str | None:
-        with hold_lease(config.index, config.storage, "test") as lease:
-            return calibrate(config, make_plan(config), lease).spec.projection.whitening
+        with hold_lease(config.index, config.storage, "test") as lease, ModelWorkers(config) as workers:
+            return calibrate(config, make_plan(config), lease, workers).spec.projection.whitening
 
     covariances = Store(config.index).covariances.read(calibrate_only())
     spec = Store(indexes["sign"].index).latest().index_spec

@@ -21,6 +21,7 @@ from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 from tasks.indexing import index_shards
+from tasks.model_workers import ModelWorkers
 from tasks.older import calibrate_whitening
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, scores_of
@@ -143,9 +144,10 @@ def test_rows_that_have_moved_far_are_recomputed(
 
     @flow
     def die_before_publishing() -> None:
-        with hold_lease(config.index, config.storage, "update") as lease:
-            plan = calibrate_whitening(newer, make_update_plan(at(newer, moved["much"], policy="refresh")), lease)
-            index_shards.fn(newer, plan.build, lease, False)
+        with hold_lease(config.index, config.storage, "update") as lease, ModelWorkers(newer) as workers:
+            plan = make_update_plan(at(newer, moved["much"], policy="refresh"))
+            plan = calibrate_whitening(newer, plan, lease, workers)
+            index_shards.fn(newer, plan.build, lease, False, workers)
 
     die_before_publishing()
     store = Store(config.index)

@@ -22,6 +22,7 @@ from lorif_core.search.query_encoder import QueryEncoder
 from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.indexing import index_shards
+from tasks.model_workers import ModelWorkers
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, metadata_of, scores_of
 from tests.integration.lorif import run
@@ -163,8 +164,8 @@ def test_the_next_update_discards_the_work_of_a_crashed_update_that_no_longer_ap
     @flow
     def die_before_publishing() -> None:
         plan = make_update_plan(config, remove_vanished=True)
-        with hold_lease(config.index, config.storage, "update") as lease:
-            index_shards.fn(config, plan.build, lease, False)
+        with hold_lease(config.index, config.storage, "update") as lease, ModelWorkers(config) as workers:
+            index_shards.fn(config, plan.build, lease, False, workers)
 
     die_before_publishing()
     store = Store(config.index)

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorif_core.corpus.batches import collate
+from lorif_core.gradients import whitening
 from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.whitening import EPSILON, SIDES, Covariances, inverse_root, second_moment
-from lorif_core.lifecycle.calibrate import calibration_sample
+from lorif_core.lifecycle.calibrate import calibration_sample, sample_size
 from lorif_core.model.layers import folded_layer_specs, select_layers
 from lorif_core.spec import CodeSpec, ProjectionSpec, ShardRef
 from tests.models import FAMILIES, autograd_gradients, batch_of, loaded, random_examples, scaled, tracked
@@ -53,10 +54,47 @@ def test_second_moments_of_tiny_numbers_do_not_vanish(magnitude: float, seed: in
     np.testing.assert_allclose(moment, x.astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_that_are_not_finite_are_ignored() -> None:
-    x = torch.randn(6, 3)
-    with_non_finite = torch.cat([x, torch.tensor([[1.0, torch.inf, 0.0], [torch.nan, 0.0, 0.0]])])
-    torch.testing.assert_close(second_moment(with_non_finite), second_moment(x))
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([1, 127, 128, 129, 300]), st.integers(0, 40), st.integers(0, 99), st.booleans())
+def test_only_finite_tokens_count(size: int, tokens: int, seed: int, is_masked: bool) -> None:
+    """Sizes are around the columns of a block; padding may have any value."""
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.standard_normal((tokens, size)).astype(np.float32))
+    counts = torch.from_numpy(rng.random(tokens) < 0.7)
+    wrong = torch.from_numpy(rng.random(tokens) < 0.2)
+    x[wrong, -1] = torch.tensor(rng.choice([np.nan, np.inf, -np.inf], int(wrong.sum())), dtype=torch.float32)
+    left = x[~wrong & (counts if is_masked else torch.ones_like(counts))].double()
+    moment = second_moment(x, counts if is_masked else None)
+    assert moment.dtype == torch.float64 and torch.equal(moment, moment.T)
+    torch.testing.assert_close(moment, left.T @ left, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_share_their_input_share_its_second_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = loaded(scaled(FAMILIES["llama"]()))
+    layers = tracked(subject, 2)
+    calls = []
+    monkeypatch.setattr(whitening, "second_moment", lambda *of: calls.append(of) or second_moment(*of))
+    covariances = calibrated(subject, layers, [batch_of(EXAMPLES)])
+    sharing = {layer.name.rpartition(".")[2] for layer in layers}
+    assert {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"} <= sharing
+    blocks = len(layers) // 7
+    assert len(layers) == 7 * blocks and len(calls) == (7 + 4) * blocks, "q, k, v and gate, up read the same"
+    inputs = {layer.name: covariances.sums[index, "in"] for index, layer in enumerate(layers)}
+    for name, sums in inputs.items():
+        if name.endswith("q_proj"):
+            assert torch.equal(sums, inputs[name.replace("q_proj", "v_proj")])
+
+
+def test_a_reset_begins_at_zero() -> None:
+    subject = loaded(scaled(FAMILIES["gpt2"]()))
+    layers = tracked(subject, 2)
+    calibrator = Calibrator(subject, layers, SPEC)
+    digests = []
+    for _ in range(2):
+        calibrator.add(batch_of(EXAMPLES))
+        digests.append(calibrator.covariances.digest())
+        calibrator.reset()
+    assert digests[0] == digests[1] and calibrator.covariances.tokens == 0
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -140,3 +178,13 @@ def test_the_calibration_sample_has_a_share_of_every_shard(rows: list[int], exam
     for shard in shards:
         share = shard.rows * examples / sum(rows)
         assert abs(sampled.get(shard.name, 0) - min(share, shard.rows)) < 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 10**7), st.integers(1, 2000))
+def test_the_sample_is_a_small_share_of_a_large_corpus(rows: int, number: int) -> None:
+    size = sample_size(ProjectionSpec("whitened", calibration_examples="auto"), rows)
+    assert min(rows, 128) <= size <= min(rows, 256)
+    assert size <= max(128, rows / 16), "calibration must stay a small share of a build"
+    assert size <= sample_size(ProjectionSpec("whitened", calibration_examples="auto"), rows + 1)
+    assert sample_size(ProjectionSpec("whitened", calibration_examples=number), rows) == min(number, rows)

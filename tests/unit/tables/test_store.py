@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import lance
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 
 from lorif_core.curvature.woodbury import LayerCurvature
 from lorif_core.errors import UserError
-from lorif_core.spec import ProjectionSpec
+from lorif_core.gradients.whitening import Covariances
+from lorif_core.spec import IndexSpec, ProjectionSpec
 from lorif_core.tables.generation import generation_of, now, ranges
 from lorif_core.tables.store import Store
 from tests.unit.tables.small_store import SPEC, commit, finished, generation, keep_only, rows, shard, shard_numbers
@@ -128,6 +130,37 @@ def test_generations_of_another_format_are_refused(store: Store) -> None:
     for use in (store.generations, store.latest, lambda: store.check_spec(SPEC), lambda: store.create(SPEC)):
         with pytest.raises(UserError, match="made by another version of lorif"):
             use()
+
+
+def test_an_index_that_was_calibrated_on_a_number_of_examples_keeps_it_under_auto(tmp_path: Path) -> None:
+    """An index of a release whose default was 512 opens and updates; so does one that was built under `auto`."""
+
+    def spec(examples: int | Literal["auto"], whitening: str | None = None) -> IndexSpec:
+        return replace(SPEC, projection=ProjectionSpec("whitened", 2, 0, examples, whitening))
+
+    for number, examples in enumerate((512, "auto")):
+        store = Store(str(tmp_path / str(number)))
+        assert store.with_stored_whitening(spec("auto")) == spec("auto"), "a new index"
+        sums = {
+            (layer, side): torch.eye(size, dtype=torch.float64)
+            for layer, of in enumerate(SPEC.layers)
+            for side, size in (("in", of.d1), ("out", of.d2))
+        }
+        covariances = Covariances(sums, tokens=9, examples=3)
+        whitened = spec(examples, covariances.digest())
+        store.covariances.write(covariances, SPEC.layers, whitened)
+        store.create(whitened)
+        found = store.with_stored_whitening(spec("auto"))
+        assert found == whitened and found.hash == whitened.hash
+        store.check_spec(found)
+        continued = replace(spec("auto"), checkpoint="sha256:1")
+        expected = replace(spec(examples), checkpoint="sha256:1")
+        assert store.with_stored_whitening(continued) == expected, (
+            "another checkpoint needs a whitening of its own"
+        )
+        store.check_spec(expected, same_checkpoint=False)
+        with pytest.raises(UserError, match=rf"calibration_examples \({examples} there, 64 here\)"):
+            store.check_spec(store.with_stored_whitening(spec(64)))
 
 
 def test_another_spec_is_refused_with_the_keys_that_differ(store: Store) -> None:
