@@ -78,9 +78,10 @@ def prepare(text: Path, folder: Path, sequences: int, layers: int, width: int) -
     write_corpus(paragraphs, folder / "corpus.jsonl", sequences)
 
 
-def write_config(folder: Path) -> Path:
-    """Write a CONFIG that leaves everything else at its default."""
+def write_config(folder: Path, **keys: str) -> Path:
+    """Write a CONFIG with these keys that leaves everything else at its default."""
     config = {
+        **keys,
         "index": str(folder / "index"),
         "model": {"path": str(folder / "model")},
         "corpus": {"uri": str(folder / "corpus.jsonl"), "id": "id", "max_length": _POSITIONS},

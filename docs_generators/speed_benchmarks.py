@@ -34,6 +34,7 @@ def speed_sections() -> Iterator[str]:
     """Markdown blocks in the order of the page."""
     yield from _build()
     yield from _build_and_query_commands()
+    yield from _calibration()
     yield from _update()
     yield from _memory()
     yield from _latency()
@@ -94,6 +95,31 @@ the page cache. Warm: they are."""
     yield """\
 Nearly all of a query on the command line is importing torch and transformers and loading the model; `lorif
 serve` does that once. What this does not show: an index that is larger than memory."""
+    yield provenance(name, command)
+
+
+def _calibration() -> Iterator[str]:
+    name, command = _command("calibration")
+    result = load(name)
+    yield "### Calibration {#calibration}"
+    yield f"""\
+Seconds of the steps of `lorif build` over a small corpus ({result["model"]}, {result["cores"]} cores; medians of
+{result["rounds"]} builds), and the share of the calibration of the whitening in the sum of its steps. `start` is
+the wait until the workers have started and loaded the model, which calibration and indexing share."""
+    rows = [
+        [
+            f"`{preset}`",
+            f"{row['rows']:,}",
+            *(decimals(row["seconds"][step], 1) for step in ("start", "calibrate", "index", "command")),
+            decimals(row["share_of_steps"], 3),
+        ]
+        for preset, row in result["presets"].items()
+    ]
+    header = ["Preset", "Rows", "`start`", "`calibrate`", "`index`", "Whole command", "Share of calibration"]
+    yield sourced(table(header, rows), name)
+    yield """\
+The share falls with the size of the corpus, because a sample has at most 256 examples. What this does not show:
+larger models, and several workers."""
     yield provenance(name, command)
 
 
