@@ -29,7 +29,7 @@ _CONFIG_INTRODUCTION = f"""\
 
 CONFIG is the YAML file that `lorif check`, `build`, `update` and `attribute` take with `-c`. Three keys have
 no default: `index`, `model.path` and `corpus.uri`. Any key can be overridden on the command line as
-`key.sub=value`, for example `projection.factor=8`; the value is YAML. An unknown key is refused, and the
+`key.sub=value`, for example `code.rank=16`; the value is YAML. An unknown key is refused, and the
 message names the nearest valid key.
 
 The defaults on this page are those of the preset `{DEFAULT_PRESET}`, which applies unless `preset` names
@@ -168,7 +168,9 @@ def _presets_table() -> str:
     for name in names:
         section, _, key = name.partition(".")
         values = [_yaml_value(getattr(getattr(config, section), key)) for config in columns.values()]
-        plain = Config.model_fields[section].get_default(call_default_factory=True)
-        rows.append([code(name), *map(code, values), code(_yaml_value(getattr(plain, key)))])
+        plain = section_of(Config.model_fields[section])
+        assert plain is not None
+        default = plain.model_fields[key].get_default(call_default_factory=True)
+        rows.append([code(name), *map(code, values), code(_yaml_value(default))])
     header = [code(preset) + (" (default)" if preset == DEFAULT_PRESET else "") for preset in PRESETS]
     return table(["Key", *header, "With another `kind`"], rows)

@@ -137,7 +137,9 @@ class ProjectionConfig(Section):
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> "ProjectionConfig":
         others = {"factor"} if self.kind == "folded" else {"fold", "max_side"}
-        for key in sorted(others & self.model_fields_set):
+        for key in sorted(others):
+            if getattr(self, key) == type(self).model_fields[key].default:
+                continue
             raise ValueError(f"{key} has no effect with kind {self.kind}; set kind too, or leave {key} out")
         return self
 
@@ -161,8 +163,8 @@ class CodeConfig(Section):
     dtype: CodeDtype = "float16"
     """Stored number type; `int4` and `sign` are packed into bytes. Kind `cut` requires `sign`."""
     bytes: PositiveInt | None = None
-    """Bytes of a row. With it `lorif build` chooses the rank of kinds `rank` and `cut`, or dense signs where they
-    take no more; `null` uses `rank`."""
+    """Budget of bytes of a row. It chooses the rank, how many late layers `model.layers: auto` takes of a deep
+    model, and dense signs where they take no more bytes; `null` uses `rank`."""
 
     @model_validator(mode="after")
     def _rank_and_dtype_fit_the_kind(self) -> "CodeConfig":

@@ -1,4 +1,4 @@
-"""LDS of sets of codes on a testbed, from the layers' stored scores: the rule at every budget, and what it replaces.
+"""LDS of sets of codes on a testbed, from stored scores of layers: the rule at every budget, and what it replaces.
 
     python -m benchmarks.quality.frontier TESTBED DUMP RESULT.json
 

@@ -1,11 +1,21 @@
-"""The code for a budget of bytes: the highest rank that fits, or dense signs where they take no more bytes."""
+"""The layers and the code for a budget of bytes (`benchmarks/results/layers-rule.md`)."""
 
 from collections.abc import Sequence
 
 from lorif_core.config import CodeConfig
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
+from lorif_core.model.layer_choice import LATE_BLOCKS
 from lorif_core.spec import CodeSpec, LayerSpec
+
+_TERMS = 16  # of a block, before a budget buys more blocks
+_LEAST_TERMS = 4
+
+
+def late_blocks_of(budget: int, block: Sequence[LayerSpec]) -> int:
+    """Number of blocks of a deep model to track for a budget of bytes; `block` has the layers of one."""
+    term = _bytes(CodeConfig(kind="cut", dtype="sign"), block, 1)
+    return max(min(LATE_BLOCKS, budget // (_LEAST_TERMS * term)), budget // (_TERMS * term), 1)
 
 
 def code_spec(section: CodeConfig, layers: Sequence[LayerSpec]) -> CodeSpec:

@@ -14,11 +14,11 @@ from lorif_core.corpus.token_boundary import require_offsets
 from lorif_core.curvature.randomized_svd import layer_groups
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
-from lorif_core.gradients.byte_budget import code_spec
+from lorif_core.gradients.byte_budget import code_spec, late_blocks_of
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.whitening import covariance_bytes
 from lorif_core.model.checkpoint import locate
-from lorif_core.model.layer_choice import Choice
+from lorif_core.model.layer_choice import LATE_BLOCKS, Choice
 from lorif_core.model.layers import choose_layers, coverage, folded_layer_specs, layer_specs
 from lorif_core.model.loading import Skeleton, load_skeleton, tokenizer_fingerprint
 from lorif_core.spec import (
@@ -183,7 +183,19 @@ def covered(config: Config, skeleton: Skeleton) -> Coverage:
 
 def chosen_layers(config: Config, skeleton: Skeleton) -> Choice:
     """The layers that the config chooses, and why."""
-    return choose_layers(skeleton.model, config.model.layers, config.model.exclude, skeleton.uncapturable)
+    return layers_of_model(config, skeleton.model, skeleton.uncapturable)
+
+
+def layers_of_model(config: Config, model: torch.nn.Module, uncapturable: Mapping[str, str]) -> Choice:
+    """The layers of a model that the config chooses, and why. Raises UserError as `choose_layers`."""
+
+    def choice(late_blocks: int | None) -> Choice:
+        return choose_layers(model, config.model.layers, config.model.exclude, uncapturable, late_blocks)
+
+    if config.code.bytes is None:
+        return choice(None if config.code.kind == "dense" else LATE_BLOCKS)
+    block = shaped_layers(choice(1).layers, config.projection)
+    return choice(late_blocks_of(config.code.bytes, block))
 
 
 def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:

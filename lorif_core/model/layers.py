@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_core.errors import UserError
 from lorif_core.formatting import listed
-from lorif_core.model.layer_choice import ALL, AUTO, MLP, Choice, choose, compile_regex, layer_sizes
+from lorif_core.model.layer_choice import ALL, AUTO, LATE_BLOCKS, MLP, Choice, choose, compile_regex, layer_sizes
 from lorif_core.spec import Coverage, LayerSpec, folded_sizes, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -80,6 +80,7 @@ def choose_layers(
     rule: str = ALL,
     exclude: str | None = None,
     uncapturable: Mapping[str, str] = _NONE,
+    late_blocks: int | None = LATE_BLOCKS,
 ) -> Choice:
     """The linear layers to track, and why.
 
@@ -88,6 +89,7 @@ def choose_layers(
         rule: `model.layers`: `all`, `mlp`, `auto` or a regex (`layer_choice.py`).
         exclude: `model.exclude`, a regex of layers to leave out.
         uncapturable: layers that cannot be captured, with the reason; they are left out.
+        late_blocks: number of blocks that `auto` takes of a deep model; None takes the last half of them.
 
     Raises:
         UserError: a regex is malformed, or no layer remains (the message lists the layers).
@@ -109,7 +111,7 @@ def choose_layers(
             f"no layer of this model can be tracked: {asked[0]} {uncapturable[asked[0]]}, and {len(asked) - 1} "
             f"others"
         )
-    return choose(possible, rule, _width(model))
+    return choose(possible, rule, _width(model), late_blocks)
 
 
 def _width(model: torch.nn.Module) -> int | None:

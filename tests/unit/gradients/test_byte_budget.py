@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lorif_core.config import CodeConfig
 from lorif_core.errors import UserError
-from lorif_core.gradients.byte_budget import code_spec
+from lorif_core.gradients.byte_budget import code_spec, late_blocks_of
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.spec import CodeSpec, LayerSpec
 
@@ -36,3 +36,12 @@ def test_a_budget_below_rank_1_is_refused_with_the_bytes_that_it_takes() -> None
     needed = bytes_of(CodeSpec("cut", 1, "sign"))
     with pytest.raises(UserError, match=f"{needed:,} bytes"):
         code_spec(CodeConfig(kind="cut", dtype="sign", bytes=needed - 1), LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("kib", "blocks"), [(0.5, 1), (1, 1), (2, 3), (4, 3), (8, 3), (16, 7), (32, 14), (64, 28)]
+)
+def test_a_budget_buys_terms_first_and_then_blocks(kib: float, blocks: int) -> None:
+    """At the width of SmolLM2-135M, as in `benchmarks/results/layers-rule.md`."""
+    block = (LayerSpec("model.layers.22.mlp.down_proj", 1536, 576, 512, 576),)
+    assert late_blocks_of(round(kib * 1024), block) == blocks

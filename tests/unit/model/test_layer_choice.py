@@ -74,13 +74,13 @@ def test_in_a_model_of_few_blocks_every_mlp_counts(model: torch.nn.Module) -> No
     assert len(choice.layers) in (9, 6) and "because there are few" in choice.reason
 
 
-@pytest.mark.parametrize("blocks", [7, 12, 30, 80])
+@pytest.mark.parametrize("blocks", [9, 12, 30, 80])
 @pytest.mark.parametrize(("make", "name"), [(llama, "down_proj"), (gpt2, "mlp.c_proj")])
 def test_in_a_deep_model_few_late_down_projections_do(make, blocks: int, name: str) -> None:  # type: ignore[no-untyped-def]
     choice = choose_layers(make(blocks), "auto")
-    assert 2 <= len(choice.layers) <= 3 and all(layer.endswith(name) for layer in choice.layers)
+    assert len(choice.layers) == 3 and all(layer.endswith(name) for layer in choice.layers)
     chosen = [block_of(layer) for layer in choice.layers]
-    assert all(block is not None and blocks // 2 < block < blocks for block in chosen)
+    assert all(block is not None and blocks // 2 <= block < blocks for block in chosen)
     assert f"of {blocks}" in choice.reason and next(iter(choice.layers)) in choice.reason
 
 
@@ -94,12 +94,22 @@ def test_a_model_without_mlps_tracks_all_its_layers() -> None:
 
 def test_the_rule_chooses_among_the_layers_that_are_left() -> None:
     model = llama(30)
-    excluded = choose_layers(model, "auto", exclude=r"layers\.(20|24)\.")
-    assert not {block_of(name) for name in excluded.layers} & {20, 24}
-    lost = dict.fromkeys((name for name in linear_layers(model) if ".28." in name), "is never called")
-    assert 28 not in {block_of(name) for name in choose_layers(model, "auto", uncapturable=lost).layers}
+    excluded = choose_layers(model, "auto", exclude=r"layers\.(17|22)\.")
+    assert not {block_of(name) for name in excluded.layers} & {17, 22}
+    lost = dict.fromkeys((name for name in linear_layers(model) if ".27." in name), "is never called")
+    assert 27 not in {block_of(name) for name in choose_layers(model, "auto", uncapturable=lost).layers}
 
 
 def test_a_regex_that_matches_nothing_lists_the_layers() -> None:
     with pytest.raises(UserError, match=r"'q_projj' matches none.*q_proj"):
         select_layers(llama(1), "q_projj")
+
+
+def test_more_blocks_are_spread_over_the_last_half() -> None:
+    chosen = {
+        count: [block_of(name) for name in choose_layers(llama(30), "auto", late_blocks=count).layers]
+        for count in (1, 3, 7, None)
+    }
+    assert chosen == {
+        1: [22], 3: [17, 22, 27], 7: [16, 18, 20, 22, 24, 26, 28], None: list(range(15, 30))
+    }  # fmt: skip
