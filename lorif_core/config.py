@@ -131,8 +131,10 @@ class ProjectionConfig(Section):
     it for wide models, because the memory of the whitening grows with its square."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the projection matrices and of the curvature fit."""
-    calibration_examples: PositiveInt = 512
-    """Number of examples, drawn across all shards, on which the covariances are measured with `whiten`."""
+    calibration_examples: Literal["auto"] | PositiveInt = "auto"
+    """Number of examples, drawn across all shards, on which the covariances are measured with `whiten`. `auto`
+    takes 256, but at most a sixteenth of the corpus, and at least 128 if it has them. An index that was built with
+    a number keeps it under `auto`."""
 
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> "ProjectionConfig":
