@@ -15,6 +15,7 @@ from lorif_core.config import Config
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.plan import make_plan
+from lorif_core.lifecycle.update import make_update_plan
 from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.calibrate import calibrate
@@ -104,6 +105,9 @@ def test_a_rebuild_keeps_the_whitening_and_other_settings_are_refused(indexes: d
     )
     with pytest.raises(UserError, match="calibration_examples"):
         build(other)
+    projection = config.projection.model_copy(update={"calibration_examples": "auto"})
+    automatic = config.model_copy(update={"projection": projection})
+    assert make_plan(automatic).spec == make_update_plan(automatic).build.spec == store.latest().index_spec
 
 
 def test_the_whitening_does_not_depend_on_the_workers(
