@@ -9,15 +9,14 @@ from docs_generators.markdown import code, table
 _VARIANTS = {
     "train": "training step: forward and full backward",
     "floor": "forward and activation-only backward",
-    "build f4 rank": "build, factor 4, rank 1",
-    "build f8 rank": "build, factor 8, rank 1",
-    "build f16 rank": "build, factor 16, rank 1",
-    "build f4 dense": "build, factor 4, dense",
-    "build f8 dense": "build, factor 8, dense",
-    "build f16 dense": "build, factor 16, dense",
+    "build paper": "build, preset `paper`",
     "build compact": "build, preset `compact`",
     "build balanced": "build, preset `balanced`",
+    "build fine": "build, preset `fine`",
     "build quality": "build, preset `quality`",
+    "build balanced, all MLPs": "build, preset `balanced`, `model.layers: mlp`",
+    "build version 1 balanced": "build, the default of the first release",
+    "dense 16 x 16": "build, random projections to 16 x 16, all layers",
 }
 _QUERY_COUNTS = (1, 8, 64, 512)
 _CODES = {"default preset (cut 4, f 2)": "`balanced`: cut 4, f 2"}
@@ -54,26 +53,39 @@ def _command(module: str, options: str = "", name: str | None = None) -> tuple[s
 def _build() -> Iterator[str]:
     name, command = _command("build")
     result = load(name)
+    shapes = list(result["shapes"].values())
     yield "### Build next to training {#build}"
     yield f"""\
-How fast gradients of a training corpus become codes, next to a training step of the same model on the same
-batches ({result["model"]}, {result["threads"]} threads, {result["tokens_per_round"]:,} tokens in each of
-{result["rounds"]} interleaved rounds). Time is the median ratio to the training step."""
-    rows = [
-        [_VARIANTS.get(variant, variant), rounded(row["tokens_per_second"], 4), decimals(row["ratio"], 2)]
-        for variant, row in sorted(result["variants"].items(), key=lambda item: _place(item[0]))
-    ]
-    yield sourced(table(["Variant", "Tokens per second", "Time, training step = 1"], rows), name)
+How fast gradients of a training corpus become codes, as a share of the time of a training step of the same model
+on the same batches ({result["threads"]} threads, medians over {shapes[0]["rounds"]} interleaved rounds). Models
+have random weights and the shapes of real ones:"""
+    yield "\n".join(
+        f"- {code(key)}: {shape['model']}, batches of {shape['rows']} x {shape['tokens']} tokens"
+        for key, shape in result["shapes"].items()
+    )
+    yield sourced(
+        table(
+            ["Variant", *map(code, result["shapes"])],
+            [
+                [label, *(_share(shape["variants"].get(variant)) for shape in shapes)]
+                for variant, label in _VARIANTS.items()
+            ],
+        ),
+        name,
+    )
     yield """\
-A build can be faster than the forward and activation-only backward of the model as transformers runs it,
-because it differentiates the loss without autograd, only at scored tokens, and runs GPT-2's GELU as one
-kernel. The presets spend time on large projections and on the search for the best signs. What this does not
-show: GPUs, larger models, and reading the corpus or writing the index."""
+A build can be faster than the forward and activation-only backward of the model as transformers runs it, because
+its backward pass ends at the first tracked layer, and because it differentiates the loss without autograd, only
+at scored tokens. What this does not show: GPUs, and reading the corpus or writing the index."""
     yield provenance(name, command)
 
 
-def _place(variant: str) -> int:
-    return list(_VARIANTS).index(variant) if variant in _VARIANTS else len(_VARIANTS)
+def _share(row: dict[str, Any] | None) -> str:
+    """The time of a variant, training step = 1, and its bytes for each example if it makes a code."""
+    if row is None:
+        return ""
+    size = f", {row['bytes_per_example']:,} B" if row["bytes_per_example"] else ""
+    return f"{decimals(row['ratio'], 2)}{size}"
 
 
 def _build_and_query_commands() -> Iterator[str]:

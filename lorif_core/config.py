@@ -139,9 +139,8 @@ class ProjectionConfig(Section):
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> "ProjectionConfig":
         others = {"factor"} if self.kind == "folded" else {"fold", "max_side"}
-        for key in sorted(others):
-            if getattr(self, key) == type(self).model_fields[key].default:
-                continue
+        changed = {key for key in others if getattr(self, key) != type(self).model_fields[key].default}
+        for key in sorted(changed):
             raise ValueError(f"{key} has no effect with kind {self.kind}; set kind too, or leave {key} out")
         return self
 

@@ -1,8 +1,9 @@
 """Other factors than signs for `benchmarks.quality.moonshots`: four levels, and groups of entries from a codebook.
 
 Both begin as `cut` does, with one round of the range finder and the rotation, and refine by alternating sweeps:
-every column in turn becomes the quantised best column given the others. Shapes: B examples, h1 and h2 sides, c rank, K
-codewords.
+every column in turn becomes the quantised best column given the others.
+
+Shapes: B examples, h1 and h2 sides, c rank, K codewords.
 """
 
 from collections.abc import Callable
