@@ -115,8 +115,7 @@ class ProjectionConfig(Section):
     """Two-sided projection of the gradients, whose defaults come from the preset."""
 
     kind: Literal["random", "folded"] = "random"
-    """`random` multiplies both sides of the gradient by seeded matrices of +-1, as in the paper; `folded` adds
-    coordinates of the longer side with seeded signs, which costs next to nothing."""
+    """`random` multiplies both sides with seeded +-1 as in the paper; `folded` adds coordinates with seeded signs."""
     whiten: bool = False
     """Whiten both sides with covariances measured on a sample of the corpus, so that a product of gradients is an
     influence in the K-FAC metric. Whitened gradients need no curvature: set `curvature.kind` to `none`."""
@@ -124,8 +123,8 @@ class ProjectionConfig(Section):
     """f, the factor by which each side of a `random` projection shrinks: `d1 = ceil(in/f)` and
     `d2 = ceil(out/f)`; 1 means no projection. A smaller factor is more accurate, but rows are larger."""
     fold: Literal["auto"] | PositiveInt = "auto"
-    """Number of coordinates of a layer's longer side that a `folded` projection adds to one; `auto` makes the side
-    about as long as the shorter one, and 1 folds nothing."""
+    """Number of coordinates of the longer side that a `folded` projection adds to one; 1 folds nothing, and `auto`
+    makes the side about as long as the shorter one."""
     max_side: PositiveInt | None = None
     """Largest size of a side of a `folded` projection; longer ones are folded further. `null` sets no limit. Lower
     it for wide models, because the memory of the whitening grows with its square."""
@@ -138,10 +137,9 @@ class ProjectionConfig(Section):
 
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> "ProjectionConfig":
-        others = {"factor"} if self.kind == "folded" else {"fold", "max_side"}
-        changed = {key for key in others if getattr(self, key) != type(self).model_fields[key].default}
-        for key in sorted(changed):
-            raise ValueError(f"{key} has no effect with kind {self.kind}; set kind too, or leave {key} out")
+        for key in ("factor",) if self.kind == "folded" else ("fold", "max_side"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with kind {self.kind}; set kind too, or leave {key} out")
         return self
 
     @model_validator(mode="before")
