@@ -115,7 +115,7 @@ class ProjectionConfig(Section):
     """Two-sided projection of the gradients, whose defaults come from the preset."""
 
     kind: Literal["random", "folded"] = "random"
-    """`random` multiplies both sides with seeded +-1 as in the paper; `folded` adds coordinates with seeded signs."""
+    """`random` multiplies both sides with seeded +-1, as the paper; `folded` adds coordinates with such signs."""
     whiten: bool = False
     """Whiten both sides with covariances measured on a sample of the corpus, so that a product of gradients is an
     influence in the K-FAC metric. Whitened gradients need no curvature: set `curvature.kind` to `none`."""

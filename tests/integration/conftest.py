@@ -23,7 +23,7 @@ def make_config(model_folder: Path, corpus_file: Path) -> MakeConfig:
     def make(index: Path, **sections: Any) -> Config:
         raw: dict[str, Any] = {
             "index": str(index),
-            "model": {"path": str(model_folder)},
+            "model": {"path": str(model_folder), "layers": "all"},
             "corpus": {"uri": str(corpus_file), "id": "id", "max_length": 64},
             "projection": {"kind": "random", "factor": 4},
             "code": {"kind": "rank", "rank": 1, "dtype": "float16"},
