@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality.baselines DUMP --methods old4 lograf4 lograf8 dot [--layers REGEX]
 
-`oldC` is the preset of version 1 with cut C: random signs to half of both sides, whitened, 16 rounds of search by
-the product's own `encode`. `lografF` is LoGRA with both sides divided by F: random projections, and the exact
+`oldC` is the preset of version 1 with cut C: random signs to half of both sides, whitened, 16 rounds of power
+iteration and three sweeps. `lografF` is LoGRA with both sides divided by F: random projections, and the exact
 curvature of the projected gradients layer by layer with the product's damping. `dot` is the plain gradient dot
 product.
 Scores (Q, N) go to DUMP/codes as those of `benchmarks.quality.folded`.
@@ -19,15 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.quality.folded import decode, unbiased
-from benchmarks.quality.layer_scores import gradients
+from benchmarks.quality.folded import decode, swept, unbiased
+from benchmarks.quality.layer_scores import gradients, spread_order
 from benchmarks.quality.pairs import Pairs, open_pairs
-from lorif_core.gradients.codes import encode
+from lorif_core.gradients.low_rank import low_rank_factors
 from lorif_core.gradients.projection import rademacher_signs
 from lorif_core.gradients.whitening import inverse_root, second_moment
-from lorif_core.spec import CodeSpec, projected_size
+from lorif_core.spec import projected_size
 
 _BLOCK = 32
+_SWEEPS = 3
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pairs = open_pairs(arguments.dump)
     (arguments.dump / "codes").mkdir(exist_ok=True)
-    for number, layer in enumerate(pairs.layers):
+    for number, layer in spread_order(pairs.layers):
         for method in arguments.methods:
             path = baseline_path(arguments.dump, number, method)
             if re.search(arguments.layers, layer) and not path.exists():
@@ -77,14 +78,11 @@ def old_preset(pairs: Pairs, layer: str, rank: int) -> np.ndarray:
         sides.append(projected @ inverse_root(second_moment(tokens) / len(tokens)).float())
     x, d = sides
     queries = (x[pairs.query_rows].transpose(1, 2) @ d[pairs.query_rows]).flatten(1)
-    code, blocks = CodeSpec(kind="cut", rank=rank, dtype="sign"), []
+    blocks = []
     for start in range(0, N, _BLOCK):
         A, E = x[start : min(start + _BLOCK, N)], d[start : min(start + _BLOCK, N)]
-        encoded = encode(A, E, code)
-        left = A.shape[2] * rank
-        U = encoded.codes[:, :left].view(len(A), rank, -1).transpose(1, 2)
-        V = encoded.codes[:, left:].view(len(A), rank, -1).transpose(1, 2)
-        decoded = unbiased(A.transpose(1, 2) @ E, decode(U, V, encoded.scales))
+        G = A.transpose(1, 2) @ E
+        decoded = unbiased(G, decode(*swept(G, *low_rank_factors(A, E, rank), _SWEEPS)))
         blocks.append(queries @ decoded.flatten(1).T)
     return torch.cat(blocks, dim=1).numpy()
 

@@ -1,18 +1,28 @@
-"""The finished part of a testbed's ground truth, so that methods can be compared before the last run ends."""
+"""A testbed's EVALUATION without its methods, and the finished part of its ground truth.
+
+The research modules have methods of their own, and compare them before the last training run has ended.
+"""
 
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from lorif_core.config import StorageConfig
-from lorif_core.evaluation.config import load_evaluation
+from lorif_core.evaluation.config import EvaluationConfig
 from lorif_core.evaluation.ground_truth import TruthFolder, run_name, subset
 from lorif_core.evaluation.lds import Truth
 
 
+def testbed_evaluation(testbed: Path) -> EvaluationConfig:
+    """EVALUATION of a testbed, without methods, whose keys may be those of another release."""
+    content = yaml.safe_load((testbed / "evaluation.yaml").read_text(encoding="utf-8"))
+    return EvaluationConfig(**{**content, "methods": {}, "compare": ()})
+
+
 def finished_truth(testbed: Path) -> Truth:
     """Truth of the subsets of which every seed is finished, else of those of which one is."""
-    evaluation = load_evaluation(str(testbed / "evaluation.yaml"))
+    evaluation = testbed_evaluation(testbed)
     folder = TruthFolder(str(testbed / "out"), StorageConfig())
     done, ids, subsets = folder.finished_runs(), folder.ids(), evaluation.subsets
     by_seed = [[n for n in range(subsets.count) if run_name(n, seed) in done] for seed in range(subsets.seeds)]

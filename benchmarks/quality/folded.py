@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks.quality.pairs import Pairs, open_pairs
-from lorif_core.gradients.low_rank import _best_signs, _joint_scales
 from lorif_core.gradients.projection import rademacher_signs
 from lorif_core.gradients.quantisation import signs
 from lorif_core.gradients.whitening import inverse_root, second_moment
 
+_RIDGE = 1e-5
 _FLOATS = 2**24  # of the gradients that are formed at once
 
 Coder = Callable[[torch.Tensor], torch.Tensor]
@@ -142,23 +142,54 @@ def code_bytes(name: str, shape: tuple[int, int]) -> int:
 
 def cut(G: torch.Tensor, rank: int, sweeps: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Signs U (B, h1, c), V (B, h2, c) and scales (B, c): one round of a range finder, a rotation, then sweeps."""
+    return swept(G, *leading_factors(G, rank), sweeps)
+
+
+def leading_factors(G: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Approximate leading factors (B, h1, c) and (B, h2, c)."""
     rank = min(rank, *G.shape[1:])
     probes = min(rank + 1, *G.shape[1:])
     omega = torch.from_numpy(rademacher_signs(G.shape[2], probes, 0, "omega")).to(G)
     Q = torch.linalg.qr(G @ omega).Q
     Z = G.transpose(1, 2) @ Q
     rotation = torch.linalg.eigh(Z.transpose(1, 2) @ Z)[1][:, :, -rank:].flip(2)
-    U, V = signs(Q @ rotation), signs(Z @ rotation)
+    return Q @ rotation, Z @ rotation
+
+
+def swept(
+    G: torch.Tensor, U: torch.Tensor, V: torch.Tensor, sweeps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Signs of factors, improved by alternating sweeps over their columns, and scales."""
+    U, V = signs(U), signs(V)
     product = G @ V
-    scales = _joint_scales(product, U, V)
+    scales = joint_scales(product, U, V)
     for _ in range(sweeps):
         U = _best_signs(product, U, V, scales)
         product = G.transpose(1, 2) @ U
-        scales = _joint_scales(product, V, U)
+        scales = joint_scales(product, V, U)
         V = _best_signs(product, V, U, scales)
         product = G @ V
-        scales = _joint_scales(product, U, V)
+        scales = joint_scales(product, U, V)
     return U, V, scales
+
+
+def _best_signs(product: torch.Tensor, x: torch.Tensor, other: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Each column in turn set to the best signs given the rest; `product` is G times the other side."""
+    x = x.clone()
+    overlap = scales[:, :, None] * (other.transpose(1, 2) @ other)
+    for k in range(x.shape[2]):
+        wanted = product[:, :, k] - (x @ overlap[:, :, k : k + 1])[:, :, 0] + x[:, :, k] * overlap[:, k, k : k + 1]
+        x[:, :, k] = signs(wanted * signs(scales[:, k : k + 1]))
+    return x
+
+
+def joint_scales(product: torch.Tensor, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """(B, c) least-squares scales of all terms jointly."""
+    gram = (x.transpose(1, 2) @ x) * (other.transpose(1, 2) @ other)
+    ridge = (
+        _RIDGE * x.shape[1] * other.shape[1] * torch.eye(gram.shape[2]).to(gram)
+    )  # equal terms: a singular Gram
+    return torch.linalg.solve(gram + ridge, (x * product).sum(dim=1))
 
 
 def code_scores(pairs: Pairs, layer: str, codes: Sequence[str], fold: int = 1) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""LDS of sets of codes on a testbed, from stored scores of layers: the rule at every budget, and what it replaces.
+"""LDS of the rule's codes at every budget on a testbed, and of what they replace, from the layers' scores.
 
     python -m benchmarks.quality.frontier TESTBED DUMP RESULT.json
 
@@ -11,6 +11,7 @@ Shapes: Q queries, N examples.
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +19,20 @@ import numpy as np
 import torch
 
 from benchmarks.quality.baselines import baseline_path
-from benchmarks.quality.finished import finished_truth
+from benchmarks.quality.finished import finished_truth, testbed_evaluation
 from benchmarks.quality.folded import code_bytes, code_scores, folded_size
-from benchmarks.quality.layer_scores import read_scores
+from benchmarks.quality.layer_scores import block_of, read_scores
 from benchmarks.quality.layers import DOWN, MLP, correlation, rounded
 from benchmarks.quality.pairs import Pairs, open_pairs
 from benchmarks.quality.rule import BUDGETS, Choice, choose
 from benchmarks.run_record import write_result
 from lorif_core.evaluation.bm25 import bm25_scores
-from lorif_core.evaluation.config import load_evaluation
 from lorif_core.evaluation.inputs import load_inputs
 from lorif_core.evaluation.lds import bootstrap
 from lorif_core.spec import projected_size
 
 _OLD, _KFAC = "version 1 balanced: all, f2 cut 4", "K-FAC, all layers"
+_BASELINES = {_OLD: "old4", "LoGRA f4": "lograf4", "LoGRA f8": "lograf8", "gradient dot": "dot"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def main() -> None:
         "testbed": arguments.testbed.name,
         "subsets": len(truth.losses),
         "runs_a_subset": truth.seeds,
+        "coverage": coverage(arguments.dump),
         "methods": {
             name: {
                 "bytes": None if row.bytes is None else round(row.bytes),
@@ -72,43 +74,61 @@ def main() -> None:
     write_result(arguments.result, result)
 
 
+def coverage(dump: Path) -> dict[str, str]:
+    """Which blocks the methods over all layers cover, as their scores may not be finished."""
+    pairs = open_pairs(dump)
+    stored = {"K-FAC": list(read_scores(dump))}
+    for label, method in _BASELINES.items():
+        names = enumerate(pairs.layers)
+        stored[label] = [name for number, name in names if baseline_path(dump, number, method).exists()]
+    blocks = {len(pairs.layers): "all blocks", 0: "none"}
+    return {label: blocks.get(len(covered(pairs, names)), "every third block") for label, names in stored.items()}
+
+
 def baseline_rows(testbed: Path, dump: Path) -> dict[str, Row]:
     """K-FAC, the old default, LoGRA, gradient dot and BM25, as far as their scores are there."""
     pairs = open_pairs(dump)
     exact = {name: layer.scores for name, layer in read_scores(dump).items()}
+    chosen = covered(pairs, list(exact))
     rows = {
-        label: Row(np.sum([exact[name] for name in exact if re.search(pattern, name)], axis=0))
+        label: Row(np.sum([exact[name] for name in chosen if re.search(pattern, name)], axis=0))
         for label, pattern in {_KFAC: "", "K-FAC, MLP": MLP, "K-FAC, down-projections": DOWN}.items()
     }
-    for label, method in {
-        _OLD: "old4", "LoGRA f4": "lograf4", "LoGRA f8": "lograf8", "gradient dot": "dot",
-    }.items():  # fmt: skip
-        paths = [baseline_path(dump, number, method) for number in range(len(pairs.layers))]
-        if all(path.exists() for path in paths):
-            scores = np.sum([np.load(path) for path in paths], axis=0)
-            rows[label] = Row(scores, baseline_bytes(pairs, method))
+    numbers = {name: number for number, name in enumerate(pairs.layers)}
+    for label, method in _BASELINES.items():
+        stored = [name for name in pairs.layers if baseline_path(dump, numbers[name], method).exists()]
+        chosen = covered(pairs, stored)
+        if chosen:
+            paths = [baseline_path(dump, numbers[name], method) for name in chosen]
+            rows[label] = Row(
+                np.sum([np.load(path) for path in paths], axis=0), baseline_bytes(pairs, method, chosen)
+            )
     rows["BM25"] = Row(_bm25(testbed))
     return rows
 
 
-def baseline_bytes(pairs: Pairs, method: str) -> float | None:
-    """Bytes an example over all layers; None for `dot`."""
+def covered(pairs: Pairs, stored: Sequence[str]) -> list[str]:
+    """All layers if all are stored, else those of every third block if these are, else none."""
+    third = [name for name in pairs.layers if block_of(name) % 3 == 2]
+    return list(pairs.layers) if len(stored) == len(pairs.layers) else third if set(third) <= set(stored) else []
+
+
+def baseline_bytes(pairs: Pairs, method: str, layers: Sequence[str]) -> float | None:
+    """Bytes an example over the layers; None for `dot`."""
     if method == "dot":
         return None
     factor = 2 if method.startswith("old") else int(method.removeprefix("lograf"))
     total = 0
-    for layer in pairs.layers:
-        shape = (
-            projected_size(pairs.side(layer, "in").shape[2], factor),
-            projected_size(pairs.side(layer, "out").shape[2], factor),
-        )
-        total += code_bytes("cut4", shape) if method.startswith("old") else code_bytes("exact", shape)
+    for layer in layers:
+        inner, outer = (projected_size(pairs.side(layer, side).shape[2], factor) for side in ("in", "out"))
+        total += code_bytes("cut4" if method.startswith("old") else "exact", (inner, outer))
     return total
 
 
 def _bm25(testbed: Path) -> np.ndarray:
-    inputs = load_inputs(load_evaluation(str(testbed / "evaluation.yaml")))
+    inputs = load_inputs(testbed_evaluation(testbed))
     tokenizer = inputs.loaded.tokenizer
+    assert tokenizer is not None
     examples, queries = (
         [tokenizer.decode(e.input_ids) for e in part] for part in (inputs.examples, inputs.queries)
     )

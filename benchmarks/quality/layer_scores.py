@@ -1,18 +1,20 @@
 """Exact K-FAC scores of every layer alone, from a dump of `benchmarks.quality.pairs`, with what a rule could use.
 
-    python -m benchmarks.quality.layer_scores DUMP
+    python -m benchmarks.quality.layer_scores DUMP [--scores-only]
 
 Writes DUMP/kfac/NUMBER.npz a layer, resumable. The metric is that of the product: covariances of the examples'
 tokens, damped by .01 of the mean eigenvalue, on both sides. The gradients of a sample are also split into halves,
-the sums over even and over odd tokens, so that the agreement of halves can be measured.
+the sums over even and over odd tokens, so that the agreement of halves can be measured; `--scores-only` leaves
+that out.
 
 Shapes: R rows, T tokens, I and O sides, N examples, Q queries, P plants, S examples of the sample.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +30,17 @@ _FLOATS = 2**25  # of the gradients that are formed at once
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", type=Path)
-    folder: Path = parser.parse_args().dump
+    parser.add_argument("--scores-only", action="store_true")
+    arguments = parser.parse_args()
+    folder: Path = arguments.dump
     torch.set_num_threads(1)
     pairs = open_pairs(folder)
     (folder / "kfac").mkdir(exist_ok=True)
-    # every third block first, so that an unfinished run covers the depth
-    for number, layer in sorted(enumerate(pairs.layers), key=lambda item: block_of(item[1]) % 3 != 2):
+    for number, layer in spread_order(pairs.layers):
         path = folder / "kfac" / f"{number:03d}.npz"
         if not path.exists():
-            np.savez(path, **score_layer(pairs, layer))
+            found: dict[str, Any] = score_layer(pairs, layer, clues=not arguments.scores_only)
+            np.savez(path, **found)
             print(layer, flush=True)
 
 
@@ -72,12 +76,17 @@ def block_of(name: str) -> int:
     return int(next(part for part in name.split(".") if part.isdigit()))
 
 
+def spread_order(layers: Iterable[str]) -> list[tuple[int, str]]:
+    """Numbers and names, every third block first, so that an unfinished run covers the depth."""
+    return sorted(enumerate(layers), key=lambda item: block_of(item[1]) % 3 != 2)
+
+
 def sample_of(examples: int) -> list[int]:
     """The examples whose own halves are compared."""
     return sorted(counter_generator(0, "sample").permutation(examples)[:SAMPLE].tolist())
 
 
-def score_layer(pairs: Pairs, layer: str) -> dict[str, np.ndarray]:
+def score_layer(pairs: Pairs, layer: str, *, clues: bool) -> dict[str, np.ndarray]:
     """The fields of `LayerScores`."""
     X = pairs.read(layer, "in", slice(None))
     D = pairs.read(layer, "out", slice(None))
@@ -88,6 +97,9 @@ def score_layer(pairs: Pairs, layer: str) -> dict[str, np.ndarray]:
     weights = _weights(X[asked], D[asked], inverses)
     blocks = [G.flatten(1) @ weights.T for G in gradients(X[:N], D[:N])]
     scores = torch.cat(blocks).T.numpy()
+    if not clues:
+        empty = np.zeros((2, 2, Q, 0))
+        return {"scores": scores[:Q], "plants": scores[Q:], "halves": empty, "own": np.zeros((0, 0))}
     weights_of_halves = torch.cat(
         [
             _weights(_half(X[rows], h), _half(D[rows], h), inverses)

@@ -42,13 +42,17 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     arguments = parser.parse_args()
     truth = finished_truth(arguments.testbed)
-    layers = read_scores(arguments.dump)
-    found = clues(layers, open_pairs(arguments.dump).planted)
+    pairs, layers = open_pairs(arguments.dump), read_scores(arguments.dump)
+    complete = len(layers) == len(pairs.layers)
+    if not complete:
+        layers = {name: layer for name, layer in layers.items() if block_of(name) % 3 == 2}
+    found = clues(layers, pairs.planted)
     alone = {name: float(lds(layer.scores, truth).mean()) for name, layer in layers.items()}
     result = {
         "testbed": arguments.testbed.name,
         "subsets": len(truth.losses),
         "runs_a_subset": truth.seeds,
+        "blocks": "all" if complete else "every third",
         "sets": sets_table(layers, truth),
         "clues": {group: clue_table(found, alone, pattern) for group, pattern in GROUPS.items()},
         "layers": {
@@ -76,6 +80,8 @@ def clues(layers: Mapping[str, LayerScores], planted: Sequence[int]) -> dict[str
         "self": lambda name, layer: separation(layer.own),
         "plants": lambda name, layer: plant_score(layer.plants, planted),
     }
+    if not next(iter(layers.values())).own.size:  # `--scores-only`
+        del by_layer["halves"], by_layer["self"]
     return {clue: {name: value(name, layer) for name, layer in layers.items()} for clue, value in by_layer.items()}
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.quality.finished import testbed_evaluation
 from lorif_core.corpus.batches import collate
 from lorif_core.corpus.tokenise import Example, make_example
-from lorif_core.evaluation.config import load_evaluation
 from lorif_core.evaluation.inputs import load_inputs
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.projection import counter_generator
@@ -87,7 +87,7 @@ def open_pairs(folder: Path) -> Pairs:
 
 def dump(testbed: Path, folder: Path) -> None:
     """Run the passes and write the arrays."""
-    evaluation = load_evaluation(str(testbed / "evaluation.yaml"))
+    evaluation = testbed_evaluation(testbed)
     inputs = load_inputs(evaluation, str(testbed / "out" / "model"))
     planted = counter_generator(0, "planted").permutation(len(inputs.examples))[:PLANTS].tolist()
     rows = [*inputs.examples, *inputs.queries, *(noisy_copy(inputs.examples, i) for i in planted)]

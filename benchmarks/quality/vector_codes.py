@@ -1,18 +1,16 @@
 """Other factors than signs for `benchmarks.quality.moonshots`: four levels, and groups of entries from a codebook.
 
-Both begin as `cut` does, with one round of the range finder and the rotation, and refine by alternating sweeps:
-every column in turn becomes the quantised best column given the others.
+Both begin as `cut` does, with one round of the range finder and the rotation, and refine by one sweep: every
+column in turn becomes the quantised best column given the others.
 
-Shapes: B examples, h1 and h2 sides, c rank, K codewords.
+Shapes: B examples, h1 and h2 sides, c rank, K codewords, g entries of a group.
 """
 
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.quality.folded import FoldedLayer
-from lorif_core.gradients.low_rank import _joint_scales
-from lorif_core.gradients.projection import rademacher_signs
+from benchmarks.quality.folded import FoldedLayer, joint_scales, leading_factors
 
 _GROUP = 8
 _LLOYD_MAX = (0.4528, 1.5104, 0.9816)  # two levels and the threshold of a unit normal variable
@@ -44,24 +42,20 @@ def codebook_cut(layer: FoldedLayer, rank: int, bits: int) -> Callable[[torch.Te
 
 
 def _start(G: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rank = min(rank, *G.shape[1:])
-    omega = torch.from_numpy(rademacher_signs(G.shape[2], min(rank + 1, G.shape[2]), 0, "omega")).to(G)
-    Q = torch.linalg.qr(G @ omega).Q
-    Z = G.transpose(1, 2) @ Q
-    rotation = torch.linalg.eigh(Z.transpose(1, 2) @ Z)[1][:, :, -rank:].flip(2)
-    return _unit(Q @ rotation), _unit(Z @ rotation)
+    U, V = leading_factors(G, rank)
+    return _unit(U), _unit(V)
 
 
 def _alternating(G: torch.Tensor, rank: int, left: Quantise, right: Quantise) -> Factors:
     U, V = _start(G, rank)
     U, V = _columns(U, left), _columns(V, right)
     product = G @ V
-    scales = _joint_scales(product, U, V)
+    scales = joint_scales(product, U, V)
     U = _sweep(product, U, V, scales, left)
     product = G.transpose(1, 2) @ U
-    scales = _joint_scales(product, V, U)
+    scales = joint_scales(product, V, U)
     V = _sweep(product, V, U, scales, right)
-    return U, V, _joint_scales(G @ V, U, V)
+    return U, V, joint_scales(G @ V, U, V)
 
 
 def _sweep(
