@@ -192,12 +192,17 @@ def joint_scales(product: torch.Tensor, x: torch.Tensor, other: torch.Tensor) ->
     return torch.linalg.solve(gram + ridge, (x * product).sum(dim=1))
 
 
+def code_path(dump: Path, number: int, code: str, fold: int) -> Path:
+    """File of a layer's scores."""
+    return dump / "codes" / f"{number:03d}-{code}-f{fold}.npy"
+
+
 def code_scores(pairs: Pairs, layer: str, codes: Sequence[str], fold: int = 1) -> list[np.ndarray]:
     """(Q, N) scores by code of one layer, from DUMP/codes where they are stored."""
     number = list(pairs.layers).index(layer)
     folder = pairs.folder / "codes"
     folder.mkdir(exist_ok=True)
-    paths = {code: folder / f"{number:03d}-{code}-f{fold}.npy" for code in codes}
+    paths = {code: code_path(pairs.folder, number, code, fold) for code in codes}
     missing = [code for code in codes if not paths[code].exists()]
     if missing:
         for code, scores in zip(

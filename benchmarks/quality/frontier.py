@@ -1,10 +1,12 @@
 """LDS of the rule's codes at every budget on a testbed, and of what they replace, from the layers' scores.
 
-    python -m benchmarks.quality.frontier TESTBED DUMP RESULT.json
+    python -m benchmarks.quality.frontier TESTBED DUMP RESULT.json [--stored-only]
 
 Budgets and layers come from `benchmarks.quality.rule`. Every row has LDS with interval, bytes an example, the
 paired differences to the old default and to K-FAC over all layers, and the correlation of its scores with those of
-K-FAC over all layers, which needs no ground truth. Codes that are not stored yet are made first.
+K-FAC over all layers, which needs no ground truth. Codes of the rule that are
+not stored yet are made first, or left out with `--stored-only`. `explored` rows are sets of down-projections that
+were looked at besides, so they prove nothing.
 
 Shapes: Q queries, N examples.
 """
@@ -20,7 +22,7 @@ import torch
 
 from benchmarks.quality.baselines import baseline_path
 from benchmarks.quality.finished import finished_truth, testbed_evaluation
-from benchmarks.quality.folded import code_bytes, code_scores, folded_size
+from benchmarks.quality.folded import code_bytes, code_path, code_scores, folded_size
 from benchmarks.quality.layer_scores import block_of, read_scores
 from benchmarks.quality.layers import DOWN, MLP, correlation, rounded
 from benchmarks.quality.pairs import Pairs, open_pairs
@@ -33,6 +35,14 @@ from lorif_core.spec import projected_size
 
 _OLD, _KFAC = "version 1 balanced: all, f2 cut 4", "K-FAC, all layers"
 _BASELINES = {_OLD: "old4", "LoGRA f4": "lograf4", "LoGRA f8": "lograf8", "gradient dot": "dot"}
+
+
+_SEVEN = (16, 18, 20, 22, 24, 26, 28)
+EXPLORED = tuple(
+    (blocks, code)
+    for blocks in ((17, 22, 27), (20, 24, 28), _SEVEN, tuple(range(15, 30)))
+    for code in ("cut4", "cut8", "cut16", "cut32", "signs", "exact")
+)
 
 
 @dataclass(frozen=True)
@@ -48,9 +58,13 @@ def main() -> None:
     parser.add_argument("testbed", type=Path)
     parser.add_argument("dump", type=Path)
     parser.add_argument("result", type=Path)
+    parser.add_argument("--stored-only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = {**baseline_rows(arguments.testbed, arguments.dump), **rule_rows(arguments.dump)}
+    rows = {
+        **baseline_rows(arguments.testbed, arguments.dump),
+        **rule_rows(arguments.dump, stored_only=arguments.stored_only),
+    }
     truth = finished_truth(arguments.testbed)
     pairs = [(name, other) for other in (_OLD, _KFAC) if other in rows for name in rows if name != other]
     singles, paired = bootstrap({name: row.scores for name, row in rows.items()}, truth, pairs)
@@ -135,14 +149,27 @@ def _bm25(testbed: Path) -> np.ndarray:
     return bm25_scores(examples, queries)
 
 
-def rule_rows(dump: Path) -> dict[str, Row]:
-    """The rule's choice at every budget."""
+def rule_rows(dump: Path, *, stored_only: bool) -> dict[str, Row]:
+    """The rule's choice at every budget, and explored sets, whose codes are taken only if they are stored."""
     pairs = open_pairs(dump)
     rows = {}
     for budget in BUDGETS:
         choice = choose({name: shape_of(pairs, name) for name in pairs.layers}, budget)
-        rows[f"rule, {budget / 1024:g} KiB: {choice.label}"] = coded(pairs, choice)
+        if not stored_only or is_stored(pairs, choice):
+            rows[f"rule, {budget / 1024:g} KiB: {choice.label}"] = coded(pairs, choice)
+    for blocks, code in EXPLORED:
+        names = [name for name in pairs.layers if re.search(DOWN, name) and block_of(name) in blocks]
+        choice = Choice(names, code)
+        if len(names) == len(blocks) and is_stored(pairs, choice):
+            label = f"from {min(blocks)} to {max(blocks)}" if len(blocks) > 7 else ", ".join(map(str, blocks))
+            rows[f"explored: blocks {label}, {code}"] = coded(pairs, choice)
     return rows
+
+
+def is_stored(pairs: Pairs, choice: Choice) -> bool:
+    """Whether the scores of all its codes are there."""
+    numbers = {name: number for number, name in enumerate(pairs.layers)}
+    return all(code_path(pairs.folder, numbers[name], choice.code, 1).exists() for name in choice.layers)
 
 
 def coded(pairs: Pairs, choice: Choice) -> Row:
