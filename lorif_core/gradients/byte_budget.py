@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from lorif_core.config import CodeConfig
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
-from lorif_core.model.layer_choice import LATE_BLOCKS
 from lorif_core.spec import CodeSpec, LayerSpec
 
 _TERMS = 16  # of a block, before a budget buys more blocks
 _LEAST_TERMS = 4
+_FEWEST_BLOCKS = 3
 
 
 def late_blocks_of(budget: int, block: Sequence[LayerSpec]) -> int:
     """Number of blocks of a deep model to track for a budget of bytes; `block` has the layers of one."""
     term = _bytes(CodeConfig(kind="cut", dtype="sign"), block, 1)
-    return max(min(LATE_BLOCKS, budget // (_LEAST_TERMS * term)), budget // (_TERMS * term), 1)
+    return max(min(_FEWEST_BLOCKS, budget // (_LEAST_TERMS * term)), budget // (_TERMS * term), 1)
 
 
 def code_spec(section: CodeConfig, layers: Sequence[LayerSpec]) -> CodeSpec:

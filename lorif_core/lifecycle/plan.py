@@ -189,11 +189,11 @@ def chosen_layers(config: Config, skeleton: Skeleton) -> Choice:
 def layers_of_model(config: Config, model: torch.nn.Module, uncapturable: Mapping[str, str]) -> Choice:
     """The layers of a model that the config chooses, and why. Raises UserError as `choose_layers`."""
 
-    def choice(late_blocks: int | None) -> Choice:
+    def choice(late_blocks: int) -> Choice:
         return choose_layers(model, config.model.layers, config.model.exclude, uncapturable, late_blocks)
 
     if config.code.bytes is None:
-        return choice(None if config.code.kind == "dense" else LATE_BLOCKS)
+        return choice(LATE_BLOCKS)
     block = shaped_layers(choice(1).layers, config.projection)
     return choice(late_blocks_of(config.code.bytes, block))
 

@@ -15,8 +15,8 @@ from lorif_core.errors import UserError
 from lorif_core.formatting import listed
 
 ALL, MLP, AUTO = "all", "mlp", "auto"
-LATE_BLOCKS = 3
-"""Number of blocks that `auto` takes of a deep model if nothing else is asked."""
+LATE_BLOCKS = 15
+"""Largest number of blocks that `auto` takes of a deep model if nothing else is asked."""
 _FEW_BLOCKS = 8
 _LISTED = 40
 
@@ -39,7 +39,7 @@ class Choice:
 
 
 def choose(
-    layers: Mapping[str, torch.nn.Module], rule: str, width: int | None, late_blocks: int | None = LATE_BLOCKS
+    layers: Mapping[str, torch.nn.Module], rule: str, width: int | None, late_blocks: int = LATE_BLOCKS
 ) -> Choice:
     """Choose among the linear layers of a model.
 
@@ -47,7 +47,7 @@ def choose(
         layers: the layers by name, in the order of the model.
         rule: `all`, `mlp`, `auto`, or a regex that is searched in the names.
         width: size of the residual stream; None if the model does not say.
-        late_blocks: number of blocks that `auto` takes of a deep model; None takes the last half of them.
+        late_blocks: number of blocks that `auto` takes of a deep model, at most the last half of them.
 
     Raises:
         UserError: the regex is malformed, or nothing is chosen (the message lists the layers).
@@ -76,7 +76,7 @@ def block_of(name: str) -> int | None:
     return None if match is None else int(match.group(1))
 
 
-def _few_late(layers: Mapping[str, torch.nn.Module], width: int | None, late_blocks: int | None) -> Choice:
+def _few_late(layers: Mapping[str, torch.nn.Module], width: int | None, late_blocks: int) -> Choice:
     candidates = [name for name in layers if is_mlp(name) and block_of(name) is not None]
     kind = "the MLPs"
     if not candidates:
@@ -85,7 +85,7 @@ def _few_late(layers: Mapping[str, torch.nn.Module], width: int | None, late_blo
     if len(blocks) <= _FEW_BLOCKS:
         return _choice(layers, candidates, f"{kind} of {len(blocks)} blocks, because there are few")
     half = blocks[len(blocks) // 2 :]
-    count = len(half) if late_blocks is None else min(late_blocks, len(half))
+    count = min(late_blocks, len(half))
     chosen = [half[(2 * part + 1) * len(half) // (2 * count)] for part in range(count)]
     late = [name for name in candidates if block_of(name) in chosen]
     down = [name for name in late if _is_down(layers[name], width)]

@@ -80,7 +80,7 @@ def choose_layers(
     rule: str = ALL,
     exclude: str | None = None,
     uncapturable: Mapping[str, str] = _NONE,
-    late_blocks: int | None = LATE_BLOCKS,
+    late_blocks: int = LATE_BLOCKS,
 ) -> Choice:
     """The linear layers to track, and why.
 
@@ -89,7 +89,7 @@ def choose_layers(
         rule: `model.layers`: `all`, `mlp`, `auto` or a regex (`layer_choice.py`).
         exclude: `model.exclude`, a regex of layers to leave out.
         uncapturable: layers that cannot be captured, with the reason; they are left out.
-        late_blocks: number of blocks that `auto` takes of a deep model; None takes the last half of them.
+        late_blocks: number of blocks that `auto` takes of a deep model, at most the last half of them.
 
     Raises:
         UserError: a regex is malformed, or no layer remains (the message lists the layers).
