@@ -55,7 +55,8 @@ The linear datamodeling score (LDS) asks whether scores predict what training do
 random halves of the corpus. For each query, the scores of the examples in a half are summed; LDS is the rank
 correlation, over the halves, of these sums with the loss that the trained models have. 1 is perfect, 0 is
 chance. Bytes are those of an example's code. Intervals are 95 % bootstrap intervals over subsets and queries.
-The presets were chosen on the small testbed and reported on the large one."""
+The presets of these two testbeds are those of the first release; they were chosen on the small testbed and
+reported on the large one. [Choose a preset](how-to/choose-a-preset.md) has those of today."""
     yield "![LDS against bytes for each example, on the large testbed](assets/lds.svg)"
     yield from _testbed("large", "4 layers of width 256, 128 tokens for each example")
     yield from _testbed("small", "2 layers of width 96, 64 tokens for each example")
