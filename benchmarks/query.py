@@ -75,6 +75,7 @@ def shapes(factor: int) -> tuple[LayerSpec, ...]:
 def random_rows(layout: CodeLayout, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Random codes in the stored dtype, and scales."""
     rng = np.random.default_rng(seed)
+    codes: np.ndarray
     if layout.code.dtype == "float16":
         codes = rng.standard_normal((rows, layout.stored_width), dtype=np.float32).astype(np.float16)
     else:

@@ -63,9 +63,10 @@ class Columns:
         self.scores = np.concatenate(scores, axis=3).astype(np.float64)
         self.exact_QN = self.scores.sum(axis=(0, 1))
         self.row_bytes = part.layout.bytes_per_example
-        sizes = [(slot.packed.stop - slot.packed.start) / part.layout.terms for slot in part.layout.slots]
+        terms = _terms(part.layout)
+        sizes = [(slot.packed.stop - slot.packed.start) / terms for slot in part.layout.slots]
         self.bytes = np.array(sizes) + _BYTES_PER_SCALE
-        scales = torch.cat([block.scales for block in blocks]).view(-1, len(sizes), part.layout.terms)
+        scales = torch.cat([block.scales for block in blocks]).view(-1, len(sizes), terms)
         dims = torch.tensor([slot.layer.dim for slot in part.layout.slots])
         energy_NLc = scales.double().square() * dims[:, None]
         self.energy_per_byte = energy_NLc.mean(dim=0).numpy() / self.bytes[:, None]
@@ -159,7 +160,8 @@ def recall_rows(
 
 def greedy(columns: Columns, queries: slice, count: int) -> list[Column]:
     """Choose columns one by one; each raises the correlation with the exact scores most per byte."""
-    exact_QN, order = columns.exact_QN[queries], []
+    exact_QN = columns.exact_QN[queries]
+    order: list[Column] = []
     coarse_QN = np.zeros_like(exact_QN)
     for _ in range(count):
         before = correlation(coarse_QN, exact_QN) if order else 0.0
@@ -180,11 +182,17 @@ def correlation(a_QN: np.ndarray, b_QN: np.ndarray) -> float:
     return float(((a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).mean())
 
 
+def _terms(layout: CodeLayout) -> int:
+    """The number of terms of every layer; the testbeds have no layer with a side below the rank."""
+    (terms,) = {slot.terms for slot in layout.slots}
+    return terms
+
+
 def _column_scores(
     layout: CodeLayout, folded: FoldedQueries, codes: torch.Tensor, scales_BS: torch.Tensor
 ) -> np.ndarray:
     """(layers, terms, Q, B) scores of the columns of a block."""
-    scores = np.zeros((len(layout.slots), layout.terms, folded.count, len(codes)), np.float32)
+    scores = np.zeros((len(layout.slots), _terms(layout), folded.count, len(codes)), np.float32)
     for number, slot in enumerate(layout.slots):
         u, v = layout.factors(codes, slot)
         scales_Bc = scales_BS[:, slot.scales]

@@ -5,6 +5,7 @@ Levels of a float dtype have unit RMS, so that float16 neither underflows nor ov
 squares.
 """
 
+import numpy as np
 import torch
 
 LEVELS_PER_BYTE = {"int4": 2, "sign": 8}  # levels of the other dtypes are not packed
@@ -20,10 +21,10 @@ def is_float(dtype: str) -> bool:
 
 def quantise(x_Bnc: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels (B, n, c) and scales (B, c) >= 0 with levels * scale ~ x per column; a zero column has scale 0."""
+    if dtype == "sign":
+        return signs(x_Bnc), x_Bnc.abs().mean(dim=1)
     largest = x_Bnc.abs().amax(dim=1, keepdim=True)
     unit = x_Bnc / largest.clamp_min(TINY)  # squares of small numbers would underflow
-    if dtype == "sign":
-        return signs(unit), (unit.abs().mean(dim=1, keepdim=True) * largest)[:, 0]
     rms = unit.square().mean(dim=1, keepdim=True).sqrt()
     if is_float(dtype):
         return torch.where(rms > 0, unit / rms.clamp_min(TINY), 0.0), (rms * largest)[:, 0]
@@ -46,6 +47,8 @@ def packed_bytes(levels: int, dtype: str) -> int:
 def pack(levels_Bn: torch.Tensor, dtype: str) -> torch.Tensor:
     """(B, packed_bytes) uint8, lowest bits first: `sign` as one bit, 1 for +1; `int4` as four bits, level + 8."""
     per_byte = LEVELS_PER_BYTE[dtype]
+    if dtype == "sign" and not levels_Bn.is_cuda:
+        return torch.from_numpy(np.packbits(levels_Bn.numpy() > 0, axis=1, bitorder="little"))
     bits = 8 // per_byte
     unsigned = (levels_Bn > 0).to(torch.uint8) if dtype == "sign" else (levels_Bn + 8).to(torch.uint8)
     padding = -unsigned.shape[1] % per_byte

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Mistake, list[str]]] = {
     "all layers excluded": (with_keys(model={"exclude": "."}), ["model.exclude = '.'", "c_attn"]),
     "whitening above the memory": (
         with_keys(projection={"kind": "random", "whiten": True, "factor": 1}, compute={"memory_gb": 1e-4}),
-        ["projections of factor 1", "compute.memory_gb = 0.0001", "projection.factor to 2"],
+        ["the covariances of the whitening", "compute.memory_gb = 0.0001", "projection.factor to 2"],
     ),
     "curvature rank above the data": (with_keys(curvature={"rank": 1101}), ["curvature.rank = 1101", "1100"]),
     "missing model": (with_keys(model={"path": "./no-such-model"}), ["./no-such-model", "does not exist"]),

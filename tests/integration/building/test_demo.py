@@ -13,7 +13,7 @@ from lorif_core.config_file import load_config
 from tasks.demo.corpus import QUESTIONS
 from tasks.demo.steps import demo_config
 
-STAGES = {"calibrate", "drift", "index", "curvature", "plan, publish", "all"}
+STAGES = {"start", "calibrate", "drift", "index", "curvature", "plan, publish", "all"}
 
 
 @pytest.mark.usefixtures("prefect_server", "ray_session")

@@ -33,14 +33,14 @@ def corpus(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(preset: str, index: Path, corpus: Path, model: Path, **sections: Any) -> Config:
+def config_of(preset: str, index: Path, corpus: Path, folder: Path, **sections: Any) -> Config:
     return parse_config(
         {
             "preset": preset,
             "index": str(index),
             "corpus": {"uri": str(corpus), "id": "id", "max_length": 64},
             "compute": {"workers": 1, "tokens_per_batch": 2048},
-            "model": {"path": str(model), **sections.pop("model", {})},
+            "model": {"path": str(folder), **sections.pop("model", {})},
             **sections,
         }
     )
