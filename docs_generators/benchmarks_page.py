@@ -1,5 +1,6 @@
 """The page of benchmarks, from `benchmarks/results/*.json`."""
 
+from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.markdown import page
 from docs_generators.quality_benchmarks import quality_sections
 from docs_generators.speed_benchmarks import speed_sections
@@ -20,6 +21,7 @@ def benchmarks_page() -> str:
         _INTRODUCTION,
         "## Quality of attribution {#quality}",
         *quality_sections(),
+        *layers_sections(),
         "## Speed and memory {#speed}",
         *speed_sections(),
     )
