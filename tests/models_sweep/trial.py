@@ -162,7 +162,7 @@ def _config(folder: Path, exclude: str | None) -> Config:
     """A build of the model in the folder that stores whole gradients of token ids."""
     return Config.model_validate(
         {
-            "model": {"path": str(folder), "exclude": exclude},
+            "model": {"path": str(folder), "layers": "all", "exclude": exclude},
             "corpus": {"uri": "corpus.jsonl", "tokens": "tokens", "max_length": max(_LENGTHS)},
             "index": str(folder / "index"),
             "projection": {"kind": "random", "factor": 1},
