@@ -2,76 +2,89 @@
 
 from typing import Any
 
+_NONE: dict[str, Any] = {"kind": "none"}
+_ALL: dict[str, Any] = {"layers": "all"}
+_DENSE: dict[str, Any] = {"kind": "dense", "dtype": "float16"}
 
-def _whitened(factor: int, **code: Any) -> dict[str, Any]:
+
+def _version_1(factor: int, layers: str = "all", **code: Any) -> dict[str, Any]:
+    """Random projections that are whitened, as in the presets of the first release."""
     return {
+        "model": {"layers": layers},
         "projection": {"kind": "random", "whiten": True, "factor": factor},
         "code": code,
-        "curvature": {"kind": "none"},
+        "curvature": _NONE,
     }
 
 
-def _woodbury(rank: int, **more: Any) -> dict[str, Any]:
-    return {"curvature": {"kind": "woodbury", "rank": rank, **more}}
+def _random(factor: int, curvature: dict[str, Any]) -> dict[str, Any]:
+    """Dense random projections of all layers, as in LoGRA."""
+    return {
+        "model": _ALL,
+        "projection": {"kind": "random", "factor": factor},
+        "code": _DENSE,
+        "curvature": curvature,
+    }
 
 
-def _paper(factor: int, factored: bool, **code: Any) -> dict[str, Any]:
+def _paper(factor: int, factored: bool) -> dict[str, Any]:
     return {
         "preset": "paper",
-        "projection": {"kind": "random", "factor": factor},
-        "code": {"kind": "rank", "dtype": "float16", **code},
+        "projection": {"factor": factor},
         "query": {"factored": factored},
     }
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    **{name: {"preset": name} for name in ("compact", "balanced", "fine", "quality")},
+    "version 1 compact": _version_1(2, kind="cut", rank=2, dtype="sign"),
+    "version 1 balanced": _version_1(2, kind="cut", rank=4, dtype="sign"),
+    "version 1 f2 cut 8": _version_1(2, kind="cut", rank=8, dtype="sign"),
+    "version 1 quality": _version_1(1, kind="dense", dtype="sign"),
+    "quality, fold auto": {"preset": "quality", "projection": {"fold": "auto"}},
+    "quality, fold 1": {"preset": "quality", "projection": {"fold": 1}},
+    "K-FAC": _version_1(1, **_DENSE),
+    "K-FAC, MLPs": _version_1(1, "mlp", **_DENSE),
+}
+
+
 def methods(examples: int) -> dict[str, dict[str, Any]]:
-    """CONFIG keys by method name, for a corpus of `examples` examples."""
-    dense = {"kind": "dense", "dtype": "float16"}
+    """CONFIG keys by method name, for a GPT-2 and a corpus of `examples` examples."""
     return {
-        "gradient dot": {
-            "projection": {"kind": "random", "factor": 1},
-            "code": dense,
-            "curvature": {"kind": "none"},
-        },
-        "K-FAC": _whitened(1, kind="dense", dtype="float16"),
+        **PRESETS,
+        "gradient dot": _random(1, _NONE),
         # the rank equals the number of rows, so the fit spans the full row space and the curvature is exact
-        "LoGRA f4": {
-            "projection": {"kind": "random", "factor": 4},
-            "code": dense,
-            **_woodbury(examples, power_iterations=1),
-        },
-        "LoGRA f8": {
-            "projection": {"kind": "random", "factor": 8},
-            "code": dense,
-            "curvature": {"kind": "exact"},
-        },
-        "LoRIF f4 c1, as published": _paper(4, factored=True, rank=1),
-        "LoRIF f4 c1, dense query": _paper(4, factored=False, rank=1),
-        "LoRIF f8 c1, as published": _paper(8, factored=True, rank=1),
-        "LoRIF f16 c1, as published": _paper(16, factored=True, rank=1),
-        "compact": {"preset": "compact"},
-        "balanced": {"preset": "balanced"},
-        "quality": {"preset": "quality"},
-        "whitened f2 cut 3": _whitened(2, kind="cut", rank=3, dtype="sign"),
-        "whitened f2 rank 4 sign": _whitened(2, kind="rank", rank=4, dtype="sign"),
-        "whitened f1 cut 4": _whitened(1, kind="cut", rank=4, dtype="sign"),
-        "whitened f4 dense sign": _whitened(4, kind="dense", dtype="sign"),
-        "whitened f2 dense sign": _whitened(2, kind="dense", dtype="sign"),
+        "LoGRA f4": _random(4, {"kind": "woodbury", "rank": examples, "power_iterations": 1}),
+        "LoGRA f8": _random(8, {"kind": "exact"}),
+        "LoRIF f4 c1, as published": _paper(4, factored=True),
+        "LoRIF f4 c1, dense query": _paper(4, factored=False),
+        "LoRIF f8 c1, as published": _paper(8, factored=True),
+        "LoRIF f16 c1, as published": _paper(16, factored=True),
     }
 
 
+REAL_METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"preset": name} for name in ("compact", "balanced", "fine", "quality")},
+    "version 1 balanced": _version_1(2, kind="cut", rank=4, dtype="sign"),
+    **{f"{kib} KiB": {"code": {"bytes": 1024 * kib}} for kib in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)},
+}
+"""CONFIG keys by method name, for a pretrained model whose whole gradients would not fit on a disk."""
+
 COMPARE = [
-    ("compact", "LoGRA f4"),
-    ("balanced", "LoGRA f4"),
-    ("whitened f2 cut 3", "LoGRA f4"),
-    ("whitened f1 cut 4", "LoGRA f4"),
+    ("compact", "version 1 compact"),
+    ("balanced", "version 1 balanced"),
+    ("fine", "version 1 f2 cut 8"),
+    ("quality", "version 1 quality"),
     ("quality", "K-FAC"),
-    ("compact", "LoRIF f16 c1, as published"),
-    ("balanced", "LoRIF f8 c1, as published"),
-    ("balanced", "LoRIF f4 c1, as published"),
+    ("quality, fold 1", "K-FAC"),
+    ("K-FAC, MLPs", "K-FAC"),
+    ("balanced", "LoGRA f4"),
     ("balanced", "BM25"),
 ]
-
-# placeholders until the new presets exist
-REAL_METHODS: dict[str, dict[str, Any]] = {"balanced": {"preset": "balanced"}}
-REAL_COMPARE: list[tuple[str, str]] = []
+REAL_COMPARE = [
+    ("balanced", "version 1 balanced"),
+    ("8 KiB", "version 1 balanced"),
+    ("fine", "version 1 balanced"),
+    ("quality", "version 1 balanced"),
+    ("balanced", "BM25"),
+]
