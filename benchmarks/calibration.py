@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.run_record import write_result
-from benchmarks.wikitext import in_new_process, lorif, prepare, rounded, write_config
+from benchmarks.wikitext import gpt2_parser, in_new_process, lorif, prepare, rounded, write_config
 
-_DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
 _STEPS = ("start", "calibrate", "index", "curvature")
 
 
@@ -42,14 +41,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, default=_DEFAULT_TEXT)
-    parser.add_argument("--sequences", type=int, default=2000)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
+    parser = gpt2_parser(__doc__, sequences=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--presets", nargs="+", default=["compact", "balanced", "fine", "quality"])
-    parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 

@@ -30,7 +30,7 @@ _TOP_K = 10
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    arguments = gpt2_parser(__doc__, sequences=4000).parse_args()
     with tempfile.TemporaryDirectory(prefix="lorif-wikitext-") as name:
         folder = Path(name)
         in_new_process(prepare, arguments.text, folder, arguments.sequences, arguments.layers, arguments.width)
@@ -52,14 +52,15 @@ def main() -> None:
         write_result(arguments.out, result)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def gpt2_parser(description: str | None, sequences: int) -> argparse.ArgumentParser:
+    """A parser of the text, the number of sequences, the size of the GPT-2 and the file of the result."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=_DEFAULT_TEXT)
-    parser.add_argument("--sequences", type=int, default=4000)
+    parser.add_argument("--sequences", type=int, default=sequences)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 def in_new_process(function: Any, *arguments: Any) -> Any:

@@ -15,7 +15,7 @@ from lorif_core.lifecycle.plan import (
     chosen_layers,
     covered,
     plan_from_listing,
-    tracked_layers,
+    shaped_layers,
 )
 from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.storage.lease import current_holder
@@ -79,10 +79,9 @@ def check(config: Config) -> dict[str, Any]:
 
 def _check_model(config: Config) -> tuple[Skeleton, str]:
     skeleton = load_skeleton(config.model, config.storage)
-    layers = tracked_layers(config, skeleton)
-    check_settings(config, skeleton, layers)
-    choice = chosen_layers(config, skeleton).reason
-    return skeleton, f"{choice}; {covered(config, skeleton).sentence()}"
+    choice = chosen_layers(config, skeleton)
+    check_settings(config, skeleton, shaped_layers(choice.layers, config.projection))
+    return skeleton, f"{choice.reason}; {covered(choice, skeleton).sentence()}"
 
 
 def _check_corpus(config: Config) -> tuple[Listing, str]:

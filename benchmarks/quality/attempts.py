@@ -5,24 +5,19 @@
 A code's difference is to the plain code of the same layers and rank, an inverse's to `kfac`.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.finished import finished_truth
+from benchmarks.quality.finished import finished_truth, result_parser
 from benchmarks.quality.layers import rounded
 from benchmarks.run_record import write_result
 from lorif_core.evaluation.lds import Truth, bootstrap
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("testbed", type=Path)
-    parser.add_argument("dump", type=Path)
-    parser.add_argument("result", type=Path)
-    arguments = parser.parse_args()
+    arguments = result_parser(__doc__).parse_args()
     truth = finished_truth(arguments.testbed)
     result = {
         "testbed": arguments.testbed.name,

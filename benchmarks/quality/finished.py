@@ -3,6 +3,7 @@
 The research modules have methods of their own, and compare them before the last training run has ended.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,14 @@ from lorif_core.config import StorageConfig
 from lorif_core.evaluation.config import EvaluationConfig
 from lorif_core.evaluation.ground_truth import TruthFolder, run_name, subset
 from lorif_core.evaluation.lds import Truth
+
+
+def result_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the arguments TESTBED DUMP RESULT."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("testbed", "dump", "result"):
+        parser.add_argument(name, type=Path)
+    return parser
 
 
 def testbed_evaluation(testbed: Path) -> EvaluationConfig:

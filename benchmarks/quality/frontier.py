@@ -11,7 +11,6 @@ were looked at besides, so they prove nothing.
 Shapes: Q queries, N examples.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.quality.baselines import baseline_path
-from benchmarks.quality.finished import finished_truth, testbed_evaluation
+from benchmarks.quality.finished import finished_truth, result_parser, testbed_evaluation
 from benchmarks.quality.folded import code_bytes, code_path, code_scores, folded_size
 from benchmarks.quality.layer_scores import block_of, read_scores
 from benchmarks.quality.layers import DOWN, MLP, correlation, rounded
@@ -54,10 +53,7 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("testbed", type=Path)
-    parser.add_argument("dump", type=Path)
-    parser.add_argument("result", type=Path)
+    parser = result_parser(__doc__)
     parser.add_argument("--stored-only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -14,16 +14,14 @@ training, each a number a layer:
 Shapes: Q queries, N examples.
 """
 
-import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.quality.finished import finished_truth
+from benchmarks.quality.finished import finished_truth, result_parser
 from benchmarks.quality.layer_scores import LayerScores, block_of, read_scores
 from benchmarks.quality.pairs import open_pairs
 from benchmarks.quality.rule import spread
@@ -36,11 +34,7 @@ MLP = r"\.mlp\."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("testbed", type=Path)
-    parser.add_argument("dump", type=Path)
-    parser.add_argument("result", type=Path)
-    arguments = parser.parse_args()
+    arguments = result_parser(__doc__).parse_args()
     truth = finished_truth(arguments.testbed)
     pairs, layers = open_pairs(arguments.dump), read_scores(arguments.dump)
     complete = len(layers) == len(pairs.layers)

@@ -14,7 +14,7 @@ _FEWEST_BLOCKS = 3
 
 def late_blocks_of(budget: int, block: Sequence[LayerSpec]) -> int:
     """Number of blocks of a deep model to track for a budget of bytes; `block` has the layers of one."""
-    term = _bytes(CodeConfig(kind="cut", dtype="sign"), block, 1)
+    term = CodeLayout(block, CodeSpec("cut", 1, "sign")).bytes_per_example
     return max(min(_FEWEST_BLOCKS, budget // (_LEAST_TERMS * term)), budget // (_TERMS * term), 1)
 
 

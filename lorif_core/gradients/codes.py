@@ -23,6 +23,7 @@ from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, TINY, is_float, p
 from lorif_core.gradients.whitened_product import (
     LayerRoots,
     WhitenedProduct,
+    bounded,
     whitened_gradients,
     whitened_tokens,
 )
@@ -153,12 +154,8 @@ def encode(
         product = WhitenedProduct(A_BTd, E_BTd, roots, thin_rows(rank))
         u, v, scales = cut_factors(product, rank, unbiased=unbiased)
         return LayerCode(torch.cat([u.flatten(1), v.flatten(1)], dim=1), scales * product.magnitude)
-    A, a_scale = _scale_to_unit_max(A_BTd)
-    E, e_scale = _scale_to_unit_max(E_BTd)
-    finite = torch.isfinite(a_scale * e_scale)
-    if not finite.all():  # one NaN would fail the eigensolver for the whole batch, so only the scale becomes NaN
-        A, E = (torch.where(finite, x, 0.0) for x in (A, E))
-    magnitude = torch.where(finite, a_scale * e_scale, torch.nan)[:, :, 0]
+    pair = bounded(A_BTd, E_BTd)
+    A, E, magnitude = pair.A / pair.divisors[0], pair.E / pair.divisors[1], pair.magnitude
     if code.kind == "dense":
         G = A.transpose(1, 2) @ E if roots is None else whitened_gradients(A, E, roots)
         levels, scales = quantise(G.flatten(1)[:, :, None], code.dtype)
@@ -187,9 +184,3 @@ def _unbiasing_factor(
         energy = (A.transpose(1, 2) @ E).square().sum(dim=(1, 2))[:, None]
     bounded = torch.maximum(captured, MIN_CAPTURED * energy).clamp_min(TINY)
     return torch.where(captured > 0, energy / bounded, 1.0)
-
-
-def _scale_to_unit_max(x_BTd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Examples divided by their largest absolute entry, and that entry (B, 1, 1)."""
-    largest = x_BTd.abs().amax(dim=(1, 2), keepdim=True)
-    return x_BTd / largest.clamp_min(TINY), largest

@@ -9,6 +9,7 @@ Shapes: L layers of the same sizes, N = L B examples layer by layer, T tokens, d
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -34,18 +35,15 @@ class WhitenedProduct:
     def __init__(
         self, A_NTd: torch.Tensor, E_NTd: torch.Tensor, roots: Sequence[LayerRoots] | None, thin_rows: int
     ) -> None:
-        scales = [_largest(x) for x in (A_NTd, E_NTd)]
-        finite = torch.isfinite(scales[0] * scales[1])
-        if not finite.all():  # one NaN would fail the eigensolver for all examples
-            A_NTd, E_NTd = (torch.where(finite, x, 0.0) for x in (A_NTd, E_NTd))
-        self.magnitude = torch.where(finite, scales[0] * scales[1], torch.nan)[:, :, 0]
+        pair = bounded(A_NTd, E_NTd)
+        A_NTd, E_NTd, self.magnitude = pair.A, pair.E, pair.magnitude
         if roots is not None and A_NTd.shape[1] <= thin_rows:
             A_NTd, E_NTd = whitened_tokens(A_NTd, E_NTd, roots)
             roots = None
         self._A, self._E = A_NTd, E_NTd
         self._left = None if roots is None else [left for left, _ in roots]
         self._right = None if roots is None else [right for _, right in roots]
-        self._divisors = [torch.where(finite, scale, 1.0).clamp_min(TINY) for scale in scales]
+        self._divisors = pair.divisors
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -61,6 +59,34 @@ class WhitenedProduct:
         """(N, p, d2): the rows (G^T u)^T for the rows u (N, p, d1)."""
         by_token = whiten_rows(u_Npd, self._left) @ self._A.transpose(1, 2) / self._divisors[0]
         return whiten_rows(by_token @ self._E / self._divisors[1], self._right)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedPair:
+    """A pair whose examples with an entry that is not finite are zero.
+
+    Attributes:
+        A: (N, T, d1).
+        E: (N, T, d2).
+        divisors: (N, 1, 1) of A and of E, which make their largest entries 1.
+        magnitude: (N, 1) product of the largest entries; NaN for examples with an entry that is not finite.
+    """
+
+    A: torch.Tensor
+    E: torch.Tensor
+    divisors: tuple[torch.Tensor, torch.Tensor]
+    magnitude: torch.Tensor
+
+
+def bounded(A_NTd: torch.Tensor, E_NTd: torch.Tensor) -> BoundedPair:
+    """The pair without examples that are not finite, because one NaN would fail the eigensolver for all."""
+    a_scale, e_scale = _largest(A_NTd), _largest(E_NTd)
+    finite = torch.isfinite(a_scale * e_scale)
+    if not finite.all():
+        A_NTd, E_NTd = (torch.where(finite, x, 0.0) for x in (A_NTd, E_NTd))
+    a_divisor, e_divisor = (torch.where(finite, scale, 1.0).clamp_min(TINY) for scale in (a_scale, e_scale))
+    magnitude = torch.where(finite, a_scale * e_scale, torch.nan)[:, :, 0]
+    return BoundedPair(A_NTd, E_NTd, (a_divisor, e_divisor), magnitude)
 
 
 def _largest(x_NTd: torch.Tensor) -> torch.Tensor:

@@ -111,9 +111,9 @@ def plan_from_listing(config: Config, skeleton: Skeleton, listing: Listing) -> B
     known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
     check_curvature(config, spec.layers, known_rows)
     settings = curvature_spec(config)
-    choice = chosen_layers(config, skeleton).reason
+    choice = chosen_layers(config, skeleton)
     return BuildPlan(
-        spec, listing.shards, choice, covered(config, skeleton), settings, listing.damaged, listing.notes
+        spec, listing.shards, choice.reason, covered(choice, skeleton), settings, listing.damaged, listing.notes
     )
 
 
@@ -176,9 +176,9 @@ def shaped_layers(layers: Mapping[str, torch.nn.Module], section: ProjectionConf
     return folded_layer_specs(layers, None if section.fold == "auto" else section.fold, section.max_side)
 
 
-def covered(config: Config, skeleton: Skeleton) -> Coverage:
+def covered(choice: Choice, skeleton: Skeleton) -> Coverage:
     """The parameters that the chosen layers cover."""
-    return coverage(skeleton.model, chosen_layers(config, skeleton).layers, skeleton.uncapturable)
+    return coverage(skeleton.model, choice.layers, skeleton.uncapturable)
 
 
 def chosen_layers(config: Config, skeleton: Skeleton) -> Choice:

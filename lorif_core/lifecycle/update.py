@@ -134,11 +134,12 @@ def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix:
     _check_ids(config, store, inventory, listing, changes)
     staying = inventory.rows - changes.dropped_rows - changes.refreshed_rows
     check_curvature(config, spec.layers, staying + sum(shard.rows for shard in changes.shards))
+    choice = chosen_layers(config, skeleton)
     build = BuildPlan(
         spec=spec,
         shards=changes.shards,
-        choice=chosen_layers(config, skeleton).reason,
-        coverage=covered(config, skeleton),
+        choice=choice.reason,
+        coverage=covered(choice, skeleton),
         curvature=curvature_spec(config),
         damaged=listing.damaged,
         notes=listing.notes,

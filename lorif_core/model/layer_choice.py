@@ -99,9 +99,8 @@ def _few_late(layers: Mapping[str, torch.nn.Module], width: int | None, late_blo
 
 def _is_down(module: torch.nn.Module, width: int | None) -> bool:
     """Whether a layer of an MLP writes into the residual stream."""
-    sizes = set(module.weight.shape)
     inner, outer = layer_sizes(module)
-    return outer == width and len(sizes) == 2 and inner != width
+    return outer == width != inner
 
 
 def layer_sizes(module: torch.nn.Module) -> tuple[int, int]:
