@@ -18,7 +18,7 @@ from tasks.attribute import attribute_queries
 _REST = "plan, publish"
 _PER_TOKEN = frozenset(
     {"index", "curvature"}
-)  # time grows with the tokens; calibration has a sample of fixed size
+)  # time grows with the tokens; calibration has a small sample
 
 
 @dataclass(frozen=True, slots=True)
