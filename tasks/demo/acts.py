@@ -16,9 +16,7 @@ from lorif_core.tables.store import Store
 from tasks.attribute import attribute_queries
 
 _REST = "plan, publish"
-_PER_TOKEN = frozenset(
-    {"index", "curvature"}
-)  # time grows with the tokens; calibration has a small sample
+_PER_TOKEN = frozenset({"index", "curvature"})  # calibration has a small sample, so its time does not grow
 
 
 @dataclass(frozen=True, slots=True)
