@@ -1,12 +1,13 @@
 """Peak memory of indexing, of the curvature fit and of a query, over N and over 2N sequences: it must not grow.
 
-    python -m benchmarks.memory [--sequences 16000 --text FILE --out FILE]
+    python -m benchmarks.memory [--sequences 25000 --text FILE --out FILE]
 
 Every stage runs in a new process, which reports its peak resident set before its work (libraries and model are
 loaded) and after it. Codes are dense, so that the table is large: a stage with all rows in memory would grow as
-much as the table. Processes have one thread and one malloc arena, because the freed memory that glibc retains in
-the arena of each thread varies between runs by as much as a stage needs. N must be many shards of 512: with few
-shards, a stage ends before its read-ahead buffers and malloc's free lists are full.
+much as the table. The default preset is indexed too, with its calibration. Processes have one thread and one
+malloc arena, because the freed memory that glibc retains in the arena of each thread varies between runs by as
+much as a stage needs. N must be many shards of 512: with few shards, a stage ends before its read-ahead buffers
+and malloc's free lists are full.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from lorif_core.config_file import parse_config
 from lorif_core.curvature.randomized_svd import fit_layers
 from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
 from lorif_core.gradients.codes import CodeLayout
+from lorif_core.lifecycle.calibrate import ShardCalibrator, calibration_sample, sample_size
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.plan import curvature_spec, make_plan, make_spec
 from lorif_core.model.loading import load_skeleton
@@ -72,9 +74,9 @@ def main() -> None:
         folder = Path(scratch)
         in_new_process(prepare, arguments.text, folder, sizes)
         configs = [make_config(folder, size) for size in sizes]
-        peaks = {name: [in_new_process(stage, config) for config in configs] for name, stage in stages.items()}
+        report = {name: measure(stage, configs) for name, stage in stages.items()}
+        report["index, default preset"] = measure(index_corpus, [default_config(folder, size) for size in sizes])
         tables = [table_mib(config) for config in configs]
-    report = {name: summarise(once, twice, tables) for name, (once, twice) in peaks.items()}
     print_table(report, sizes, tables)
     if arguments.out:
         result = {"sequences": sizes, "table_mib": tables, "stages": report}
@@ -83,7 +85,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=16000)
+    parser.add_argument("--sequences", type=int, default=25000)
     parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -123,13 +125,37 @@ def make_config(folder: Path, size: int) -> Config:
     )
 
 
+def default_config(folder: Path, size: int) -> Config:
+    """A config with the default preset."""
+    return parse_config(
+        {
+            "index": str(folder / f"index-default-{size}"),
+            "model": {"path": str(folder / "model")},
+            "corpus": {"uri": str(folder / f"{size}.jsonl"), "id": "id", "max_length": _POSITIONS},
+            "compute": {"memory_gb": 0.05, "tokens_per_batch": 2048},
+        }
+    )
+
+
+def measure(stage: Callable[[Config], Peak], configs: list[Config]) -> dict[str, Any]:
+    """Peaks of a stage over both sizes, each in a new process."""
+    once, twice = (in_new_process(stage, config) for config in configs)
+    return summarise(once, twice, [table_mib(config) for config in configs])
+
+
 def index_corpus(config: Config) -> Peak:
-    """List the corpus, index its shards one after another and commit each of them."""
-    indexer = ShardIndexer(config, make_spec(config, load_skeleton(config.model, config.storage)))
+    """List the corpus, calibrate if the projection is whitened, index all shards and commit each of them."""
+    calibrator = ShardCalibrator(config, make_spec(config, load_skeleton(config.model, config.storage)))
     loaded, started = peak_mib(), time.perf_counter()
     plan = make_plan(config)
-    store = Store(config.index)
-    store.create(plan.spec)
+    store, spec = Store(config.index), plan.spec
+    store.create(spec)
+    if spec.projection.is_whitened:
+        sample = calibration_sample(plan.shards, sample_size(spec.projection, plan.rows))
+        covariances = calibrator.covariances(sample)
+        spec = spec.with_whitening(covariances.digest())
+        store.covariances.write(covariances, spec.layers, spec)
+    indexer = ShardIndexer(config, spec, calibrator.loaded)
     for shard in plan.shards:
         receipt = indexer.index(shard)
         store.rows.commit_wave([receipt], store.rows.version())
@@ -201,10 +227,10 @@ def summarise(once: Peak, twice: Peak, tables: list[float]) -> dict[str, Any]:
 
 def print_table(report: dict[str, dict[str, Any]], sizes: tuple[int, int], tables: list[float]) -> None:
     print(f"table of {sizes[0]} sequences {tables[0]:.0f} MiB, of {sizes[1]} sequences {tables[1]:.0f} MiB")
-    print(f"{'':>10}{'peak MiB':>18}  {'ratio':>6}{'above loaded MiB':>18}  {'of table growth':>15}")
+    print(f"{'':>22}{'peak MiB':>18}  {'ratio':>6}{'above loaded MiB':>18}  {'of table growth':>15}")
     for name, row in report.items():
         peaks, above = ("".join(f"{value:9.0f}" for value in row[key]) for key in ("peak_mib", "above_loaded_mib"))
-        print(f"{name:>10}{peaks}  {row['ratio']:6.3f}{above}  {row['share_of_table_growth']:15.1%}")
+        print(f"{name:>22}{peaks}  {row['ratio']:6.3f}{above}  {row['share_of_table_growth']:15.1%}")
 
 
 if __name__ == "__main__":

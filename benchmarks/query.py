@@ -3,7 +3,8 @@
     python -m benchmarks.query [--out FILE --rounds 3 --seconds 1.0]
 
 Codes are random and have the layer shapes of a GPT-2 with 4 layers of width 256, as in
-benchmarks/results/quality-large, which has the LDS of the methods. In memory, each code is searched with `Search`;
+benchmarks/results/quality-large, which has the LDS of the methods, and once those that `auto` tracks of
+SmolLM2-135M. In memory, each code is searched with `Search`;
 a plain sum over the same bytes and the method of the paper, which projects every row onto V_r, are measured too.
 From disk, `store.rows.scan` feeds the same search; factors are also searched in two stages, with term sketches in
 memory and candidates from disk. All measurements take turns in every round; ratios are medians over rounds.
@@ -30,7 +31,15 @@ from lorif_core.search.resident import ROW_ADDRESS
 from lorif_core.search.scoring import FoldedQueries
 from lorif_core.search.top_rows import PreparedQueries, Search, prepare_queries
 from lorif_core.search.two_stage import StoredRows, read_two_stage
-from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
+from lorif_core.spec import (
+    CodeSpec,
+    IndexSpec,
+    LayerSpec,
+    ProjectionSpec,
+    ShardRef,
+    TokenSpec,
+    folded_sizes,
+)
 from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.receipts import Receipt
@@ -46,30 +55,43 @@ _RAM_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A code, and its numbers of rows in memory and on disk."""
+    """A code, the folded or projected shapes of its layers, and its numbers of rows in memory and on disk."""
 
     name: str
-    factor: int
+    sides: tuple[tuple[int, int], ...]
     code: CodeSpec
     memory_rows: int
     disk_rows: int
 
-
-METHODS = (
-    Method("default preset (cut 4, f 2)", 2, CodeSpec("cut", 4, "sign"), 16384, 65536),
-    Method("rank 1 float16, f 4", 4, CodeSpec("rank", 1, "float16"), 16384, 32768),
-    Method("dense sign, f 2", 2, CodeSpec("dense", 1, "sign"), 8192, 8192),
-    Method("LoGRA: dense float16, f 4", 4, CodeSpec("dense", 1, "float16"), 4096, 4096),
-)
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The layers; their features do not matter for a scan."""
+        return tuple(LayerSpec(f"layer{n}", d1, d2, d1, d2) for n, (d1, d2) in enumerate(self.sides))
 
 
-def shapes(factor: int) -> tuple[LayerSpec, ...]:
-    """The layers of the model under a projection factor."""
+def _divided(factor: int) -> tuple[tuple[int, int], ...]:
+    """All layers of the GPT-2, both sides divided by a factor."""
     sizes = [(_WIDTH, 3 * _WIDTH), (_WIDTH, _WIDTH), (_WIDTH, 4 * _WIDTH), (4 * _WIDTH, _WIDTH)] * _LAYERS
-    return tuple(
-        LayerSpec(f"layer{number}", rows, columns, rows // factor, columns // factor)
-        for number, (rows, columns) in enumerate(sizes)
-    )
+    return tuple((rows // factor, columns // factor) for rows, columns in sizes)
+
+
+def _folded(fold: int | None) -> tuple[tuple[int, int], ...]:
+    """The MLPs of the GPT-2 under a fold."""
+    sizes = [(_WIDTH, 4 * _WIDTH), (4 * _WIDTH, _WIDTH)] * _LAYERS
+    return tuple(folded_sizes(inner, outer, fold, None) for inner, outer in sizes)
+
+
+_SMOLLM2 = (folded_sizes(1536, 576, None, None),) * 15
+LOGRA = Method("LoGRA: dense float16, f 4", _divided(4), CodeSpec("dense", 1, "float16"), 4096, 4096)
+METHODS = (
+    Method("compact (MLPs, cut 4)", _folded(None), CodeSpec("cut", 4, "sign"), 16384, 65536),
+    Method("balanced (MLPs, cut 8)", _folded(None), CodeSpec("cut", 8, "sign"), 16384, 65536),
+    Method("quality (MLPs, dense signs, fold 2)", _folded(2), CodeSpec("dense", 1, "sign"), 8192, 8192),
+    Method("version 1 balanced (all layers, cut 4, f 2)", _divided(2), CodeSpec("cut", 4, "sign"), 16384, 65536),
+    Method("balanced, SmolLM2-135M (15 layers, cut 8)", _SMOLLM2, CodeSpec("cut", 8, "sign"), 8192, 16384),
+    Method("rank 1 float16, f 4", _divided(4), CodeSpec("rank", 1, "float16"), 16384, 32768),
+    LOGRA,
+)
 
 
 def random_rows(layout: CodeLayout, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +128,7 @@ class InMemory:
     """Random rows of a method in memory, and the measured operations on them."""
 
     def __init__(self, method: Method) -> None:
-        self.layout = CodeLayout(shapes(method.factor), method.code)
+        self.layout = CodeLayout(method.layers, method.code)
         codes, scales = random_rows(self.layout, method.memory_rows, 0)
         self.codes, self.scales = torch.from_numpy(codes), torch.from_numpy(scales)
         self.ids = [f"x{row}" for row in range(method.memory_rows)]
@@ -168,10 +190,10 @@ def plain_sum() -> Callable[[], int]:
 
 def write_index(folder: Path, method: Method) -> tuple[Store, int]:
     """Write an index of random codes; return its store and the version of its rows."""
-    layers = shapes(method.factor)
+    layers = method.layers
     tokens = TokenSpec("t", "text", None, None, None, None, None, _TOKENS, False)
     spec = IndexSpec("c", "float32", layers, ProjectionSpec(), method.code, tokens, store_text=False)
-    store = Store(str(folder / f"{method.code.kind}-{method.code.dtype}"))
+    store = Store(str(folder / method.name.replace(" ", "-")))
     store.create(spec)
     layout, size = CodeLayout(layers, method.code), 1024
     for start in range(0, method.disk_rows, size):
@@ -236,7 +258,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
         for _ in range(rounds):
             for name, (work, _) in works.items():
                 rates[name].append(rate(work, seconds))
-    logra = rates["LoGRA: dense float16, f 4 | disk | 1"]
+    logra = rates[f"{LOGRA.name} | disk | 1"]
     rows = {}
     for name, (_, size) in works.items():
         median = statistics.median(rates[name])
@@ -250,7 +272,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
     for method in METHODS:
         for count in _QUERIES:
             row = rows[f"{method.name} | memory | {count}"]
-            gflop_per_row = 2e-9 * count * sum(layer.dim for layer in shapes(method.factor))
+            gflop_per_row = 2e-9 * count * sum(layer.dim for layer in method.layers)
             row["share_of_gemm"] = round(row["rows_per_s"] * gflop_per_row / peak, 3)
     return {
         "threads": torch.get_num_threads(),
@@ -281,7 +303,7 @@ def main() -> None:
     result = measure(arguments.rounds, arguments.seconds)
     for name, row in result["rows"].items():
         print(
-            f"{name:45}{row['rows_per_s']:14,.0f} rows/s {row['gb_per_s']:8.3f} GB/s", row.get("times_logra", "")
+            f"{name:60}{row['rows_per_s']:14,.0f} rows/s {row['gb_per_s']:8.3f} GB/s", row.get("times_logra", "")
         )
     print(f"GEMM {result['gemm_gflops']} GFLOP/s, {result['threads']} threads")
     if arguments.out:

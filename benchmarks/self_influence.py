@@ -7,14 +7,15 @@ without curvature. It measures per preset, over examples:
 - the ratio of |decoded|^2 to |G|^2 and the rank correlation of the two;
 - the rank correlation of `cosine` scores with the cosine of full gradients, if s(x, x) is |decoded|^2, as in an
   index, and if it is |G|^2, which an index does not store;
-- the rank correlation of plain scores with plain scores of full gradients.
+- the rank correlation of plain scores with plain scores of full gradients;
+- the same with gradients that are not projected: the exact scores of the layers that the preset tracks.
 Correlations of scores are means over queries. Without --queries, every 25th example is a query and not a row.
 """
 
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,16 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.evaluation.lds import rank_correlation
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.gradients.whitening import Covariances
 from lorif_core.lifecycle.index_shard import read_examples
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.model.loading import LoadedModel, load_model
 from lorif_core.presets import PRESETS
 from lorif_core.search.queries import query_example, read_queries
-from lorif_core.spec import CodeSpec
+from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec
 
 _EVERY = 25
+_DENSE = CodeSpec("dense", 1, "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Figures:
     cosine_decoded: float
     cosine_full: float
     not_normalised: float
+    exact: float
 
 
 def measure(
@@ -59,28 +63,25 @@ def measure(
     One batch of rows is in memory at a time; only the dot products of all rows and queries are stored.
     """
     spec = make_plan(config).spec
-    covariances = None
-    if spec.projection.is_whitened:
-        calibrator = Calibrator(loaded, spec.layers, spec.projection)
-        for indices in _batches(rows):
-            calibrator.add(collate(rows, indices))
-        covariances = calibrator.covariances
-    dense = Extractor(loaded, spec.layers, spec.projection, CodeSpec("dense", 1, "float32"), covariances)
+    covariances = _covariances(loaded, spec.layers, spec.projection, rows)
+    dense = Extractor(loaded, spec.layers, spec.projection, _DENSE, covariances)
     coded = Extractor(loaded, spec.layers, spec.projection, spec.code, covariances)
+    whole = _without_projection(loaded, spec, rows)
     layout = CodeLayout(spec.layers, spec.code)
 
-    query_gradients = _gradients(dense, queries)
+    query_gradients, whole_query_gradients = _gradients(dense, queries), _gradients(whole, queries)
     full, coded_sums = (np.zeros((len(rows), len(queries) + 1)) for _ in range(2))  # the last column is |G|^2
+    exact = np.zeros_like(full)
     for indices in _batches(rows):
         batch = collate(rows, indices)
         _, gradients = dense.gradients(batch)
+        _, whole_gradients = whole.gradients(batch)
         extracted = coded.extract(batch)
         codes, scales = torch.from_numpy(extracted.codes), torch.from_numpy(extracted.scales)
         decoded = [layout.decode(codes, scales, layer) for layer in range(len(spec.layers))]
-        for sums, layers in ((full, gradients), (coded_sums, decoded)):
-            for G_BD, query_QD in zip(layers, query_gradients, strict=True):
-                sums[indices, :-1] += (G_BD @ query_QD.T).numpy()
-                sums[indices, -1] += G_BD.square().sum(dim=1).numpy()
+        _add_products(full, indices, gradients, query_gradients)
+        _add_products(coded_sums, indices, decoded, query_gradients)
+        _add_products(exact, indices, whole_gradients, whole_query_gradients)
     ratio = coded_sums[:, -1] / full[:, -1]
     cosine = full[:, :-1] / np.sqrt(full[:, -1:])
     return Figures(
@@ -90,7 +91,36 @@ def measure(
         float(rank_correlation(coded_sums[:, :-1] / np.sqrt(coded_sums[:, -1:]), cosine).mean()),
         float(rank_correlation(coded_sums[:, :-1] / np.sqrt(full[:, -1:]), cosine).mean()),
         float(rank_correlation(coded_sums[:, :-1], full[:, :-1]).mean()),
+        float(rank_correlation(coded_sums[:, :-1], exact[:, :-1]).mean()),
     )
+
+
+def _without_projection(loaded: LoadedModel, spec: IndexSpec, rows: Sequence[Example]) -> Extractor:
+    """An extractor of whole gradients of the tracked layers, which are whitened if the preset whitens."""
+    layers = tuple(replace(layer, d1=layer.in_features, d2=layer.out_features) for layer in spec.layers)
+    projection = ProjectionSpec("whitened" if spec.projection.is_whitened else "random", factor=1)
+    return Extractor(loaded, layers, projection, _DENSE, _covariances(loaded, layers, projection, rows))
+
+
+def _covariances(
+    loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec, rows: Sequence[Example]
+) -> Covariances | None:
+    """Those of all rows; None without whitening."""
+    if not projection.is_whitened:
+        return None
+    calibrator = Calibrator(loaded, layers, projection)
+    for indices in _batches(rows):
+        calibrator.add(collate(rows, indices))
+    return calibrator.covariances
+
+
+def _add_products(
+    sums: np.ndarray, indices: list[int], gradients: list[torch.Tensor], query_gradients: list[torch.Tensor]
+) -> None:
+    """Add products (B, Q + 1) of the gradients (B, D) of all layers; the last column is |G|^2."""
+    for G_BD, query_QD in zip(gradients, query_gradients, strict=True):
+        sums[indices, :-1] += (G_BD @ query_QD.T).numpy()
+        sums[indices, -1] += G_BD.square().sum(dim=1).numpy()
 
 
 def _gradients(dense: Extractor, examples: Sequence[Example]) -> list[torch.Tensor]:

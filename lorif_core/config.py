@@ -162,8 +162,8 @@ class CodeConfig(Section):
     dtype: CodeDtype = "float16"
     """Stored number type; `int4` and `sign` are packed into bytes. Kind `cut` requires `sign`."""
     bytes: PositiveInt | None = None
-    """Budget of bytes of a row. It chooses the rank, how many late layers `model.layers: auto` takes of a deep
-    model, and dense signs where they take no more bytes; `null` uses `rank`."""
+    """Budget of bytes of a row. It chooses the rank (at most 64), how many late layers `model.layers: auto` takes
+    of a deep model, and dense signs where they take no more bytes; `null` uses `rank`."""
 
     @model_validator(mode="after")
     def _rank_and_dtype_fit_the_kind(self) -> "CodeConfig":

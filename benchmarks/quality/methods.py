@@ -66,7 +66,7 @@ def methods(examples: int) -> dict[str, dict[str, Any]]:
 REAL_METHODS: dict[str, dict[str, Any]] = {
     **{name: {"preset": name} for name in ("compact", "balanced", "fine", "quality")},
     "version 1 balanced": _version_1(2, kind="cut", rank=4, dtype="sign"),
-    **{f"{kib} KiB": {"code": {"bytes": 1024 * kib}} for kib in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)},
+    **{f"{kib} KiB": {"code": {"bytes": 1024 * kib}} for kib in (2, 4, 8, 16, 32, 64, 128, 1024)},
 }
 """CONFIG keys by method name, for a pretrained model whose whole gradients would not fit on a disk."""
 

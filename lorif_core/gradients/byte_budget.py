@@ -9,6 +9,7 @@ from lorif_core.spec import CodeSpec, LayerSpec
 
 _TERMS = 16  # of a block, before a budget buys more blocks
 _LEAST_TERMS = 4
+_MOST_TERMS = 64  # of a layer; more take more time than they bring
 _FEWEST_BLOCKS = 3
 
 
@@ -19,7 +20,7 @@ def late_blocks_of(budget: int, block: Sequence[LayerSpec]) -> int:
 
 
 def code_spec(section: CodeConfig, layers: Sequence[LayerSpec]) -> CodeSpec:
-    """The code of the section, with the rank that its budget of bytes allows for these layers.
+    """The code of the section, with the rank, at most 64, that its budget of bytes allows for these layers.
 
     Raises:
         UserError: not even rank 1 fits; the message names the bytes that it takes.
@@ -29,7 +30,7 @@ def code_spec(section: CodeConfig, layers: Sequence[LayerSpec]) -> CodeSpec:
     dense = CodeSpec("dense", 1, section.dtype)
     if section.kind == "cut" and CodeLayout(layers, dense).bytes_per_example <= section.bytes:
         return dense
-    low, high = 0, max(min(layer.d1, layer.d2) for layer in layers)
+    low, high = 0, min(_MOST_TERMS, max(min(layer.d1, layer.d2) for layer in layers))
     while low < high:  # the highest rank in [low, high] that fits
         rank = (low + high + 1) // 2
         fits = _bytes(section, layers, rank) <= section.bytes

@@ -24,8 +24,15 @@ def test_the_highest_rank_that_fits_is_chosen(budget: int) -> None:
     assert bytes_of(code) <= budget
     if budget >= bytes_of(dense):
         assert code == dense
-    elif code.rank < 96:
+    else:
         assert bytes_of(CodeSpec("cut", code.rank + 1, "sign")) > budget
+
+
+@pytest.mark.parametrize(("budget", "rank"), [(8_835, 63), (8_836, 64), (36_000, 64)])
+def test_no_budget_buys_more_than_64_terms_of_a_layer(budget: int, rank: int) -> None:
+    layers = (LayerSpec("model.layers.22.mlp.down_proj", 1536, 576, 512, 576),)
+    code = code_spec(CodeConfig(kind="cut", dtype="sign", bytes=budget), layers)
+    assert code == CodeSpec("cut", rank, "sign")
 
 
 def test_without_a_budget_the_rank_is_that_of_the_section() -> None:
