@@ -25,7 +25,7 @@ from benchmarks.quality.folded import code_bytes, code_path, code_scores, folded
 from benchmarks.quality.layer_scores import block_of, read_scores
 from benchmarks.quality.layers import DOWN, MLP, correlation, rounded
 from benchmarks.quality.pairs import Pairs, open_pairs
-from benchmarks.quality.rule import BUDGETS, Choice, choose
+from benchmarks.quality.rule import BUDGETS, Choice, choose_for
 from benchmarks.run_record import write_result
 from lorif_core.evaluation.bm25 import bm25_scores
 from lorif_core.evaluation.inputs import load_inputs
@@ -148,9 +148,10 @@ def _bm25(testbed: Path) -> np.ndarray:
 def rule_rows(dump: Path, *, stored_only: bool) -> dict[str, Row]:
     """The rule's choice at every budget, and explored sets, whose codes are taken only if they are stored."""
     pairs = open_pairs(dump)
+    sizes = {name: features_of(pairs, name) for name in pairs.layers}
     rows = {}
     for budget in BUDGETS:
-        choice = choose({name: shape_of(pairs, name) for name in pairs.layers}, budget)
+        choice = choose_for(sizes, budget)
         if not stored_only or is_stored(pairs, choice):
             rows[f"rule, {budget / 1024:g} KiB: {choice.label}"] = coded(pairs, choice)
     for blocks, code in EXPLORED:
@@ -175,10 +176,16 @@ def coded(pairs: Pairs, choice: Choice) -> Row:
     return Row(np.sum(scores, axis=0), size)
 
 
+def features_of(pairs: Pairs, name: str) -> tuple[int, int]:
+    """Input and output size of a layer."""
+    inner, outer = (pairs.side(name, side).shape[2] for side in ("in", "out"))
+    return inner, outer
+
+
 def shape_of(pairs: Pairs, name: str) -> tuple[int, int]:
     """Folded sides of a layer."""
-    sides = [pairs.side(name, side).shape[2] for side in ("in", "out")]
-    inner, outer = (folded_size(size, min(sides), 1) for size in sides)
+    features = features_of(pairs, name)
+    inner, outer = (folded_size(size, min(features), 1) for size in features)
     return inner, outer
 
 
