@@ -21,6 +21,10 @@ _CHOICES = {
     "learned": "terms chosen with other queries",
     "random": "random signs of the gradient (simulated)",
 }
+_WIKITEXT = "{examples} examples of WikiText-2"
+_PYTHON = "{examples} examples of Python's documentation"
+_OWN_MODEL = "python -m benchmarks.quality.testbed TESTBED --size {bed}"
+_REAL = "python -m benchmarks.quality.pretrained TESTBED --model CHECKPOINT --text {bed}"
 _SEARCHES = {
     "prefilter": "prefilter (the default)",
     "prefilter, batch": "prefilter, all queries together",
@@ -55,26 +59,30 @@ The linear datamodeling score (LDS) asks whether scores predict what training do
 random halves of the corpus. For each query, the scores of the examples in a half are summed; LDS is the rank
 correlation, over the halves, of these sums with the loss that the trained models have. 1 is perfect, 0 is
 chance. Bytes are those of an example's code. Intervals are 95 % bootstrap intervals over subsets and queries.
-The presets of these two testbeds are those of the first release; they were chosen on the small testbed and
-reported on the large one. [Choose a preset](how-to/choose-a-preset.md) has those of today."""
+The rule for layers and the presets were chosen on the small testbed and on one of WikiText-2; the large one and
+that of the pretrained model had no part in it. "Version 1" are the presets of the first release."""
     yield "![LDS against bytes for each example, on the large testbed](assets/lds.svg)"
-    yield from _testbed("large", "4 layers of width 256, 128 tokens for each example")
-    yield from _testbed("small", "2 layers of width 96, 64 tokens for each example")
+    yield from _testbed("large", f"A GPT-2 of 4 layers of width 256, trained on {_WIKITEXT}", _OWN_MODEL)
+    yield from _testbed("small", f"A GPT-2 of 2 layers of width 96, trained on {_WIKITEXT}", _OWN_MODEL)
+    yield from _testbed(
+        "python", "SmolLM2-135M, fine-tuned on {examples} examples of Python's documentation", _REAL
+    )
     yield """\
-What this does not show: larger models, texts other than WikiText-2, pretraining from scratch, or corpora with
+What this does not show: larger models, other texts, pretraining from scratch, or corpora with
 more examples than a projected gradient has entries, where LoGRA's exact curvature gains. The intervals do not
 cover the seeds of the model or of the projections. To measure your own model and data, see [Measure
 quality](how-to/measure-quality.md)."""
 
 
-def _testbed(size: str, model: str) -> Iterator[str]:
-    name = f"quality-{size}/lds.json"
+def _testbed(name_of_bed: str, model: str, command: str) -> Iterator[str]:
+    name = f"quality-{name_of_bed}/lds.json"
     result = load(name)
-    yield f"#### The {size} testbed {{#lds-{size}}}"
+    yield f"#### The testbed {code(name_of_bed)} {{#lds-{name_of_bed}}}"
     runs = "1 training run" if result["seeds"] == 1 else f"{result['seeds']} training runs"
+    trained = model.format(examples=f"{result['examples']:,}")
     yield f"""\
-A GPT-2 of {model}, trained on {result["examples"]:,} examples of WikiText-2; {result["queries"]} queries,
-{result["subsets"]} subsets, {runs} on each. Presets are in code type; `{DEFAULT_PRESET}` is the default."""
+{trained}; {result["queries"]} queries, {result["subsets"]} subsets, {runs} on each. Presets are in code type;
+`{DEFAULT_PRESET}` is the default."""
     yield sourced(
         table(["Method", "Bytes", "LDS"], [_method(method) for method in _by_size(result["methods"])]), name
     )
@@ -89,9 +97,9 @@ A GPT-2 of {model}, trained on {result["examples"]:,} examples of WikiText-2; {r
     yield sourced(table(["Pair", "Difference of LDS"], rows), name)
     yield provenance(
         name,
-        f"python -m benchmarks.quality.testbed TESTBED --size {size}",
+        command.format(bed=name_of_bed),
         "lorif evaluate lds -c TESTBED/evaluation.yaml --out OUT",
-        f"cp OUT/lds.json OUT/lds.csv OUT/lds.svg benchmarks/results/quality-{size}/",
+        f"cp OUT/lds.json OUT/lds.csv OUT/lds.svg benchmarks/results/quality-{name_of_bed}/",
         f"python -m benchmarks.run_record benchmarks/results/{name}",
     )
 
@@ -216,21 +224,22 @@ model and corpus of the demo: the ratio of the code's self-influence to that of 
 the 5th and 95th percentile), and the rank correlation of the two. The other columns are rank correlations of
 scores with those of full gradients: of cosines whose s(x, x) is that of the code, as in an index; of cosines
 whose s(x, x) is that of the full gradient, which an index does not keep; and of scores that are not
-normalised."""
+normalised. The last column compares scores with exact ones: those of gradients that are neither projected nor
+coded, over the layers that the preset tracks, in the preset's metric."""
     rows = [
         [
             code(row["preset"]),
             f"{row['ratio'][1]:.2f} [{row['ratio'][0]:.2f}, {row['ratio'][2]:.2f}]",
             *(
                 decimals(row[key], 3)
-                for key in ("own_correlation", "cosine_decoded", "cosine_full", "not_normalised")
+                for key in ("own_correlation", "cosine_decoded", "cosine_full", "not_normalised", "exact")
             ),
         ]
         for row in load(name)["presets"]
     ]
     header = [
         "Preset", "Ratio", "Correlation of self-influences", "Cosine, by code", "Cosine, by full gradient",
-        "Not normalised",
+        "Not normalised", "Exact scores",
     ]  # fmt: skip
     yield sourced(table(header, rows), name)
     yield """\

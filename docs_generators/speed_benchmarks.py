@@ -192,7 +192,7 @@ def _curvature_name(method: str) -> str:
 
 
 def _memory() -> Iterator[str]:
-    name, command = _command("memory", " --sequences 32000")
+    name, command = _command("memory")
     result = load(name)
     first, second = result["sequences"]
     yield "### Memory {#memory}"
