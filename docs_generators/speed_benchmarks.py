@@ -20,6 +20,7 @@ _VARIANTS = {
 }
 _QUERY_COUNTS = (1, 8, 64, 512)
 _CODES = {"default preset (cut 4, f 2)": "`balanced`: cut 4, f 2"}
+_SCALINGS = {"these rows": "scaling", "`balanced` of version 1, width 256": "scaling_default_code"}
 _SCANS = {
     "memory": "search",
     "exact": "every row scored exactly",
@@ -318,7 +319,7 @@ The {brute["hits"]:,} hits of {brute["queries"]} queries were compared with brut
     yield "Two workers of one thread each, next to one worker, in rows per second:"
     rows = [
         [label, str(number), f"{one:,}", f"{two:,}", decimals(ratio, 2)]
-        for label, scaling in (("these rows", "scaling"), ("`balanced`, width 256", "scaling_default_code"))
+        for label, scaling in _SCALINGS.items()
         for number, (one, two, ratio) in enumerate(_scaling_rounds(result[scaling]), start=1)
     ]
     yield sourced(table(["Code", "Round", "One worker", "Two workers", "Ratio"], rows), name)
