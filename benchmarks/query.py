@@ -55,13 +55,14 @@ _RAM_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A code, the folded or projected shapes of its layers, and its numbers of rows in memory and on disk."""
+    """A code, the folded or projected shapes of its layers, and numbers of rows and of queries."""
 
     name: str
     sides: tuple[tuple[int, int], ...]
     code: CodeSpec
     memory_rows: int
     disk_rows: int
+    queries: tuple[int, ...] = _QUERIES
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -88,7 +89,7 @@ METHODS = (
     Method("balanced (MLPs, cut 8)", _folded(None), CodeSpec("cut", 8, "sign"), 16384, 65536),
     Method("quality (MLPs, dense signs, fold 2)", _folded(2), CodeSpec("dense", 1, "sign"), 8192, 8192),
     Method("version 1 balanced (all layers, cut 4, f 2)", _divided(2), CodeSpec("cut", 4, "sign"), 16384, 65536),
-    Method("balanced, SmolLM2-135M (15 layers, cut 8)", _SMOLLM2, CodeSpec("cut", 8, "sign"), 8192, 16384),
+    Method("balanced, SmolLM2-135M (15 layers, cut 8)", _SMOLLM2, CodeSpec("cut", 8, "sign"), 8192, 16384, (1, 8)),
     Method("rank 1 float16, f 4", _divided(4), CodeSpec("rank", 1, "float16"), 16384, 32768),
     LOGRA,
 )
@@ -242,7 +243,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
             memory = InMemory(method)
             layout, single = memory.layout, random_queries(memory.layout, 1)
             size = layout.bytes_per_example
-            for count in _QUERIES:
+            for count in method.queries:
                 folded = random_queries(layout, count)
                 works[f"{method.name} | memory | {count}"] = (memory.search(folded), size)
                 if prefilter_kind(layout, count) is not None:
@@ -270,7 +271,7 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
         rows[name]["share_of_plain_sum"] = round(statistics.median(shares), 4)
     peak = gemm(torch.float32)
     for method in METHODS:
-        for count in _QUERIES:
+        for count in method.queries:
             row = rows[f"{method.name} | memory | {count}"]
             gflop_per_row = 2e-9 * count * sum(layer.dim for layer in method.layers)
             row["share_of_gemm"] = round(row["rows_per_s"] * gflop_per_row / peak, 3)
