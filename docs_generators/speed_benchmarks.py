@@ -19,7 +19,7 @@ _VARIANTS = {
     "dense 16 x 16": "build, random projections to 16 x 16, all layers",
 }
 _QUERY_COUNTS = (1, 8, 64, 512)
-
+_CODES = {"default preset (cut 4, f 2)": "`balanced` of version 1: cut 4, f 2"}
 _SCALINGS = {"these rows": "scaling", "`balanced` of version 1, width 256": "scaling_default_code"}
 _SCANS = {
     "memory": "search",
