@@ -43,6 +43,11 @@ from tasks.environment import quiet_libraries
 
 _POSITIONS = 32
 _CHARACTERS = 80
+_LARGE_ROWS: dict[str, Any] = {
+    "projection": {"kind": "random", "factor": 4},
+    "code": {"kind": "dense"},
+    "curvature": {"kind": "woodbury", "rank": 16},
+}
 _QUERIES = [
     f"The {thing} was first described in the nineteenth century ." for thing in ("lobster", "river", "song")
 ]
@@ -73,10 +78,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lorif-memory-") as scratch:
         folder = Path(scratch)
         in_new_process(prepare, arguments.text, folder, sizes)
-        configs = [make_config(folder, size) for size in sizes]
-        report = {name: measure(stage, configs) for name, stage in stages.items()}
-        report["index, default preset"] = measure(index_corpus, [default_config(folder, size) for size in sizes])
-        tables = [table_mib(config) for config in configs]
+        dense = [make_config(folder, size, **_LARGE_ROWS) for size in sizes]
+        default = [make_config(folder, size) for size in sizes]
+        report = {name: measure(stage, dense) for name, stage in stages.items()}
+        report["index, default preset"] = measure(index_corpus, default)
+        tables = [table_mib(config) for config in dense]
     print_table(report, sizes, tables)
     if arguments.out:
         result = {"sequences": sizes, "table_mib": tables, "stages": report}
@@ -110,29 +116,15 @@ def prepare(text: Path, folder: Path, sizes: tuple[int, int]) -> None:
         write_corpus(paragraphs, folder / f"{size}.jsonl", size, _CHARACTERS)
 
 
-def make_config(folder: Path, size: int) -> Config:
-    """A config with large rows and small blocks, so that the blocks in memory are small next to the table."""
+def make_config(folder: Path, size: int, **keys: Any) -> Config:
+    """A config of small blocks, so that the blocks in memory are small next to the table, with further keys."""
     return parse_config(
         {
-            "index": str(folder / f"index-{size}"),
-            "model": {"path": str(folder / "model")},
-            "corpus": {"uri": str(folder / f"{size}.jsonl"), "id": "id", "max_length": _POSITIONS},
-            "projection": {"kind": "random", "factor": 4},
-            "code": {"kind": "dense"},
-            "curvature": {"kind": "woodbury", "rank": 16},
-            "compute": {"memory_gb": 0.05, "tokens_per_batch": 2048},
-        }
-    )
-
-
-def default_config(folder: Path, size: int) -> Config:
-    """A config with the default preset."""
-    return parse_config(
-        {
-            "index": str(folder / f"index-default-{size}"),
+            "index": str(folder / f"index-{'-'.join(keys)}-{size}"),
             "model": {"path": str(folder / "model")},
             "corpus": {"uri": str(folder / f"{size}.jsonl"), "id": "id", "max_length": _POSITIONS},
             "compute": {"memory_gb": 0.05, "tokens_per_batch": 2048},
+            **keys,
         }
     )
 

@@ -20,9 +20,8 @@ from typing import Any
 
 from benchmarks.laps import Laps
 from benchmarks.run_record import write_result
-from benchmarks.wikitext import in_new_process, lorif, rounded
+from benchmarks.wikitext import gpt2_parser, in_new_process, lorif, rounded
 
-_DEFAULT_TEXT = Path("../shared/data/wikitext-2/valid.txt")  # as in workload, which would import torch here
 _POSITIONS = 128
 _NEW_SHARE = 0.01  # new rows over base rows
 METHODS: dict[str, dict[str, Any]] = {
@@ -48,14 +47,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, default=_DEFAULT_TEXT)
-    parser.add_argument("--sequences", type=int, default=20_000)
+    parser = gpt2_parser(__doc__, sequences=20_000, layers=2, width=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 

@@ -52,13 +52,15 @@ def main() -> None:
         write_result(arguments.out, result)
 
 
-def gpt2_parser(description: str | None, sequences: int) -> argparse.ArgumentParser:
+def gpt2_parser(
+    description: str | None, sequences: int, layers: int = 4, width: int = 256
+) -> argparse.ArgumentParser:
     """A parser of the text, the number of sequences, the size of the GPT-2 and the file of the result."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=_DEFAULT_TEXT)
     parser.add_argument("--sequences", type=int, default=sequences)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=layers)
+    parser.add_argument("--width", type=int, default=width)
     parser.add_argument("--out", type=Path)
     return parser
 

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks.quality.pairs import Pairs, open_pairs
+from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.projection import rademacher_signs
 from lorif_core.gradients.quantisation import signs
 from lorif_core.gradients.whitening import inverse_root, second_moment
+from lorif_core.spec import CodeSpec, LayerSpec
 
 _RIDGE = 1e-5
 _FLOATS = 2**24  # of the gradients that are formed at once
@@ -55,14 +57,13 @@ class FoldedLayer:
     """
 
     def __init__(self, pairs: Pairs, layer: str, fold: int = 1, seed: int = 0) -> None:
-        sides = {name: pairs.side(layer, name).shape[2] for name in ("in", "out")}
-        sizes = {name: folded_size(size, min(sides.values()), fold) for name, size in sides.items()}
+        features = pairs.features(layer)
+        self.shape = inner, outer = tuple(folded_size(size, min(features), fold) for size in features)
         self._N, self._queries = pairs.examples, pairs.query_rows
         self._x, self._d = (
-            _whitened(fold_side(pairs.read(layer, name, slice(None)), sizes[name], seed, name), pairs.examples)
-            for name in ("in", "out")
+            _whitened(fold_side(pairs.read(layer, name, slice(None)), size, seed, name), pairs.examples)
+            for name, size in (("in", inner), ("out", outer))
         )
-        self.shape = sizes["in"], sizes["out"]
 
     def queries(self) -> torch.Tensor:
         """(Q, h1, h2) gradients of the queries."""
@@ -121,8 +122,7 @@ def coder_of(name: str) -> Coder:
         return lambda G: G
     if name == "signs":
         return lambda G: signs(G) * G.abs().mean(dim=(1, 2), keepdim=True)
-    rank = int(name.removeprefix("cut"))
-    return lambda G: decode(*cut(G, rank))
+    return lambda G: decode(*cut(G, rank_of(name)))
 
 
 def decode(U: torch.Tensor, V: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -130,14 +130,17 @@ def decode(U: torch.Tensor, V: torch.Tensor, scales: torch.Tensor) -> torch.Tens
     return (U * scales[:, None]) @ V.transpose(1, 2)
 
 
-def code_bytes(name: str, shape: tuple[int, int]) -> int:
-    """Bytes of one layer's code of an example, scales of two bytes included."""
-    if name == "exact":
-        return 2 * shape[0] * shape[1]
-    if name == "signs":
-        return -(-shape[0] * shape[1] // 8) + 2
-    rank = min(int(name.removeprefix("cut")), *shape)
-    return -(-rank * sum(shape) // 8) + 2 * rank
+def code_bytes(name: str, shapes: Sequence[tuple[int, int]]) -> int:
+    """Bytes of the code of an example in an index of layers of these shapes; `exact` is float16 there."""
+    layers = [LayerSpec(str(number), *shape, *shape) for number, shape in enumerate(shapes)]
+    dense = {"exact": CodeSpec("dense", 1, "float16"), "signs": CodeSpec("dense", 1, "sign")}
+    code = dense[name] if name in dense else CodeSpec("cut", rank_of(name), "sign")
+    return CodeLayout(layers, code).bytes_per_example
+
+
+def rank_of(name: str) -> int:
+    """C of `cutC`."""
+    return int(name.removeprefix("cut"))
 
 
 def cut(G: torch.Tensor, rank: int, sweeps: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

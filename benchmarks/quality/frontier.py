@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.quality.baselines import baseline_path
 from benchmarks.quality.finished import finished_truth, result_parser, testbed_evaluation
-from benchmarks.quality.folded import code_bytes, code_path, code_scores, folded_size
+from benchmarks.quality.folded import code_bytes, code_path, code_scores
 from benchmarks.quality.layer_scores import block_of, read_scores
 from benchmarks.quality.layers import DOWN, MLP, correlation, rounded
 from benchmarks.quality.pairs import Pairs, open_pairs
@@ -30,7 +30,7 @@ from benchmarks.run_record import write_result
 from lorif_core.evaluation.bm25 import bm25_scores
 from lorif_core.evaluation.inputs import load_inputs
 from lorif_core.evaluation.lds import bootstrap
-from lorif_core.spec import projected_size
+from lorif_core.spec import folded_sizes, projected_size
 
 _OLD, _KFAC = "version 1 balanced: all, f2 cut 4", "K-FAC, all layers"
 _BASELINES = {_OLD: "old4", "LoGRA f4": "lograf4", "LoGRA f8": "lograf8", "gradient dot": "dot"}
@@ -127,12 +127,11 @@ def baseline_bytes(pairs: Pairs, method: str, layers: Sequence[str]) -> float | 
     """Bytes an example over the layers; None for `dot`."""
     if method == "dot":
         return None
-    factor = 2 if method.startswith("old") else int(method.removeprefix("lograf"))
-    total = 0
-    for layer in layers:
-        inner, outer = (projected_size(pairs.side(layer, side).shape[2], factor) for side in ("in", "out"))
-        total += code_bytes("cut4" if method.startswith("old") else "exact", (inner, outer))
-    return total
+    old = method.startswith("old")
+    factor = 2 if old else int(method.removeprefix("lograf"))
+    features = [pairs.features(layer) for layer in layers]
+    shapes = [(projected_size(inner, factor), projected_size(outer, factor)) for inner, outer in features]
+    return code_bytes("cut4" if old else "exact", shapes)
 
 
 def _bm25(testbed: Path) -> np.ndarray:
@@ -148,7 +147,7 @@ def _bm25(testbed: Path) -> np.ndarray:
 def rule_rows(dump: Path, *, stored_only: bool) -> dict[str, Row]:
     """The rule's choice at every budget, and explored sets, whose codes are taken only if they are stored."""
     pairs = open_pairs(dump)
-    sizes = {name: features_of(pairs, name) for name in pairs.layers}
+    sizes = {name: pairs.features(name) for name in pairs.layers}
     rows = {}
     for budget in BUDGETS:
         choice = choose_for(sizes, budget)
@@ -172,21 +171,8 @@ def is_stored(pairs: Pairs, choice: Choice) -> bool:
 def coded(pairs: Pairs, choice: Choice) -> Row:
     """The codes of one choice."""
     scores = [code_scores(pairs, name, [choice.code])[0] for name in choice.layers]
-    size = sum(code_bytes(choice.code, shape_of(pairs, name)) for name in choice.layers)
-    return Row(np.sum(scores, axis=0), size)
-
-
-def features_of(pairs: Pairs, name: str) -> tuple[int, int]:
-    """Input and output size of a layer."""
-    inner, outer = (pairs.side(name, side).shape[2] for side in ("in", "out"))
-    return inner, outer
-
-
-def shape_of(pairs: Pairs, name: str) -> tuple[int, int]:
-    """Folded sides of a layer."""
-    features = features_of(pairs, name)
-    inner, outer = (folded_size(size, min(features), 1) for size in features)
-    return inner, outer
+    shapes = [folded_sizes(*pairs.features(name), None, None) for name in choice.layers]
+    return Row(np.sum(scores, axis=0), code_bytes(choice.code, shapes))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,9 @@ def _paper(factor: int, factored: bool) -> dict[str, Any]:
     }
 
 
+_TODAY: dict[str, dict[str, Any]] = {name: {"preset": name} for name in ("compact", "balanced", "fine", "quality")}
 PRESETS: dict[str, dict[str, Any]] = {
-    **{name: {"preset": name} for name in ("compact", "balanced", "fine", "quality")},
+    **_TODAY,
     "version 1 compact": _version_1(2, kind="cut", rank=2, dtype="sign"),
     "version 1 balanced": _version_1(2, kind="cut", rank=4, dtype="sign"),
     "version 1 f2 cut 8": _version_1(2, kind="cut", rank=8, dtype="sign"),
@@ -64,7 +65,7 @@ def methods(examples: int) -> dict[str, dict[str, Any]]:
 
 
 REAL_METHODS: dict[str, dict[str, Any]] = {
-    **{name: {"preset": name} for name in ("compact", "balanced", "fine", "quality")},
+    **_TODAY,
     **{f"{kib} KiB": {"code": {"bytes": 1024 * kib}} for kib in (8, 64)},
     # looked at after the others: half the sides and twice the terms
     "32 KiB, shorter sides": {"projection": {"max_side": 288}, "code": {"bytes": 32768}},

@@ -63,6 +63,10 @@ class Pairs:
         array: np.ndarray = np.load(self.folder / self.layers[layer][side]["file"], mmap_mode="r")
         return array
 
+    def features(self, layer: str) -> tuple[int, int]:
+        """Input and output size of a layer."""
+        return self.side(layer, "in").shape[2], self.side(layer, "out").shape[2]
+
     def read(self, layer: str, side: str, rows: slice) -> torch.Tensor:
         """(rows, T, d) float32 of one side."""
         values = torch.from_numpy(np.ascontiguousarray(self.side(layer, side)[rows])).float()
