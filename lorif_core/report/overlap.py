@@ -16,7 +16,7 @@ _STOP_WORD_LIST = """
     into is it its may no not of on or our she should so some such than that the their them then there these
     they this to was we were what when where which who will with would you your
 """
-_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 
 
 class Overlap:
@@ -32,7 +32,7 @@ class Overlap:
         for text in texts:
             words = [word for word, _, _ in words_of(text)]
             self._words.update(
-                word for word in words if len(word) >= _MIN_SINGLE_WORD_LETTERS and word not in _STOP_WORDS
+                word for word in words if len(word) >= _MIN_SINGLE_WORD_LETTERS and word not in STOP_WORDS
             )
             self._pairs.update(pairwise(words))
 
@@ -42,7 +42,7 @@ class Overlap:
         is_query_pair = [(left[0], right[0]) in self._pairs for left, right in pairwise(words)]
         is_shared = [word in self._words for word, _, _ in words]
         for i, (left, right) in enumerate(pairwise(words)):
-            if is_query_pair[i] and not (left[0] in _STOP_WORDS and right[0] in _STOP_WORDS):
+            if is_query_pair[i] and not (left[0] in STOP_WORDS and right[0] in STOP_WORDS):
                 is_shared[i] = is_shared[i + 1] = True
         spans: list[tuple[int, int]] = []
         for i, (_, start, end) in enumerate(words):

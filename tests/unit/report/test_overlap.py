@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorif_core.report.excerpt import EXCERPT_CHARS, excerpt, pieces
-from lorif_core.report.overlap import _STOP_WORDS, Overlap, words_of
+from lorif_core.report.overlap import STOP_WORDS, Overlap, words_of
 from tests.patience import patience
 
 WORDS = st.lists(st.sampled_from(["loop", "else", "the", "of", "break", "Break", "if", "\n", "é"]), max_size=30)
@@ -30,7 +30,7 @@ def test_spans_are_ascending_runs_of_the_query(query: str, text: str) -> None:
 def test_a_text_shares_all_but_stop_words_with_itself(text: str) -> None:
     shared = {word for start, end in Overlap([text]).spans(text) for word, _, _ in words_of(text[start:end])}
     left_out = {word for word, _, _ in words_of(text)} - shared
-    assert all(word in _STOP_WORDS or len(word) < 4 for word in left_out)
+    assert all(word in STOP_WORDS or len(word) < 4 for word in left_out)
 
 
 @pytest.mark.parametrize(
