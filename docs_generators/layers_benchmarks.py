@@ -39,9 +39,10 @@ whitening comes from a sample."""
 
 def _frontier(bed: str) -> Iterator[str]:
     name = f"frontier-{bed}.json"
+    coverage = load(name)["coverage"]
     rows = [
         [
-            method,
+            f"{method}, every third block" if coverage.get(method) == "every third block" else method,
             "none" if row["bytes"] is None else f"{row['bytes']:,}",
             interval(row["lds"]),
             _difference(row["minus_old"]),
