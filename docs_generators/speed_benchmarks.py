@@ -19,7 +19,6 @@ _VARIANTS = {
     "dense 16 x 16": "build, random projections to 16 x 16, all layers",
 }
 _QUERY_COUNTS = (1, 8, 64, 512)
-_CODES = {"default preset (cut 4, f 2)": "`balanced` of version 1: cut 4, f 2"}
 _SCALINGS = {"these rows": "scaling", "`balanced` of version 1, width 256": "scaling_default_code"}
 _SCANS = {
     "memory": "search",
@@ -285,7 +284,7 @@ What the comparison of rows with their checksums adds to the first scan of a pro
 scans do not compare."""
     rows = [
         [
-            _CODES.get(method, method),
+            method,
             f"{row['bytes']:,}",
             rounded(row["plain_rows_per_s"]),
             rounded(row["compared_rows_per_s"]),
