@@ -72,7 +72,7 @@ def index_shards(
     lease.confirm()
     store.create(plan.spec)
     committed = store.rows.reconcile(plan.expected, plan.retained, plan.base_version)
-    waves = Waves(store, receipts, lease, plan.spec.hash, committed.version)
+    waves = Waves(store, receipts, lease, plan.spec.hash, committed.version, len(committed.keys))
     missing = [shard for shard in plan.shards if (plan.spec.hash, shard.key) not in committed.keys]
     finished = receipts.of_shards(plan.spec.hash, [shard.key for shard in missing])
     waves.adopt(DataFiles(config.index, config.storage).adoptable(finished))

@@ -1,8 +1,9 @@
 """Checksums of rows: a bit that storage has changed becomes an error, not another score.
 
-A row of `factors` has three checksums, because readers rarely need all of it: of its id and code, of its
-description, and of its text. A row of another table has one. They are chains of XXH3 (64 bits) over the columns of
-the row, so they stay valid if a row moves to another file. Rows that an older lorif wrote have none.
+A row of `factors` has checksums of its id and code, of its description, and of its text if it is stored, because
+readers rarely need all of it. A row of another table has one. They are chains of XXH3 over the columns of the row,
+so they stay valid if a row moves to another file. In `factors` they are the lower 32 bits of it, which miss one
+damaged row in four billion; tables of an older lorif have all 64, or no checksums at all.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,6 @@ from lorif_core.errors import DamagedIndexError
 CHECKSUM = "checksum"
 CHECKSUMS = "checksums"
 CHECKSUM_FIELD = pa.field(CHECKSUM, pa.uint64())
-CHECKSUMS_FIELD = pa.field(CHECKSUMS, pa.list_(pa.uint64(), 3))
 
 CODE_COLUMNS = ("codes", "scales", "magnitude")
 NOT_DESCRIPTIVE = (*CODE_COLUMNS, CHECKSUMS)
@@ -29,6 +29,7 @@ LAST_COMPONENT = 1
 
 _GROUPS = (("example_id", *CODE_COLUMNS), DESCRIPTION, (TEXT,))  # in the order of `checksums`
 CODE_GROUP, DESCRIPTION_GROUP, TEXT_GROUP = range(3)
+_WORD = pa.uint32()
 _NULL = b"\xff"  # differs from every text in UTF-8
 _LISTED = 5
 
@@ -62,15 +63,21 @@ def _bytes_of_rows(flat: np.ndarray, width: int) -> Iterator[np.ndarray]:
     return iter(flat.reshape(-1, width).view(np.uint8))
 
 
-def factors_checksums(columns: dict[str, pa.Array]) -> pa.Array:
-    """The column `checksums` of rows of `factors`, from their other columns."""
+def checksums_field(*, text: bool) -> pa.Field:
+    """The field `checksums` of a new table `factors`, with or without a column of texts."""
+    return pa.field(CHECKSUMS, pa.list_(_WORD, len(_GROUPS) if text else TEXT_GROUP))
+
+
+def factors_checksums(columns: dict[str, pa.Array], kind: pa.FixedSizeListType) -> pa.Array:
+    """The column `checksums`, of the type that the table has for it, of rows of `factors` from their columns."""
     rows = len(columns["example_id"])
     hashes = [
         row_hashes(columns[name] for name in group if name in columns) if group[0] in columns else np.zeros(rows)
-        for group in _GROUPS
+        for group in _GROUPS[: kind.list_size]
     ]
     flat = np.stack([column.astype(np.uint64) for column in hashes], axis=1).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(_GROUPS))
+    words = flat.astype(kind.value_type.to_pandas_dtype())
+    return pa.FixedSizeListArray.from_arrays(pa.array(words), kind.list_size)
 
 
 def columns_of(groups: Sequence[int], schema: pa.Schema) -> list[str]:
@@ -92,12 +99,13 @@ def damaged_rows(batch: pa.RecordBatch, groups: Sequence[int]) -> list[int]:
     if batch.column(CHECKSUMS).null_count:
         present = batch.column(CHECKSUMS).is_valid()
         batch, numbers = batch.filter(present), numbers[present.to_numpy(zero_copy_only=False)]
-    stored = batch.column(CHECKSUMS).flatten().to_numpy().reshape(-1, len(_GROUPS))
+    stored = batch.column(CHECKSUMS).flatten().to_numpy().reshape(batch.num_rows, -1)
     differs = np.zeros(batch.num_rows, bool)
     for group in groups:
         names = [name for name in _GROUPS[group] if name in batch.schema.names]
-        expected = row_hashes(map(batch.column, names)) if names else 0
-        differs |= expected != stored[:, group]
+        if names or group < stored.shape[1]:
+            expected = row_hashes(map(batch.column, names)) if names else np.zeros(batch.num_rows, np.uint64)
+            differs |= expected.astype(stored.dtype) != stored[:, group]
     return numbers[differs].tolist()
 
 

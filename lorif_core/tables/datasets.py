@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
 _SLOW_ATTEMPT_SECONDS = 4.0
-_FILE_VERSION = "2.0"  # scans fastest of 2.0, 2.1 and 2.2 (STACK.md, section 4)
+_FILE_VERSION = "2.0"
+_FILE_VERSIONS = {"factors": "2.1"}  # compresses numbers and constants, and scans codes as fast (benchmarks.rows)
+_SIGNS_OF_DAMAGE = ("corrupt file", "failed to decode", "panicked")
 _KEYS_PROPERTY = "lorif.keys"
 _MAX_ROWS_PER_FILE = 2**31 - 1  # one call writes one fragment, so that a key has one fragment
 
@@ -101,7 +103,7 @@ class Tables:
                 schema.empty_table(),
                 self.path(name),
                 mode="create",
-                data_storage_version=_FILE_VERSION,
+                data_storage_version=_FILE_VERSIONS.get(name, _FILE_VERSION),
                 storage_options=self._options(),
             )
 
@@ -253,13 +255,16 @@ def table_errors(uri: str, action: str = "read") -> Iterator[None]:
     """Replace an exception of Lance by one that says in one sentence what is wrong with the storage.
 
     Raises:
-        LorifError: as `explain` classifies it; DamagedIndexError if Lance panics, which it does on damaged files.
+        LorifError: as `explain` classifies it; DamagedIndexError if Lance cannot decode a file, or if it panics,
+            which it does on some damaged files.
     """
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
+        if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+            raise damaged(uri, f"Lance cannot read a file of its tables ({one_line(error)})") from None
         raise explain(error, uri, action) from None  # the cause may quote signed headers
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of pyo3, which does not export it

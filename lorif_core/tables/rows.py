@@ -59,11 +59,15 @@ class RowTable:
 
         An exception of `parts` is raised unchanged.
         """
-        batches = (batch for rows in parts if rows.examples for batch in to_table(rows, shard, spec).to_batches())
+        stored = self._tables.open("factors")
+        schema = factors_schema(spec) if stored is None else stored.schema
+        batches = (
+            batch for rows in parts if rows.examples for batch in to_table(rows, shard, spec, schema).to_batches()
+        )
         first = next(batches, None)
         if first is None:
             return []
-        return self._tables.write("factors", chain([first], batches), factors_schema(spec))
+        return self._tables.write("factors", chain([first], batches), schema)
 
     def commit_wave(self, receipts: Sequence[Receipt], since: int) -> int:
         """Append the rows of finished shards as one version, each shard once.

@@ -3,7 +3,8 @@
 `factors` has one row per training example. `codes` is one wide fixed-size column for all layers, because a column
 per layer reads ten times slower from object storage. `scales` has one number per layer and term. Scales of float
 codes are float32. Other codes are so small that scales are a good part of a row, so theirs are float16, to be
-multiplied by the row's `magnitude`.
+multiplied by the row's `magnitude`. Texts of a file are much alike, so they are compressed. In the file format of
+`factors`, columns that are constant in a shard then take less than a byte a row.
 """
 
 import warnings
@@ -23,8 +24,8 @@ from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
 from lorif_core.tables.checksums import (
     CHECKSUM_FIELD,
     CHECKSUMS,
-    CHECKSUMS_FIELD,
     LAST_COMPONENT,
+    checksums_field,
     factors_checksums,
     with_checksum,
 )
@@ -36,30 +37,37 @@ _ARROW_TYPES = {
 }  # fmt: skip
 
 
+_COMPRESSED = {"lance-encoding:compression": "zstd", "lance-encoding:minichunk-size": "16384"}
+
+
 def factors_schema(spec: IndexSpec) -> pa.Schema:
     """Schema of `factors`. The spec is in its metadata, so that an unpublished index has a spec, too."""
     layout = CodeLayout(spec.layers, spec.code)
     fields = [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
+        _compressed("example_id", pa.string()),
+        _compressed("shard", pa.string()),
+        _compressed("uri", pa.string()),
+        _compressed("row", pa.int64()),
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("loss", pa.float32(), nullable=False),
-        pa.field("content_hash", pa.string(), nullable=False),
-        pa.field("checkpoint", pa.string(), nullable=False),
-        pa.field("spec", pa.string(), nullable=False),
+        _compressed("content_hash", pa.string()),
+        _compressed("checkpoint", pa.string()),
+        _compressed("spec", pa.string()),
     ]
     if spec.store_text:
-        fields.append(pa.field("text", pa.string()))
+        fields.append(pa.field("text", pa.string(), metadata=_COMPRESSED))
     fields.append(pa.field("codes", pa.list_(_ARROW_TYPES[spec.code.dtype], layout.stored_width), nullable=False))
     if is_float(spec.code.dtype):
         fields.append(pa.field("scales", pa.list_(pa.float32(), layout.scales), nullable=False))
     else:
         fields.append(pa.field("scales", pa.list_(pa.float16(), layout.scales), nullable=False))
         fields.append(pa.field("magnitude", pa.float32(), nullable=False))
-    fields.append(CHECKSUMS_FIELD)
+    fields.append(checksums_field(text=spec.store_text))
     return pa.schema(fields, metadata={SPEC_KEY: spec.to_json().encode()})
+
+
+def _compressed(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata=_COMPRESSED)
 
 
 CURVATURE_SCHEMA = pa.schema(
@@ -143,9 +151,15 @@ class ShardRows:
     scales: np.ndarray
 
 
-def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> pa.Table:
-    """Convert rows, with codes as stored and float32 scales (n, S), to a table of `factors_schema(spec)`."""
-    schema = factors_schema(spec)
+def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec, schema: pa.Schema) -> pa.Table:
+    """Convert rows, with codes as stored and float32 scales (n, S), to a table.
+
+    Args:
+        rows: the rows.
+        shard: their shard.
+        spec: their spec.
+        schema: that of the stored table, or `factors_schema(spec)`.
+    """
     n = len(rows.examples)
     magnitude = np.ones(n, np.float32) if is_float(spec.code.dtype) else rows.scales.max(axis=1)
     scales = rows.scales / np.where(magnitude > 0, magnitude, 1.0)[:, None]
@@ -169,7 +183,8 @@ def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec) -> pa.Table:
         for field in schema
         if field.name != CHECKSUMS
     }
-    return pa.Table.from_arrays([*arrays.values(), factors_checksums(arrays)], schema=schema)
+    arrays[CHECKSUMS] = factors_checksums(arrays, schema.field(CHECKSUMS).type)
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
 
 def _fixed_size(matrix: np.ndarray) -> pa.Array:

@@ -15,7 +15,7 @@ from lorif_core.errors import LorifError
 from lorif_core.tables.datasets import Tables
 
 ENDINGS = {".lance", ".manifest", ".txn", ".json"}
-CHECKSUMS = 3  # of a row, 24 bytes
+CHECKSUMS = 3  # of a row, 12 bytes
 BASE64_OF_PICKLES = ("gAI", "gAM", "gAQ", "gAU")  # b"\x80" and the protocol, 2 to 5
 
 
