@@ -29,6 +29,10 @@ class FileTag:
     etag: str
     size: int
 
+    def shard_key(self, start: int, stop: int) -> str:
+        """Identity of the rows [start, stop) of the file."""
+        return f"{self.name}[{start}:{stop}]@{self.etag}-{self.size}"
+
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
@@ -49,7 +53,7 @@ class ShardRef:
     @property
     def key(self) -> str:
         """Identity of the shard's content: file, ETag, size and range."""
-        return f"{self.name}[{self.start}:{self.start + self.rows}]@{self.etag}-{self.size}"
+        return self.file.shard_key(self.start, self.start + self.rows)
 
     @property
     def file(self) -> FileTag:

@@ -156,7 +156,7 @@ class _Verifier:
             self._progress("compare files", done, len(recorded))
             if computed != item.digest:
                 broken.add((item.table, item.name))
-                shards = (item.key,) if item.table == "factors" and item.key else ()
+                shards = item.shards if item.table == "factors" else ()
                 what = f"the file data/{item.name} differs from its digest"
                 self._result.damage.append(Damage(item.table, what, item.name, shards))
         return broken

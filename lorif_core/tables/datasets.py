@@ -23,6 +23,7 @@ from lorif_core.storage.connection import lance_options
 from lorif_core.storage.faults import explain, one_line
 from lorif_core.storage.filesystem import open_filesystem
 from lorif_core.tables.checksums import damaged
+from lorif_core.tables.contents import CONTENTS_KEY
 from lorif_core.tables.file_digests import DIGESTS_KEY, FileDigests
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ class Tables:
 
 def _fragment_metadata(text: str) -> Any:
     metadata = json.loads(text)
-    metadata.pop(DIGESTS_KEY, None)
+    for key in (DIGESTS_KEY, CONTENTS_KEY):
+        metadata.pop(key, None)
     return lance.FragmentMetadata.from_json(json.dumps(metadata))
 
 

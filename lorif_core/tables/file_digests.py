@@ -1,4 +1,4 @@
-"""Digests of data files, recorded when their rows are committed; `lorif verify` compares them first.
+"""Digests and contents of data files, recorded when they are committed; `lorif verify` compares digests first.
 
 Lance neither checks its files nor bounds the memory that a damaged length makes it allocate.
 """
@@ -15,6 +15,7 @@ from xxhash import xxh3_64, xxh3_64_hexdigest
 from lorif_core.config import StorageConfig
 from lorif_core.storage.filesystem import open_filesystem, storage_errors
 from lorif_core.storage.objects import Objects
+from lorif_core.tables.contents import decode_contents, file_contents
 
 _FOLDER = "digests"
 _THREADS = 16
@@ -26,12 +27,17 @@ DIGESTS_KEY = "lorif.digests"
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """The digest of a data file of a table, and the key of the commit that added it: of rows, their shard."""
+    """The digest of a data file of a table.
+
+    `key` is that of the commit that added it, for rows that of a receipt; it is empty for a rewritten file.
+    `shards` are those of its rows, as far as they are known.
+    """
 
     table: str
     name: str
     digest: str
     key: str
+    shards: tuple[str, ...] = ()
 
 
 class FileDigests:
@@ -56,26 +62,37 @@ class FileDigests:
         return digest.hexdigest()
 
     def record(self, table: str, fragments: Mapping[str, Iterable[str]]) -> None:
-        """Store the digests of written fragments (metadata as JSON) by key, before they are committed."""
-        files = [
-            [name, digest, key]
-            for key, parts in fragments.items()
-            for part in parts
-            for name, digest in json.loads(part).get(DIGESTS_KEY, {}).items()
-        ]
+        """Store digests and contents of written fragments (metadata as JSON) by key, before they are committed."""
+        files: list[list[str]] = []
+        contents: dict[str, Any] = {}
+        for key, parts in fragments.items():
+            for fragment in map(json.loads, parts):
+                files += [[name, digest, key] for name, digest in fragment.get(DIGESTS_KEY, {}).items()]
+                contents |= file_contents(fragment)
         if files:
             name = f"{_FOLDER}/{table}-{uuid.uuid4().hex}.json"
-            self._objects.put(name, sealed({"table": table, "files": files}))
+            self._objects.put(name, sealed({"table": table, "files": files, "contents": contents}))
 
     def read(self) -> tuple[list[FileDigest], list[str]]:
         """All recorded digests, and the names of objects that are damaged."""
         digests, damaged_objects = [], []
-        for name, value in self._values():
+        for object_name, value in self._values():
             if value is None:
-                damaged_objects.append(name)
+                damaged_objects.append(object_name)
             else:
-                digests += [FileDigest(value["table"], *file) for file in value["files"]]
+                contents = value.get("contents", {})
+                for name, digest, key in value["files"]:
+                    counts = decode_contents(contents.get(name, ()))
+                    shards = tuple(count.shard for count in counts) or ((key,) if key else ())
+                    digests.append(FileDigest(value["table"], name, digest, key, shards))
         return digests, damaged_objects
+
+    def contents(self, table: str) -> dict[str, Any]:
+        """Recorded contents, encoded, by the name of their file; damaged objects are left out."""
+        contents: dict[str, Any] = {}
+        for _, value in self._values(f"{table}-"):
+            contents |= {} if value is None else value.get("contents", {})
+        return contents
 
     def remove_unused(self, existing: set[tuple[str, str]]) -> None:
         """Remove the objects of commits without any existing file, given (table, name) of those that exist."""
@@ -85,8 +102,9 @@ class FileDigests:
             if value is not None and existing.isdisjoint((value["table"], file[0]) for file in value["files"])
         )
 
-    def _values(self) -> list[tuple[str, dict[str, Any] | None]]:
+    def _values(self, prefix: str = "") -> list[tuple[str, dict[str, Any] | None]]:
         names = [entry.name for entry in self._objects.names(_FOLDER)]
+        names = [name for name in names if name.startswith(f"{_FOLDER}/{prefix}")]
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(zip(names, map(unsealed, pool.map(self._objects.get, names)), strict=True))
 

@@ -1,7 +1,7 @@
 """The inventory of a version of `factors`: the shards in each fragment, with their numbers of rows and tokens.
 
-It is made from three small columns, without reading codes. A worker writes a shard as one fragment, so a fragment
-has rows of one spec. In a table that another tool has compacted, a fragment may mix shards, but not specs.
+It is made from the manifest and the recorded contents of files, without reading rows. A fragment has rows of many
+shards, but of one spec.
 """
 
 from collections.abc import Iterable, Set

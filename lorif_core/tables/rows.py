@@ -6,7 +6,6 @@ version that they read.
 
 import uuid
 from collections.abc import Iterator, Sequence, Set
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -37,7 +36,14 @@ from lorif_core.tables.schema import (
     factors_schema,
     to_table,
 )
-from lorif_core.tables.shard_rows import RowMask, fragment_numbers, read_inventory, reconcile, rewrite_fragments
+from lorif_core.tables.shard_rows import (
+    RowMask,
+    fragment_numbers,
+    read_inventory,
+    reconcile,
+    rewrite_fragments,
+    write_rows,
+)
 
 _IDS_PER_FILTER = 500
 
@@ -61,13 +67,16 @@ class RowTable:
         """
         stored = self._tables.open("factors")
         schema = factors_schema(spec) if stored is None else stored.schema
-        batches = (
-            batch for rows in parts if rows.examples for batch in to_table(rows, shard, spec, schema).to_batches()
+        return write_rows(
+            self._tables,
+            (
+                batch
+                for rows in parts
+                if rows.examples
+                for batch in to_table(rows, shard, spec, schema).to_batches()
+            ),
+            schema,
         )
-        first = next(batches, None)
-        if first is None:
-            return []
-        return self._tables.write("factors", chain([first], batches), schema)
 
     def commit_wave(self, receipts: Sequence[Receipt], since: int) -> int:
         """Append the rows of finished shards as one version, each shard once.

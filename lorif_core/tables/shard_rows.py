@@ -5,7 +5,7 @@ that the newest version lacks disappear from storage together with the older ver
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lorif_core.tables.contents import CONTENT_COLUMNS, ShardCounts, decode_contents, with_contents
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.inventory import Inventory, InventoryEntry, ShardKey, fragments_only_of
 
@@ -25,7 +26,11 @@ RowMask = Callable[[pa.RecordBatch], pa.Array]
 
 
 def read_inventory(tables: Tables, version: int | None = None, known: Inventory | None = None) -> Inventory:
-    """The inventory of a version of `factors`; reads only fragments whose content is not in `known`."""
+    """The inventory of a version of `factors`, from its manifest and the recorded contents of its files.
+
+    Rows are read only in fragments that have no record, such as those of an older lorif or of another tool, and
+    whose content is not in `known`.
+    """
     dataset = tables.require(_TABLE, version)
     fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
     names = {number: _content_name(fragment) for number, fragment in fragments.items()}
@@ -34,7 +39,10 @@ def read_inventory(tables: Tables, version: int | None = None, known: Inventory 
         entries.setdefault(entry.file, []).append(entry)
     # by name: a fragment that was committed twice has two numbers
     unread = {name: fragments[number] for number, name in names.items() if name not in entries}
-    for entry in _scan_entries(tables, int(dataset.version), list(unread.values()), names):
+    if unread:
+        entries |= _recorded_entries(tables, unread)
+    unrecorded = [fragment for name, fragment in unread.items() if name not in entries]
+    for entry in _scan_entries(tables, int(dataset.version), unrecorded, names):
         entries.setdefault(entry.file, []).append(entry)
     renumbered = (
         replace(entry, fragment=number) for number, name in names.items() for entry in entries.get(name, [])
@@ -85,11 +93,10 @@ def reconcile(
 def rewrite_fragments(tables: Tables, fragments: Sequence[int], drop: RowMask) -> None:
     """Rewrite fragments of the newest version without the rows that `drop` selects, in one commit."""
     dataset = tables.require(_TABLE)
-    schema = dataset.schema
     written: list[str] = []
     for number in fragments:
         batches = tables.scan(_TABLE, int(dataset.version), fragments=[dataset.get_fragment(number)])
-        written += _write(tables, _without_rows(batches, drop), schema)
+        written += write_rows(tables, _without_rows(batches, drop), dataset.schema)
     tables.replace_fragments(_TABLE, set(fragments), written)
 
 
@@ -100,9 +107,18 @@ def _without_rows(batches: Iterator[pa.RecordBatch], drop: RowMask) -> Iterator[
             yield remaining
 
 
-def _write(tables: Tables, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> list[str]:
+def write_rows(tables: Tables, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> list[str]:
+    """Stream rows into an uncommitted fragment of `factors`; none if there are no rows.
+
+    Returns:
+        Its metadata as JSON, with the digests of its files and its contents.
+    """
     first = next(batches, None)
-    return [] if first is None else tables.write(_TABLE, chain([first], batches), schema)
+    if first is None:
+        return []
+    counts = ShardCounts()
+    (fragment,) = tables.write(_TABLE, counts.of(chain([first], batches)), schema)
+    return [with_contents(fragment, counts.counts)]
 
 
 def _rows_of_shards(batch: pa.RecordBatch, keys: Set[ShardKey]) -> pa.Array:
@@ -123,21 +139,33 @@ def fragment_numbers(batch: pa.RecordBatch) -> pa.Array:
     return pc.shift_right(batch.column("_rowaddr"), pa.scalar(32, pa.uint64()))
 
 
+def _recorded_entries(tables: Tables, fragments: Mapping[str, Any]) -> dict[str, list[InventoryEntry]]:
+    """Entries, by content name, of the fragments whose contents are recorded with as many rows as they have."""
+    contents = tables.digests.contents(_TABLE)
+    entries: dict[str, list[InventoryEntry]] = {}
+    for name, fragment in fragments.items():
+        counts = decode_contents(contents.get(name, ()))
+        if counts and sum(count.rows for count in counts) == fragment.metadata.physical_rows:
+            entries[name] = [
+                InventoryEntry(count.spec, count.shard, fragment.fragment_id, name, count.rows, count.tokens)
+                for count in counts
+            ]
+    return entries
+
+
 def _scan_entries(
     tables: Tables, version: int, fragments: Sequence[Any], names: dict[int, str]
 ) -> list[InventoryEntry]:
     if not fragments:
         return []
-    counts: dict[tuple[int, str, str], tuple[int, int]] = {}
-    columns = ["spec", "shard", "tokens"]
+    counts: dict[int, ShardCounts] = {}
+    columns = list(CONTENT_COLUMNS)
     for batch in tables.scan(_TABLE, version, columns=columns, fragments=fragments, with_row_address=True):
-        table = pa.table({"fragment": fragment_numbers(batch), **{name: batch.column(name) for name in columns}})
-        grouped = table.group_by(["fragment", "spec", "shard"]).aggregate([("tokens", "count"), ("tokens", "sum")])
-        for row in grouped.to_pylist():
-            key = (row["fragment"], row["spec"], row["shard"])
-            rows, tokens = counts.get(key, (0, 0))
-            counts[key] = (rows + row["tokens_count"], tokens + row["tokens_sum"])
+        numbers = fragment_numbers(batch)
+        for number in pc.unique(numbers).to_pylist():
+            counts.setdefault(number, ShardCounts()).add(batch.filter(pc.equal(numbers, number)))
     return [
-        InventoryEntry(spec, shard, fragment, names[fragment], rows, tokens)
-        for (fragment, spec, shard), (rows, tokens) in counts.items()
+        InventoryEntry(count.spec, count.shard, number, names[number], count.rows, count.tokens)
+        for number, of_fragment in counts.items()
+        for count in of_fragment.counts
     ]

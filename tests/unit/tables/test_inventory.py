@@ -1,0 +1,80 @@
+"""Invariant: an inventory reads no row if the contents of files are recorded, and is the same if they are not."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from lorif_core.spec import ShardRef
+from lorif_core.storage.objects import Objects
+from lorif_core.tables.contents import ShardCount, contents_of, with_contents
+from lorif_core.tables.datasets import Tables
+from lorif_core.tables.file_digests import sealed
+from lorif_core.tables.inventory import Inventory
+from lorif_core.tables.store import Store
+from tests.unit.tables.small_store import SPEC, commit, shard
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tables that were scanned so far."""
+    names: list[str] = []
+    scan = Tables.scan
+
+    def recorded(self: Tables, name: str, *arguments: object, **options: object) -> Iterator[pa.RecordBatch]:
+        names.append(name)
+        return scan(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Tables, "scan", recorded)
+    return names
+
+
+def without_records(store: Store) -> Inventory:
+    shutil.rmtree(Path(store.uri, "_lorif", "digests"))
+    return Store(store.uri).rows.inventory()
+
+
+def test_an_inventory_comes_from_the_manifest_and_the_records(store: Store, scans: list[str]) -> None:
+    commit(store, 0, 1)
+    commit(store, 2)
+    recorded = Store(store.uri).rows.inventory()
+    assert not scans and (recorded.rows, recorded.tokens) == (12, 36)
+    assert without_records(store) == recorded and scans
+
+
+def test_rewritten_fragments_are_recorded(store: Store, scans: list[str]) -> None:
+    commit(store, 0, 1)
+    (_, second) = store.rows.fragment_ids(store.rows.version())
+    store.rows.rewrite([second], lambda batch: pc.match_substring(batch.column("example_id"), "/3"))
+    scans.clear()
+    recorded = Store(store.uri).rows.inventory()
+    assert not scans and [entry.rows for entry in recorded.entries] == [4, 3]
+    assert without_records(store) == recorded
+
+
+def test_a_record_that_differs_from_the_manifest_is_not_believed(store: Store, scans: list[str]) -> None:
+    commit(store, 0)
+    expected, objects = store.rows.inventory(), Objects(store.uri, store.storage)
+    (entry,) = objects.names("digests")
+    value = objects.get(entry.name) or {}
+    (runs,) = value["contents"].values()
+    runs[0][4][2] += 1
+    objects.put(entry.name, sealed({key: item for key, item in value.items() if key != "checksum"}))
+    assert Store(store.uri).rows.inventory() == expected and scans
+    objects.put(entry.name, {**value, "table": "changed"})
+    assert Store(store.uri).rows.inventory() == expected, "a damaged record is no record"
+
+
+def test_contents_are_read_as_they_were_written() -> None:
+    other = ShardRef("/corpus/[0:1]@.jsonl", "[0:1]@.jsonl", "a-b@c", 7, 512, 9, None)
+    counts = [
+        ShardCount(SPEC.hash, shard(0).key, 4, 12),
+        ShardCount(SPEC.hash, shard(3).key, 3, 11),
+        ShardCount("another", shard(3).key, 3, 11),
+        ShardCount(SPEC.hash, other.key, 9, 1),
+    ]
+    assert contents_of(with_contents('{"id": 0}', counts)) == counts
+    assert contents_of('{"id": 0}') is None
