@@ -95,6 +95,7 @@ class Workers(AbstractContextManager["Workers"]):
         self._workers: list[_Worker] = []
         self._starting: dict[Any, _Worker] = {}
         self._failures_in_a_row = 0
+        self._waiting: deque[_Job] = deque()
 
     def __enter__(self) -> "Workers":
         for _ in range(self.count):
@@ -134,7 +135,7 @@ class Workers(AbstractContextManager["Workers"]):
             MemoryExhaustedError: memory ran out although a call ran alone on its host.
             LorifError: workers keep dying, or none could be started.
         """
-        waiting = deque(_Job(item) for item in items)
+        waiting = self._waiting = deque(_Job(item) for item in items)
         running: dict[Any, tuple[_Worker, _Job]] = {}
         idle_since = time.monotonic()
         while waiting or running:
@@ -152,6 +153,10 @@ class Workers(AbstractContextManager["Workers"]):
                     waiting.append(job)
                 else:
                     yield outcome
+
+    def add(self, item: Any) -> None:
+        """Add an item to those of `run`, whose outcomes are being read; it is the next one to be worked on."""
+        self._waiting.appendleft(_Job(item))
 
     def _hand_out(
         self,

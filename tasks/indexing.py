@@ -13,9 +13,9 @@ from lorif_core.spec import FileTag, ShardRef, parse_shard_key
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.inventory import Inventory, ShardKey
-from lorif_core.tables.receipts import Receipts
+from lorif_core.tables.receipts import Receipt, Receipts
 from lorif_core.tables.store import Store
-from tasks.dispatch import Failed
+from tasks.dispatch import Done, Failed
 from tasks.model_workers import ModelWorkers
 from tasks.progress import Progress
 from tasks.retry import RETRIED
@@ -68,40 +68,45 @@ def index_shards(
         StoreUnavailableError: the store keeps failing.
     """
     started = model_workers.clock()
-    store, receipts = Store(config.index, config.storage), Receipts(config.index, config.storage)
+    store, spec = Store(config.index, config.storage), plan.spec.hash
     lease.confirm()
     store.create(plan.spec)
     committed = store.rows.reconcile(plan.expected, plan.retained, plan.base_version)
-    waves = Waves(store, receipts, lease, plan.spec.hash, committed.version, len(committed.keys))
-    missing = [shard for shard in plan.shards if (plan.spec.hash, shard.key) not in committed.keys]
-    finished = receipts.of_shards(plan.spec.hash, [shard.key for shard in missing])
-    waves.adopt(DataFiles(config.index, config.storage).adoptable(finished))
-    adopted = {receipt.shard for receipt in waves.committed}
+    present = committed.keys
+    waves = Waves(store, lease, spec, committed.version, len(present))
+    missing = {shard.key for shard in plan.shards if (spec, shard.key) not in present}
+    _adopt(store, spec, missing, waves)
+    adopted = missing & waves.shards.keys()
     if adopted:
         get_run_logger().info("adopted %d shards that an earlier run had finished", len(adopted))
-    pending = [shard for shard in missing if shard.key not in adopted]
+    pending = [shard for shard in plan.shards if shard.key in missing - adopted]
     failed = _index_pending(plan, pending, waves, model_workers) if pending else []
     _refuse_incomplete(plan, failed, publish_incomplete)
-    inventory = store.rows.inventory(known=committed)
-    new_keys = {(plan.spec.hash, receipt.shard) for receipt in waves.committed if receipt.rows}
-    _check_complete(inventory, committed.keys | new_keys)
+    # also without shards that a joined fragment of an earlier run had and the plan has not
+    inventory = store.rows.reconcile(plan.expected, known=committed)
+    _check_complete(inventory, present | {(spec, key) for key in missing if waves.shards.get(key)})
     inventory, removals = _apply_removals(store, plan, inventory)
     if inventory.rows == 0:
         raise UserError(
             f"no example of the corpus {config.corpus.uri} has a scored token; check the columns that the section "
             f"corpus names"
         )
-    tokens = sum(receipt.tokens for receipt in waves.committed)
-    padded = sum(receipt.padded_tokens for receipt in waves.committed)
     return IndexedRows(
         inventory,
         removals,
         tuple(store.rows.skipped(_files(plan))),
         (*plan.damaged, *((failure.item.key, failure.cause) for failure in failed)),
-        1 - tokens / padded if padded else 0.0,
+        1 - waves.tokens / waves.padded_tokens if waves.padded_tokens else 0.0,
         model_workers.clock() - started,
         model_workers.start_seconds,
     )
+
+
+def _adopt(store: Store, spec: str, missing: set[str], waves: Waves) -> None:
+    """Commit the missing shards that an earlier run finished but did not commit, as one wave."""
+    finished = Receipts(store.uri, store.storage).finished(spec, missing)
+    waves.keep(DataFiles(store.uri, store.storage).adoptable(finished))
+    waves.commit()
 
 
 def _apply_removals(store: Store, plan: BuildPlan, inventory: Inventory) -> tuple[Inventory, int]:
@@ -134,17 +139,35 @@ def _index_pending(
         with Progress("index shards", plan.rows, done) as progress:
             outcomes = workers.run(
                 pending,
-                lambda host, shard: host.call("index", spec_json, shard),
+                lambda host, item: host.call("index" if isinstance(item, ShardRef) else "join", spec_json, item),
                 in_flight=min(CALLS_AT_ONCE, share),
             )
+            unfinished = len(pending)
             for outcome in outcomes:
+                group: tuple[Receipt, ...] = ()
+                if not isinstance(outcome.item, ShardRef):
+                    _keep_joined(outcome, waves)
+                    continue
+                unfinished -= 1
                 if isinstance(outcome, Failed):
                     failed.append(outcome)
                 else:
                     progress.advance(outcome.item.rows, outcome.result.tokens)
-                    waves.add(outcome.result)
+                    group = waves.add(outcome.result)
+                for shards in (group, () if unfinished else waves.rest()):
+                    if shards:
+                        workers.add(shards)
     waves.commit()
     return failed
+
+
+def _keep_joined(outcome: Done | Failed, waves: Waves) -> None:
+    """Add joined shards; shards that could not be joined stay in fragments of their own."""
+    if isinstance(outcome, Done):
+        waves.add_joined(outcome.item, outcome.result)
+    else:
+        get_run_logger().warning("%d shards stay in small fragments: %s", len(outcome.item), outcome.cause)
+        waves.keep(outcome.item)
 
 
 def _refuse_incomplete(plan: BuildPlan, failed: Sequence[Failed], publish_incomplete: bool) -> None:

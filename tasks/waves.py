@@ -1,4 +1,4 @@
-"""Waves: groups of finished shards in one commit. They grow with the table, so that the cost of all is linear.
+"""Waves: finished shards are joined in large fragments and committed in growing groups, at a cost that is linear.
 
 A commit rewrites the manifest, which lists all fragments. If every wave adds a quarter to the table, the manifests
 of a build take five times the bytes of the last one. A killed run loses nothing by it: the receipts of finished
@@ -7,50 +7,82 @@ shards are durable, and the next run commits them.
 
 from collections.abc import Sequence
 
+from lorif_core.spec import parse_shard_key
 from lorif_core.storage.lease import Lease
-from lorif_core.tables.receipts import Receipt, Receipts
+from lorif_core.tables.datafiles import DataFiles
+from lorif_core.tables.receipts import Finished, JoinedReceipt, Receipt, Receipts
 from lorif_core.tables.store import Store
 
+FRAGMENT_BYTES = 64 * 2**20
 _LEAST_SHARDS = 16
 _GROWTH = 0.25
 
 
 class Waves:
-    """Commits receipts, each shard once, and deletes the committed ones.
+    """Commits finished shards, each once, and deletes the receipts of committed ones.
 
     Args:
         store: the index.
-        receipts: its receipts.
-        lease: lease of the index, held by this process; confirmed before every commit.
+        lease: lease of the index, held by this process; confirmed before every commit and every deletion of files.
         spec: hash of the spec of the rows.
         since: version of `factors` whose shards are known to the caller.
         shards: number of shards in that version.
+
+    Attributes:
+        shards: keys of the shards that were committed, and whether they have rows.
+        tokens: number of tokens in them.
+        padded_tokens: number of tokens that were run for them, including padding.
     """
 
-    def __init__(self, store: Store, receipts: Receipts, lease: Lease, spec: str, since: int, shards: int) -> None:
-        self._store, self._receipts, self._lease, self._spec = store, receipts, lease, spec
-        self._version = since
-        self._shards = shards
-        self._waiting: list[Receipt] = []
-        self.committed: list[Receipt] = []
+    def __init__(self, store: Store, lease: Lease, spec: str, since: int, shards: int) -> None:
+        self._store, self._lease, self._spec = store, lease, spec
+        self._receipts = Receipts(store.uri, store.storage)
+        self._files = DataFiles(store.uri, store.storage)
+        self._version, self._before = since, shards
+        self._apart: list[Receipt] = []
+        self._ready: list[Finished] = []
+        self.shards: dict[str, bool] = {}
+        self.tokens = self.padded_tokens = 0
 
-    def add(self, receipt: Receipt) -> None:
-        """Add a finished shard; commit when the wave is large enough."""
-        self._waiting.append(receipt)
-        if len(self._waiting) >= max(_LEAST_SHARDS, _GROWTH * self._shards):
+    @property
+    def _wave_shards(self) -> float:
+        return max(_LEAST_SHARDS, _GROWTH * (self._before + len(self.shards)))
+
+    def add(self, receipt: Receipt) -> tuple[Receipt, ...]:
+        """Add a finished shard; returns shards for a worker to join, if there are enough."""
+        self._apart.append(receipt)
+        size = sum(size for waiting in self._apart for _, size in waiting.files)
+        return self.rest() if size >= FRAGMENT_BYTES or len(self._apart) >= self._wave_shards else ()
+
+    def rest(self) -> tuple[Receipt, ...]:
+        """The shards that are not joined yet, for a worker to join them; one alone needs no joining."""
+        group, self._apart = sorted(self._apart, key=lambda receipt: parse_shard_key(receipt.shard)), []
+        if sum(bool(receipt.fragments) for receipt in group) > 1:
+            return tuple(group)
+        self.keep(group)
+        return ()
+
+    def add_joined(self, group: Sequence[Receipt], joined: JoinedReceipt) -> None:
+        """Add shards that a worker has joined; their own files and receipts are no longer needed."""
+        self._lease.confirm()  # another process may have committed these files
+        self._receipts.remove(self._spec, group)
+        self._files.remove_named("factors", [name for receipt in group for name, _ in receipt.files])
+        self.keep([joined])
+
+    def keep(self, finished: Sequence[Finished]) -> None:
+        """Add shards that stay as they are; commit when the wave is large enough."""
+        self._ready += finished
+        if sum(len(item.receipts) for item in self._ready) >= self._wave_shards:
             self.commit()
 
-    def adopt(self, receipts: Sequence[Receipt]) -> None:
-        """Commit the shards that an earlier run finished but did not commit, as one wave."""
-        self._waiting += receipts
-        self.commit()
-
     def commit(self) -> None:
-        """Commit the waiting shards."""
-        wave, self._waiting = self._waiting, []
+        """Commit the shards that are joined, or stay as they are."""
+        wave, self._ready = self._ready, []
         if wave:
             self._lease.confirm()
             self._version = self._store.rows.commit_wave(wave, self._version)
             self._receipts.remove(self._spec, wave)
-            self._shards += len(wave)
-            self.committed += wave
+            for receipt in (receipt for item in wave for receipt in item.receipts):
+                self.shards[receipt.shard] = receipt.rows > 0
+                self.tokens += receipt.tokens
+                self.padded_tokens += receipt.padded_tokens

@@ -120,12 +120,16 @@ def _classify_receipts(
     """
     receipts = Receipts(store.uri, store.storage).all()
     uncommitted = {
-        name: receipt
-        for name, receipt in receipts.items()
-        if receipt is not None
-        and any(is_of_spec(name, spec) and (spec, receipt.shard) not in committed for spec in specs)
+        name: finished
+        for name, finished in receipts.items()
+        if finished is not None
+        and any(
+            is_of_spec(name, spec) and (spec, receipt.shard) not in committed
+            for spec in specs
+            for receipt in finished.receipts
+        )
     }
-    adoptable = {receipt.shard for receipt in data.adoptable(list(uncommitted.values()))}
-    useful = {name: receipt for name, receipt in uncommitted.items() if receipt.shard in adoptable}
+    adoptable = {finished.key for finished in data.adoptable(list(uncommitted.values()))}
+    useful = {name: finished for name, finished in uncommitted.items() if finished.key in adoptable}
     files = {file for receipt in useful.values() for file, _ in receipt.files}
     return sorted(receipts.keys() - useful.keys()), files

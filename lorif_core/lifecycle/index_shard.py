@@ -18,7 +18,7 @@ from lorif_core.lifecycle.removal import REMOVED, read_removals
 from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.blocks import block_rows
-from lorif_core.tables.receipts import Receipt, Receipts
+from lorif_core.tables.receipts import JoinedReceipt, Receipt, Receipts
 from lorif_core.tables.schema import ShardRows
 from lorif_core.tables.store import Store
 
@@ -82,6 +82,12 @@ class ShardIndexer:
         )
         self._receipts.write(receipt, self._spec.hash)
         return receipt
+
+    def join(self, receipts: Sequence[Receipt]) -> JoinedReceipt:
+        """Join the rows of finished shards in one fragment, and write its receipt; see `RowTable.join`."""
+        joined = self._store.rows.join(receipts)
+        self._receipts.write(joined, self._spec.hash)
+        return joined
 
     def read(self, shard: ShardRef) -> Iterator[Example]:
         """The shard's examples, in the order of the file."""

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lorif_core.config import StorageConfig
 from lorif_core.storage.filesystem import open_filesystem, storage_errors
 from lorif_core.tables.datasets import Tables
-from lorif_core.tables.receipts import Receipt
+from lorif_core.tables.receipts import Finished, distinct
 
 _THREADS = 16  # file requests wait for the storage, not for the CPU
 
@@ -67,25 +67,30 @@ class DataFiles:
         fragments = (fragment for dataset in datasets for fragment in dataset.get_fragments())
         return {file.path for fragment in fragments for file in fragment.data_files()}
 
-    def adoptable(self, receipts: Sequence[Receipt]) -> list[Receipt]:
-        """The receipts whose files all exist with the size that the receipt states."""
+    def adoptable(self, receipts: Sequence[Finished]) -> list[Finished]:
+        """The receipts whose files all exist with the stated size; each shard is in one of them."""
         with ThreadPoolExecutor(_THREADS) as pool:
             complete = list(pool.map(self._has_complete_files, receipts))
-        return [receipt for receipt, is_complete in zip(receipts, complete, strict=True) if is_complete]
+        return distinct(receipt for receipt, is_complete in zip(receipts, complete, strict=True) if is_complete)
 
     def remove(self, files: Iterable[DataFile]) -> None:
         """Remove files; a file that does not exist any more is not an error."""
+        for table, names in _by_table(files).items():
+            self.remove_named(table, names)
 
-        def remove_one(file: DataFile) -> None:
-            fs, path = self._folder(file.table)
+    def remove_named(self, table: str, names: Iterable[str]) -> None:
+        """Remove files of a table by name; a file that does not exist any more is not an error."""
+        fs, path = self._folder(table)
+
+        def remove_one(name: str) -> None:
             with storage_errors(self._tables.uri, "write"):
                 try:
-                    fs.rm_file(f"{path}/{file.name}")
+                    fs.rm_file(f"{path}/{name}")
                 except FileNotFoundError:
                     return
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(remove_one, files))
+            list(pool.map(remove_one, names))
 
     def unfinished_uploads(self, age: timedelta) -> list[Upload]:
         """Uploads below the index that were started more than `age` ago; a local folder has none."""
@@ -111,7 +116,7 @@ class DataFiles:
                     "abort_multipart_upload", Bucket=upload.bucket, Key=upload.key, UploadId=upload.upload_id
                 )
 
-    def _has_complete_files(self, receipt: Receipt) -> bool:
+    def _has_complete_files(self, receipt: Finished) -> bool:
         fs, path = self._folder("factors")
         with storage_errors(self._tables.uri):
             try:
@@ -122,6 +127,13 @@ class DataFiles:
     def _folder(self, table: str) -> tuple[Any, str]:
         fs, path = open_filesystem(self._tables.path(table), self._tables.storage)
         return fs, f"{path}/data"
+
+
+def _by_table(files: Iterable[DataFile]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(file.table, []).append(file.name)
+    return names
 
 
 def _modified(info: Mapping[str, Any]) -> datetime:

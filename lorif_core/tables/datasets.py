@@ -14,6 +14,7 @@ from typing import Any
 
 import lance
 import pyarrow as pa
+from lance.file import LanceFileReader
 from lance.fragment import write_fragments
 
 from lorif_core.config import StorageConfig
@@ -29,6 +30,7 @@ from lorif_core.tables.file_digests import DIGESTS_KEY, FileDigests
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
+_FILE_BATCH_ROWS = 512
 _SLOW_ATTEMPT_SECONDS = 4.0
 _FILE_VERSION = "2.0"
 _FILE_VERSIONS = {"factors": "2.1"}  # compresses numbers and constants, and scans codes as fast (benchmarks.rows)
@@ -89,6 +91,12 @@ class Tables:
         dataset = self.require(name, version)
         with table_errors(self.uri):
             return dataset.to_table(**options)
+
+    def read_file(self, name: str, file: str) -> Iterator[pa.RecordBatch]:
+        """Stream the rows of a data file of a table, which no version need refer to."""
+        with table_errors(self.uri):
+            reader = LanceFileReader(f"{self.path(name)}/data/{file}", storage_options=self._options())
+            yield from reader.read_all(batch_size=_FILE_BATCH_ROWS).to_batches()
 
     def create(self, name: str, schema: pa.Schema) -> None:
         """Create an empty table, or add the columns, of nulls, that a table of an older lorif lacks."""

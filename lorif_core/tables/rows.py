@@ -6,6 +6,7 @@ version that they read.
 
 import uuid
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ from lorif_core.tables.checksums import (
 from lorif_core.tables.datasets import Tables, escape_sql
 from lorif_core.tables.generation import now
 from lorif_core.tables.inventory import Inventory, ShardKey
-from lorif_core.tables.receipts import Receipt
+from lorif_core.tables.receipts import Finished, JoinedReceipt, Receipt
 from lorif_core.tables.schema import (
     REMOVED_SCHEMA,
     SKIPPED_SCHEMA,
@@ -39,9 +40,12 @@ from lorif_core.tables.schema import (
 from lorif_core.tables.shard_rows import (
     RowMask,
     fragment_numbers,
+    read_files,
     read_inventory,
     reconcile,
+    rewind,
     rewrite_fragments,
+    without_files,
     write_rows,
 )
 
@@ -78,63 +82,63 @@ class RowTable:
             schema,
         )
 
-    def commit_wave(self, receipts: Sequence[Receipt], since: int) -> int:
+    def join(self, receipts: Sequence[Receipt]) -> JoinedReceipt:
+        """Write the rows of finished shards of one spec into one uncommitted fragment, in this order.
+
+        Their own files stay, so that this can be repeated; the caller removes them when the receipt is stored.
+
+        Raises:
+            DamagedIndexError: a file of a shard has changed since it was written.
+        """
+        stored = self._tables.require("factors")
+        fragments = write_rows(self._tables, read_files(self._tables, receipts), stored.schema)
+        return JoinedReceipt(tuple(fragments), tuple(replace(receipt, fragments=()) for receipt in receipts))
+
+    def commit_wave(self, finished: Sequence[Finished], since: int) -> int:
         """Append the rows of finished shards as one version, each shard once.
 
         Shards that a commit after version `since` has added are skipped, so repeating a commit that succeeded
         duplicates nothing.
 
         Args:
-            receipts: finished shards.
+            finished: receipts of finished shards.
             since: version of `factors` whose shards the caller knows.
 
         Returns:
             The version of `factors` after the commit.
         """
         # before the rows: a build that resumes then lists the examples that the earlier build skipped
+        receipts = [receipt for item in finished for receipt in item.receipts]
         self.note_skipped(
             [(receipt.shard, example_id, reason) for receipt in receipts for example_id, reason in receipt.skipped]
         )
-        fragments = {receipt.shard: receipt.fragments for receipt in receipts}
-        return int(self._tables.append("factors", fragments, since).version)
+        return int(self._tables.append("factors", {item.key: item.fragments for item in finished}, since).version)
 
     def inventory(self, version: int | None = None, known: Inventory | None = None) -> Inventory:
         """See `read_inventory`."""
         return read_inventory(self._tables, version, known)
 
     def reconcile(
-        self, expected: Set[ShardKey], required: Set[ShardKey] = frozenset(), base: int | None = None
+        self,
+        expected: Set[ShardKey],
+        required: Set[ShardKey] = frozenset(),
+        base: int | None = None,
+        known: Inventory | None = None,
     ) -> Inventory:
         """See `shard_rows.reconcile`."""
-        return reconcile(self._tables, expected, required, base)
+        return reconcile(self._tables, expected, required, base, known)
 
     def rewrite(self, fragments: Sequence[int], drop: RowMask) -> None:
         """See `rewrite_fragments`."""
         rewrite_fragments(self._tables, fragments, drop)
 
     def rewind(self, version: int) -> Inventory:
-        """Give the newest version of `factors` the rows of a published version; returns its inventory."""
-        published = self.inventory(version)
-        newest = self.inventory(known=published)
-        if newest.files == published.files and len(newest.entries) == len(published.entries):
-            return newest
-        self._tables.restore("factors", version)
-        return self.inventory(known=published)
+        """See `shard_rows.rewind`."""
+        return rewind(self._tables, version)
 
     def without_files(self, version: int, files: Set[str]) -> Inventory:
-        """Give the newest version of `factors` the rows of a published version without those of some data files.
-
-        It is a new version in any case, so that a fit of the published version is not taken for a fit of these.
-        """
-        restored = self._tables.restore("factors", version)
-        dropped = {
-            fragment.fragment_id
-            for fragment in restored.get_fragments()
-            if not files.isdisjoint(file.path for file in fragment.data_files())
-        }
-        if dropped:
-            self._tables.remove_fragments("factors", dropped)
-        return self.inventory()
+        """See `shard_rows.without_files`."""
+        return without_files(self._tables, version, files)
 
     def note_skipped(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """Record (shard, example id, reason) of examples that are not indexed."""

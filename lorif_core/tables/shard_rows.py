@@ -4,8 +4,9 @@ Rows are never only marked as deleted. A fragment that loses rows is rewritten w
 that the newest version lacks disappear from storage together with the older versions.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -14,9 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lorif_core.tables.checksums import damaged
 from lorif_core.tables.contents import CONTENT_COLUMNS, ShardCounts, decode_contents, with_contents
 from lorif_core.tables.datasets import Tables
+from lorif_core.tables.file_digests import DIGESTS_KEY
 from lorif_core.tables.inventory import Inventory, InventoryEntry, ShardKey, fragments_only_of
+from lorif_core.tables.receipts import Receipt
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +55,11 @@ def read_inventory(tables: Tables, version: int | None = None, known: Inventory 
 
 
 def reconcile(
-    tables: Tables, expected: Set[ShardKey], required: Set[ShardKey] = frozenset(), base: int | None = None
+    tables: Tables,
+    expected: Set[ShardKey],
+    required: Set[ShardKey] = frozenset(),
+    base: int | None = None,
+    known: Inventory | None = None,
 ) -> Inventory:
     """Reduce the newest version to the expected shards, each once; published versions keep their rows.
 
@@ -61,11 +69,12 @@ def reconcile(
         required: expected shards that cannot be indexed again. If one is missing, because a run removed it and
             then crashed, the newest version is first reset to `base`.
         base: a published version that has all required shards.
+        known: see `read_inventory`.
 
     Returns:
         The inventory of the newest version.
     """
-    inventory = read_inventory(tables)
+    inventory = read_inventory(tables, known=known)
     if base is not None and not required <= inventory.keys:
         log.warning(
             "restoring rows that an unfinished run had removed; the shards that it added are indexed again"
@@ -88,6 +97,32 @@ def reconcile(
     for fragment, keys in mixed.items():
         rewrite_fragments(tables, [fragment], partial(_rows_of_shards, keys=keys))
     return read_inventory(tables, known=inventory)
+
+
+def rewind(tables: Tables, version: int) -> Inventory:
+    """Give the newest version of `factors` the rows of a published version; returns its inventory."""
+    published = read_inventory(tables, version)
+    newest = read_inventory(tables, known=published)
+    if newest.files == published.files and len(newest.entries) == len(published.entries):
+        return newest
+    tables.restore(_TABLE, version)
+    return read_inventory(tables, known=published)
+
+
+def without_files(tables: Tables, version: int, files: Set[str]) -> Inventory:
+    """Give the newest version of `factors` the rows of a published version without those of some data files.
+
+    It is a new version in any case, so that a fit of the published version is not taken for a fit of these.
+    """
+    restored = tables.restore(_TABLE, version)
+    dropped = {
+        fragment.fragment_id
+        for fragment in restored.get_fragments()
+        if not files.isdisjoint(file.path for file in fragment.data_files())
+    }
+    if dropped:
+        tables.remove_fragments(_TABLE, dropped)
+    return read_inventory(tables)
 
 
 def rewrite_fragments(tables: Tables, fragments: Sequence[int], drop: RowMask) -> None:
@@ -119,6 +154,16 @@ def write_rows(tables: Tables, batches: Iterator[pa.RecordBatch], schema: pa.Sch
     counts = ShardCounts()
     (fragment,) = tables.write(_TABLE, counts.of(chain([first], batches)), schema)
     return [with_contents(fragment, counts.counts)]
+
+
+def read_files(tables: Tables, receipts: Iterable[Receipt]) -> Iterator[pa.RecordBatch]:
+    """Stream the rows of uncommitted fragments, after each of their files is compared with its digest."""
+    for receipt in receipts:
+        for fragment in receipt.fragments:
+            for name, digest in json.loads(fragment)[DIGESTS_KEY].items():
+                if tables.digests.compute(_TABLE, name) != digest:
+                    raise damaged(tables.uri, f"the file data/{name} differs from its digest")
+                yield from tables.read_file(_TABLE, name)
 
 
 def _rows_of_shards(batch: pa.RecordBatch, keys: Set[ShardKey]) -> pa.Array:

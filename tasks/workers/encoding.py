@@ -15,7 +15,7 @@ from lorif_core.lifecycle.calibrate import SampledShard, ShardCalibrator
 from lorif_core.lifecycle.drift import CheckpointDrift, DriftMeter
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
-from lorif_core.tables.receipts import Receipt
+from lorif_core.tables.receipts import JoinedReceipt, Receipt
 from tasks.workers.host import CALLS_AT_ONCE
 
 _Encoder = TypeVar("_Encoder", ShardCalibrator, ShardIndexer)
@@ -48,6 +48,10 @@ class EncodingRole:
     def index(self, spec_json: str, shard: ShardRef) -> Receipt:
         """See `ShardIndexer.index`."""
         return self._made(ShardIndexer, spec_json).index(shard)
+
+    def join(self, spec_json: str, receipts: Sequence[Receipt]) -> JoinedReceipt:
+        """See `ShardIndexer.join`."""
+        return self._made(ShardIndexer, spec_json).join(receipts)
 
     def _made(self, kind: type[_Encoder], spec_json: str) -> _Encoder:
         """The encoder of a kind and spec; a new one shares the model of the former, and replaces it."""
