@@ -5,13 +5,17 @@ of a build take five times the bytes of the last one. A killed run loses nothing
 shards are durable, and the next run commits them.
 """
 
+import logging
 from collections.abc import Sequence
 
+from lorif_core.errors import LorifError
 from lorif_core.spec import parse_shard_key
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.receipts import Finished, JoinedReceipt, Receipt, Receipts
 from lorif_core.tables.store import Store
+
+log = logging.getLogger(__name__)
 
 FRAGMENT_BYTES = 64 * 2**20
 _LEAST_SHARDS = 16
@@ -39,6 +43,7 @@ class Waves:
         self._receipts = Receipts(store.uri, store.storage)
         self._files = DataFiles(store.uri, store.storage)
         self._version, self._before = since, shards
+        self._oldest = since + 1  # of the versions that these waves have made and not removed
         self._apart: list[Receipt] = []
         self._ready: list[Finished] = []
         self.shards: dict[str, bool] = {}
@@ -86,3 +91,12 @@ class Waves:
                 self.shards[receipt.shard] = receipt.rows > 0
                 self.tokens += receipt.tokens
                 self.padded_tokens += receipt.padded_tokens
+            self._remove_old_versions()
+
+    def _remove_old_versions(self) -> None:
+        """Remove versions of earlier waves. Readers open only versions of generations, which are older."""
+        try:
+            self._store.rows.remove_versions(self._oldest, self._version)
+            self._oldest = self._version
+        except LorifError as error:  # they only cost space, and lorif gc removes them, too
+            log.warning("old versions of the table factors stay: %s", error)

@@ -17,7 +17,7 @@ from sqlglot import exp
 
 from lorif_core.errors import UserError
 from lorif_core.tables.condition_parser import MAX_DEPTH, parse, shown, too_deep
-from lorif_core.tables.datasets import escape_sql
+from lorif_core.tables.sql import escape_sql
 
 MAX_ITEMS = 1000
 MAX_TEXT_STEPS = 20

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.spec import IndexSpec, LayerSpec
 from lorif_core.tables.checksums import damaged, without_checksum
-from lorif_core.tables.datasets import Tables, escape_sql
+from lorif_core.tables.datasets import Tables
 from lorif_core.tables.schema import (
     WHITENING_SCHEMA,
     covariances_from_table,
     whitening_batches,
 )
+from lorif_core.tables.sql import escape_sql
 
 
 class CovarianceTable:

@@ -7,13 +7,14 @@ import pyarrow as pa
 
 from lorif_core.curvature.woodbury import LayerCurvature, used_rank
 from lorif_core.tables.checksums import CHECKSUM, LAST_COMPONENT, damaged, differing_rows, require_columns
-from lorif_core.tables.datasets import Tables, escape_sql
+from lorif_core.tables.datasets import Tables
 from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.schema import (
     CURVATURE_SCHEMA,
     curvature_batches,
     layer_curvature,
 )
+from lorif_core.tables.sql import escape_sql
 
 
 class CurvatureTable:

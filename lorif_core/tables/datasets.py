@@ -212,6 +212,11 @@ class Tables:
         self.require(name, version)
         return self._commit(name, lance.LanceOperation.Restore(version))
 
+    def remove_versions(self, name: str, versions: Sequence[int]) -> None:
+        """Remove versions of a table that have no tag and are not the newest; the files of others stay."""
+        with table_errors(self.uri, "write"):
+            self.require(name).cleanup_old_versions(versions=list(versions), error_if_tagged_old_versions=False)
+
     def _commit(self, name: str, operation: Any) -> Any:
         with table_errors(self.uri, "write"):
             dataset = self.require(name)
@@ -280,8 +285,3 @@ def table_errors(uri: str, action: str = "read") -> Iterator[None]:
         if type(error).__name__ != "PanicException":  # of pyo3, which does not export it
             raise
         raise damaged(uri, f"Lance cannot read a file of its tables ({one_line(error)})") from None
-
-
-def escape_sql(text: str) -> str:
-    """Escape a text for an SQL string literal in single quotes."""
-    return text.replace("'", "''")

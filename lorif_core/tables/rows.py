@@ -25,7 +25,7 @@ from lorif_core.tables.checksums import (
     with_checksum,
     without_checksum,
 )
-from lorif_core.tables.datasets import Tables, escape_sql
+from lorif_core.tables.datasets import Tables
 from lorif_core.tables.generation import now
 from lorif_core.tables.inventory import Inventory, ShardKey
 from lorif_core.tables.receipts import Finished, JoinedReceipt, Receipt
@@ -48,8 +48,7 @@ from lorif_core.tables.shard_rows import (
     without_files,
     write_rows,
 )
-
-_IDS_PER_FILTER = 500
+from lorif_core.tables.sql import IDS_PER_FILTER, escape_sql, id_conditions
 
 
 class RowTable:
@@ -114,6 +113,11 @@ class RowTable:
         )
         return int(self._tables.append("factors", {item.key: item.fragments for item in finished}, since).version)
 
+    def remove_versions(self, first: int, stop: int) -> None:
+        """Remove the versions [first, stop) of `factors` that no generation has; the caller holds the lease."""
+        if first < stop:
+            self._tables.remove_versions("factors", range(first, stop))
+
     def inventory(self, version: int | None = None, known: Inventory | None = None) -> Inventory:
         """See `read_inventory`."""
         return read_inventory(self._tables, version, known)
@@ -176,9 +180,9 @@ class RowTable:
 
     def of_examples(self, version: int, spec: str, example_ids: Sequence[str]) -> Iterator[Block]:
         """Stream the codes of some examples of a spec in a version of `factors`."""
-        for id_condition in _id_conditions(example_ids):
+        for id_condition in id_conditions(example_ids):
             condition = f"{id_condition} AND spec = '{escape_sql(spec)}'"
-            yield from self.scan(version, _IDS_PER_FILTER, condition=condition)
+            yield from self.scan(version, IDS_PER_FILTER, condition=condition)
 
     def scan(
         self,
@@ -255,7 +259,7 @@ class RowTable:
         names = self._tables.require("factors", version).schema.names
         columns = [name for name in names if name not in CODE_COLUMNS]
         details: dict[str, dict[str, Any]] = {}
-        for condition in _id_conditions(sorted(set(example_ids))):
+        for condition in id_conditions(sorted(set(example_ids))):
             table = self._tables.read("factors", version, columns=columns, filter=condition)
             rows = checked_descriptions(table, self._tables.uri).to_pylist()
             details.update({row["example_id"]: row for row in rows})
@@ -269,7 +273,7 @@ class RowTable:
         return IndexSpec.from_json((dataset.schema.metadata or {})[SPEC_KEY].decode())
 
     def removed(self) -> pa.Table:
-        """`example_id` and `content_hash` of the examples removed on request, in the order of the requests."""
+        """`example_id` and `content_hash` of the examples removed on request, oldest request first."""
         columns = ["example_id", "content_hash"]
         if self._tables.open("removed") is None:
             return REMOVED_SCHEMA.empty_table().select(columns)
@@ -290,10 +294,3 @@ class RowTable:
         since = int(self._tables.require(table).version)
         batches = map(with_checksum, pa.Table.from_pylist(rows, schema=schema).to_batches())
         self._tables.append(table, {uuid.uuid4().hex: self._tables.write(table, batches, schema)}, since)
-
-
-def _id_conditions(example_ids: Sequence[str]) -> Iterator[str]:
-    """SQL conditions of bounded length that together select the rows of some examples."""
-    for start in range(0, len(example_ids), _IDS_PER_FILTER):
-        ids = ", ".join(f"'{escape_sql(name)}'" for name in example_ids[start : start + _IDS_PER_FILTER])
-        yield f"example_id IN ({ids})"

@@ -19,7 +19,7 @@ from lorif_core.storage.objects import Objects, parse_object
 from lorif_core.tables.checksums import CHECKSUM, damaged, with_checksum, without_checksum
 from lorif_core.tables.covariances import CovarianceTable
 from lorif_core.tables.curvatures import CurvatureTable
-from lorif_core.tables.datasets import Tables, escape_sql, table_errors
+from lorif_core.tables.datasets import Tables, table_errors
 from lorif_core.tables.file_digests import sealed, unsealed
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.generation_check import checked_generation
@@ -30,6 +30,7 @@ from lorif_core.tables.schema import (
     SKIPPED_SCHEMA,
     factors_schema,
 )
+from lorif_core.tables.sql import escape_sql
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import lance
 import pytest
 
+from lorif_core.errors import LorifError
 from lorif_core.lifecycle.garbage import find_garbage
 from lorif_core.lifecycle.verify import verify
 from lorif_core.tables.datafiles import DataFiles
+from lorif_core.tables.datasets import Tables
 from lorif_core.tables.receipts import Receipt, Receipts
 from lorif_core.tables.store import Store
 from tasks import waves
@@ -68,6 +71,32 @@ def test_the_manifests_of_a_build_are_few_times_the_last_one(store: Store) -> No
     assert versions < 20, "300 / 16 = 19 commits, if they did not grow"
     assert data_files(store) == len(store.rows.fragment_ids(versions)) < 20
     assert not Receipts(store.uri, store.storage).all()
+
+
+def test_old_versions_go_while_the_build_runs_and_those_of_generations_stay(store: Store) -> None:
+    """What is not committed yet stays, too; a suspended committer of before finds its versions gone and stops."""
+    build(store, 17)
+    published = store.publish(generation(store, 1))
+    before = store.rows.version()
+    staged = index(store, 200)
+    build(store, 100)
+    versions = [entry["version"] for entry in lance.dataset(f"{store.uri}/factors.lance").versions()]
+    assert published.factors_version in versions and len([v for v in versions if v > before]) == 1
+    assert [item.shards for item in verify(store).damage if item.table == "factors"] == []
+    assert DataFiles(store.uri, store.storage).adoptable(staged) == staged
+    rows_before = store.rows.counts()
+    with pytest.raises(LorifError):
+        store.rows.commit_wave(staged, before)
+    assert store.rows.counts() == rows_before
+
+
+def test_a_build_goes_on_if_old_versions_cannot_be_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LorifError("the store refuses to delete")
+
+    monkeypatch.setattr(Tables, "remove_versions", fail)
+    build(store, 40)
+    assert store.rows.inventory().rows == 160
 
 
 def test_a_fragment_is_closed_when_it_is_large(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
