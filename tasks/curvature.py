@@ -144,7 +144,7 @@ def row_scanners(
     *,
     shares_cores: bool = False,
 ) -> "Scanners":
-    """Workers that sum over the fragments of some rows.
+    """Workers that sum over some rows, divided by fragments.
 
     Args:
         store: the index.
@@ -157,7 +157,7 @@ def row_scanners(
         shares_cores: the workers work only while others wait.
     """
     count = min(resources.workers, len(rows.fragments))
-    parts = [rows.fragments[worker::count] for worker in range(count)]
+    parts = [rows.selections[worker::count] for worker in range(count)]
     block_size = scan_rows(CodeLayout(spec.layers, spec.code), compute.memory_gb)
     spec_json, version = spec.to_json(), rows.version
 

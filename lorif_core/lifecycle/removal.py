@@ -126,7 +126,7 @@ def apply_removals(store: Store, removals: Removals, clean: Inventory | None = N
         The inventory of the newest version, and the number of rows that were removed.
     """
     inventory = store.rows.inventory(known=clean)
-    unchecked = inventory if clean is None else inventory.difference(clean)
+    unchecked = inventory if clean is None else inventory.outside(clean)
     if not removals.count or not unchecked.fragments:
         return inventory, 0
     columns = [*_COLUMNS, "shard"]

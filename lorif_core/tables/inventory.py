@@ -4,6 +4,7 @@ It is made from the manifest and the recorded contents of files, without reading
 shards, but of one spec.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 
@@ -36,10 +37,17 @@ class InventoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The entries of one version of `factors`, in the order of the table."""
+    """The entries of one version of `factors`, or some of them, in the order of the table.
+
+    Attributes:
+        version: the version.
+        entries: the entries.
+        mixed: fragments that also have rows of other entries, if these are some of the entries of a version.
+    """
 
     version: int
     entries: tuple[InventoryEntry, ...]
+    mixed: frozenset[int] = frozenset()
 
     @property
     def keys(self) -> set[ShardKey]:
@@ -57,12 +65,30 @@ class Inventory:
 
     def of_spec(self, spec: str) -> "Inventory":
         """The entries of one spec."""
-        return Inventory(self.version, tuple(entry for entry in self.entries if entry.spec == spec))
+        entries = tuple(entry for entry in self.entries if entry.spec == spec)
+        return Inventory(self.version, entries, self.mixed)
 
-    def difference(self, other: "Inventory") -> "Inventory":
-        """The entries in fragments whose content is not in the other inventory."""
+    def outside(self, other: "Inventory") -> "Inventory":
+        """The entries in fragments whose content is not in the other inventory, or not all of it."""
         files = other.files
         return Inventory(self.version, tuple(entry for entry in self.entries if entry.file not in files))
+
+    def difference(self, other: "Inventory") -> "Inventory":
+        """The entries of shards that the other inventory has not, or with other numbers of rows or tokens.
+
+        A shard stays the same if its rows were written again together with those of other shards.
+        """
+        known = Counter((*entry.key, entry.rows, entry.tokens) for entry in other.entries)
+        entries: list[InventoryEntry] = []
+        mixed: set[int] = set()
+        for entry in self.entries:
+            content = (*entry.key, entry.rows, entry.tokens)
+            if known[content]:
+                known[content] -= 1
+                mixed.add(entry.fragment)
+            else:
+                entries.append(entry)
+        return Inventory(self.version, tuple(entries), frozenset(mixed & {entry.fragment for entry in entries}))
 
     @property
     def rows(self) -> int:
@@ -78,6 +104,14 @@ class Inventory:
     def fragments(self) -> list[int]:
         """Numbers of the fragments, ascending."""
         return sorted({entry.fragment for entry in self.entries})
+
+    @property
+    def selections(self) -> list[tuple[int, tuple[str, ...] | None]]:
+        """The rows by fragment: its number, and the shards to read of it, or None for all of its rows."""
+        shards: dict[int, list[str]] = {number: [] for number in self.fragments}
+        for entry in self.entries:
+            shards[entry.fragment].append(entry.shard)
+        return [(number, tuple(keys) if number in self.mixed else None) for number, keys in shards.items()]
 
     @property
     def fragment_ranges(self) -> tuple[tuple[int, int], ...]:

@@ -10,8 +10,13 @@ def escape_sql(text: str) -> str:
     return text.replace("'", "''")
 
 
+def quoted(text: str) -> str:
+    """The SQL string literal of a text."""
+    return f"'{escape_sql(text)}'"
+
+
 def id_conditions(example_ids: Sequence[str]) -> Iterator[str]:
     """SQL conditions of bounded length that together select the rows of some examples."""
     for start in range(0, len(example_ids), IDS_PER_FILTER):
-        ids = ", ".join(f"'{escape_sql(name)}'" for name in example_ids[start : start + IDS_PER_FILTER])
+        ids = ", ".join(map(quoted, example_ids[start : start + IDS_PER_FILTER]))
         yield f"example_id IN ({ids})"

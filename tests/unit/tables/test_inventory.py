@@ -7,7 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 
+from lorif_core.curvature.scan import ScanRequest
 from lorif_core.spec import ShardRef
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.contents import ShardCount, contents_of, with_contents
@@ -15,7 +17,8 @@ from lorif_core.tables.datasets import Tables
 from lorif_core.tables.file_digests import sealed
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
-from tests.unit.tables.small_store import SPEC, commit, shard
+from tasks.workers.curvature import CurvatureRole
+from tests.unit.tables.small_store import SPEC, commit, finished, keep_only, shard
 
 
 @pytest.fixture
@@ -78,3 +81,32 @@ def test_contents_are_read_as_they_were_written() -> None:
     ]
     assert contents_of(with_contents('{"id": 0}', counts)) == counts
     assert contents_of('{"id": 0}') is None
+
+
+def joined(store: Store, *numbers: int) -> Inventory:
+    store.rows.commit_wave([store.rows.join([finished(store, number) for number in numbers])], store.rows.version())
+    return store.rows.inventory()
+
+
+def test_rows_that_were_only_written_again_are_no_difference(store: Store) -> None:
+    """A fragment has many shards, and one that leaves makes all others move to another file."""
+    before = joined(store, 0, 1, 2)
+    keep_only(store, 0, 2)
+    commit(store, 3)
+    after = store.rows.inventory()
+    left, entered = before.difference(after), after.difference(before)
+    assert [entry.shard for entry in left.entries] == [shard(1).key] and left.mixed == {before.fragments[0]}
+    assert [entry.shard for entry in entered.entries] == [shard(3).key] and not entered.mixed
+    assert left.selections == [(before.fragments[0], (shard(1).key,))]
+    assert entered.selections == [(entered.fragments[0], None)]
+    assert len(after.outside(before).entries) == 3, "rows that may have to be looked at again"
+
+
+def test_a_curvature_scans_exactly_the_rows_of_a_difference(store: Store) -> None:
+    before = joined(store, 0, 1, 2)
+    keep_only(store, 0, 2)
+    left = before.difference(store.rows.inventory())
+    role = CurvatureRole(store, SPEC.to_json(), before.version, 100, 1)
+    request = ScanRequest("gram", {0: torch.eye(16)})
+    assert role.scan(request, left.selections).rows == 4
+    assert role.scan(request, before.selections).rows == 12
