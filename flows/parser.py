@@ -38,6 +38,7 @@ def command_parser() -> argparse.ArgumentParser:
     _add_rollback(commands)
     _add_remove(commands)
     _add_gc(commands)
+    _add_compact(commands)
     _add_verify(commands)
     return parser
 
@@ -218,6 +219,13 @@ def _add_gc(commands: _Commands) -> None:
         "--keep", type=positive, default=5, help="the number of newest generations to keep (default: 5)"
     )
     _add_index(gc, "storage.*")
+
+
+def _add_compact(commands: _Commands) -> None:
+    compact = _add_command(
+        commands, "compact", "join small fragments of an index, as updates leave them, and publish a generation"
+    )
+    _add_index(compact, "storage.*")
 
 
 def _add_verify(commands: _Commands) -> None:

@@ -13,7 +13,7 @@ from tasks.merge import update_curvature
 from tasks.model_workers import ModelWorkers
 from tasks.older import calibrate_whitening, decide_older_rows
 from tasks.outcome import write_receipt
-from tasks.update import expire_generations, plan_update, publish_update, update_covariances
+from tasks.update import compact_update, expire_generations, plan_update, publish_update, update_covariances
 
 
 @flow(name="update", flow_run_name="update {config.index}", persist_result=False)
@@ -49,6 +49,7 @@ def update(
                 indexed = index_shards(config, plan.build, lease, publish_incomplete, workers)
                 metric = update_covariances(config, plan, indexed, lease, workers)
             fit = update_curvature(config, plan, indexed, lease)
+        indexed = compact_update(config, indexed, lease)
         generation = publish_update(config, plan, drifts, indexed, metric, fit, lease)
         expire_generations(config, lease)
         write_receipt(config, generation)

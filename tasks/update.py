@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from lorif_core.config import Config
 from lorif_core.curvature.metric import Drift, drift, mix_covariances
 from lorif_core.lifecycle.calibrate import calibration_sample, sample_size
+from lorif_core.lifecycle.compaction import compact_rows
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.update import UpdatePlan, make_update_plan
 from lorif_core.report.changes import PartDrift
@@ -23,6 +24,7 @@ from tasks.model_workers import ModelWorkers
 from tasks.publish import new_part, publish
 from tasks.retry import RETRIED
 
+_SURPLUS_FRAGMENTS = 32  # that joining small fragments must save
 _MIN_EXAMPLES = 32  # of new data, for measuring covariances
 
 
@@ -88,6 +90,14 @@ def update_covariances(
     lease.confirm()
     store.covariances.write(newer, spec.layers)
     return Metric(newer.digest(), measured, time.perf_counter() - started)
+
+
+@task(name="compact", **RETRIED)
+def compact_update(config: Config, indexed: IndexedRows, lease: Lease) -> IndexedRows:
+    """Join small fragments as soon as updates have left many of them; the same rows, in a new version."""
+    store = Store(config.index, config.storage)
+    inventory = store.rows.inventory(known=indexed.inventory)  # of an attempt before, perhaps
+    return replace(indexed, inventory=compact_rows(store, lease, inventory, _SURPLUS_FRAGMENTS))
 
 
 @task(name="expire generations", **RETRIED)

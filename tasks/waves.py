@@ -13,11 +13,11 @@ from lorif_core.spec import parse_shard_key
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.receipts import Finished, JoinedReceipt, Receipt, Receipts
+from lorif_core.tables.shard_rows import FRAGMENT_BYTES
 from lorif_core.tables.store import Store
 
 log = logging.getLogger(__name__)
 
-FRAGMENT_BYTES = 64 * 2**20
 _LEAST_SHARDS = 16
 _GROWTH = 0.25
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "remove": "maintenance",
     "rollback": "maintenance",
     "gc": "maintenance",
+    "compact": "maintenance",
     "verify": "maintenance",
 }
 """Command -> module of this package that defines `run_<command>`."""

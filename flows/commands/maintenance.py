@@ -1,4 +1,4 @@
-"""The commands `lorif status`, `remove`, `rollback`, `gc` and `verify`; changes are made under the lease."""
+"""The commands `lorif status`, `remove`, `rollback`, `gc`, `compact` and `verify`; changes hold the lease."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,6 +9,7 @@ from flows.commands.shared import Bars, generation_summary, with_notes
 from flows.tables import verification_text
 from lorif_core.config_file import parse_compute, parse_options, parse_storage, parse_update
 from lorif_core.errors import UserError
+from lorif_core.lifecycle.compaction import compact
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.publishing import find_generation, rollback
 from lorif_core.storage.lease import current_holder, hold_lease
@@ -97,6 +98,16 @@ def run_gc(index: str, overrides: Sequence[str], apply: bool, keep: int) -> Resu
     counts = [f"{key}: {len(names)}" for key, names in removable.items()]
     advice = [] if apply else ["nothing was removed; add --apply to remove it"]
     return Result(data, "\n".join([*items, *counts, f"bytes: {garbage.bytes}", *advice]))
+
+
+def run_compact(index: str, overrides: Sequence[str]) -> Result:
+    """`lorif compact`: the time depends on the bytes of the small fragments only."""
+    store = _open_store(index, overrides)
+    store.latest()
+    with hold_lease(index, store.storage, "compact") as lease:
+        current = compact(store, lease)
+    fragments = len(store.rows.fragment_ids(current.factors_version))
+    return with_notes({**generation_summary(index, current), "fragments": fragments})
 
 
 def run_verify(index: str, overrides: Sequence[str], repair: bool) -> Result:

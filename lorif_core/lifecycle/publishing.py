@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorif_core.errors import UserError
@@ -69,11 +70,18 @@ def rollback(store: Store, lease: Lease, number: int) -> Generation:
     store.rows.rewind(target.factors_version)
     removals = read_removals(store, target.index_spec)
     inventory, removed_again = apply_removals(store, removals, clean_fragments(store, target, removals))
+    changes = {"command": "rollback", "to": number, "removed_again": removed_again}
+    return publish_again(store, lease, replace(target, removals=removals.count), inventory, changes)
+
+
+def publish_again(
+    store: Store, lease: Lease, target: Generation, inventory: Inventory, changes: Mapping[str, Any]
+) -> Generation:
+    """Publish the newest version of `factors`, given its inventory, with all else as in an earlier generation."""
     return publish_next(
         store, lease, target.parts, inventory, curvature_version=target.curvature_version,
         coverage_json=target.coverage_json, skipped=json.loads(target.skipped_json),
-        quarantined_json=target.quarantined_json, timings={},
-        changes={"command": "rollback", "to": number, "removed_again": removed_again}, removals=removals.count,
+        quarantined_json=target.quarantined_json, timings={}, changes=changes, removals=target.removals,
     )  # fmt: skip
 
 

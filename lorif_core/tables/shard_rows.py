@@ -24,7 +24,11 @@ from lorif_core.tables.receipts import Receipt
 
 log = logging.getLogger(__name__)
 
+FRAGMENT_BYTES = 64 * 2**20
+"""Bytes of a large fragment: rows are joined until a fragment has so many."""
+
 _TABLE = "factors"
+_ROWS_PER_BATCH = 512  # Lance makes a page of a larger batch, whose rows are then read slowly
 RowMask = Callable[[pa.RecordBatch], pa.Array]
 """Selects rows of a batch, which has all columns, by one boolean per row."""
 
@@ -130,9 +134,31 @@ def rewrite_fragments(tables: Tables, fragments: Sequence[int], drop: RowMask) -
     dataset = tables.require(_TABLE)
     written: list[str] = []
     for number in fragments:
-        batches = tables.scan(_TABLE, int(dataset.version), fragments=[dataset.get_fragment(number)])
+        batches = _scan_fragments(tables, dataset, [number])
         written += write_rows(tables, _without_rows(batches, drop), dataset.schema)
     tables.replace_fragments(_TABLE, set(fragments), written)
+
+
+def fragment_bytes(tables: Tables, version: int) -> dict[int, int]:
+    """Bytes of the data files of each fragment of a version, by its number."""
+    return {
+        fragment.fragment_id: sum(file.file_size_bytes or 0 for file in fragment.data_files())
+        for fragment in tables.require(_TABLE, version).get_fragments()
+    }
+
+
+def join_fragments(tables: Tables, groups: Sequence[Sequence[int]]) -> None:
+    """Replace each group of fragments of the newest version by one with the same rows, in one commit."""
+    dataset = tables.require(_TABLE)
+    written: list[str] = []
+    for group in groups:
+        written += write_rows(tables, _scan_fragments(tables, dataset, group), dataset.schema)
+    tables.replace_fragments(_TABLE, {number for group in groups for number in group}, written)
+
+
+def _scan_fragments(tables: Tables, dataset: Any, numbers: Iterable[int]) -> Iterator[pa.RecordBatch]:
+    fragments = [dataset.get_fragment(number) for number in numbers]
+    return tables.scan(_TABLE, int(dataset.version), fragments=fragments, batch_size=_ROWS_PER_BATCH)
 
 
 def _without_rows(batches: Iterator[pa.RecordBatch], drop: RowMask) -> Iterator[pa.RecordBatch]:

@@ -84,7 +84,9 @@ def test_contents_are_read_as_they_were_written() -> None:
 
 
 def joined(store: Store, *numbers: int) -> Inventory:
-    store.rows.commit_wave([store.rows.join([finished(store, number) for number in numbers])], store.rows.version())
+    store.rows.commit_wave(
+        [store.rows.join([finished(store, number) for number in numbers])], store.rows.version()
+    )
     return store.rows.inventory()
 
 
