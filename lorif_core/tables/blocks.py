@@ -13,6 +13,7 @@ from lorif_core.tables.datasets import Tables
 from lorif_core.tables.schema import code_matrix, scale_matrix
 
 _BLOCK_BYTES = 2**24  # the kernel allocates fresh pages for the codes of larger blocks (benchmarks.query)
+_LEAST_BUFFER = 2**20
 _BLOCKS_IN_MEMORY = 4  # yielded, being joined, and read ahead
 _TABLE = "factors"
 
@@ -90,6 +91,8 @@ def scan_codes(
     if check:
         code_columns = columns_of([CODE_GROUP], dataset.schema)
     fragments_ahead = max(1, rows // SHARD_ROWS)
+    codes = dataset.schema.field("codes").type
+    block_bytes = rows * codes.list_size * codes.value_type.bit_width // 8
     batches = tables.scan(
         _TABLE,
         version,
@@ -99,6 +102,7 @@ def scan_codes(
         batch_size=-(-SHARD_ROWS // -(-SHARD_ROWS // rows)),  # divides a shard evenly: no small last batch
         batch_readahead=fragments_ahead + 1,
         fragment_readahead=fragments_ahead,
+        io_buffer_size=max(block_bytes, _LEAST_BUFFER),  # else Lance reads whole large fragments ahead
     )
     for batch in join_batches(batches, rows):
         if check:
