@@ -39,6 +39,7 @@ def speed_sections() -> Iterator[str]:
     yield from _latency()
     yield from _scan()
     yield from _checksums()
+    yield from _rows()
     yield from _attribute()
     yield from _serve()
     yield from _connections()
@@ -296,6 +297,38 @@ scans do not compare."""
     header = ["Code", "Bytes", "Rows per second", "Compared", "Share added", "Comparison alone, us per row"]
     yield sourced(table(header, rows), name)
     yield "What this does not show: rows that are read from an object store, where reading takes longer."
+    yield provenance(name, command)
+
+
+def _rows() -> Iterator[str]:
+    name, command = _command("rows")
+    result = load(name)
+    yield "### Tables of many rows {#rows}"
+    yield f"""\
+One table with {result["code_bytes"]:.0f} bytes of random codes a row grows from size to size, as a build makes it:
+workers write shards and join them, and the driver commits. Each measurement is a process of its own; memory is
+what it takes beyond its imports. The plan is that of an update by 0.1 % of new rows."""
+    kinds = {
+        "fragments": "Fragments",
+        "commits": "Commits",
+        "commit_seconds": "All commits, s",
+        "last_commit_ms": "Last commit, ms",
+        "manifest_bytes_written": "Manifests and transactions written, bytes",
+        "manifest_bytes_stored": "Of these stored in the end",
+        "bytes_per_row_beyond_codes": "Bytes a row beyond codes",
+        "open_seconds": "Open the newest generation, s",
+        "inventory_seconds": "Inventory, s",
+        "plan_seconds": "Plan of an update, s",
+        "plan_mib": "Memory of the plan, MiB",
+        "status_seconds": "`lorif status`, s",
+        "scan_seconds": "Scan of all codes, s",
+        "scan_mib": "Memory of the scan, MiB",
+    }
+    sizes = result["sizes"]
+    rows = [[label, *(f"{size[kind]:,}" for size in sizes)] for kind, label in kinds.items()]
+    header = ["", *(f"{size['rows']:,} rows" for size in sizes)]
+    yield sourced(table(header, rows), name)
+    yield "What this does not show: an object store, where each file and each commit waits for several requests."
     yield provenance(name, command)
 
 

@@ -65,8 +65,8 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "packed into bytes.",
         "scales": "One number for each layer and term that its decoded code is multiplied by.",
         "magnitude": "Number that the scales of the row are multiplied by. Absent with float codes.",
-        "checksums": "XXH3 (64 bits) over the id and the code, over the other columns without the text, and over "
-        "the text; null in rows that an older lorif wrote.",
+        "checksums": "Lower 32 bits of XXH3 over the id and the code, over the other columns without the text, "
+        "and over the text if it is stored; null in rows that an older lorif wrote.",
     },
     "curvature": {
         "curvature": "Id of the fit; a generation names the ids that it uses.",

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Sequence, Set
 
-import numpy as np
-
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus.files import find_corpus_files
+from lorif_core.corpus.id_hashes import IdHashes
 from lorif_core.corpus.records import is_unicode, read_records
 from lorif_core.errors import UserError
 from lorif_core.storage.filesystem import SourceFile
@@ -42,17 +41,17 @@ def record_ids(file: SourceFile, column: str) -> Iterator[tuple[int, str]]:
 
 
 def check_unique(
-    column: str, files: Sequence[SourceFile], sorted_hashes: np.ndarray, copies: Sequence[Sequence[str]]
+    column: str, files: Sequence[SourceFile], hashes: IdHashes, copies: Sequence[Sequence[str]]
 ) -> None:
     """Raise UserError for the first id that occurs twice; ids are read again only if hashes are equal.
 
     Args:
         column: the column of ids.
         files: the files with the ids.
-        sorted_hashes: hashes of all ids, int64.
+        hashes: hashes of all ids.
         copies: groups of names of files with equal content, which explain why ids occur twice.
     """
-    repeated = set(sorted_hashes[1:][sorted_hashes[1:] == sorted_hashes[:-1]].tolist())
+    repeated = hashes.repeated()
     if not repeated:
         return
     locations: dict[str, tuple[int, SourceFile]] = {}

@@ -10,13 +10,12 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-import numpy as np
-
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus import columnar, jsonl
 from lorif_core.corpus.copies import find_copies
 from lorif_core.corpus.decompress import is_compressed, is_wide
 from lorif_core.corpus.files import find_corpus_files
+from lorif_core.corpus.id_hashes import IdHashes
 from lorif_core.corpus.notes import CorpusNotes, make_notes
 from lorif_core.corpus.padding import MASK_NAME
 from lorif_core.corpus.record_ids import check_unique, record_ids
@@ -52,25 +51,24 @@ class Listing:
         damaged: (file, cause) of damaged files, which have no shards.
         files: all files of the corpus.
         notes: files that are no part of the corpus, and files of equal content.
-        id_hashes: hashes of the ids in the files that were read, int64, sorted.
+        ids: hashes of the ids in the files that were read; None without `corpus.id`.
     """
 
     shards: tuple[ShardRef, ...]
     damaged: tuple[tuple[str, str], ...] = ()
     files: tuple[FileTag, ...] = ()
     notes: CorpusNotes = field(default_factory=CorpusNotes)
-    id_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    ids: IdHashes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _ListedFile:
-    """Shards of one file and the hashes of its ids (int64, empty without `corpus.id`), or its damage.
+    """Shards of one file, or its damage.
 
     `unread` says why none of its rows is read. `is_corpus` is False if it is no part of the corpus.
     """
 
     shards: tuple[ShardRef, ...] = ()
-    hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     damage: DamagedFileError | None = None
     unread: str | None = None
     is_corpus: bool = True
@@ -115,7 +113,8 @@ def list_shards(
     """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; no shard crosses a parquet row group.
 
     Parquet counts come from metadata; lines are counted block by block. With `corpus.id`, all ids are read and
-    kept as 64-bit hashes. A damaged file is listed as such, and the other files can be indexed without it.
+    compared as 64-bit hashes, a part of which is in memory at a time. A damaged file is listed as such, and the
+    other files can be indexed without it.
 
     Args:
         corpus: location, and the columns that make an example.
@@ -130,8 +129,9 @@ def list_shards(
     """
     found = find_corpus_files(corpus.uri, storage)
     sources = [file for file in found.readable if file.name.startswith(within) and _tag(file) not in known]
+    ids = None if corpus.id is None else IdHashes()
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        listed = dict(zip(sources, pool.map(partial(_list_file, corpus), sources), strict=True))
+        listed = dict(zip(sources, pool.map(partial(_list_file, corpus, ids), sources), strict=True))
     files = [file for file in found.readable if file not in listed or listed[file].is_corpus]
     shards = tuple(shard for file in listed.values() for shard in file.shards)
     damaged = [(name, damage) for name, damage in found.damaged if name.startswith(within)]
@@ -142,15 +142,14 @@ def list_shards(
         raise _no_rows(corpus.uri, [damage for _, damage in damaged], make_notes(unread, ()), len(files))
     undamaged = [source for source, file in listed.items() if file.damage is None and file.is_corpus]
     copies = find_copies(files, {file.name for file in undamaged})
-    hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(file.hashes for file in listed.values())]))
-    if corpus.id is not None:
-        check_unique(corpus.id, undamaged, hashes, copies)
+    if corpus.id is not None and ids is not None:
+        check_unique(corpus.id, undamaged, ids, copies)
     log.info("%d rows in %d shards of %d files", sum(shard.rows for shard in shards), len(shards), len(listed))
     for _, damage in damaged:
         log.warning("%s", damage)
     notes = make_notes(unread, copies)
     causes = tuple(sorted((name, str(damage)) for name, damage in damaged))
-    return Listing(shards, causes, tuple(map(_tag, files)), notes, hashes)
+    return Listing(shards, causes, tuple(map(_tag, files)), notes, ids)
 
 
 def _no_rows(uri: str, damages: Sequence[DamagedFileError], notes: CorpusNotes, files: int) -> LorifError:
@@ -198,15 +197,15 @@ def _require_unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
     return file
 
 
-def _list_file(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
-    """Check one file, cut it into shards, and hash its ids."""
+def _list_file(corpus: CorpusConfig, ids: IdHashes | None, file: SourceFile) -> _ListedFile:
+    """Check one file, cut it into shards, and add its ids."""
     with checking_file(file):
         alone = is_wide(file)
     with _WIDE_FILES if alone else nullcontext():
-        return _list_in_turn(corpus, file)
+        return _list_in_turn(corpus, ids, file)
 
 
-def _list_in_turn(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
+def _list_in_turn(corpus: CorpusConfig, ids: IdHashes | None, file: SourceFile) -> _ListedFile:
     try:
         reason = reason_against_json(file, needed_columns(corpus))
         if reason is not None:
@@ -219,10 +218,9 @@ def _list_in_turn(corpus: CorpusConfig, file: SourceFile) -> _ListedFile:
             shards = tuple(_cut_lines(file) if is_jsonl(file) else _cut_groups(file))
             if not shards:
                 return _ListedFile(unread=EMPTY)
-            if corpus.id is None:
-                return _ListedFile(shards)
-            hashes = (hash(text) for _, text in record_ids(file, corpus.id))
-            return _ListedFile(shards, np.fromiter(hashes, dtype=np.int64))
+            if corpus.id is not None and ids is not None:
+                ids.add(text for _, text in record_ids(file, corpus.id))
+            return _ListedFile(shards)
     except DamagedFileError as damage:
         return _ListedFile(damage=damage)
 

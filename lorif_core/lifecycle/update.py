@@ -1,12 +1,11 @@
 """The plan of an update, made before anything is written by comparing the corpus with the newest generation."""
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from lorif_core.config import Config, UpdateConfig
+from lorif_core.corpus.id_hashes import IdHashes
 from lorif_core.corpus.record_ids import find_id
 from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.curvature.woodbury import CurvatureSpec
@@ -149,7 +148,7 @@ def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix:
     return UpdatePlan(
         base=base,
         base_inventory=inventory,
-        listing=listing,
+        listing=replace(listing, ids=None),
         changes=changes,
         removals_pending=store.rows.removed().num_rows != base.removals,
         build=build,
@@ -195,21 +194,26 @@ def _check_ids(config: Config, store: Store, inventory: Inventory, listing: List
 
     Ids are compared by hash first. The texts are compared only for equal hashes.
     """
-    column = config.corpus.id
-    if column is None or not len(listing.id_hashes):
+    column, new = config.corpus.id, listing.ids
+    if column is None or not new:
         return
     reread = {shard.file for shard in listing.shards}
     staying = [entry for entry in inventory.entries if entry.key in changes.retained]
     others = {entry.shard for entry in staying if parse_shard_key(entry.shard)[0] not in reread}
     fragments = sorted({entry.fragment for entry in staying})
-    suspects: dict[str, str] = {}
-    for batch in store.rows.metadata(inventory.version, ["example_id", "shard"], fragments):
-        ids = [_record_id(text, config.corpus.chunk) for text in batch.column("example_id").to_pylist()]
-        hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
-        for row in np.flatnonzero(np.isin(hashes, listing.id_hashes)).tolist():
-            shard = batch.column("shard")[row].as_py()
-            if shard in others:
-                suspects[ids[row]] = shard
+
+    def stored_ids() -> Iterator[tuple[str, str]]:
+        """(id of the record, shard) of the rows that stay and are not read."""
+        for batch in store.rows.metadata(inventory.version, ["example_id", "shard"], fragments):
+            ids, shards = batch.column("example_id").to_pylist(), batch.column("shard").to_pylist()
+            for text, shard in zip(ids, shards, strict=True):
+                if shard in others:
+                    yield _record_id(text, config.corpus.chunk), shard
+
+    stored = IdHashes()
+    stored.add((text for text, _ in stored_ids()), among=new)
+    common = stored.common(new)
+    suspects = {text: shard for text, shard in stored_ids() if hash(text) in common} if common else {}
     if not suspects:
         return
     duplicate = find_id(config.corpus, config.storage, {file.name for file in reread}, suspects.keys())

@@ -74,7 +74,7 @@ def test_orphans_are_removed_and_committed_or_adoptable_files_stay(store: Store)
     before = files(store)
     collect(store)
     assert files(store) == before - {orphan.files[0][0]}
-    assert receipts(store).of_shards(SPEC.hash, [shard(2).key, shard(3).key]) == [adoptable]
+    assert receipts(store).finished(SPEC.hash, {shard(2).key, shard(3).key}) == [adoptable]
     store.rows.commit_wave([adoptable], store.rows.version())
     assert store.rows.counts() == (8, 24) and store.rows.counts(store.latest().factors_version) == (4, 12)
 
