@@ -156,14 +156,15 @@ def scores_by_id(config: Config) -> np.ndarray:
     return scores[:, np.argsort(ids)]
 
 
-def test_repair_replaces_only_the_damaged_shard(
+def test_repair_replaces_only_the_rows_of_the_damaged_file(
     make_config: MakeConfig, corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Folder(tmp_path / "corpus", corpus_file)
-    for name, start in (("a", 20), ("b", 50)):
-        folder.put(name, range(start, start + 30))
+    folder.put("a", range(20, 50))
     config = make_config(tmp_path / "index", corpus=folder.section, curvature={"rank": 4}, compute=ONE)
     build(config)
+    folder.put("b", range(50, 80))
+    update(config)  # a build would join both shards in one file
     before, scores = codes_of(config), scores_by_id(config)
     code, out, _ = run(capsys, "verify", config.index)
     assert code == 0 and "60 rows" in out and "0 damaged" in out
@@ -181,14 +182,14 @@ def test_repair_replaces_only_the_damaged_shard(
 
     code, out, _ = run(capsys, "verify", config.index, "--repair", "compute.workers=1", "--json")
     result = json.loads(out.splitlines()[-1])
-    assert code == 1 and result["repaired"] == {"generation": 2, "command": "verify", "rows_removed": 30}
+    assert code == 1 and result["repaired"] == {"generation": 3, "command": "verify", "rows_removed": 30}
     retained = codes_of(config)
     assert retained == {name: row for name, row in before.items() if int(name[1:]) < 50}
     update(config)
     assert codes_of(config) == before
     repaired = scores_by_id(config)
     np.testing.assert_allclose(repaired, scores, rtol=0.02, atol=0.02 * np.abs(scores).max())
-    assert run(capsys, "verify", config.index)[0] == 1  # the first generation still reads the damaged shard
+    assert run(capsys, "verify", config.index)[0] == 1  # the second generation still reads the damaged file
     assert run(capsys, "gc", config.index, "--apply", "--keep", "1")[0] == 0
     code, out, _ = run(capsys, "verify", config.index)
     assert code == 0 and "1 generations" in out
