@@ -33,6 +33,7 @@ def speed_sections() -> Iterator[str]:
     """Markdown blocks in the order of the page."""
     yield from _build()
     yield from _build_and_query_commands()
+    yield from _start_up()
     yield from _calibration()
     yield from _update()
     yield from _memory()
@@ -136,6 +137,24 @@ larger models, and several workers."""
     yield provenance(name, command)
 
 
+def _start_up() -> Iterator[str]:
+    name, command = _command("start_up", " --before CHECKOUT")
+    result = load(name)
+    yield "### Start-up {#start-up}"
+    yield f"""\
+CPU seconds of all processes of a `lorif build` of {result["rows"]} rows with a tiny model (medians of
+{result["rounds"]} interleaved builds), here and in a checkout of the last commit before start-up became a goal,
+where Prefect started a server for each command."""
+    measured = result["cpu_seconds"]
+    roles = ["driver", "worker", "Ray", "server of Prefect", "all"]
+    rows = [[label, *(decimals(measured[label].get(role, 0.0), 1) for role in roles)] for label in measured]
+    yield sourced(table(["", *roles], rows), name)
+    yield """\
+What this does not show: wall time, because processes start side by side, and a first start after an installation,
+which compiles Python's modules."""
+    yield provenance(name, command)
+
+
 def _stages(build: dict[str, float]) -> list[tuple[str, float]]:
     """The stages of a build that took any time."""
     return [(stage, seconds) for stage, seconds in build.items() if stage != "command" and seconds > 0]
@@ -147,8 +166,8 @@ def _update() -> Iterator[str]:
     yield "### Update {#update}"
     yield f"""\
 Seconds of `lorif update` when the corpus grows by one percent, next to a full build ({result["model"]},
-{result["cores"]} cores; medians). The constant is what an update by one row takes: it starts Python, Ray,
-Prefect's server and the workers. The share compares what the update takes beyond the constant with the full
+{result["cores"]} cores; medians). The constant is what an update by one row takes: it starts Python, Ray
+and the workers (and at the commit of this result a server of Prefect). The share compares what the update takes beyond the constant with the full
 build."""
     rows = [_update_row(method, figures) for method, figures in result["methods"].items()]
     header = [

@@ -3,14 +3,13 @@
 import time
 from typing import Any
 
-from prefect import flow
-
 from flows.parameters import ConfigParameter
 from lorif_core.errors import UserError
 from tasks.attribute import attribute_queries, open_queries, write_results
+from tasks.orchestration import flow
 
 
-@flow(name="attribute", flow_run_name="attribute {queries}", persist_result=False)
+@flow("attribute", "attribute {queries}")
 def attribute(
     config: ConfigParameter,
     queries: str,

@@ -1,7 +1,5 @@
 """Flow `build`: corpus -> committed rows -> curvature -> a published generation."""
 
-from prefect import flow
-
 from flows.parameters import ConfigParameter
 from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.generation import Generation
@@ -11,10 +9,11 @@ from tasks.cluster import cluster
 from tasks.curvature import fit_curvature
 from tasks.indexing import index_shards
 from tasks.model_workers import ModelWorkers
+from tasks.orchestration import flow
 from tasks.outcome import write_receipt
 
 
-@flow(name="build", flow_run_name="build {config.index}", persist_result=False)
+@flow("build", "build {config.index}")
 def build(config: ConfigParameter, publish_incomplete: bool = False) -> Generation:
     """Build an index and publish a generation. If it is run again after a failure, it resumes.
 

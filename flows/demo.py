@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-
 from flows.build import build
 from flows.update import update
 from lorif_core.report.batch_outputs import write_answers
@@ -21,13 +19,14 @@ from tasks.demo.steps import (
     train_model,
     write_corpus,
 )
+from tasks.orchestration import flow
 
 _TRAINING_SECONDS, _CONTINUED_SECONDS = 60.0, 30.0
 _TOP_K = 5
 _TITLE = "Which passages of Python's documentation made the model say this?"
 
 
-@flow(name="demo", flow_run_name="demo {out}", persist_result=False)
+@flow("demo", "demo {out}")
 def demo(out: Path, store: str = "local") -> dict[str, Any]:
     """Train, index and attribute; add data, train further, update and attribute again; report the changes.
 

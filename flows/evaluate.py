@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from prefect import flow
-
 from flows.build import build
 from lorif_core.evaluation.config import EvaluationConfig
 from lorif_core.evaluation.ground_truth import TruthFolder
@@ -14,9 +12,10 @@ from tasks.evaluate.lds import write_lds
 from tasks.evaluate.recall import plant_sources, write_recall
 from tasks.evaluate.shared import NEVER_FOUND, make_checkpoint, make_truth, score_bm25, score_method
 from tasks.evaluate.tail_patch import patch_queries, score_random, write_tail_patch
+from tasks.orchestration import flow
 
 
-@flow(name="evaluate lds", flow_run_name="evaluate lds {out}", persist_result=False)
+@flow("evaluate lds", "evaluate lds {out}")
 def evaluate_lds(evaluation: EvaluationConfig, out: str) -> dict[str, Any]:
     """Measure the LDS of every method against training on subsets. If run again after a failure, it resumes."""
     with cluster(evaluation.base().compute):  # one Ray for the training and all builds
@@ -25,7 +24,7 @@ def evaluate_lds(evaluation: EvaluationConfig, out: str) -> dict[str, Any]:
     return write_lds(evaluation, out, truth, results)
 
 
-@flow(name="evaluate recall", flow_run_name="evaluate recall {out}", persist_result=False)
+@flow("evaluate recall", "evaluate recall {out}")
 def evaluate_recall(evaluation: EvaluationConfig, out: str) -> dict[str, Any]:
     """Plant sources, train on them, and measure how every method ranks them. It resumes like `evaluate_lds`."""
     with cluster(evaluation.base().compute):
@@ -35,7 +34,7 @@ def evaluate_recall(evaluation: EvaluationConfig, out: str) -> dict[str, Any]:
     return write_recall(evaluation, out, sources, results)
 
 
-@flow(name="evaluate tail-patch", flow_run_name="evaluate tail-patch {out}", persist_result=False)
+@flow("evaluate tail-patch", "evaluate tail-patch {out}")
 def evaluate_tail_patch(evaluation: EvaluationConfig, out: str) -> dict[str, Any]:
     """Measure how one training step on the proponents of every method changes the loss of the query.
 

@@ -1,7 +1,5 @@
 """Flow `update`: changes of the corpus -> rows, covariances, curvature -> a published generation."""
 
-from prefect import flow
-
 from flows.parameters import ConfigParameter
 from lorif_core.lifecycle.prefix import relative_prefix
 from lorif_core.report.changes import PartDrift
@@ -12,11 +10,12 @@ from tasks.indexing import index_shards
 from tasks.merge import update_curvature
 from tasks.model_workers import ModelWorkers
 from tasks.older import calibrate_whitening, decide_older_rows
+from tasks.orchestration import flow
 from tasks.outcome import write_receipt
 from tasks.update import compact_update, expire_generations, plan_update, publish_update, update_covariances
 
 
-@flow(name="update", flow_run_name="update {config.index}", persist_result=False)
+@flow("update", "update {config.index}")
 def update(
     config: ConfigParameter,
     remove_vanished: bool = False,

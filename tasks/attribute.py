@@ -9,9 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import ray
-from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
@@ -26,12 +23,13 @@ from lorif_core.search.queries import Query, read_queries
 from lorif_core.search.top_k import TopK
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
+from tasks.artifacts import show_markdown
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.memory import scan_settings
+from tasks.orchestration import run_log, task
 from tasks.outcome import link
 from tasks.progress import Progress
-from tasks.retry import RETRIED
 from tasks.workers.host import Host
 from tasks.workers.scoring import QueryRole, ScoreRole
 from tasks.workers.start import start
@@ -56,7 +54,7 @@ class ScanError(LorifError):
     """Some fragments could not be scored."""
 
 
-@task(name="attribute", **RETRIED)
+@task("attribute", retried=True)
 def attribute_queries(config: Config, run: BatchRun) -> None:
     """Score every unanswered query against every row, block by block, and save both ends of each ranking."""
     with cluster(config.compute) as resources:
@@ -64,13 +62,13 @@ def attribute_queries(config: Config, run: BatchRun) -> None:
             _answer_missing(config, run, resources)
         except ScanError as error:
             # the folded queries may be lost with the node that held them
-            get_run_logger().warning("%s; continuing with new workers", error)
+            run_log().warning("%s; continuing with new workers", error)
             _answer_missing(config, run, resources)
 
 
 def _answer_missing(config: Config, run: BatchRun, resources: Resources) -> None:
     missing = run.unanswered_blocks()
-    get_run_logger().info("%d queries: %d of %d blocks to score", len(run.queries), len(missing), len(run.blocks))
+    run_log().info("%d queries: %d of %d blocks to score", len(run.queries), len(missing), len(run.blocks))
     if not missing:
         return
     shares = shares_of(Index(Store(config.index, config.storage), run.generation))
@@ -174,18 +172,18 @@ def scan(
         yield len(outcome.item.fragments) / total
 
 
-@task(name="open queries", cache_policy=NO_CACHE)
+@task("open queries")
 def open_queries(
     config: Config, queries: str, out: str, top_k: int, where: str | None, normalise: str
 ) -> BatchRun:
     """Begin a batch run, or continue one; everything is checked before the scan begins."""
     run = check_attribution(config, queries, out, top_k, where, normalise)
     run.begin()
-    get_run_logger().info("generation %d, %d queries", run.generation.generation, len(run.queries))
+    run_log().info("generation %d, %d queries", run.generation.generation, len(run.queries))
     return run
 
 
-@task(name="write results", cache_policy=NO_CACHE)
+@task("write results")
 def write_results(config: Config, run: BatchRun, seconds: float) -> dict[str, Any]:
     """Write scores, report and summary, and create an artifact that links the report."""
     store, queries = Store(config.index, config.storage), len(run.queries)
@@ -193,10 +191,10 @@ def write_results(config: Config, run: BatchRun, seconds: float) -> dict[str, An
     summary = run.summary() or write_answers(
         run.out, store, run.generation, run.answers(), title, timings, options=run.options
     )
-    create_markdown_artifact(
+    show_markdown(
+        "attribution",
         f"{queries} queries against generation {run.generation.generation} ({run.generation.rows} rows): "
         f"{link('report', f'{run.out}/report.html')}",
-        key="attribution",
     )
     return summary
 

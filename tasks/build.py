@@ -1,22 +1,19 @@
 """The first and the last step of a build: plan it, and publish the generation."""
 
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-
 from lorif_core.config import Config
 from lorif_core.lifecycle.plan import BuildPlan, make_plan
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
+from tasks.orchestration import run_log, task
 from tasks.publish import new_part, publish
-from tasks.retry import RETRIED
 
 
-@task(name="plan", cache_policy=NO_CACHE)
+@task("plan")
 def plan_build(config: Config) -> BuildPlan:
     """Check everything before anything is written, and log the plan."""
-    log = get_run_logger()
+    log = run_log()
     plan = make_plan(config)
     log.info("%d records in %d shards, %d layers", plan.rows, len(plan.shards), len(plan.spec.layers))
     for sentence in plan.notes.sentences():
@@ -31,7 +28,7 @@ def plan_build(config: Config) -> BuildPlan:
     return plan
 
 
-@task(name="publish generation", **RETRIED)
+@task("publish generation", retried=True)
 def publish_generation(
     config: Config, plan: BuildPlan, indexed: IndexedRows, fit: Fit, lease: Lease
 ) -> Generation:

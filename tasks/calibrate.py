@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from prefect import get_run_logger, task
-
 from lorif_core.config import Config
 from lorif_core.errors import UserError
 from lorif_core.gradients.whitening import Covariances
@@ -14,11 +12,11 @@ from lorif_core.spec import IndexSpec
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.store import Store
 from tasks.model_workers import ModelWorkers
-from tasks.retry import RETRIED
+from tasks.orchestration import run_log, task
 from tasks.sample import over_sample, part_count
 
 
-@task(name="calibrate", **RETRIED)
+@task("calibrate", retried=True)
 def calibrate(config: Config, plan: BuildPlan, lease: Lease, model_workers: ModelWorkers) -> BuildPlan:
     """The plan with a whitening: the one that the index has for the checkpoint, or one that is measured now.
 
@@ -37,7 +35,7 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease, model_workers: Mode
             f"no example of the corpus {config.corpus.uri} has a scored token; check the columns that the section "
             f"corpus names"
         )
-    get_run_logger().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
+    run_log().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
     spec = spec.with_whitening(covariances.digest())
     lease.confirm()
     store.covariances.write(covariances, spec.layers, spec)  # from now on fixed for all rows of this checkpoint

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import ray
-from prefect import task
 
 from lorif_core.config import ComputeConfig, Config
 from lorif_core.curvature.randomized_svd import fit_layers, layer_groups
@@ -27,8 +26,8 @@ from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.indexing import IndexedRows
 from tasks.memory import scan_settings
+from tasks.orchestration import task
 from tasks.progress import Progress
-from tasks.retry import RETRIED
 from tasks.workers.curvature import CurvatureRole
 from tasks.workers.start import start
 
@@ -55,7 +54,7 @@ class Fit:
     sampled: int = 0
 
 
-@task(name="fit curvature", **RETRIED)
+@task("fit curvature", retried=True)
 def fit_curvature(config: Config, plan: BuildPlan, indexed: IndexedRows, lease: Lease) -> Fit:
     """Fit the curvature of all rows of a build and write it."""
     rows = indexed.inventory.of_spec(plan.spec.hash)

@@ -3,9 +3,11 @@
 import gc
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from tasks.folders import private_ray_folder, provide_home
 
@@ -20,6 +22,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+_PREFECT_VARIABLES = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -71,6 +74,28 @@ def fast_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def has_prefect_api() -> bool:
+    """Whether Prefect has an API to report to, by the environment or by its own files.
+
+    Prefect is imported, which takes a second, only if one of them mentions it.
+    """
+    if "prefect" not in sys.modules and not _mentions_prefect():
+        return False
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url is not None
+
+
+def _mentions_prefect() -> bool:
+    if any(name in os.environ for name in _PREFECT_VARIABLES):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    if (home / "profiles.toml").exists() or Path("prefect.toml").exists():
+        return True
+    files = {Path(".env"): "PREFECT_API_URL", Path("pyproject.toml"): "[tool.prefect"}
+    return any(path.exists() and text in path.read_text(errors="replace") for path, text in files.items())
 
 
 def prepare_run(ray: str) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefect import get_run_logger, task
-
 from lorif_core.config import Config
 from lorif_core.errors import IncompleteBuildError, MemoryExhaustedError, ShardInputError, UserError
 from lorif_core.lifecycle.plan import BuildPlan
@@ -17,8 +15,8 @@ from lorif_core.tables.receipts import Receipt, Receipts
 from lorif_core.tables.store import Store
 from tasks.dispatch import Done, Failed
 from tasks.model_workers import ModelWorkers
+from tasks.orchestration import run_log, task
 from tasks.progress import Progress
-from tasks.retry import RETRIED
 from tasks.waves import Waves
 from tasks.workers.host import CALLS_AT_ONCE
 
@@ -48,7 +46,7 @@ class IndexedRows:
         return self.inventory.version
 
 
-@task(name="index shards", **RETRIED)
+@task("index shards", retried=True)
 def index_shards(
     config: Config, plan: BuildPlan, lease: Lease, publish_incomplete: bool, model_workers: ModelWorkers
 ) -> IndexedRows:
@@ -78,7 +76,7 @@ def index_shards(
     _adopt(store, spec, missing, waves)
     adopted = missing & waves.shards.keys()
     if adopted:
-        get_run_logger().info("adopted %d shards that an earlier run had finished", len(adopted))
+        run_log().info("adopted %d shards that an earlier run had finished", len(adopted))
     pending = [shard for shard in plan.shards if shard.key in missing - adopted]
     failed = _index_pending(plan, pending, waves, model_workers) if pending else []
     _refuse_incomplete(plan, failed, publish_incomplete)
@@ -119,7 +117,7 @@ def _apply_removals(store: Store, plan: BuildPlan, inventory: Inventory) -> tupl
         store, removals, clean_fragments(store, generations[-1], removals) if generations else None
     )
     if deleted:
-        get_run_logger().info("%d rows that were removed on request are deleted again", deleted)
+        run_log().info("%d rows that were removed on request are deleted again", deleted)
     return inventory, removals.count
 
 
@@ -166,7 +164,7 @@ def _keep_joined(outcome: Done | Failed, waves: Waves) -> None:
     if isinstance(outcome, Done):
         waves.add_joined(outcome.item, outcome.result)
     else:
-        get_run_logger().warning("%d shards stay in small fragments: %s", len(outcome.item), outcome.cause)
+        run_log().warning("%d shards stay in small fragments: %s", len(outcome.item), outcome.cause)
         waves.keep(outcome.item)
 
 
@@ -178,7 +176,7 @@ def _refuse_incomplete(plan: BuildPlan, failed: Sequence[Failed], publish_incomp
         return
     listed = "; ".join(causes[:_LISTED]) + (f"; and {len(causes) - _LISTED} more" if len(causes) > _LISTED else "")
     if publish_incomplete:
-        get_run_logger().warning("%d shards or files are quarantined and not published: %s", len(causes), listed)
+        run_log().warning("%d shards or files are quarantined and not published: %s", len(causes), listed)
         return
     for failure in failed:
         if isinstance(failure.fault, MemoryExhaustedError):  # no fault of the shard

@@ -3,8 +3,6 @@
 import time
 from dataclasses import asdict
 
-from prefect import get_run_logger, task
-
 from lorif_core.config import ComputeConfig, Config
 from lorif_core.curvature.merge import downdate, merge
 from lorif_core.curvature.randomized_svd import fit_layers
@@ -30,10 +28,10 @@ from tasks.curvature import (
 )
 from tasks.indexing import IndexedRows
 from tasks.older import fit_with_sample
-from tasks.retry import RETRIED
+from tasks.orchestration import run_log, task
 
 
-@task(name="update curvature", **RETRIED)
+@task("update curvature", retried=True)
 def update_curvature(config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease) -> Fit:
     """The curvature of the rows after an update, in the cheapest way that is accurate enough."""
     store, spec, settings = Store(config.index, config.storage), plan.build.spec, plan.build.curvature
@@ -46,7 +44,7 @@ def update_curvature(config: Config, plan: UpdatePlan, indexed: IndexedRows, lea
     if plan.part is None or reason is not None or settings.kind == "none":
         check_curvature(config, spec.layers, rows.rows + plan.older_rows)
         if reason is not None and settings.kind != "none":
-            get_run_logger().info("the curvature is fitted over all rows: %s", reason)
+            run_log().info("the curvature is fitted over all rows: %s", reason)
         if settings.kind != "none" and plan.older_shards():
             return fit_with_sample(config, plan, rows, lease)
         return fit_rows(store, config.compute, spec, settings, rows, lease)

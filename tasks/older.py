@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from prefect import get_run_logger, task
-
 from lorif_core.config import Config
 from lorif_core.curvature.merge import extrapolate, merge
 from lorif_core.curvature.randomized_svd import fit_layers
@@ -37,7 +35,7 @@ from tasks.curvature import (
 from tasks.dispatch import Workers
 from tasks.memory import model_settings
 from tasks.model_workers import ModelWorkers
-from tasks.retry import RETRIED
+from tasks.orchestration import run_log, task
 from tasks.sample import over_sample, part_count
 from tasks.workers.encoding import DriftRole, SampleRole
 from tasks.workers.start import start
@@ -53,7 +51,7 @@ def calibrate_whitening(config: Config, plan: UpdatePlan, lease: Lease, model_wo
     return replace(plan, build=build)
 
 
-@task(name="decide on older rows", **RETRIED)
+@task("decide on older rows", retried=True)
 def decide_older_rows(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tuple[PartDrift, ...]]:
     """Measure the drift of the rows of every older checkpoint and decide what happens to them (policy `auto`).
 
@@ -74,7 +72,7 @@ def decide_older_rows(config: Config, plan: UpdatePlan) -> tuple[UpdatePlan, tup
                 "follows" if is_near else "refreshed", time.perf_counter() - started,
             )
         )  # fmt: skip
-        get_run_logger().info(
+        run_log().info(
             "checkpoint %s: %d of %d rows sampled, cosine %.3f of old and new gradients, rank correlation %s of "
             "scores; its rows %s",
             part.checkpoint, drift.rows, part.rows, drift.cosine,

@@ -1,12 +1,8 @@
-"""The outcome of a run: a JSON receipt beside the index, and tables and a summary as Prefect artifacts."""
+"""The outcome of a run: a JSON receipt beside the index, and tables and a summary as artifacts of the run."""
 
 import json
 from pathlib import Path
 from typing import Any
-
-from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.context import FlowRunContext
 
 from lorif_core.config import Config
 from lorif_core.gradients.codes import CodeLayout
@@ -14,29 +10,27 @@ from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import parse_shard_key
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.generation import Generation
+from tasks.artifacts import show_markdown, show_table
 from tasks.indexing import IndexedRows
-from tasks.retry import RETRIED
+from tasks.orchestration import current_run, task
 
 _LISTED = 200
 
 
-@task(name="write receipt", **RETRIED)
+@task("write receipt", retried=True)
 def write_receipt(config: Config, generation: Generation) -> None:
     """Write `_lorif/runs/<flow run>.json` of the index: the current generation, and whether this run published it.
 
     Flows do not persist their results in Prefect, which would pickle them onto the worker's disk.
     """
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        raise RuntimeError("a receipt can be written only inside a flow run")
-    run = context.flow_run
+    run = current_run()
     receipt = {
-        "run": str(run.id),
+        "run": run.id,
         "name": run.name,
-        "flow": context.flow.name,
-        "deployment": None if run.deployment_id is None else str(run.deployment_id),
-        "prefix": context.parameters.get("prefix"),
-        "published": generation.created_at >= context.start_time,
+        "flow": run.flow,
+        "deployment": run.deployment,
+        "prefix": run.parameters.get("prefix"),
+        "published": generation.created_at >= run.started,
         "index": config.index,
         "generation": generation.generation,
         "created_at": generation.created_at.isoformat(),
@@ -69,10 +63,10 @@ def show_generation(index: str, plan: BuildPlan, indexed: IndexedRows, generatio
         **{f"{stage} seconds": round(seconds, 1) for stage, seconds in generation.timings.items()},
     }
     title = f"Published generation {generation.generation} of {index}"
-    create_table_artifact(key="generation", table=[figures], description=title)
+    show_table(key="generation", table=[figures], description=title)
     shards = _shards(plan, indexed)
     listed = f"the first {_LISTED} of {len(shards)}" if len(shards) > _LISTED else f"{len(shards)}"
-    create_table_artifact(
+    show_table(
         key="shards",
         table=shards[:_LISTED],
         description=f"New or changed shards of generation {generation.generation}: {listed}",
@@ -80,7 +74,7 @@ def show_generation(index: str, plan: BuildPlan, indexed: IndexedRows, generatio
     rows = [f"| {name} | {value} |" for name, value in figures.items() if value is not None]
     files = [f"| files {how} | {count} |" for how, count in generation.changes.get("files", {}).items()]
     notes = [f"- {sentence}" for sentence in plan.notes.sentences()]
-    create_markdown_artifact(
+    show_markdown(
         key="summary",
         markdown="\n".join(
             [f"# {title}", "", "| | |", "|---|---|", *rows, *files, "", *notes, "", link(index, index)]

@@ -4,11 +4,10 @@ import logging
 import sys
 import time
 from types import TracebackType
-from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
 from tqdm import tqdm
+
+from tasks.artifacts import ShownProgress
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +23,12 @@ class Progress:
         self._tokens = 0
         self._started = self._reported = time.monotonic()
         self._bar: tqdm | None = None
-        self._artifact: UUID | None = None
+        self._shown: ShownProgress | None = None
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
             self._bar = tqdm(total=self._rows, initial=self._done, desc=self._title, unit="row", file=sys.stderr)
-        if TaskRunContext.get() is not None:
-            key = self._title.replace(" ", "-")
-            self._artifact = create_progress_artifact(progress=self._percent(), key=key, description=self._title)
+        self._shown = ShownProgress(self._title, self._percent())
         return self
 
     def __exit__(
@@ -61,8 +58,8 @@ class Progress:
             f"{self._title}: {self._done:,} of {self._rows:,} rows, {rate:,.0f} rows/s, {tokens}ETA {left:,.0f} s"
         )
         log.info("%s", message)
-        if self._artifact is not None:
-            update_progress_artifact(self._artifact, progress=self._percent(), description=message)
+        if self._shown is not None:
+            self._shown.update(self._percent(), message)
 
     def _elapsed(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)

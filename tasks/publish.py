@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger
-
 from lorif_core.config import Config
 from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.lifecycle.publishing import publish_next
@@ -16,6 +14,7 @@ from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.store import Store
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
+from tasks.orchestration import run_log
 from tasks.outcome import show_generation
 
 
@@ -63,7 +62,7 @@ def publish(
         removals=indexed.removals,
     )
     if generation.changes != changes:
-        get_run_logger().info("nothing has changed; generation %d stays current", generation.generation)
+        run_log().info("nothing has changed; generation %d stays current", generation.generation)
         return generation
     show_generation(config.index, plan, indexed, generation)
     return generation

@@ -6,13 +6,14 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 from unittest.mock import patch
 
 import ray
 import ray._private.utils
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray.util import get_node_ip_address
 
 from lorif_core.errors import LorifError
@@ -34,7 +35,7 @@ def start_private_ray() -> None:
         log.warning(
             "other users of this machine can reach this private Ray without a token; set RAY_AUTH_MODE=token"
         )
-    with _on_loopback(), _own_sigterm_handler(), _late_signals():
+    with _on_loopback(), _few_processes(), _own_sigterm_handler(), _late_signals():
         ray.init(
             address="local",
             include_dashboard=False,
@@ -53,6 +54,18 @@ def _on_loopback() -> Iterator[None]:
     every address of loopback by one that other machines can reach, so an argument does not suffice.
     """
     with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Leave out processes of a Ray that starts in the block: those that autoscale, report usage and collect logs.
+
+    Each imports Ray, and `ray.init` has no arguments for them.
+    """
+    with ExitStack() as patches:
+        for name in ("start_monitor", "start_api_server", "start_log_monitor"):
+            patches.enter_context(patch.object(Node, name, lambda *_, **__: None))
         yield
 
 

@@ -4,9 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-
 from lorif_core.config import Config
 from lorif_core.curvature.metric import Drift, drift, mix_covariances
 from lorif_core.lifecycle.calibrate import calibration_sample, sample_size
@@ -21,8 +18,8 @@ from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
 from tasks.model_workers import ModelWorkers
+from tasks.orchestration import run_log, task
 from tasks.publish import new_part, publish
-from tasks.retry import RETRIED
 
 _SURPLUS_FRAGMENTS = 32  # that joining small fragments must save
 _MIN_EXAMPLES = 32  # of new data, for measuring covariances
@@ -37,10 +34,10 @@ class Metric:
     seconds: float = 0.0
 
 
-@task(name="plan update", cache_policy=NO_CACHE)
+@task("plan update")
 def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePlan:
     """Compare the corpus with the index, and log the plan."""
-    log = get_run_logger()
+    log = run_log()
     plan = make_update_plan(config, remove_vanished, within)
     changes = plan.changes
     log.info(
@@ -61,7 +58,7 @@ def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePla
     return plan
 
 
-@task(name="update covariances", **RETRIED)
+@task("update covariances", retried=True)
 def update_covariances(
     config: Config, plan: UpdatePlan, indexed: IndexedRows, lease: Lease, model_workers: ModelWorkers
 ) -> Metric:
@@ -83,7 +80,7 @@ def update_covariances(
     # the former covariances were measured over the whole corpus, so their weight is all tokens of the base
     newer = mix_covariances(store.covariances.read(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
     measured = drift(frozen, newer, [layer.name for layer in spec.layers])
-    get_run_logger().info(
+    run_log().info(
         "covariances of %d new examples; mean drift from the whitening %.3f, largest %.3f in layer %s",
         sample.examples, measured.mean, measured.worst, measured.layer,
     )  # fmt: skip
@@ -92,7 +89,7 @@ def update_covariances(
     return Metric(newer.digest(), measured, time.perf_counter() - started)
 
 
-@task(name="compact", **RETRIED)
+@task("compact", retried=True)
 def compact_update(config: Config, indexed: IndexedRows, lease: Lease) -> IndexedRows:
     """Join small fragments as soon as updates have left many of them; the same rows, in a new version."""
     store = Store(config.index, config.storage)
@@ -100,7 +97,7 @@ def compact_update(config: Config, indexed: IndexedRows, lease: Lease) -> Indexe
     return replace(indexed, inventory=compact_rows(store, lease, inventory, _SURPLUS_FRAGMENTS))
 
 
-@task(name="expire generations", **RETRIED)
+@task("expire generations", retried=True)
 def expire_generations(config: Config, lease: Lease) -> None:
     """Delete all but the newest `update.keep` generations, and what only they need, like `lorif gc --apply`."""
     if config.update.keep is None:
@@ -109,10 +106,10 @@ def expire_generations(config: Config, lease: Lease) -> None:
     garbage = find_garbage(store, config.update.keep, lease_held=True)
     lease.confirm()
     remove_garbage(store, garbage)
-    get_run_logger().info("%d generations expired, %d bytes were freed", len(garbage.generations), garbage.bytes)
+    run_log().info("%d generations expired, %d bytes were freed", len(garbage.generations), garbage.bytes)
 
 
-@task(name="publish update", **RETRIED)
+@task("publish update", retried=True)
 def publish_update(
     config: Config,
     plan: UpdatePlan,

@@ -14,7 +14,6 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import MemoryExhaustedError, UserError
-from lorif_core.model.adapter import add_adapter, load_adapter
 from lorif_core.model.checkpoint import Checkpoint, locate
 from lorif_core.model.dry_run import uncapturable_layers
 from lorif_core.model.head import inspect_head
@@ -115,6 +114,8 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
     with _loading(config):
         model = load_full_model(base or checkpoint)
         if base is not None:
+            from lorif_core.model.adapter import load_adapter  # imports peft, which takes most of a second
+
             load_adapter(model, checkpoint.path_with_weights(), config)
         tokenizer = _load_tokenizer(checkpoint)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
@@ -166,6 +167,8 @@ def load_skeleton(config: ModelConfig, storage: StorageConfig) -> Skeleton:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
             if base is not None:
+                from lorif_core.model.adapter import add_adapter
+
                 add_adapter(model, checkpoint.path_without_weights(), config.path)
         tokenizer = _load_tokenizer(checkpoint)
     model.eval()

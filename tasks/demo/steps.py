@@ -11,16 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from prefect import get_run_logger, task
-from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
-
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
 from lorif_core.report.page import SelfCheckRow
 from lorif_core.search.index import Index
 from lorif_core.search.queries import Query
 from lorif_core.tables.store import Store
+from tasks.artifacts import show_table
 from tasks.demo.corpus import (
     QUESTIONS,
     Paragraph,
@@ -33,6 +30,7 @@ from tasks.demo.model import POSITIONS, DemoModel, continue_demo_model, train_de
 from tasks.demo.object_store import MotoServer, upload_folder
 from tasks.demo.self_check import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
 from tasks.environment import environment
+from tasks.orchestration import run_log, task
 
 _HELD_OUT_SHARE = 0.08
 _DOCSTRINGS = 300
@@ -51,34 +49,34 @@ class DemoCorpus:
     held_out: tuple[Paragraph, ...]
 
 
-@task(name="write corpus", cache_policy=NO_CACHE)
+@task("write corpus")
 def write_corpus(folder: Path) -> DemoCorpus:
     """Cut the language reference into passages, and write the training passages as JSON Lines."""
     train, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
     corpus = DemoCorpus(folder / "corpus", tuple(train), tuple(held_out))
     corpus.folder.mkdir(parents=True)
     write_jsonl(train, corpus.folder / "language-reference.jsonl")
-    get_run_logger().info("%d passages to train on, %d held out", len(train), len(held_out))
+    run_log().info("%d passages to train on, %d held out", len(train), len(held_out))
     return corpus
 
 
-@task(name="add docstrings", cache_policy=NO_CACHE)
+@task("add docstrings")
 def add_docstrings(corpus: DemoCorpus) -> DemoCorpus:
     """Add a second file to the corpus: docstrings of the standard library, for training and indexing."""
     docstrings = library_docstrings(_DOCSTRINGS)
     write_jsonl(docstrings, corpus.folder / "library-docstrings.jsonl")
-    get_run_logger().info("%d docstrings added", len(docstrings))
+    run_log().info("%d docstrings added", len(docstrings))
     return replace(corpus, train=(*corpus.train, *docstrings))
 
 
-@task(name="train model", cache_policy=NO_CACHE)
+@task("train model")
 def train_model(corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
     """Train a tokenizer and a small GPT-2 on the passages."""
     texts = [paragraph.text for paragraph in corpus.train]
     return _logged(train_demo_model(texts, folder / "model", seconds, _SEED))
 
 
-@task(name="continue training", cache_policy=NO_CACHE)
+@task("continue training")
 def continue_training(model: DemoModel, corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
     """Train the model further on the whole corpus."""
     texts = [paragraph.text for paragraph in corpus.train]
@@ -86,7 +84,7 @@ def continue_training(model: DemoModel, corpus: DemoCorpus, folder: Path, second
 
 
 def _logged(model: DemoModel) -> DemoModel:
-    get_run_logger().info(
+    run_log().info(
         "%d parameters, %d steps in %.0f s, loss %.2f (unigram %.2f)",
         model.parameters, model.steps, model.seconds, model.final_loss, model.unigram_loss,
     )  # fmt: skip
@@ -118,7 +116,7 @@ def demo_storage(store: str, folder: Path) -> Iterator[DemoStorage]:
         environment({**server.environment(), "LORIF_CACHE": cache}),
     ):
         server.make_bucket(_BUCKET)
-        get_run_logger().info("corpus, checkpoint and index are in s3://%s at %s", _BUCKET, server.url)
+        run_log().info("corpus, checkpoint and index are in s3://%s at %s", _BUCKET, server.url)
         yield DemoStorage(f"s3://{_BUCKET}/index", server.storage(), server)
 
 
@@ -143,14 +141,14 @@ def demo_queries() -> list[Query]:
     ]
 
 
-@task(name="self-check", cache_policy=NO_CACHE)
+@task("self-check")
 def run_self_check(config: Config, corpus: DemoCorpus) -> list[SelfCheckRow]:
     """Query the index with its own passages and with held-out passages, and compare it with BM25 and chance."""
     started = time.perf_counter()
     index = Index(Store(config.index, config.storage))
     rows = [_check_self_retrieval(index, corpus), _check_topics(index, corpus)]
-    create_table_artifact(key="self-check", table=[asdict(row) for row in rows], description="Self-check")
-    get_run_logger().info("self-check took %.1f s", time.perf_counter() - started)
+    show_table(key="self-check", table=[asdict(row) for row in rows], description="Self-check")
+    run_log().info("self-check took %.1f s", time.perf_counter() - started)
     return rows
 
 

@@ -2,17 +2,15 @@
 
 from typing import Any
 
-from prefect import task
-from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
-
 from lorif_core.evaluation.config import EvaluationConfig
 from lorif_core.evaluation.frontier import write_frontier
 from lorif_core.evaluation.lds import Truth, bootstrap
 from lorif_core.evaluation.results import MethodResults
+from tasks.artifacts import show_table
+from tasks.orchestration import task
 
 
-@task(name="write LDS", cache_policy=NO_CACHE)
+@task("write LDS")
 def write_lds(
     evaluation: EvaluationConfig, out: str, truth: Truth, results: list[MethodResults]
 ) -> dict[str, Any]:
@@ -20,5 +18,5 @@ def write_lds(
     methods = {method.name: method.scores for method in results}
     intervals, differences = bootstrap(methods, truth, evaluation.compared(methods))
     summary = write_frontier(out, evaluation.base().storage, results, intervals, differences, truth)
-    create_table_artifact(key="lds", table=summary["methods"], description="LDS and bytes per example")
+    show_table(key="lds", table=summary["methods"], description="LDS and bytes per example")
     return summary

@@ -2,19 +2,17 @@
 
 from typing import Any
 
-from prefect import get_run_logger, task
-from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
-
 from lorif_core.evaluation.config import EvaluationConfig
 from lorif_core.evaluation.inputs import load_inputs
 from lorif_core.evaluation.planting import PlantedFolder, plant, planting_identity
 from lorif_core.evaluation.recall import Source, source_recall
 from lorif_core.evaluation.results import MethodResults, MetricValues, csv_file, json_file, tabulate, write_files
 from lorif_core.search.queries import read_pairs
+from tasks.artifacts import show_table
+from tasks.orchestration import run_log, task
 
 
-@task(name="plant sources", cache_policy=NO_CACHE)
+@task("plant sources")
 def plant_sources(evaluation: EvaluationConfig, out: str) -> tuple[EvaluationConfig, str, list[Source]]:
     """Plant sources in the corpus; returns the evaluation over it, the folder of that evaluation, and the sources.
 
@@ -27,7 +25,7 @@ def plant_sources(evaluation: EvaluationConfig, out: str) -> tuple[EvaluationCon
     planted = plant(inputs, recall, pairs, config.corpus.max_length)
     folder = PlantedFolder(out, config.storage)
     folder.save(planted, planting_identity(inputs, recall, pairs))
-    get_run_logger().info(
+    run_log().info(
         "%d sources of %d queries in a corpus of %d examples",
         len(planted.sources),
         len(planted.queries),
@@ -36,7 +34,7 @@ def plant_sources(evaluation: EvaluationConfig, out: str) -> tuple[EvaluationCon
     return folder.evaluation(evaluation), folder.uri, list(planted.sources)
 
 
-@task(name="write recall", cache_policy=NO_CACHE)
+@task("write recall")
 def write_recall(
     evaluation: EvaluationConfig, out: str, sources: list[Source], results: list[MethodResults]
 ) -> dict[str, Any]:
@@ -63,5 +61,5 @@ def write_recall(
     if searches:
         files["recall-search.csv"] = csv_file(searches)
     write_files(out, evaluation.base().storage, files)
-    create_table_artifact(key="recall", table=rows, description="Recall of planted sources and bytes per example")
+    show_table(key="recall", table=rows, description="Recall of planted sources and bytes per example")
     return summary

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.config import Config
 from lorif_core.errors import LorifError, UserError
@@ -24,6 +22,7 @@ from lorif_core.tables.store import Generation, Store
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.memory import model_settings
+from tasks.orchestration import run_log, task
 from tasks.progress import Progress
 from tasks.workers.start import start
 
@@ -47,7 +46,7 @@ class TruthRole:
         return name
 
 
-@task(name="ground truth", cache_policy=NO_CACHE)
+@task("ground truth")
 def make_truth(evaluation: EvaluationConfig, out: str) -> tuple[list[str], Truth]:
     """Train on all subsets whose runs `out` does not have yet; returns the example ids and the ground truth.
 
@@ -58,7 +57,7 @@ def make_truth(evaluation: EvaluationConfig, out: str) -> tuple[list[str], Truth
     return TruthFolder(out, evaluation.base().storage).read(evaluation)
 
 
-@task(name="attributed checkpoint", cache_policy=NO_CACHE)
+@task("attributed checkpoint")
 def make_checkpoint(evaluation: EvaluationConfig, out: str, at_least: int = 1) -> list[str]:
     """Train the attributed checkpoint on the whole corpus, unless `out` has it; returns the example ids.
 
@@ -81,9 +80,7 @@ def _train(evaluation: EvaluationConfig, out: str, runs: Sequence[str], at_least
     folder.begin(trainer.identity(locate(config.model, config.storage).fingerprint()), ids)
     done = folder.finished_runs()
     missing = [run for run in runs if run not in done]
-    get_run_logger().info(
-        "%d examples, %d queries, %d runs to train", len(ids), len(trainer.queries), len(missing)
-    )
+    run_log().info("%d examples, %d queries, %d runs to train", len(ids), len(trainer.queries), len(missing))
     del trainer
     if missing:
         _train_runs(evaluation, out, missing)
@@ -107,7 +104,7 @@ def _train_runs(evaluation: EvaluationConfig, out: str, missing: list[str]) -> N
                 progress.advance(1)
 
 
-@task(name="score method", task_run_name="score {name}", cache_policy=NO_CACHE)
+@task("score method", run_name="score {name}")
 def score_method(
     evaluation: EvaluationConfig,
     name: str,
@@ -138,7 +135,7 @@ def score_method(
     return MethodResults(name, aligned, size, generation.timings, seconds, searches)
 
 
-@task(name="score BM25", cache_policy=NO_CACHE)
+@task("score BM25")
 def score_bm25(evaluation: EvaluationConfig) -> MethodResults:
     """Scores of BM25, which compares the words of queries and examples."""
     started = time.perf_counter()

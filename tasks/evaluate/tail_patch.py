@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from prefect import get_run_logger, task
-from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from lorif_core.errors import LorifError
 from lorif_core.evaluation.config import RANDOM, EvaluationConfig
@@ -20,9 +17,11 @@ from lorif_core.evaluation.results import MethodResults, MetricValues, csv_file,
 from lorif_core.evaluation.tail_patch import Patcher, top_columns
 from lorif_core.gradients.projection import counter_generator
 from lorif_core.storage.objects import Objects
+from tasks.artifacts import show_table
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
 from tasks.memory import model_settings
+from tasks.orchestration import run_log, task
 from tasks.progress import Progress
 from tasks.workers.start import start
 
@@ -66,7 +65,7 @@ def score_random(shape: tuple[int, int]) -> MethodResults:
     )
 
 
-@task(name="patch", cache_policy=NO_CACHE)
+@task("patch")
 def patch_queries(evaluation: EvaluationConfig, out: str, results: list[MethodResults]) -> dict[str, list[float]]:
     """Gains (Q) of every method in the order of the queries; gains that `out` already has are not computed again.
 
@@ -84,7 +83,7 @@ def patch_queries(evaluation: EvaluationConfig, out: str, results: list[MethodRe
         stored = objects.get(_object(name))
         if stored is not None and stored.get("of") == digests[name]:
             gains[name] = stored["gains"]
-    get_run_logger().info("%d of %d methods to patch", len(columns) - len(gains), len(columns))
+    run_log().info("%d of %d methods to patch", len(columns) - len(gains), len(columns))
     missing = {name: proponents for name, proponents in columns.items() if name not in gains}
     for name, method_gains in _patch_methods(evaluation, out, missing):
         objects.put(_object(name), {"of": digests[name], "gains": method_gains})
@@ -137,7 +136,7 @@ def _digest(evaluation: EvaluationConfig, columns: Sequence[Sequence[int]]) -> s
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
-@task(name="write tail-patch", cache_policy=NO_CACHE)
+@task("write tail-patch")
 def write_tail_patch(
     evaluation: EvaluationConfig, out: str, results: list[MethodResults], gains: dict[str, list[float]]
 ) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def write_tail_patch(
     }  # fmt: skip
     files = {"tail-patch.csv": csv_file(rows), "tail-patch.json": json_file(summary)}
     write_files(out, evaluation.base().storage, files)
-    create_table_artifact(
+    show_table(
         key="tail-patch", table=rows, description="Gain of the queries' log-probability after a step on proponents"
     )
     return summary

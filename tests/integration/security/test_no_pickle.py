@@ -20,11 +20,11 @@ BASE64_OF_PICKLES = ("gAI", "gAM", "gAQ", "gAU")  # b"\x80" and the protocol, 2 
 
 
 def is_pickle(content: bytes) -> bool:
-    """Whether a content parses as pickle opcodes up to STOP, or is a zip file, the format of torch's pickles."""
+    """Whether a content parses as pickle opcodes up to STOP, or begins like a pickle or like torch's zip file."""
     try:
         return [opcode.name for opcode, _, _ in pickletools.genops(content)][-1] == "STOP"
     except ValueError:
-        return content.startswith((b"PK\x03\x04", b"\x80"))
+        return content.startswith((b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6))))
 
 
 def is_plain(kind: pa.DataType) -> bool:

@@ -30,6 +30,6 @@ def test_a_lack_of_memory_is_not_quarantined_as_a_bad_input() -> None:
 def test_a_user_who_asks_for_it_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     logger = SimpleNamespace(warning=lambda text, *values: warnings.append(text % values))
-    monkeypatch.setattr(indexing, "get_run_logger", lambda: logger)
+    monkeypatch.setattr(indexing, "run_log", lambda: logger)
     _refuse_incomplete(PLAN, [failed(EXHAUSTED)], publish_incomplete=True)
     assert "ran out of memory" in warnings[0]
