@@ -166,9 +166,9 @@ def _update() -> Iterator[str]:
     yield "### Update {#update}"
     yield f"""\
 Seconds of `lorif update` when the corpus grows by one percent, next to a full build ({result["model"]},
-{result["cores"]} cores; medians). The constant is what an update by one row takes: it starts Python, Ray
-and the workers (and at the commit of this result a server of Prefect). The share compares what the update takes beyond the constant with the full
-build."""
+{result["cores"]} cores; medians). The constant is what an update by one row takes: it starts Python, Ray and the
+workers, and at the commit of this result a server of Prefect. The share compares what the update takes beyond the
+constant with the full build."""
     rows = [_update_row(method, figures) for method, figures in result["methods"].items()]
     header = [
         "Curvature", "Rows", "New rows", "Full build", "Full build of old and new rows", "Update", "Constant",

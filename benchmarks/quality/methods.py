@@ -72,6 +72,15 @@ REAL_METHODS: dict[str, dict[str, Any]] = {
 }
 """CONFIG keys by method name, for a pretrained model; version 1 needs more than 24 GiB for its index."""
 
+BUDGET_METHODS: dict[str, dict[str, Any]] = {
+    **{f"{kib} KiB": {"code": {"bytes": 1024 * kib}} for kib in (4, 16, 64)},
+    # 10 x 10 or so of all layers are 64 KiB of SmolLM2-135M
+    "LoGRA f58": _random(58, {"kind": "exact"}),
+    # whole gradients take 270 MB an example; these projections estimate their dot product
+    "gradient dot, f8": _random(8, _NONE),
+}
+"""CONFIG keys by method name: budgets of bytes of a pretrained model next to baselines."""
+
 COMPARE = [
     ("compact", "version 1 compact"),
     ("balanced", "version 1 balanced"),
@@ -91,4 +100,9 @@ REAL_COMPARE = [
     ("8 KiB", "balanced"),
     ("32 KiB, shorter sides", "fine"),
     ("balanced", "BM25"),
+]
+BUDGET_COMPARE = [
+    ("4 KiB", "16 KiB"),
+    ("64 KiB", "16 KiB"),
+    *((f"{kib} KiB", baseline) for baseline in ("LoGRA f58", "gradient dot, f8", "BM25") for kib in (4, 16, 64)),
 ]

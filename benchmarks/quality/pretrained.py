@@ -1,10 +1,10 @@
 """Creates a testbed for LDS on a pretrained model: text blocks to fine-tune it on, and held-out ones as queries.
 
-    python -m benchmarks.quality.pretrained FOLDER --model CHECKPOINT [--text python|FILE --subsets 36]
+    python -m benchmarks.quality.pretrained FOLDER --model CHECKPOINT [--text python --methods budgets]
 
-CHECKPOINT is the folder that `benchmarks.real_model` writes. `python` is the language reference of this
-interpreter; a FILE is in WikiText's format. Writes FOLDER/corpus.jsonl, queries.jsonl and evaluation.yaml, the
-input of `lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`.
+CHECKPOINT is the folder that `benchmarks.real_model` writes. The text `python` is the language reference of this
+interpreter; another value is a file in WikiText's format. Writes FOLDER/corpus.jsonl, queries.jsonl and evaluation.yaml, the
+input of `lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`, and of `recall` and `tail-patch` likewise.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from benchmarks.quality.methods import REAL_COMPARE, REAL_METHODS
+from benchmarks.quality.methods import BUDGET_COMPARE, BUDGET_METHODS, REAL_COMPARE, REAL_METHODS
 from benchmarks.quality.testbed import blocks_of, load_articles, write_blocks
 
+METHODS = {"presets": (REAL_METHODS, REAL_COMPARE), "budgets": (BUDGET_METHODS, BUDGET_COMPARE)}
 TOKENS = 64
 EXAMPLES = 256
 QUERIES = 48
@@ -37,13 +38,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", default="python")
     parser.add_argument("--subsets", type=int, default=36)
+    parser.add_argument("--methods", choices=METHODS, default="presets")
     arguments = parser.parse_args()
     folder: Path = arguments.folder.resolve()
     folder.mkdir(parents=True)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     blocks = blocks_of_texts(texts(arguments.text), tokenizer)
     write_blocks(blocks, QUERIES, EXAMPLES, folder)
-    content = evaluation(folder, arguments.model.resolve(), arguments.subsets)
+    content = evaluation(folder, arguments.model.resolve(), arguments.subsets, arguments.methods)
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
@@ -64,8 +66,9 @@ def blocks_of_texts(articles: Sequence[str], tokenizer: PreTrainedTokenizerFast)
     return blocks
 
 
-def evaluation(folder: Path, model: Path, subsets: int) -> dict[str, Any]:
+def evaluation(folder: Path, model: Path, subsets: int, methods: str) -> dict[str, Any]:
     """Content of the testbed's EVALUATION file."""
+    chosen, compared = METHODS[methods]
     return {
         "config": {
             "model": {"path": str(model)},
@@ -75,8 +78,8 @@ def evaluation(folder: Path, model: Path, subsets: int) -> dict[str, Any]:
         "queries": str(folder / "queries.jsonl"),
         "training": {"epochs": 2, "batch": 8, "learning_rate": 1e-4, "dtype": "bfloat16"},
         "subsets": {"count": subsets},
-        "methods": REAL_METHODS,
-        "compare": [list(pair) for pair in REAL_COMPARE],
+        "methods": chosen,
+        "compare": [list(pair) for pair in compared],
     }
 
 

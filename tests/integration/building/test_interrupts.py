@@ -14,9 +14,9 @@ import yaml
 
 from lorif_core.storage.lease import current_holder
 from lorif_core.storage.objects import Objects
+from tasks.workers.host import end_idle_hosts
 from tests.integration.building.test_build import ROWS
 from tests.integration.conftest import MakeConfig
-from tasks.workers.host import end_idle_hosts
 from tests.integration.killing import start_lorif
 from tests.patience import patience
 from tests.processes import wait_for_end
