@@ -147,7 +147,10 @@ CPU seconds of all processes of a `lorif build` of {result["rows"]} rows with a 
 where Prefect started a server for each command."""
     measured = result["cpu_seconds"]
     roles = ["driver", "worker", "Ray", "server of Prefect", "all"]
-    rows = [[label, *(decimals(measured[label].get(role, 0.0), 1) for role in roles)] for label in measured]
+    rows = [
+        [label, *(decimals(seconds[role], 1) if role in seconds else "none" for role in roles)]
+        for label, seconds in measured.items()
+    ]
     yield sourced(table(["", *roles], rows), name)
     yield """\
 What this does not show: wall time, because processes start side by side, and a first start after an installation,

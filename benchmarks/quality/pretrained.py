@@ -3,8 +3,9 @@
     python -m benchmarks.quality.pretrained FOLDER --model CHECKPOINT [--text python --methods budgets]
 
 CHECKPOINT is the folder that `benchmarks.real_model` writes. The text `python` is the language reference of this
-interpreter; another value is a file in WikiText's format. Writes FOLDER/corpus.jsonl, queries.jsonl and evaluation.yaml, the
-input of `lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`, and of `recall` and `tail-patch` likewise.
+interpreter; another value is a file in WikiText's format. Writes FOLDER/corpus.jsonl, queries.jsonl and
+evaluation.yaml, the input of `lorif evaluate lds -c FOLDER/evaluation.yaml --out OUT`, and of `recall` and
+`tail-patch` likewise.
 """
 
 import argparse
