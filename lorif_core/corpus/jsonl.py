@@ -6,11 +6,13 @@ Memory use is one block, or one line of at most 256 MiB, never a whole file. A b
 import json
 import re
 from collections.abc import Iterator, Sequence, Set
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from lorif_core.corpus.decompress import read_blocks
+from lorif_core.corpus.paused import PausedReader, paused_readers
 from lorif_core.errors import UserError
 from lorif_core.storage.faults import one_line
 from lorif_core.storage.filesystem import SourceFile
@@ -69,18 +71,33 @@ def read_records(
     Raises:
         UserError: a line is not a JSON object, has a key twice, or is too long; file and line are named.
     """
-    row = 0 if offset is None else start
     stop = None if rows is None else start + rows
     keys = {json.dumps(key, ensure_ascii=is_ascii).encode() for key in columns for is_ascii in (True, False)}
-    for block_position, lines in _line_blocks(file, offset or 0):
+    row, lines = _rows_from(file, start, offset)
+    for position, line in lines:
+        if row == stop:
+            paused_readers.put(PausedReader(file, row, chain([(position, line)], lines)))
+            return
+        if row >= start:
+            yield row, _parse(file, line, position, columns, keys)
+        row += 1
+
+
+def _rows_from(file: SourceFile, start: int, offset: int | None) -> tuple[int, Iterator[tuple[int, bytes]]]:
+    """A row at or before `start`, and (byte offset, line) of it and of all following rows."""
+    if offset is not None:
+        return start, _row_lines(file, offset)
+    paused = paused_readers.take(file, start)
+    return (0, _row_lines(file, 0)) if paused is None else (paused.row, paused.rows)
+
+
+def _row_lines(file: SourceFile, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, line) of every line that is not blank."""
+    for block_position, lines in _line_blocks(file, offset):
         position = block_position
         for line in lines.split(b"\n"):
-            if row == stop:
-                return
             if line and not line.isspace():
-                if row >= start:
-                    yield row, _parse(file, line, position, columns, keys)
-                row += 1
+                yield position, line
             position += len(line) + 1
 
 
@@ -90,7 +107,7 @@ def column_kinds(file: SourceFile, columns: Sequence[str] = ()) -> dict[str, str
     Raises:
         UserError: as `read_records`.
     """
-    for _, record in read_records(file, rows=1, columns=columns):
+    for _, record in read_records(file, columns=columns):
         return {key: _kind(value) for key, value in record.items()}
     return None
 
