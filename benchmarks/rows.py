@@ -4,7 +4,9 @@
 
 Workers write random codes of real shards (of parquet files without much text) through the real store, and the
 driver joins and commits them as a build does. The table grows from one size to the next. Each size is measured in
-new processes; memory is the peak of such a process above what its imports take.
+new processes; memory is the peak of such a process above what its imports take. `growth` is how much faster than
+the rows a figure has grown since the size before (1 is linear), and `extrapolated` goes on from the last two sizes
+on a straight line.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -54,6 +57,11 @@ SPEC = IndexSpec(
 )
 LAYOUT = CodeLayout(SPEC.layers, SPEC.code)
 UNHELD = cast(Any, SimpleNamespace(confirm=lambda: None))  # nobody else writes here
+_GROWING = (
+    "fragments", "commit_seconds", "manifest_bytes_written", "manifest_bytes_stored", "inventory_seconds",
+    "inventory_mib", "plan_seconds", "plan_mib", "status_seconds",
+)  # fmt: skip
+_EXTRAPOLATED_ROWS = 10**9
 _ROWS_PER_FILE = 2**18
 _UPDATE_SHARE = 0.001
 _EXAMPLE_SHARDS_AHEAD = 8
@@ -69,8 +77,15 @@ def main() -> None:
             result = {"rows": rows, **build.grow(rows), **measure(folder)}
             results.append(result)
             print(json.dumps(result), flush=True)
+    result = {
+        "code_bytes": LAYOUT.bytes_per_example,
+        "sizes": results,
+        "growth": [growth(before, after) for before, after in pairwise(results)],
+        "extrapolated": extrapolated(results[-2:], _EXTRAPOLATED_ROWS) if len(results) > 1 else {},
+    }
+    print(json.dumps({key: result[key] for key in ("growth", "extrapolated")}, indent=2))
     if arguments.out:
-        write_result(arguments.out, {"code_bytes": LAYOUT.bytes_per_example, "sizes": results})
+        write_result(arguments.out, result)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,6 +97,19 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def growth(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """For each figure of `_GROWING`: its ratio over that of the rows."""
+    rows = after["rows"] / before["rows"]
+    return {"rows": after["rows"], **{name: round(after[name] / before[name] / rows, 3) for name in _GROWING}}
+
+
+def extrapolated(sizes: list[dict[str, Any]], rows: int) -> dict[str, float]:
+    """The figures of `_GROWING` at a number of rows, on the line through two sizes."""
+    before, after = sizes
+    share = (rows - after["rows"]) / (after["rows"] - before["rows"])
+    return {"rows": rows, **{name: round(after[name] + share * (after[name] - before[name])) for name in _GROWING}}
 
 
 @dataclass
