@@ -8,8 +8,9 @@ Shapes: B batch, T tokens, d1 and d2 projected sizes, W levels and S scales of a
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -17,8 +18,11 @@ import torch
 
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout, encode
+from lorif_core.gradients.expert_projection import ExpertSide
 from lorif_core.gradients.projection import ProjectionSet, Side
 from lorif_core.gradients.whitened_product import LayerRoots
+from lorif_core.model.expert_routing import Observer, Routing, observed
+from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.token_rows import rows_per_example
 from lorif_core.spec import LayerSpec, exclusion
 
@@ -51,34 +55,40 @@ class GradientCapture:
         projections: P_in and P_out per layer.
         take: called once per layer and backward pass with the layer's number, A (B, n, d1) and E (B, n, d2) with
             the rows of all calls of the layer's modules; usually there is one call and a row per token.
+        expert_sides: the projection of the wide side of each layer of fused experts, by its number.
     """
 
     def __init__(
         self,
         layers: Sequence[LayerSpec],
-        modules: Sequence[Sequence[torch.nn.Module]],
+        modules: Sequence[Sequence[TrackedModule]],
         projections: ProjectionSet,
         take: TakePair,
+        expert_sides: Mapping[int, ExpertSide],
     ) -> None:
         self._layers, self._modules, self._take = layers, modules, take
-        self._projections = projections.layers
-        self._handles: list[Any] = []
+        self._projections, self._expert_sides = projections.layers, expert_sides
+        self._open = ExitStack()
         self._shape = (0, 0)
         self._pairs: defaultdict[int, _Pairs] = defaultdict(_Pairs)
         self._shared_input: tuple[torch.Tensor, str, torch.Tensor] | None = None
 
     def __enter__(self) -> "GradientCapture":
+        observers: dict[ExpertMatrix, Observer] = {}
         for index, modules in enumerate(self._modules):
             for module in modules:
-                self._handles.append(module.register_forward_hook(self._forward_hook(index)))
+                if isinstance(module, ExpertMatrix):
+                    observers[module] = self._observer(index, is_down=module.is_down)
+                else:
+                    handle = module.register_forward_hook(self._forward_hook(index))
+                    self._open.callback(handle.remove)
+        self._open.enter_context(observed(observers))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._open.close()
         self._reset()
 
     def start(self, batch: int, tokens: int) -> None:
@@ -98,7 +108,7 @@ class GradientCapture:
         self._shared_input = None
 
     def _forward_hook(self, index: int) -> Any:
-        inner = self._projections[index].inner
+        inner, outer = self._projections[index].inner, self._projections[index].outer
 
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
             if not torch.is_grad_enabled():
@@ -106,27 +116,57 @@ class GradientCapture:
             if not isinstance(output, torch.Tensor) or len(inputs) != 1:
                 raise self._refusal(index, f"returns {type(output).__name__} for {len(inputs)} inputs")
             A_BTd = self._project_input(index, inner, inputs[0])
-            if not output.requires_grad:
-                # the graph begins here; the clone lets the model modify the output in place
-                output = output.detach().requires_grad_(True).clone()
-            self._pairs[index].uses += 1
-            output.register_hook(self._gradient_hook(index, A_BTd))
-            return output
+            return self._watched(index, output, A_BTd, lambda grad: outer(self._as_batch(index, grad)))
 
         return hook
 
-    def _gradient_hook(self, index: int, A_BTd: torch.Tensor) -> Any:
-        outer = self._projections[index].outer
+    def _observer(self, index: int, *, is_down: bool) -> Observer:
+        """The counterpart of a forward hook for a matrix of fused experts."""
+        inner, outer = self._projections[index].inner, self._projections[index].outer
+        wide = self._expert_sides[index]
+
+        def first(rows: torch.Tensor, output: torch.Tensor, routing: Routing) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                return output
+            A_BTd = self._project_input(index, inner, rows)
+
+            def project(grad: torch.Tensor) -> torch.Tensor:
+                return self._as_batch(index, routing.sum_by_token(wide(grad, routing.experts)))
+
+            return self._watched(index, output, A_BTd, project)
+
+        def down(rows: torch.Tensor, output: torch.Tensor, routing: Routing) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                return output
+            weighted = wide(rows.detach(), routing.experts) * routing.weights.detach()[:, None]
+            A_BTd = self._as_batch(index, routing.sum_by_token(weighted))
+            return self._watched(index, output, A_BTd, lambda grad: outer(self._as_batch(index, grad)))
+
+        return down if is_down else first
+
+    def _watched(
+        self,
+        index: int,
+        output: torch.Tensor,
+        A_BTd: torch.Tensor,
+        project: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """The output, with a hook that pairs A with its projected gradient."""
+        if not output.requires_grad:
+            # the graph begins here; the clone lets the model modify the output in place
+            output = output.detach().requires_grad_(True).clone()
+        self._pairs[index].uses += 1
 
         def hook(grad: torch.Tensor) -> None:
             pairs = self._pairs[index]
             pairs.A.append(A_BTd)
-            pairs.E.append(outer(self._as_batch(index, grad)))
+            pairs.E.append(project(grad))
             if len(pairs.E) == pairs.uses:
                 self._take(index, *pairs.joined())
                 pairs.A, pairs.E = [], []
 
-        return hook
+        output.register_hook(hook)
+        return output
 
     def _project_input(self, index: int, inner: Side, x: torch.Tensor) -> torch.Tensor:
         """A = X P_in; layers that project the same tensor with the same matrix share the product."""

@@ -7,10 +7,12 @@ import torch
 from lorif_core.corpus.batches import Batch
 from lorif_core.errors import UserError
 from lorif_core.gradients.capture import GradientCapture, TakePair
+from lorif_core.gradients.expert_projection import ExpertSide, expert_side
 from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.gradients.whitening import Covariances, KroneckerWhitening
-from lorif_core.model.layers import modules_by_weight
+from lorif_core.model.experts import ExpertMatrix, TrackedModule
+from lorif_core.model.layers import modules_by_weight, tracked_module
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import LayerSpec, ProjectionSpec
 
@@ -30,6 +32,7 @@ class CapturedModel:
         layers: the tracked layers.
         modules: per layer the modules that have its weight.
         projections: P_in and P_out per layer.
+        expert_sides: per layer of fused experts the projection of its wide side.
 
     Raises:
         UserError: the model lacks one of the layers.
@@ -48,6 +51,12 @@ class CapturedModel:
         whitening = None if covariances is None else KroneckerWhitening(covariances)
         placements = [(first.weight.device, first.weight.dtype) for first, *_ in self.modules]
         self.projections = ProjectionSet(layers, projection, placements, whitening)
+        self.expert_sides: dict[int, ExpertSide] = {}
+        for index, ((first, *_), layer) in enumerate(zip(self.modules, layers, strict=True)):
+            if isinstance(first, ExpertMatrix):
+                sides = self.projections.layers[index]
+                wide, size = (sides.inner, layer.d1) if first.is_down else (sides.outer, layer.d2)
+                self.expert_sides[index] = expert_side(wide, first.experts, size)
         self._take = take
 
     def run(self, batch: Batch, take: TakePair | None = None) -> torch.Tensor:
@@ -59,7 +68,10 @@ class CapturedModel:
         """
         ids = torch.from_numpy(batch.input_ids).to(self.loaded.device)
         labels = torch.from_numpy(batch.labels).to(self.loaded.device)
-        with GradientCapture(self.layers, self.modules, self.projections, take or self._take) as capture:
+        sink = take or self._take
+        with GradientCapture(
+            self.layers, self.modules, self.projections, sink, self.expert_sides
+        ) as capture:
             capture.start(*ids.shape)
             losses = self.loaded.backward(ids, labels)
             capture.finish()
@@ -88,10 +100,10 @@ def wide_dtype(loaded: LoadedModel) -> torch.dtype:
     return torch.float64 if loaded.dtype == torch.float64 else torch.float32
 
 
-def _modules(loaded: LoadedModel, layers: Sequence[LayerSpec]) -> list[list[torch.nn.Module]]:
+def _modules(loaded: LoadedModel, layers: Sequence[LayerSpec]) -> list[list[TrackedModule]]:
     """Per layer the modules that have its weight."""
     try:
-        weights = [loaded.model.get_submodule(layer.name).weight for layer in layers]
+        weights = [tracked_module(loaded.model, layer.name).weight for layer in layers]
     except AttributeError as error:
         raise UserError(f"the model lacks a layer of the index: {error}") from None
     sharing = modules_by_weight(loaded.model)

@@ -22,7 +22,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.formatting import listed
 from lorif_core.gradients.captured_model import CapturedModel
-from lorif_core.gradients.projection import LayerProjection
+from lorif_core.model.experts import ExpertMatrix
 from lorif_core.model.loading import LoadedModel
 from lorif_core.model.loss import token_losses
 from lorif_core.model.probe import ordinary_ids
@@ -109,10 +109,10 @@ def _errors(model: CapturedModel, examples: list[Example]) -> dict[int, float]:
         pairs = {index: (A_BTd[row], E_BTd[row]) for index, (A_BTd, E_BTd) in captured.items()}
 
         def compare(
-            index: int, gradient_IO: torch.Tensor, pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = pairs
+            index: int, gradient: torch.Tensor, pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = pairs
         ) -> None:
             seen.add(index)
-            expected = _project(gradient_IO, model.projections.layers[index])
+            expected = _project(model, index, gradient)
             comparisons.append((index, _compare(pairs.pop(index, None), expected, dtype)))
 
         _for_each_gradient(model, example, compare)
@@ -153,12 +153,12 @@ def _captured(model: CapturedModel, batch: Batch) -> dict[int, tuple[torch.Tenso
 
 
 def _for_each_gradient(model: CapturedModel, example: Example, use: Callable[[int, torch.Tensor], None]) -> None:
-    """Run autograd on one unpadded example; pass each layer's weight gradient (I, O) to `use`, then free it."""
+    """Run autograd on one unpadded example; pass each layer's weight gradient to `use`, then free it."""
 
     def accumulated(index: int, weight: torch.nn.Parameter) -> None:
         gradient, weight.grad = weight.grad, None
         assert gradient is not None
-        use(index, gradient if isinstance(model.modules[index][0], Conv1D) else gradient.T)
+        use(index, gradient)
 
     weights = [first.weight for first, *_ in model.modules]
     tokens = torch.from_numpy(example.input_ids).long()[None].to(model.loaded.device)
@@ -177,7 +177,24 @@ def _for_each_gradient(model: CapturedModel, example: Example, use: Callable[[in
             weight.requires_grad_(False)
 
 
-def _project(gradient_IO: torch.Tensor, projection: LayerProjection) -> torch.Tensor:
-    """P_in^T G P_out, (d1, d2) float64 on the CPU."""
-    half = projection.inner.double()(gradient_IO.double().T)
-    return projection.outer.double()(half.T).cpu()
+def _project(model: CapturedModel, index: int, gradient: torch.Tensor) -> torch.Tensor:
+    """P_in^T G P_out, (d1, d2) float64 on the CPU, of the gradient of a layer's weight."""
+    module, sides = model.modules[index][0], model.projections.layers[index]
+    if isinstance(module, ExpertMatrix):
+        return _project_experts(model, index, module, gradient)
+    gradient_IO = gradient if isinstance(module, Conv1D) else gradient.T
+    half = sides.inner.double()(gradient_IO.double().T)
+    return sides.outer.double()(half.T).cpu()
+
+
+def _project_experts(
+    model: CapturedModel, index: int, matrix: ExpertMatrix, gradient: torch.Tensor
+) -> torch.Tensor:
+    """`_project` of fused experts, one after another, because all in float64 may not fit into memory."""
+    sides, wide = model.projections.layers[index], model.expert_sides[index].double()
+    narrow = (sides.outer if matrix.is_down else sides.inner).double()
+    total = torch.zeros(())
+    for number, gradient_IO in enumerate(matrix.gradients(gradient)):
+        half = narrow(gradient_IO.double() if matrix.is_down else gradient_IO.double().T)
+        total = total + wide(half.T, torch.full((half.shape[1],), number, device=half.device)).cpu()
+    return total.T if matrix.is_down else total

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.layers import linear_layers, modules_by_weight
 from lorif_core.model.token_rows import rows_per_example
 
@@ -34,7 +35,7 @@ USED_OUTSIDE = "has a weight that is also used without calling the layer"
 class _Layer:
     """A weight and what was seen of it: the first reason against a use, and how often it was called."""
 
-    modules: list[torch.nn.Module]
+    modules: list[TrackedModule]
     calls: int = 0
     fault: str | None = None
 
@@ -66,7 +67,7 @@ def _reason(layer: _Layer, reached: bool, direct: bool) -> str | None:
 def _reached_weights(model: Any, layers: Mapping[str, _Layer]) -> set[str]:
     """Names of the weights that affect the output; notes every call of a module."""
 
-    def note(layer: _Layer, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def note(layer: _Layer, module: TrackedModule, inputs: tuple[Any, ...], output: Any) -> None:
         layer.calls += 1
         layer.fault = layer.fault or _fault(module, inputs, output)
 
@@ -77,10 +78,10 @@ def _reached_weights(model: Any, layers: Mapping[str, _Layer]) -> set[str]:
 def _weights_used_outside(model: Any, layers: Mapping[str, _Layer]) -> set[str]:
     """Names of the weights that affect the output even if calls of their modules are constant in them."""
 
-    def freeze(layer: _Layer, module: Any, inputs: tuple[Any, ...]) -> None:
+    def freeze(layer: _Layer, module: TrackedModule) -> None:
         module.weight.requires_grad_(False)
 
-    def unfreeze(layer: _Layer, module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def unfreeze(layer: _Layer, module: TrackedModule, inputs: tuple[Any, ...], output: Any) -> None:
         module.weight.requires_grad_(True)
 
     with _hooked(layers, before=freeze, after=unfreeze):
@@ -90,11 +91,20 @@ def _weights_used_outside(model: Any, layers: Mapping[str, _Layer]) -> set[str]:
 @contextmanager
 def _hooked(layers: Mapping[str, _Layer], before: Any, after: Any) -> Iterator[None]:
     handles = []
+
+    def pre_hook(layer: _Layer, module: TrackedModule, *_: Any) -> None:
+        before(layer, module)
+
+    def hook(layer: _Layer, module: TrackedModule, _: Any, inputs: Any, named: Any, output: Any) -> None:
+        # the capture sees what experts are called with by name, but of other layers not
+        after(layer, module, (*inputs, *named.values()) if isinstance(module, ExpertMatrix) else inputs, output)
+
     for layer in layers.values():
         for module in layer.modules:
+            called = module.module if isinstance(module, ExpertMatrix) else module
             if before is not None:
-                handles.append(module.register_forward_pre_hook(partial(before, layer)))
-            handles.append(module.register_forward_hook(partial(after, layer)))
+                handles.append(called.register_forward_pre_hook(partial(pre_hook, layer, module)))
+            handles.append(called.register_forward_hook(partial(hook, layer, module), with_kwargs=True))
     try:
         yield
     finally:
@@ -134,16 +144,18 @@ def _fake(tensor: torch.Tensor, fakes: dict[int, torch.Tensor]) -> torch.Tensor:
     return fakes[id(tensor)]
 
 
-def _fault(module: Any, inputs: tuple[Any, ...], output: Any) -> str | None:
-    """Why a call of a linear module cannot be captured."""
+def _fault(module: TrackedModule, inputs: tuple[Any, ...], output: Any) -> str | None:
+    """Why a call of a layer's module cannot be captured."""
     if not torch.is_grad_enabled():
         return NO_GRADIENT
     if not isinstance(output, torch.Tensor):
         return NO_TENSOR
-    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
-        return "is called with something other than one tensor"
+    is_experts = isinstance(module, ExpertMatrix)
+    if len(inputs) != (3 if is_experts else 1) or not isinstance(inputs[0], torch.Tensor):
+        return f"is called with something other than {'three tensors' if is_experts else 'one tensor'}"
     rows = [rows_per_example(tensor.shape, _BATCH, _TOKENS) for tensor in (inputs[0], output)]
     sizes = inputs[0].shape[-1], output.shape[-1]
-    if rows[0] is None or rows[0] != rows[1] or sizes not in (module.weight.shape, module.weight.shape[::-1]):
+    shape = 2 * inputs[0].shape[-1:] if is_experts else module.weight.shape
+    if rows[0] is None or rows[0] != rows[1] or sizes not in (shape, shape[::-1]):
         return f"has tensors of shape {tuple(inputs[0].shape)} for a batch of {_BATCH} x {_TOKENS} tokens"
     return None

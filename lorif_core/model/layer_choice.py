@@ -13,6 +13,7 @@ import torch
 
 from lorif_core.errors import UserError
 from lorif_core.formatting import listed
+from lorif_core.model.experts import ExpertMatrix, TrackedModule
 
 ALL, MLP, AUTO = "all", "mlp", "auto"
 LATE_BLOCKS = 15
@@ -34,12 +35,12 @@ _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 class Choice:
     """The chosen layers by name, and a sentence that says which they are and why."""
 
-    layers: dict[str, torch.nn.Module]
+    layers: dict[str, TrackedModule]
     reason: str
 
 
 def choose(
-    layers: Mapping[str, torch.nn.Module], rule: str, width: int | None, late_blocks: int = LATE_BLOCKS
+    layers: Mapping[str, TrackedModule], rule: str, width: int | None, late_blocks: int = LATE_BLOCKS
 ) -> Choice:
     """Choose among the linear layers of a model.
 
@@ -76,7 +77,7 @@ def block_of(name: str) -> int | None:
     return None if match is None else int(match.group(1))
 
 
-def _few_late(layers: Mapping[str, torch.nn.Module], width: int | None, late_blocks: int) -> Choice:
+def _few_late(layers: Mapping[str, TrackedModule], width: int | None, late_blocks: int) -> Choice:
     candidates = [name for name in layers if is_mlp(name) and block_of(name) is not None]
     kind = "the MLPs"
     if not candidates:
@@ -97,24 +98,28 @@ def _few_late(layers: Mapping[str, torch.nn.Module], width: int | None, late_blo
     )
 
 
-def _is_down(module: torch.nn.Module, width: int | None) -> bool:
+def _is_down(module: TrackedModule, width: int | None) -> bool:
     """Whether a layer of an MLP writes into the residual stream."""
+    if isinstance(module, ExpertMatrix):
+        return module.is_down
     inner, outer = layer_sizes(module)
     return outer == width != inner
 
 
-def layer_sizes(module: torch.nn.Module) -> tuple[int, int]:
-    """Input and output size of a linear module; Conv1D stores its weight transposed."""
+def layer_sizes(module: TrackedModule) -> tuple[int, int]:
+    """Input and output size of a layer; Conv1D stores its weight transposed."""
+    if isinstance(module, ExpertMatrix):
+        return module.sizes
     rows, cols = module.weight.shape
     return (cols, rows) if isinstance(module, torch.nn.Linear) else (rows, cols)
 
 
-def _choice(layers: Mapping[str, torch.nn.Module], names: Sequence[str], kind: str) -> Choice:
+def _choice(layers: Mapping[str, TrackedModule], names: Sequence[str], kind: str) -> Choice:
     reason = f"{len(names)} of {len(layers)} layers: {kind} ({listed(names, _LISTED)})"
     return Choice({name: layers[name] for name in names}, reason)
 
 
-def _found(layers: Mapping[str, torch.nn.Module], pattern: str) -> list[str]:
+def _found(layers: Mapping[str, TrackedModule], pattern: str) -> list[str]:
     regex = compile_regex("model.layers", pattern)
     return [name for name in layers if regex.search(name)]
 

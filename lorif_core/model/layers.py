@@ -1,6 +1,7 @@
 """The tracked layers of a model: what can be tracked, shapes, and their share of the parameters.
 
-A layer is a weight matrix. Linear modules that share one are one layer with the name of the first.
+A layer is a weight matrix. Linear modules that share one are one layer with the name of the first. The matrices of
+fused experts are one layer for all experts of a block (`experts.py`).
 """
 
 import re
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from lorif_core.errors import UserError
 from lorif_core.formatting import listed
 from lorif_core.model.layer_choice import ALL, AUTO, LATE_BLOCKS, MLP, Choice, choose, compile_regex, layer_sizes
+from lorif_core.model.experts import ExpertMatrix, TrackedModule, expert_matrices
 from lorif_core.spec import Coverage, LayerSpec, folded_sizes, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -20,23 +22,43 @@ _LISTED = 40
 _GROUPS = {"norm": "norms", "conv": "convolutions"}
 
 
-def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Every nn.Linear and Conv1D by name, one for each weight, except the output head and what it shares."""
+def linear_layers(model: torch.nn.Module) -> dict[str, TrackedModule]:
+    """Every nn.Linear, Conv1D and matrix of fused experts by name, one for each weight.
+
+    The output head, and what it shares, are not among them.
+    """
     untracked = _head_parameters(model) | _parameters_of_other_modules(model)
-    layers: dict[int, tuple[str, torch.nn.Module]] = {}
+    layers: dict[int, tuple[str, TrackedModule]] = {}
     for name, module in model.named_modules():
         if _is_linear(module) and id(module.weight) not in untracked:
             layers.setdefault(id(module.weight), (name, module))
+        for matrix in expert_matrices(module):
+            layers.setdefault(id(matrix.weight), (f"{name}.{matrix.parameter}", matrix))
     return dict(layers.values())
 
 
-def modules_by_weight(model: torch.nn.Module) -> dict[int, list[torch.nn.Module]]:
-    """The linear modules that have the same weight, in the order of the model, by the id of the weight."""
-    modules: dict[int, list[torch.nn.Module]] = {}
+def modules_by_weight(model: torch.nn.Module) -> dict[int, list[TrackedModule]]:
+    """The modules that have the same weight, in the order of the model, by the id of the weight."""
+    modules: dict[int, list[TrackedModule]] = {}
     for module in model.modules():
         if _is_linear(module):
             modules.setdefault(id(module.weight), []).append(module)
+        for matrix in expert_matrices(module):
+            modules.setdefault(id(matrix.weight), []).append(matrix)
     return modules
+
+
+def tracked_module(model: torch.nn.Module, name: str) -> TrackedModule:
+    """The layer of a name.
+
+    Raises:
+        AttributeError: the model has none of this name.
+    """
+    owner, _, parameter = name.rpartition(".")
+    for matrix in expert_matrices(model.get_submodule(owner)):
+        if matrix.parameter == parameter:
+            return matrix
+    return model.get_submodule(name)
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
@@ -70,7 +92,7 @@ def select_layers(
     rule: str = ALL,
     exclude: str | None = None,
     uncapturable: Mapping[str, str] = _NONE,
-) -> dict[str, torch.nn.Module]:
+) -> dict[str, TrackedModule]:
     """The linear layers to track. See `choose_layers`."""
     return choose_layers(model, rule, exclude, uncapturable).layers
 
@@ -120,25 +142,41 @@ def _width(model: torch.nn.Module) -> int | None:
     return None if config is None else getattr(config.get_text_config(), "hidden_size", None)
 
 
-def layer_specs(layers: Mapping[str, torch.nn.Module], factor: int) -> tuple[LayerSpec, ...]:
-    """Shapes of the layers and of their random projections of a factor."""
-    shapes = {name: layer_sizes(module) for name, module in layers.items()}
-    return tuple(
-        LayerSpec(name, inner, outer, projected_size(inner, factor), projected_size(outer, factor))
-        for name, (inner, outer) in shapes.items()
-    )
+def layer_specs(layers: Mapping[str, TrackedModule], factor: int) -> tuple[LayerSpec, ...]:
+    """Shapes of the layers and of their random projections of a factor.
+
+    The neurons of all experts together become as few as those of one; a factor of 1 projects nothing.
+    """
+
+    def spec(name: str, module: TrackedModule) -> LayerSpec:
+        together = factor == 1 or not isinstance(module, ExpertMatrix)
+        inner, outer = layer_sizes(module) if together else module.sizes_of_one
+        return LayerSpec(name, *layer_sizes(module), projected_size(inner, factor), projected_size(outer, factor))
+
+    return tuple(spec(name, module) for name, module in layers.items())
 
 
 def folded_layer_specs(
-    layers: Mapping[str, torch.nn.Module], fold: int | None = None, max_side: int | None = None
+    layers: Mapping[str, TrackedModule], fold: int | None = None, max_side: int | None = None
 ) -> tuple[LayerSpec, ...]:
-    """Shapes of the layers and of their folded projections. See `folded_sizes`."""
-    shapes = {name: layer_sizes(module) for name, module in layers.items()}
-    return tuple(LayerSpec(name, *shape, *folded_sizes(*shape, fold, max_side)) for name, shape in shapes.items())
+    """Shapes of the layers and of their folded projections. See `folded_sizes`.
+
+    The neurons of experts are folded to a multiple of those of one expert, or to fewer than one has.
+    """
+
+    def spec(name: str, module: TrackedModule) -> LayerSpec:
+        shape = layer_sizes(module)
+        sizes = folded_sizes(*shape, fold, max_side)
+        if isinstance(module, ExpertMatrix):
+            d1, d2 = (size if size < module.neurons else size - size % module.neurons for size in sizes)
+            sizes = (d1, sizes[1]) if module.is_down else (sizes[0], d2)
+        return LayerSpec(name, *shape, *sizes)
+
+    return tuple(spec(name, module) for name, module in layers.items())
 
 
 def coverage(
-    model: torch.nn.Module, layers: Mapping[str, torch.nn.Module], uncapturable: Mapping[str, str] = _NONE
+    model: torch.nn.Module, layers: Mapping[str, TrackedModule], uncapturable: Mapping[str, str] = _NONE
 ) -> Coverage:
     """Number of parameters whose gradients are tracked, and the untracked ones by group."""
     weights, head = {id(module.weight) for module in layers.values()}, _head_parameters(model)
@@ -167,13 +205,15 @@ def _group(
     owner = model.get_submodule(layer)
     if isinstance(owner, torch.nn.Embedding):
         return "embeddings"
-    if part == "bias":
+    if part.endswith("bias"):
         return "biases"
     if is_head:
         return "output head"
-    if part == "weight" and layer in uncapturable:
+    is_matrix = any(matrix.parameter == part for matrix in expert_matrices(owner))
+    layer = name if is_matrix else layer
+    if (is_matrix or part == "weight") and layer in uncapturable:
         return f"{re.sub(r'[0-9]+', '*', layer)} ({uncapturable[layer]})"
-    if _is_linear(owner):
+    if is_matrix or _is_linear(owner):
         return "linear layers left out"
     kind = type(owner).__name__
     if parameter.dim() == 3 and "expert" in f"{kind} {name}".lower():

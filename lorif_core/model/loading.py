@@ -88,6 +88,8 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
     if hasattr(model, "get_base_model"):  # a peft wrapper; the adapters are modules of the base model
         model = model.get_base_model()
     model.eval().requires_grad_(False)
+    if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # torch's product of fused experts has no float64
     _fuse_gelu(model)
     rows = embedding_rows(model)
     head = inspect_head(model, probe_ids(model, 1, min(_HEAD_TOKENS, max_positions(model) or _HEAD_TOKENS)))

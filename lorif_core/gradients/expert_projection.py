@@ -1,0 +1,83 @@
+"""Projections of the wide side of fused experts, which has the neurons of all experts (`lorif_core/model/experts.py`).
+
+A row has the neurons of one expert only, so the other coordinates, which are zero, never exist. Every neuron of every
+expert has signs of its own. The size of the projected side does not depend on the number of experts.
+
+Shapes: E experts, n neurons of one expert, d projected size, S rows.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from lorif_core.gradients.projection import DenseSide, FoldedSide, Side
+from lorif_core.model.expert_routing import grouped_product
+
+
+class ExpertSide(Protocol):
+    """The wide side of a layer of fused experts."""
+
+    def __call__(self, rows_Sn: torch.Tensor, experts_S: torch.Tensor) -> torch.Tensor:
+        """(S, d) float32 (float64 stays float64) of rows whose experts ascend."""
+
+    def double(self) -> "ExpertSide":
+        """The same projection for float64 inputs."""
+
+
+def expert_side(side: Side, experts: int, size: int) -> ExpertSide:
+    """A wide side of size d with the random numbers of `side`, whose features are the neurons of all experts."""
+    if isinstance(side, DenseSide) and side.matrix is not None:
+        return DenseExperts(side.matrix.view(experts, -1, size), side.scale)
+    signs = side.signs if isinstance(side, FoldedSide) else None
+    return FoldedExperts(None if signs is None else signs.view(experts, -1), size)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedExperts:
+    """Adds neurons with random signs.
+
+    With d <= n the neuron j of each expert is added to the bucket j mod d. With d = p n the experts e, e + p, e + 2 p
+    and so on share n buckets. `signs` is (E, n), or None for d = E n, where nothing is added.
+    """
+
+    signs: torch.Tensor | None
+    size: int
+
+    def __call__(self, rows_Sn: torch.Tensor, experts_S: torch.Tensor) -> torch.Tensor:
+        """See `ExpertSide`."""
+        if self.signs is None:
+            signed = rows_Sn if rows_Sn.dtype == torch.float64 else rows_Sn.float()
+        else:
+            signed = rows_Sn * self.signs[experts_S]
+        rows, neurons = signed.shape
+        if neurons < self.size:
+            blocks = signed.new_zeros(rows, self.size // neurons, neurons)
+            blocks[torch.arange(rows, device=signed.device), experts_S % blocks.shape[1]] = signed
+            return blocks.flatten(1)
+        folded = signed[:, : self.size].clone()
+        for start in range(self.size, neurons, self.size):
+            part = signed[:, start : start + self.size]
+            folded[:, : part.shape[1]] += part
+        return folded
+
+    def double(self) -> "FoldedExperts":
+        """See `ExpertSide`."""
+        return FoldedExperts(None if self.signs is None else self.signs.double(), self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseExperts:
+    """Multiplies with a matrix of each expert, `matrix` (E, n, d), and with `scale` in float32."""
+
+    matrix: torch.Tensor
+    scale: float
+
+    def __call__(self, rows_Sn: torch.Tensor, experts_S: torch.Tensor) -> torch.Tensor:
+        """See `ExpertSide`."""
+        projected = grouped_product(rows_Sn, self.matrix, experts_S)
+        return (projected if projected.dtype == torch.float64 else projected.float()) * self.scale
+
+    def double(self) -> "DenseExperts":
+        """See `ExpertSide`."""
+        return DenseExperts(self.matrix.double(), self.scale)
