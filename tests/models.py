@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_core.corpus.batches import Batch, collate
 from lorif_core.corpus.tokenise import Example
-from lorif_core.model.layers import layer_specs, select_layers
+from lorif_core.model.experts import ExpertMatrix, TrackedModule
+from lorif_core.model.layers import layer_specs, select_layers, tracked_module
 from lorif_core.model.loading import LoadedModel, prepare_model
 from lorif_core.spec import LayerSpec
 
@@ -114,7 +115,8 @@ def autograd_gradients(
 ) -> list[torch.Tensor]:
     """dL/dW of each layer as (I, O), for the token-summed loss of one example, by plain autograd."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    weights = [model.get_submodule(layer.name).weight for layer in layers]
+    modules = [tracked_module(model, layer.name) for layer in layers]
+    weights = [module.weight for module in modules]
     for weight in weights:
         weight.requires_grad_(True)
     ids = torch.tensor(example.input_ids[None].astype(np.int64))
@@ -125,7 +127,12 @@ def autograd_gradients(
         gradients = torch.autograd.grad(loss, weights)
     for weight in weights:
         weight.requires_grad_(False)
-    return [
-        gradient if isinstance(model.get_submodule(layer.name), Conv1D) else gradient.T
-        for layer, gradient in zip(layers, gradients, strict=True)
-    ]
+    return [in_by_out(module, gradient) for module, gradient in zip(modules, gradients, strict=True)]
+
+
+def in_by_out(module: TrackedModule, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of a layer's weight as (I, O); the neurons of experts follow one another."""
+    if isinstance(module, ExpertMatrix):
+        transposed = gradient if module.module.is_transposed else gradient.transpose(1, 2)
+        return transposed.flatten(0, 1) if module.is_down else transposed.transpose(0, 1).flatten(1)
+    return gradient if isinstance(module, Conv1D) else gradient.T

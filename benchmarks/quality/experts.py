@@ -19,7 +19,7 @@ Shapes: N rows (examples and queries), T tokens, E experts, n neurons of one, d 
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from benchmarks.run_record import write_result
 from benchmarks.workload import load_paragraphs, train_tokenizer
 from lorif_core.corpus.batches import collate
 from lorif_core.corpus.tokenise import Example, make_example
-from lorif_core.evaluation.lds import Truth, bootstrap
+from lorif_core.evaluation.lds import Truth, lds
 from lorif_core.evaluation.training_recipe import Recipe, subset, token_summed_losses, train
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.codes import CodeLayout, encode
@@ -47,8 +47,9 @@ EXPERTS, PER_TOKEN, WIDTH, NEURONS, BLOCKS = 16, 4, 64, 32, 2
 EXAMPLES, QUERIES, TOKENS, VOCABULARY = 512, 48, 64, 1024
 SUBSETS, SHARE = 50, 0.5
 RECIPE = Recipe(epochs=3, learning_rate=2e-3)
-SIZE = 32
+SIZES = (32, 64, 256)
 RANKS = (4, 16)
+DRAWS = 4
 _BATCH = 16
 _DATA = Path("../shared/data/wikitext-2")
 
@@ -150,43 +151,67 @@ def layer_of(spec: LayerSpec, pairs: list[tuple[torch.Tensor, torch.Tensor]]) ->
     return Layer(narrow, wide.unflatten(2, (EXPERTS, -1)))
 
 
-def signs(*shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(shape[-1])
+def signs(draw: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(draw * 1000 + shape[-1])
     return torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
 
 
 def folded(wide_NTEn: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, T, E, size): neuron j in bucket j mod size."""
-    return wide_NTEn.unflatten(3, (-1, size)).sum(dim=3)
+    """(N, T, size): neuron j in bucket j mod size, or those of expert e in the group e mod (size / n) of buckets."""
+    n = wide_NTEn.shape[3]
+    if size > n:
+        return wide_NTEn.unflatten(2, (-1, size // n)).sum(dim=2).flatten(2)
+    return wide_NTEn.sum(dim=2).unflatten(2, (-1, size)).sum(dim=2)
 
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Both sides of a candidate, (N, rows, h) and (N, rows, d)."""
 
 
-def summed(layer: Layer) -> Pair:
-    return layer.narrow, folded(layer.wide, SIZE).sum(dim=2)
+def summed(layer: Layer, draw: int, size: int) -> Pair:
+    return layer.narrow, folded(layer.wide * signs(draw, layer.wide.shape[3]), size)
 
 
-def expert_signs(layer: Layer) -> Pair:
-    return layer.narrow, (folded(layer.wide, SIZE) * signs(EXPERTS, 1)).sum(dim=2)
+def expert_signs(layer: Layer, draw: int, size: int) -> Pair:
+    return summed(Layer(layer.narrow, layer.wide * signs(draw, EXPERTS, 1)), draw, size)
 
 
-def neuron_signs(layer: Layer) -> Pair:
-    return layer.narrow, folded(layer.wide * signs(EXPERTS, layer.wide.shape[3]), SIZE).sum(dim=2)
+def neuron_signs(layer: Layer, draw: int, size: int) -> Pair:
+    return layer.narrow, folded(layer.wide * signs(draw, EXPERTS, layer.wide.shape[3]), size)
 
 
-def both_sides(layer: Layer) -> Pair:
+def scaled_neurons(layer: Layer, draw: int, size: int) -> Pair:
+    variance = layer.wide[:EXAMPLES].square().mean(dim=(0, 1))
+    scale = (variance + EPSILON * variance.mean()).rsqrt()
+    return neuron_signs(Layer(layer.narrow, layer.wide * scale), draw, size)
+
+
+def whitened_experts(layer: Layer, draw: int, size: int) -> Pair:
+    mean = float(layer.wide[:EXAMPLES].square().mean())
+    eye = torch.eye(layer.wide.shape[3]).double()
+    roots = [inverse_root(moment(layer.wide[:, :, e]) + EPSILON * mean * eye, 0.0) for e in range(EXPERTS)]
+    return neuron_signs(
+        Layer(layer.narrow, torch.einsum("nted,edf->ntef", layer.wide, torch.stack(roots))), draw, size
+    )
+
+
+def both_sides(layer: Layer, draw: int, size: int) -> Pair:
     """Rows of the experts that a token uses; those that it does not use are zero and may be left out."""
     used = layer.wide.abs().sum(dim=3).topk(PER_TOKEN, dim=2).indices
-    wide = folded(layer.wide * signs(EXPERTS, layer.wide.shape[3]), SIZE)
-    wide = wide.gather(2, used[..., None].expand(*used.shape, SIZE))
-    narrow = layer.narrow[:, :, None] * signs(EXPERTS, layer.narrow.shape[2])[used]
+    n = layer.wide.shape[3]
+    wide = (layer.wide * signs(draw, EXPERTS, n)).gather(2, used[..., None].expand(*used.shape, n))
+    if size > n:
+        wide = wide[..., None, :] * torch.nn.functional.one_hot(used % (size // n), size // n)[..., None]
+        wide = wide.flatten(3)
+    else:
+        wide = wide.unflatten(3, (-1, size)).sum(dim=3)
+    narrow = layer.narrow[:, :, None] * signs(draw + 500, EXPERTS, layer.narrow.shape[2])[used]
     return narrow.flatten(1, 2), wide.flatten(1, 2)
 
 
-CANDIDATES: dict[str, Callable[[Layer], Pair]] = {
+CANDIDATES: dict[str, Callable[[Layer, int, int], Pair]] = {
     "sum": summed, "expert signs": expert_signs, "neuron signs": neuron_signs, "both sides": both_sides,
+    "scaled neurons": scaled_neurons, "whitened experts": whitened_experts,
 }  # fmt: skip
 
 
@@ -202,14 +227,14 @@ def dots(gradients: torch.Tensor) -> np.ndarray:
     return scores
 
 
-def candidate_scores(pair: Pair) -> dict[str, np.ndarray]:
+def candidate_scores(pair: Pair, *, coded: bool) -> dict[str, np.ndarray]:
     """Scores of a candidate, plain and whitened, and those of whitened codes by rank."""
     A, E = pair
     G = A.transpose(1, 2) @ E
     roots = inverse_root(moment(A)), inverse_root(moment(E))
     whitened = roots[0] @ G @ roots[1]
     scores = {"plain": dots(G), "whitened": dots(whitened)}
-    for rank in RANKS:
+    for rank in RANKS if coded else ():
         code = CodeSpec("cut", rank, "sign")
         layout = CodeLayout([LayerSpec("", *whitened.shape[1:], *whitened.shape[1:])], code)
         encoded = encode(A[:EXAMPLES].float(), E[:EXAMPLES].float(), code, unbiased=True,
@@ -236,32 +261,48 @@ def reference_scores(layer: Layer) -> dict[str, np.ndarray]:
 
 
 def compare(layers: list[Layer], truth: Truth) -> dict[str, Any]:
-    """LDS of references and candidates, and the mean Spearman correlation of their scores."""
-    references: dict[str, np.ndarray] = {}
-    methods: dict[str, np.ndarray] = {}
-
-    def add(sums: dict[str, np.ndarray], name: str, scores: np.ndarray) -> None:
-        sums[name] = sums.get(name, np.zeros_like(scores)) + scores
-
-    for layer in layers:
-        for name, scores in reference_scores(layer).items():
-            add(references, name, scores)
+    """LDS of references and candidates, and the mean Spearman correlation of their scores; mean over draws."""
+    references = total(reference_scores(layer) for layer in layers)
+    rows = {name: measure(scores, references, truth) for name, scores in references.items()}
+    for size in SIZES:
         for name, candidate in CANDIDATES.items():
-            for kind, scores in candidate_scores(candidate(layer)).items():
-                add(methods, f"{name}, {kind}", scores)
-    everything = {**references, **methods}
-    intervals, _ = bootstrap(everything, truth)
+            draws = [
+                total(candidate_scores(candidate(layer, draw, size), coded=draw == 0) for layer in layers)
+                for draw in range(DRAWS)
+            ]
+            for kind in draws[0]:
+                measured = [measure(draw[kind], references, truth) for draw in draws if kind in draw]
+                rows[f"{name}, {size}, {kind}"] = {
+                    key: round(float(np.mean([row[key] for row in measured])), 4) for key in measured[0]
+                }
+                print(name, size, kind, rows[f"{name}, {size}, {kind}"], [r["lds"] for r in measured], flush=True)
     return {
-        "model": {"experts": EXPERTS, "per token": PER_TOKEN, "blocks": BLOCKS, "width": WIDTH, "neurons": NEURONS},
-        "size of the wide side": SIZE,
-        "subsets": SUBSETS,
-        "methods": {
-            name: {
-                "lds": [round(float(x), 4) for x in (intervals[name].value, intervals[name].low, intervals[name].high)],
-                **{f"with {other}": agreement(scores, references[other]) for other in references if other != name},
-            }
-            for name, scores in everything.items()
+        "model": {
+            "experts": EXPERTS,
+            "per token": PER_TOKEN,
+            "blocks": BLOCKS,
+            "width": WIDTH,
+            "neurons": NEURONS,
         },
+        "subsets": SUBSETS,
+        "methods": rows,
+    }
+
+
+def total(parts: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Sums of scores over layers."""
+    sums: dict[str, np.ndarray] = {}
+    for part in parts:
+        for name, scores in part.items():
+            sums[name] = sums.get(name, np.zeros_like(scores)) + scores
+    return sums
+
+
+def measure(scores: np.ndarray, references: dict[str, np.ndarray], truth: Truth) -> dict[str, float]:
+    """LDS, and the agreement with the references."""
+    return {
+        "lds": round(float(lds(scores, truth).mean()), 4),
+        **{f"with {name}": agreement(scores, others) for name, others in references.items()},
     }
 
 

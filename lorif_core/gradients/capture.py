@@ -10,8 +10,7 @@ Shapes: B batch, T tokens, d1 and d2 projected sizes, W levels and S scales of a
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from contextlib import ExitStack
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -21,11 +20,12 @@ from lorif_core.gradients.codes import CodeLayout, encode
 from lorif_core.gradients.expert_projection import ExpertSide
 from lorif_core.gradients.projection import ProjectionSet, Side
 from lorif_core.gradients.whitened_product import LayerRoots
-from lorif_core.model.expert_routing import Observer, Routing, observed
+from lorif_core.model.expert_routing import Observer, Routing
 from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.token_rows import rows_per_example
 from lorif_core.spec import LayerSpec, exclusion
 
+_NONE: Mapping[int, ExpertSide] = MappingProxyType({})
 # Enough to encode many layers at once, but small next to a model that has so many layers.
 _PENDING_BYTES = 256 * 2**20
 
@@ -64,32 +64,38 @@ class GradientCapture:
         modules: Sequence[Sequence[TrackedModule]],
         projections: ProjectionSet,
         take: TakePair,
-        expert_sides: Mapping[int, ExpertSide],
+        expert_sides: Mapping[int, ExpertSide] = _NONE,
     ) -> None:
         self._layers, self._modules, self._take = layers, modules, take
         self._projections, self._expert_sides = projections.layers, expert_sides
-        self._open = ExitStack()
+        self._handles: list[Any] = []
         self._shape = (0, 0)
         self._pairs: defaultdict[int, _Pairs] = defaultdict(_Pairs)
         self._shared_input: tuple[torch.Tensor, str, torch.Tensor] | None = None
 
     def __enter__(self) -> "GradientCapture":
-        observers: dict[ExpertMatrix, Observer] = {}
         for index, modules in enumerate(self._modules):
             for module in modules:
-                if isinstance(module, ExpertMatrix):
-                    observers[module] = self._observer(index, is_down=module.is_down)
-                else:
-                    handle = module.register_forward_hook(self._forward_hook(index))
-                    self._open.callback(handle.remove)
-        self._open.enter_context(observed(observers))
+                if not isinstance(module, ExpertMatrix):
+                    self._handles.append(module.register_forward_hook(self._forward_hook(index)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         self._reset()
+
+    def observers(self) -> dict[ExpertMatrix, Observer]:
+        """What must observe the matrices of experts, which have no hooks."""
+        return {
+            module: self._observer(index, is_down=module.is_down)
+            for index, modules in enumerate(self._modules)
+            for module in modules
+            if isinstance(module, ExpertMatrix)
+        }
 
     def start(self, batch: int, tokens: int) -> None:
         """Prepare for one forward and backward pass of a (batch, tokens) input."""

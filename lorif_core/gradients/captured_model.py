@@ -12,6 +12,7 @@ from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.gradients.whitening import Covariances, KroneckerWhitening
 from lorif_core.model.experts import ExpertMatrix, TrackedModule
+from lorif_core.model.experts_forward import observed
 from lorif_core.model.layers import modules_by_weight, tracked_module
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import LayerSpec, ProjectionSpec
@@ -69,9 +70,8 @@ class CapturedModel:
         ids = torch.from_numpy(batch.input_ids).to(self.loaded.device)
         labels = torch.from_numpy(batch.labels).to(self.loaded.device)
         sink = take or self._take
-        with GradientCapture(
-            self.layers, self.modules, self.projections, sink, self.expert_sides
-        ) as capture:
+        capture = GradientCapture(self.layers, self.modules, self.projections, sink, self.expert_sides)
+        with capture, observed(capture.observers()):
             capture.start(*ids.shape)
             losses = self.loaded.backward(ids, labels)
             capture.finish()

@@ -1,7 +1,7 @@
-"""Projections of the wide side of fused experts, which has the neurons of all experts (`lorif_core/model/experts.py`).
+"""Projections of the wide side of fused experts, which has the neurons of all experts (`model/experts.py`).
 
-A row has the neurons of one expert only, so the other coordinates, which are zero, never exist. Every neuron of every
-expert has signs of its own. The size of the projected side does not depend on the number of experts.
+A row has the neurons of one expert only, so the other coordinates, which are zero, never exist. Every neuron of
+every expert has a sign of its own. The size of the projected side does not depend on the number of experts.
 
 Shapes: E experts, n neurons of one expert, d projected size, S rows.
 """
@@ -37,8 +37,8 @@ def expert_side(side: Side, experts: int, size: int) -> ExpertSide:
 class FoldedExperts:
     """Adds neurons with random signs.
 
-    With d <= n the neuron j of each expert is added to the bucket j mod d. With d = p n the experts e, e + p, e + 2 p
-    and so on share n buckets. `signs` is (E, n), or None for d = E n, where nothing is added.
+    With d <= n the neuron j of each expert is added to the bucket j mod d. With d = p n the experts e, e + p,
+    e + 2 p and so on share n buckets. `signs` is (E, n), or None for d = E n, where nothing is added.
     """
 
     signs: torch.Tensor | None

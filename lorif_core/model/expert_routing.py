@@ -1,22 +1,11 @@
-"""The forward pass of fused experts with access to what enters and leaves their matrices.
-
-It is an implementation for transformers' `ALL_EXPERTS_FUNCTIONS`, and computes what `grouped_mm` does. A matrix can be
-observed: `observed` selects this implementation while it is open. The self-check compares with the model's own.
+"""Which rows go to which expert, products of them with the experts' matrices, and who may observe them.
 
 Shapes: N tokens, K experts per token, S = N K rows sorted by expert, H hidden size, I and O sizes of an expert.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Protocol
 
 import torch
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-from lorif_core.model.experts import ExpertMatrix
-
-_NAME = "lorif"
 
 
 class Routing:
@@ -48,17 +37,36 @@ class Routing:
 
 def grouped_product(rows_SI: torch.Tensor, weight_EIO: torch.Tensor, experts_S: torch.Tensor) -> torch.Tensor:
     """(S, O): each row times the matrix of its expert; `experts_S` ascends."""
-    rows_SI = rows_SI.to(weight_EIO.dtype)
     numbers = torch.arange(len(weight_EIO), device=experts_S.device)
-    ends = torch.searchsorted(experts_S, numbers, right=True, out_int32=True)
-    if rows_SI.is_cuda and weight_EIO.dtype != torch.float64:
-        return torch.nn.functional.grouped_mm(rows_SI, weight_EIO, offs=ends)
+    ends_E = torch.searchsorted(experts_S, numbers, right=True, out_int32=True)
+    product = fused_product if _has_kernel(weight_EIO) else looped_product
+    return product(rows_SI.to(weight_EIO.dtype), weight_EIO, ends_E)
+
+
+def fused_product(rows_SI: torch.Tensor, weight_EIO: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+    """`grouped_product` by one kernel, which needs sizes of a multiple of 16 bytes and knows no float64.
+
+    Args:
+        rows_SI: the rows, sorted by expert.
+        weight_EIO: the matrices.
+        ends_E: int32, the row after the last one of each expert.
+    """
+    return torch.nn.functional.grouped_mm(rows_SI, weight_EIO, offs=ends_E)
+
+
+def looped_product(rows_SI: torch.Tensor, weight_EIO: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+    """`fused_product` for all sizes and dtypes, which a GPU has to wait for."""
     parts, start = [], 0
-    for expert, end in enumerate(ends.tolist()):
+    for expert, end in enumerate(ends_E.tolist()):
         if end > start:
             parts.append(rows_SI[start:end] @ weight_EIO[expert])
         start = end
     return torch.cat(parts) if parts else rows_SI.new_zeros(0, weight_EIO.shape[2])
+
+
+def _has_kernel(weight_EIO: torch.Tensor) -> bool:
+    sizes = [size * weight_EIO.element_size() for size in weight_EIO.shape[1:]]
+    return weight_EIO.is_cuda and weight_EIO.dtype != torch.float64 and all(size % 16 == 0 for size in sizes)
 
 
 class Observer(Protocol):
@@ -68,57 +76,7 @@ class Observer(Protocol):
         """Return the output to go on with.
 
         Args:
-            rows: hidden states (N, H) of the first matrix, or neurons (S, I) of `down_proj`, without routing weights.
-            output: rows (S, O) of the first matrix, or (N, H) of `down_proj`, weighted and summed by token.
+            rows: hidden states (N, H) for the first matrix; neurons (S, I), not weighted, for `down_proj`.
+            output: (S, O) of the first matrix; (N, H) of `down_proj`, weighted and summed by token.
             routing: the routing.
         """
-
-
-_observers: WeakKeyDictionary[torch.nn.Module, dict[str, Observer]] = WeakKeyDictionary()
-
-
-@contextmanager
-def observed(observers: Mapping[ExpertMatrix, Observer]) -> Iterator[None]:
-    """Call each observer whenever its matrix is used."""
-    configs = {id(matrix.module.config): matrix.module.config for matrix in observers}
-    before = [(config, config._experts_implementation) for config in configs.values()]
-    for matrix, observer in observers.items():
-        _observers.setdefault(matrix.module, {})[matrix.parameter] = observer
-    try:
-        for config, _ in before:
-            config._experts_implementation = _NAME
-        yield
-    finally:
-        for config, implementation in before:
-            config._experts_implementation = implementation
-        for matrix in observers:
-            _observers.pop(matrix.module, None)
-
-
-def _forward(
-    self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-) -> torch.Tensor:
-    """The experts' output (N, H), as transformers' `grouped_mm_experts_forward` without a norm of each expert."""
-    observers = _observers.get(self, {})
-    routing = Routing(top_k_index, top_k_weights, self.num_experts)
-    name = "gate_up_proj" if self.has_gate else "up_proj"
-    rows = _product(self, name, hidden_states[routing.tokens], routing)
-    if name in observers:
-        rows = observers[name](hidden_states, rows, routing)
-    neurons = self._apply_gate(rows) if self.has_gate else self.act_fn(rows)
-    weighted = _product(self, "down_proj", neurons, routing) * routing.weights[:, None]
-    output = routing.sum_by_token(weighted)
-    if "down_proj" in observers:
-        output = observers["down_proj"](neurons, output, routing)
-    return output.to(hidden_states.dtype)
-
-
-def _product(module: Any, name: str, rows_SI: torch.Tensor, routing: Routing) -> torch.Tensor:
-    """(S, O): a matrix applied, with its bias."""
-    weight = getattr(module, name)
-    weight = weight if module.is_transposed else weight.transpose(1, 2)
-    output = grouped_product(rows_SI, weight, routing.experts)
-    return output + getattr(module, f"{name}_bias")[routing.experts] if module.has_bias else output
-
-
-ALL_EXPERTS_FUNCTIONS.register(_NAME, _forward)

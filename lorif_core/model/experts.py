@@ -2,8 +2,8 @@
 
 The experts of a block are one MLP of many neurons, of which each token uses a few: `gate_up_proj` maps the hidden
 state to the neurons of all experts, one expert after another, and `down_proj` maps them back. So each of the two
-weights is one linear layer, `wide` at the side of the neurons. The input of `down_proj` contains the routing weights,
-and is zero at the neurons of experts that a token does not use, as is the output gradient of `gate_up_proj`.
+weights is one linear layer, wide at the side of the neurons. The input of `down_proj` is multiplied by the routing
+weights. It is zero at experts that a token does not use, and so is the output gradient of `gate_up_proj`.
 
 Shapes: E experts, I and O input and output size of one expert.
 """

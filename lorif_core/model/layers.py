@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_core.errors import UserError
 from lorif_core.formatting import listed
-from lorif_core.model.layer_choice import ALL, AUTO, LATE_BLOCKS, MLP, Choice, choose, compile_regex, layer_sizes
 from lorif_core.model.experts import ExpertMatrix, TrackedModule, expert_matrices
+from lorif_core.model.layer_choice import ALL, AUTO, LATE_BLOCKS, MLP, Choice, choose, compile_regex, layer_sizes
 from lorif_core.spec import Coverage, LayerSpec, folded_sizes, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})

@@ -21,9 +21,10 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
 from lorif_core.lifecycle.index_shard import model_config
 from lorif_core.lifecycle.plan import chosen_layers, covered, make_spec
+from lorif_core.model.layers import tracked_module
 from lorif_core.model.loading import load_model, load_skeleton
 from lorif_core.spec import LayerSpec
-from tests.models import batch_of, make_example
+from tests.models import batch_of, in_by_out, make_example
 from tests.models_sweep.configurations import REFERENCE_IN_FLOAT32, Configuration
 from tests.models_sweep.shrinking import VOCAB, small_configuration
 
@@ -210,7 +211,7 @@ def reference_gradients(
     model: Any, layers: tuple[LayerSpec, ...], example: Example
 ) -> tuple[float, list[torch.Tensor | None]]:
     """The loss, and dL/dW of each layer as (I, O) or None without any path to the loss, by plain autograd."""
-    modules = [model.get_submodule(layer.name) for layer in layers]
+    modules = [tracked_module(model, layer.name) for layer in layers]
     model.requires_grad_(True).zero_grad()
     ids = torch.tensor(example.input_ids[None].astype(np.int64))
     labels = torch.tensor(example.labels[None].astype(np.int64))
@@ -220,6 +221,6 @@ def reference_gradients(
         loss.backward()  # not autograd.grad, which finds no gradient behind a reversible layer
     gradients = [module.weight.grad for module in modules]
     return loss.item(), [
-        None if gradient is None else (gradient if isinstance(module, Conv1D) else gradient.T).double()
+        None if gradient is None else in_by_out(module, gradient).double()
         for module, gradient in zip(modules, gradients, strict=True)
     ]
