@@ -2,14 +2,16 @@
 
     python -m benchmarks.quality.experts FOLDER RESULT.json
 
-Trains an OLMoE of two blocks with 16 experts, four a token, on WikiText-2, and on SUBSETS halves of the examples;
-FOLDER keeps the trained model and the losses. Only matrices of experts are scored. Every candidate maps the neurons
-of all experts to the same d, so that all take the same bytes:
+Trains an OLMoE of two blocks with 16 experts, four a token, on WikiText-2, and on SUBSETS halves of the examples.
+FOLDER keeps the trained model and the losses. Only matrices of experts are scored. Every candidate maps the
+neurons of all experts to the same d, so that all take the same bytes:
 
 - `sum`: neurons of all experts are added, as if the experts were one.
 - `expert signs`: the same, with a sign of each expert.
 - `neuron signs`: a sign of each neuron of each expert, which the product does.
-- `both sides`: signs of each expert on the coordinates of the hidden state too; it takes a row per token and expert.
+- `both sides`: signs of each expert on the hidden state too. It takes a row for each token and expert.
+- `scaled neurons`: `neuron signs` after the division of each neuron by its standard deviation.
+- `whitened experts`: `neuron signs` after the whitening of each expert, whose covariances grow with their number.
 
 References, in float64: `exact`, the dot product of all gradients; `K-FAC`, whitened with the covariances of all
 neurons; `K-FAC by expert`, whitened with covariances of each expert.
@@ -19,7 +21,7 @@ Shapes: N rows (examples and queries), T tokens, E experts, n neurons of one, d 
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from benchmarks.quality.testbed import blocks_of, load_articles
 from benchmarks.run_record import write_result
-from benchmarks.workload import load_paragraphs, train_tokenizer
+from benchmarks.workload import train_tokenizer
 from lorif_core.corpus.batches import collate
 from lorif_core.corpus.tokenise import Example, make_example
 from lorif_core.evaluation.lds import Truth, lds
@@ -49,6 +51,7 @@ SUBSETS, SHARE = 50, 0.5
 RECIPE = Recipe(epochs=3, learning_rate=2e-3)
 SIZES = (32, 64, 256)
 RANKS = (4, 16)
+BITS = 2048
 DRAWS = 4
 _BATCH = 16
 _DATA = Path("../shared/data/wikitext-2")
@@ -157,7 +160,7 @@ def signs(draw: int, *shape: int) -> torch.Tensor:
 
 
 def folded(wide_NTEn: torch.Tensor, size: int) -> torch.Tensor:
-    """(N, T, size): neuron j in bucket j mod size, or those of expert e in the group e mod (size / n) of buckets."""
+    """(N, T, size): neuron j in bucket j mod size; for size > n those of expert e in group e mod (size / n)."""
     n = wide_NTEn.shape[3]
     if size > n:
         return wide_NTEn.unflatten(2, (-1, size // n)).sum(dim=2).flatten(2)
@@ -227,14 +230,14 @@ def dots(gradients: torch.Tensor) -> np.ndarray:
     return scores
 
 
-def candidate_scores(pair: Pair, *, coded: bool) -> dict[str, np.ndarray]:
+def candidate_scores(pair: Pair, ranks: Sequence[int]) -> dict[str, np.ndarray]:
     """Scores of a candidate, plain and whitened, and those of whitened codes by rank."""
     A, E = pair
     G = A.transpose(1, 2) @ E
     roots = inverse_root(moment(A)), inverse_root(moment(E))
     whitened = roots[0] @ G @ roots[1]
     scores = {"plain": dots(G), "whitened": dots(whitened)}
-    for rank in RANKS if coded else ():
+    for rank in ranks:
         code = CodeSpec("cut", rank, "sign")
         layout = CodeLayout([LayerSpec("", *whitened.shape[1:], *whitened.shape[1:])], code)
         encoded = encode(A[:EXAMPLES].float(), E[:EXAMPLES].float(), code, unbiased=True,
@@ -267,7 +270,7 @@ def compare(layers: list[Layer], truth: Truth) -> dict[str, Any]:
     for size in SIZES:
         for name, candidate in CANDIDATES.items():
             draws = [
-                total(candidate_scores(candidate(layer, draw, size), coded=draw == 0) for layer in layers)
+                total(candidate_scores(candidate(layer, draw, size), () if draw else RANKS) for layer in layers)
                 for draw in range(DRAWS)
             ]
             for kind in draws[0]:
@@ -275,7 +278,6 @@ def compare(layers: list[Layer], truth: Truth) -> dict[str, Any]:
                 rows[f"{name}, {size}, {kind}"] = {
                     key: round(float(np.mean([row[key] for row in measured])), 4) for key in measured[0]
                 }
-                print(name, size, kind, rows[f"{name}, {size}, {kind}"], [r["lds"] for r in measured], flush=True)
     return {
         "model": {
             "experts": EXPERTS,
@@ -286,7 +288,24 @@ def compare(layers: list[Layer], truth: Truth) -> dict[str, Any]:
         },
         "subsets": SUBSETS,
         "methods": rows,
+        "neuron signs, cut of about 2048 bits a matrix": {
+            str(size): equal_bits(layers, size, references, truth) for size in (32, 64, 128, 256, 512)
+        },
     }
+
+
+def equal_bits(
+    layers: list[Layer], size: int, references: dict[str, np.ndarray], truth: Truth
+) -> dict[str, float]:
+    """Scores of codes of BITS bits, mean over draws, and their rank."""
+    rank = min(round(BITS / (WIDTH + size)), size, WIDTH)
+    kind = f"whitened, cut of rank {rank}"
+    draws = [
+        total(candidate_scores(neuron_signs(layer, draw, size), [rank]) for layer in layers)[kind]
+        for draw in range(DRAWS)
+    ]
+    measured = [measure(scores, references, truth) for scores in draws]
+    return {"rank": rank, **{key: round(float(np.mean([row[key] for row in measured])), 4) for key in measured[0]}}
 
 
 def total(parts: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

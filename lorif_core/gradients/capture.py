@@ -137,15 +137,16 @@ class GradientCapture:
             A_BTd = self._project_input(index, inner, rows)
 
             def project(grad: torch.Tensor) -> torch.Tensor:
-                return self._as_batch(index, routing.sum_by_token(wide(grad, routing.experts)))
+                return self._as_batch(index, wide.by_token(grad, routing))
 
             return self._watched(index, output, A_BTd, project)
 
         def down(rows: torch.Tensor, output: torch.Tensor, routing: Routing) -> torch.Tensor:
             if not torch.is_grad_enabled():
                 return output
-            weighted = wide(rows.detach(), routing.experts) * routing.weights.detach()[:, None]
-            A_BTd = self._as_batch(index, routing.sum_by_token(weighted))
+            weights = routing.weights.detach()
+            weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+            A_BTd = self._as_batch(index, wide.by_token(rows.detach() * weights[:, None], routing))
             return self._watched(index, output, A_BTd, lambda grad: outer(self._as_batch(index, grad)))
 
         return down if is_down else first

@@ -3,7 +3,7 @@
 A row has the neurons of one expert only, so the other coordinates, which are zero, never exist. Every neuron of
 every expert has a sign of its own. The size of the projected side does not depend on the number of experts.
 
-Shapes: E experts, n neurons of one expert, d projected size, S rows.
+Shapes: E experts, n neurons of one expert, d projected size, S rows, N tokens, K experts per token.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from typing import Protocol
 import torch
 
 from lorif_core.gradients.projection import DenseSide, FoldedSide, Side
-from lorif_core.model.expert_routing import grouped_product
+from lorif_core.model.expert_routing import Routing, grouped_product
+
+_NUMBERS = 2**22  # bounds those in memory at once for each expert of a token
 
 
 class ExpertSide(Protocol):
@@ -20,6 +22,9 @@ class ExpertSide(Protocol):
 
     def __call__(self, rows_Sn: torch.Tensor, experts_S: torch.Tensor) -> torch.Tensor:
         """(S, d) float32 (float64 stays float64) of rows whose experts ascend."""
+
+    def by_token(self, rows_Sn: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """(N, d): the sum of the projected rows of each token."""
 
     def double(self) -> "ExpertSide":
         """The same projection for float64 inputs."""
@@ -55,11 +60,21 @@ class FoldedExperts:
             blocks = signed.new_zeros(rows, self.size // neurons, neurons)
             blocks[torch.arange(rows, device=signed.device), experts_S % blocks.shape[1]] = signed
             return blocks.flatten(1)
+        if neurons == self.size:
+            return signed
         folded = signed[:, : self.size].clone()
         for start in range(self.size, neurons, self.size):
             part = signed[:, start : start + self.size]
             folded[:, : part.shape[1]] += part
         return folded
+
+    def by_token(self, rows_Sn: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """See `ExpertSide`. Some tokens at a time, because all rows with their signs may not fit into memory."""
+        parts = []
+        for chunk_TK in routing.rows_of_tokens().split(max(1, _NUMBERS // (self.size + rows_Sn.shape[1]))):
+            rows = chunk_TK.flatten()
+            parts.append(self(rows_Sn[rows], routing.experts[rows]).unflatten(0, chunk_TK.shape).sum(dim=1))
+        return torch.cat(parts)
 
     def double(self) -> "FoldedExperts":
         """See `ExpertSide`."""
@@ -77,6 +92,10 @@ class DenseExperts:
         """See `ExpertSide`."""
         projected = grouped_product(rows_Sn, self.matrix, experts_S)
         return (projected if projected.dtype == torch.float64 else projected.float()) * self.scale
+
+    def by_token(self, rows_Sn: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """See `ExpertSide`."""
+        return routing.sum_by_token(self(rows_Sn, routing.experts))
 
     def double(self) -> "DenseExperts":
         """See `ExpertSide`."""

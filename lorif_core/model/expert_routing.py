@@ -30,6 +30,10 @@ class Routing:
         self.tokens = order // self._per_token
         self.weights = weights_NK.reshape(-1).masked_fill(chosen >= count, 0.0)[order]
 
+    def rows_of_tokens(self) -> torch.Tensor:
+        """(N, K): the numbers of the rows of each token."""
+        return self._back.unflatten(0, (-1, self._per_token))
+
     def sum_by_token(self, rows_Sd: torch.Tensor) -> torch.Tensor:
         """(N, d): the sum of the rows of each token, always in the same order."""
         return rows_Sd[self._back].unflatten(0, (-1, self._per_token)).sum(dim=1)

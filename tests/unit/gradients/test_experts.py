@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lorif_core.errors import UserError
+from lorif_core.gradients import expert_projection
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.expert_projection import expert_side
 from lorif_core.gradients.extract import Calibrator, Extractor
@@ -168,6 +169,17 @@ def test_every_neuron_of_every_expert_has_a_sign_of_its_own(experts: int, size: 
     assert projected.shape == (experts * neurons, size)
     assert (projected != 0).sum(dim=1).tolist() == [1] * len(rows)
     torch.testing.assert_close(projected.sum(dim=1), signs)
+
+
+def test_codes_do_not_depend_on_how_many_tokens_are_folded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = loaded(MIXTURES["mixtral"]())
+    layers = folded_layer_specs(select_layers(subject.model, "experts"))
+    extractor, batch = Extractor(subject, layers, FOLDED, DENSE), batch_of(random_examples(4, seed=7))
+    _, together = extractor.gradients(batch)
+    monkeypatch.setattr(expert_projection, "_NUMBERS", 300)
+    _, apart = extractor.gradients(batch)
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_codes_do_not_depend_on_the_batch() -> None:
