@@ -19,6 +19,8 @@ from lorif_core.spec import Coverage, LayerSpec, folded_sizes, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 _LISTED = 40
+_WIDER = 2
+"""Size of the folded neurons of all experts over that of the hidden state (`benchmarks/results/experts.json`)."""
 _GROUPS = {"norm": "norms", "conv": "convolutions"}
 
 
@@ -159,18 +161,19 @@ def layer_specs(layers: Mapping[str, TrackedModule], factor: int) -> tuple[Layer
 def folded_layer_specs(
     layers: Mapping[str, TrackedModule], fold: int | None = None, max_side: int | None = None
 ) -> tuple[LayerSpec, ...]:
-    """Shapes of the layers and of their folded projections. See `folded_sizes`.
-
-    The neurons of experts are folded to a multiple of those of one expert, or to fewer than one has.
-    """
+    """Shapes of the layers and of their folded projections. See `folded_sizes`; experts are folded less."""
 
     def spec(name: str, module: TrackedModule) -> LayerSpec:
         shape = layer_sizes(module)
-        sizes = folded_sizes(*shape, fold, max_side)
-        if isinstance(module, ExpertMatrix):
-            d1, d2 = (size if size < module.neurons else size - size % module.neurons for size in sizes)
-            sizes = (d1, sizes[1]) if module.is_down else (sizes[0], d2)
-        return LayerSpec(name, *shape, *sizes)
+        d1, d2 = folded_sizes(*shape, fold, max_side)
+        if not isinstance(module, ExpertMatrix):
+            return LayerSpec(name, *shape, d1, d2)
+        narrow, wide = (d2, d1) if module.is_down else (d1, d2)
+        if fold is None:
+            wide = min(_WIDER * narrow, module.neurons * module.experts, max_side or _WIDER * narrow)
+        if wide > module.neurons:  # the experts of one group of buckets share all of them
+            wide -= wide % module.neurons
+        return LayerSpec(name, *shape, *((wide, narrow) if module.is_down else (narrow, wide)))
 
     return tuple(spec(name, module) for name, module in layers.items())
 

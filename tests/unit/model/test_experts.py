@@ -11,6 +11,7 @@ from lorif_core.model.experts import ExpertMatrix, expert_matrices
 from lorif_core.model.layers import (
     choose_layers,
     coverage,
+    folded_layer_specs,
     layer_specs,
     linear_layers,
     select_layers,
@@ -56,6 +57,20 @@ def test_sizes_are_those_of_all_experts_in_both_layouts(family: str) -> None:
     assert (down.in_features, down.out_features) == (8 * 24, 32)
     matrix = tracked_module(model, up.name)
     assert isinstance(matrix, ExpertMatrix) and matrix.weight is model.model.layers[0].mlp.experts.gate_up_proj
+
+
+@pytest.mark.parametrize(
+    ("max_side", "fold", "sizes"),
+    [
+        (None, None, [(32, 48), (48, 32)]), (100, None, [(32, 48), (48, 32)]), (40, None, [(32, 40), (24, 32)]),
+        (20, None, [(16, 20), (20, 16)]), (None, 4, [(32, 96), (48, 32)]),
+    ],
+)  # fmt: skip
+def test_neurons_are_folded_to_a_multiple_of_those_of_an_expert_or_to_fewer(
+    max_side: int | None, fold: int | None, sizes: list[tuple[int, int]]
+) -> None:
+    layers = select_layers(MIXTURES["olmoe"](), r"layers\.0\..*experts")
+    assert [(spec.d1, spec.d2) for spec in folded_layer_specs(layers, fold, max_side)] == sizes
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.other", "model.layers.9.mlp.experts.down_proj"])
