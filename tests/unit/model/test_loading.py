@@ -93,6 +93,7 @@ def test_coverage_names_the_untracked_groups() -> None:
         vocab_size=61, num_local_experts=4,
     )  # fmt: skip
     model = MixtralForCausalLM(config)
+    model.model.layers[0].mlp.experts.has_post_expert_norm = True  # which cannot be captured
     result = coverage(model, linear_layers(model))
     groups = dict(result.untracked)
     assert result.tracked + sum(groups.values()) == result.total == sum(p.numel() for p in model.parameters())
