@@ -35,6 +35,7 @@ What this does not show: other models between 4 and 30 blocks, larger ones, and 
 whitening comes from a sample."""
     yield from _clues()
     yield from _attempts()
+    yield from _experts()
 
 
 def _frontier(bed: str) -> Iterator[str]:
@@ -99,6 +100,28 @@ K-FAC's that are applied to the query alone. `benchmarks.quality.moonshots` desc
         ]
         yield sourced(table([f"Layers, {bed}", "Inverse", "LDS", "Minus K-FAC"], inverses), name)
         yield provenance(name, f"python -m benchmarks.quality.attempts TESTBED DUMP benchmarks/results/{name}")
+
+
+def _experts() -> Iterator[str]:
+    name = "experts.json"
+    result = load(name)
+    model = result["model"]
+    yield "### What to store of fused experts {#experts}"
+    yield f"""\
+LDS, and rank correlation with exact scores, of sketches of the gradients of experts. The model is an OLMoE of
+{model["blocks"]} blocks and width {model["width"]} with {model["experts"]} experts of {model["neurons"]} neurons,
+of which each token uses {model["per token"]}. Each row names the candidate, the size of the folded neurons, and
+what was made of it. The product stores neuron signs. Values are means over draws of signs, of codes of one draw.
+What this does not show: larger models, and more experts."""
+    rows = [
+        [method, *(f"{row[column]:.3f}" for column in ("lds", "with exact", "with K-FAC", "with K-FAC by expert"))]
+        for method, row in result["methods"].items()
+    ]
+    yield sourced(table(["Scores", "LDS", "Exact", "K-FAC", "K-FAC by expert"], rows), name)
+    key = "neuron signs, cut of about 2048 bits a matrix"
+    bits = [[size, str(row["rank"]), f"{row['lds']:.3f}"] for size, row in result[key].items()]
+    yield sourced(table(["Folded neurons, at equal bytes", "Rank", "LDS"], bits), name)
+    yield provenance(name, f"python -m benchmarks.quality.experts FOLDER benchmarks/results/{name}")
 
 
 def _difference(values: Sequence[float] | None) -> str:

@@ -44,6 +44,7 @@ class _Pairs:
 
 
 TakePair = Callable[[int, torch.Tensor, torch.Tensor], None]
+_Project = Callable[[torch.Tensor], torch.Tensor]
 
 
 class GradientCapture:
@@ -151,19 +152,16 @@ class GradientCapture:
 
         return down if is_down else first
 
-    def _watched(
-        self,
-        index: int,
-        output: torch.Tensor,
-        A_BTd: torch.Tensor,
-        project: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
+    def _watched(self, index: int, output: torch.Tensor, A_BTd: torch.Tensor, project: _Project) -> torch.Tensor:
         """The output, with a hook that pairs A with its projected gradient."""
         if not output.requires_grad:
             # the graph begins here; the clone lets the model modify the output in place
             output = output.detach().requires_grad_(True).clone()
         self._pairs[index].uses += 1
+        output.register_hook(self._gradient_hook(index, A_BTd, project))
+        return output
 
+    def _gradient_hook(self, index: int, A_BTd: torch.Tensor, project: _Project) -> Any:
         def hook(grad: torch.Tensor) -> None:
             pairs = self._pairs[index]
             pairs.A.append(A_BTd)
@@ -172,8 +170,7 @@ class GradientCapture:
                 self._take(index, *pairs.joined())
                 pairs.A, pairs.E = [], []
 
-        output.register_hook(hook)
-        return output
+        return hook
 
     def _project_input(self, index: int, inner: Side, x: torch.Tensor) -> torch.Tensor:
         """A = X P_in; layers that project the same tensor with the same matrix share the product."""

@@ -14,6 +14,7 @@ from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.projection import FoldedSide, Side
 from lorif_core.gradients.self_check import check_capture
 from lorif_core.gradients.whitening import SIDES
+from lorif_core.model.expert_routing import Routing
 from lorif_core.model.experts import ExpertMatrix, expert_matrices
 from lorif_core.model.layers import folded_layer_specs, layer_specs, select_layers
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
@@ -239,6 +240,26 @@ def test_experts_that_work_otherwise_are_refused_by_name(
     layers = layer_specs(select_layers(subject.model, "experts"), 4)
     with pytest.raises(UserError, match=r"cannot be captured: they differ .*model\.layers\.1\.mlp\.experts\."):
         check_capture(CapturedModel(subject, layers, ProjectionSpec(factor=4), lambda *_: None))
+
+
+@pytest.mark.parametrize("fault", ["experts", "weights", "tokens"])
+def test_a_planted_fault_of_the_routing_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    correct = expert_projection.FoldedExperts.by_token
+
+    def faulty(self: expert_projection.FoldedExperts, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
+        other = copy.copy(routing)
+        if fault == "experts":
+            other.experts = routing.experts.roll(1)
+        elif fault == "weights":
+            rows = rows * routing.weights[:, None]
+        projected = correct(self, rows, other)
+        return projected.roll(1, 0) if fault == "tokens" else projected
+
+    monkeypatch.setattr(expert_projection.FoldedExperts, "by_token", faulty)
+    subject = loaded(MIXTURES["olmoe"]())
+    layers = folded_layer_specs(select_layers(subject.model, "experts"))
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj"):
+        check_capture(CapturedModel(subject, layers, FOLDED, lambda *_: None))
 
 
 def test_the_model_has_its_own_implementation_after_a_run_even_if_it_fails() -> None:

@@ -64,8 +64,8 @@ def _gradient_times(factor: float) -> Patch:
     def plant(patch: pytest.MonkeyPatch) -> None:
         hook = GradientCapture._gradient_hook
 
-        def scaled_hook(self: Any, index: int, A: torch.Tensor) -> Any:
-            inner = hook(self, index, A)
+        def scaled_hook(self: Any, index: int, A: torch.Tensor, project: Any) -> Any:
+            inner = hook(self, index, A, project)
             return lambda grad: inner(grad * factor if index == 3 else grad)
 
         patch.setattr(GradientCapture, "_gradient_hook", scaled_hook)
@@ -109,8 +109,8 @@ def _no_finish(patch: pytest.MonkeyPatch) -> None:
     """Pairs of one layer never arrive."""
     hook = GradientCapture._gradient_hook
 
-    def dropped(self: Any, index: int, A: torch.Tensor) -> Any:
-        return (lambda grad: None) if index == 1 else hook(self, index, A)
+    def dropped(self: Any, index: int, A: torch.Tensor, project: Any) -> Any:
+        return (lambda grad: None) if index == 1 else hook(self, index, A, project)
 
     patch.setattr(GradientCapture, "_gradient_hook", dropped)
 
