@@ -161,10 +161,12 @@ def _for_each_gradient(model: CapturedModel, example: Example, use: Callable[[in
         use(index, gradient)
 
     weights = [first.weight for first, *_ in model.modules]
+    left = [weight.grad for weight in weights]  # of a training before, which autograd would add to
     tokens = torch.from_numpy(example.input_ids).long()[None].to(model.loaded.device)
     handles = []
     try:
         for index, weight in enumerate(weights):
+            weight.grad = None
             weight.requires_grad_(True)
             handles.append(weight.register_post_accumulate_grad_hook(partial(accumulated, index)))
         with torch.enable_grad():
@@ -173,8 +175,9 @@ def _for_each_gradient(model: CapturedModel, example: Example, use: Callable[[in
     finally:
         for handle in handles:
             handle.remove()
-        for weight in weights:
+        for weight, gradient in zip(weights, left, strict=True):
             weight.requires_grad_(False)
+            weight.grad = gradient
 
 
 def _project(model: CapturedModel, index: int, gradient: torch.Tensor) -> torch.Tensor:

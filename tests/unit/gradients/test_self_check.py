@@ -17,6 +17,7 @@ from lorif_core.model.head import Head
 from lorif_core.model.layers import layer_specs, select_layers
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import LayerSpec, ProjectionSpec
+from tests.mixtures import MIXTURES
 from tests.models import FAMILIES, VOCAB, gpt2, llama, loaded, scaled
 from tests.unit.model.odd_layers import LAYER, with_shared_weight, with_tuple_output, with_use
 
@@ -42,6 +43,16 @@ def test_the_model_is_as_before_after_a_check() -> None:
     check(model)
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("build", [llama, gpt2, MIXTURES["olmoe"], MIXTURES["gpt_oss"]])
+def test_gradients_that_a_training_left_behind_neither_matter_nor_change(build: Callable[[], Any]) -> None:
+    model = scaled(build())
+    left = [torch.randn_like(parameter) for parameter in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), left, strict=True):
+        parameter.grad = gradient.clone()
+    check(model)
+    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(model.parameters(), left, strict=True))
 
 
 @pytest.mark.parametrize(
