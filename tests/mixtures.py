@@ -67,3 +67,21 @@ MIXTURES: dict[str, Callable[..., Any]] = {
     ),
 }  # fmt: skip
 """Builders by family; they accept overrides of the configuration."""
+
+
+def routers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules that choose experts."""
+    return [module for name, module in model.named_modules() if name.endswith((".gate", ".router"))]
+
+
+def nearly_tied(model: Any, difference: float, seed: int = 0) -> Any:
+    """The model with routers whose scores differ by a share `difference` from one expert to the other."""
+    generator = torch.Generator().manual_seed(seed)
+    for router in routers(model):
+        weight = router.weight.data
+        noise = torch.randn(weight.shape, generator=generator)
+        weight.copy_(weight[:1] + difference * float(weight.std()) * noise)
+        for _, numbers in (*router.named_parameters(recurse=False), *router.named_buffers(recurse=False)):
+            if numbers.dim() == 1:
+                numbers.data.zero_()
+    return model

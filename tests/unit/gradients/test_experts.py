@@ -18,7 +18,7 @@ from lorif_core.model.expert_routing import Routing
 from lorif_core.model.experts import ExpertMatrix, expert_matrices
 from lorif_core.model.layers import folded_layer_specs, layer_specs, select_layers
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
-from tests.mixtures import MIXTURES
+from tests.mixtures import MIXTURES, nearly_tied
 from tests.models import autograd_gradients, batch_of, loaded, make_example, random_examples
 
 WHOLE = ProjectionSpec(factor=1)
@@ -242,8 +242,11 @@ def test_experts_that_work_otherwise_are_refused_by_name(
         check_capture(CapturedModel(subject, layers, ProjectionSpec(factor=4), lambda *_: None))
 
 
+@pytest.mark.parametrize("is_tied", [False, True], ids=["clear", "nearly tied"])
 @pytest.mark.parametrize("fault", ["experts", "weights", "tokens"])
-def test_a_planted_fault_of_the_routing_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_fault_of_the_routing_is_caught(
+    fault: str, is_tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     correct = expert_projection.FoldedExperts.by_token
 
     def faulty(self: expert_projection.FoldedExperts, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -256,7 +259,8 @@ def test_a_planted_fault_of_the_routing_is_caught(fault: str, monkeypatch: pytes
         return projected.roll(1, 0) if fault == "tokens" else projected
 
     monkeypatch.setattr(expert_projection.FoldedExperts, "by_token", faulty)
-    subject = loaded(MIXTURES["olmoe"]())
+    model = MIXTURES["olmoe"]()
+    subject = loaded(nearly_tied(model, 1e-6) if is_tied else model)
     layers = folded_layer_specs(select_layers(subject.model, "experts"))
     with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj"):
         check_capture(CapturedModel(subject, layers, FOLDED, lambda *_: None))
