@@ -7,6 +7,9 @@ from typing import Protocol
 
 import torch
 
+_FIRST_WITH_KERNEL = (8, 0)
+"""The compute capability of the first GPUs on which torch has a product of groups."""
+
 
 class Routing:
     """Which rows go to which expert.
@@ -69,8 +72,11 @@ def looped_product(rows_SI: torch.Tensor, weight_EIO: torch.Tensor, ends_E: torc
 
 
 def _has_kernel(weight_EIO: torch.Tensor) -> bool:
-    sizes = [size * weight_EIO.element_size() for size in weight_EIO.shape[1:]]
-    return weight_EIO.is_cuda and weight_EIO.dtype != torch.float64 and all(size % 16 == 0 for size in sizes)
+    if not weight_EIO.is_cuda or weight_EIO.dtype == torch.float64:
+        return False
+    if torch.cuda.get_device_capability(weight_EIO.device) < _FIRST_WITH_KERNEL:
+        return False
+    return all(size * weight_EIO.element_size() % 16 == 0 for size in weight_EIO.shape[1:])
 
 
 class Observer(Protocol):

@@ -10,7 +10,6 @@ Shapes: E experts, I and O input and output size of one expert.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -41,11 +40,6 @@ class ExpertMatrix:
     def is_down(self) -> bool:
         """Whether it is the second matrix, whose inputs are the neurons."""
         return self.parameter == _DOWN
-
-    @property
-    def wide_side(self) -> Literal["in", "out"]:
-        """The side that has the neurons of all experts; the other one is the same for all."""
-        return "in" if self.is_down else "out"
 
     @property
     def sizes_of_one(self) -> tuple[int, int]:
