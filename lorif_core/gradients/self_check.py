@@ -32,12 +32,12 @@ from lorif_core.model.running import model_errors
 from lorif_core.spec import exclusion
 
 _LENGTHS = (7, 11)
-_EXACT = (torch.float64, torch.float32)
-_ATTEMPTS = 3  # in half precision rounding may change much; a fault repeats itself
+_ATTEMPTS = 3  # rounding may change much, but a fault repeats itself
 _LISTED = 5
 _FLOAT32 = torch.finfo(torch.float32)
 _NOISE = _FLOAT32.eps  # times the largest gradient: below it a gradient that should be zero is rounding
-_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+# of the 210 layers of SmolLM2-135M in float32 some differ by 0.0016, because rounding adds up over 30 blocks
+_TOLERANCES = {torch.float64: 1e-4, torch.float32: 5e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 _LARGEST_TOLERANCE = max(_TOLERANCES.values())
 _ROUNDINGS = 2  # rounding errors of a token's product, in units of the dtype's resolution
 
@@ -51,7 +51,7 @@ def check_capture(model: CapturedModel) -> None:
         UserError: a layer differs by more than the tolerance of the weights' dtype; the message names it.
     """
     loaded, layers = model.loaded, model.layers
-    attempts = 1 if loaded.dtype in _EXACT else _ATTEMPTS
+    attempts = 1 if loaded.dtype == torch.float64 else _ATTEMPTS
     failures: dict[int, list[float]] = {}
     for attempt in range(attempts):
         with model_errors(
@@ -72,7 +72,7 @@ def check_capture(model: CapturedModel) -> None:
         advice = "this model cannot be attributed"
     raise UserError(
         f"the gradients of {len(names)} of {len(layers)} layers cannot be captured: they differ from autograd "
-        f"by up to {max(wrong.values()):.0%} in {listed(names, _LISTED)}; {advice}"
+        f"by up to {max(wrong.values()):.1%} in {listed(names, _LISTED)}; {advice}"
     )
 
 
