@@ -27,7 +27,8 @@ from lorif_core.config_file import parse_config
 from lorif_core.corpus.batches import Batch
 from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.extract import Calibrator, Extractor
-from lorif_core.lifecycle.plan import layers_of_model, projection_spec, shaped_layers
+from lorif_core.lifecycle.plan import projection_spec
+from lorif_core.lifecycle.tracking import layers_of_model
 from lorif_core.model.layers import layer_specs, select_layers
 from lorif_core.model.loading import LoadedModel, prepare_model
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
@@ -104,7 +105,7 @@ def extractor_of(loaded: LoadedModel, keys: dict[str, Any], calibration: Batch) 
     """The extractor of a config's presets and keys, calibrated on one batch."""
     required = {"index": "-", "corpus": {"uri": "-"}, "model": {"path": "-", **keys.get("model", {})}}
     config: Config = parse_config({**keys, **required})
-    layers = shaped_layers(layers_of_model(config, loaded.model, {}).layers, config.projection)
+    layers = layers_of_model(config, loaded.model, {}).specs
     projection = projection_spec(config.projection)
     covariances = None
     if projection.is_whitened:

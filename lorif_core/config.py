@@ -3,11 +3,11 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from lorif_core.config_sections import CodeConfig, PositiveInt, ProjectionConfig, Section
 from lorif_core.errors import UserError
 from lorif_core.presets import DEFAULT_PRESET, PresetName, apply_preset
-from lorif_core.spec import CodeDtype, CodeKind
 
 _ADVICE = "provide them through the environment, a profile or a role"
 _PRESIGNED = re.compile(r"[?&](x-(amz|goog)-[\w-]+|awsaccesskeyid|signature|sig)=", re.I)
@@ -35,14 +35,7 @@ def check_endpoint(endpoint: str, name: str = "storage.endpoint") -> str:
     return endpoint
 
 
-PositiveInt = Annotated[int, Field(ge=1)]
 Uri = Annotated[str, AfterValidator(check_uri)]
-
-
-class Section(BaseModel):
-    """A section of a YAML file: unknown keys are refused, and values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -108,69 +101,6 @@ class CorpusConfig(Section):
                 raise ValueError(f"{name} needs tokens")
         if self.text is None and self.prompt is None and self.tokens is None:
             raise ValueError("one of text, prompt+completion or tokens must name a column")
-        return self
-
-
-class ProjectionConfig(Section):
-    """Two-sided projection of the gradients, whose defaults come from the preset."""
-
-    kind: Literal["random", "folded"] = "random"
-    """`random` multiplies both sides with seeded +-1, as the paper; `folded` adds coordinates with such signs."""
-    whiten: bool = False
-    """Whiten both sides with covariances measured on a sample of the corpus, so that a product of gradients is an
-    influence in the K-FAC metric. Whitened gradients need no curvature: set `curvature.kind` to `none`."""
-    factor: PositiveInt = 16
-    """f, the factor by which each side of a `random` projection shrinks: `d1 = ceil(in/f)` and
-    `d2 = ceil(out/f)`; 1 means no projection. A smaller factor is more accurate, but rows are larger."""
-    fold: Literal["auto"] | PositiveInt = "auto"
-    """Number of coordinates of the longer side that a `folded` projection adds to one; 1 folds nothing, and `auto`
-    makes the side about as long as the shorter one."""
-    max_side: PositiveInt | None = None
-    """Largest size of a side of a `folded` projection; longer ones are folded further. `null` sets no limit. Lower
-    it for wide models, because the memory of the whitening grows with its square."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the projection matrices and of the curvature fit."""
-    calibration_examples: Literal["auto"] | PositiveInt = "auto"
-    """Number of examples, drawn across all shards, on which the covariances are measured with `whiten`. `auto`
-    takes 256, but at most a sixteenth of the corpus, and at least 128 if it has them. An index that was built with
-    a number keeps it under `auto`."""
-
-    @model_validator(mode="after")
-    def _keys_belong_to_the_kind(self) -> "ProjectionConfig":
-        for key in ("factor",) if self.kind == "folded" else ("fold", "max_side"):
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no effect with kind {self.kind}; set kind too, or leave {key} out")
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whitening_is_a_switch(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("kind") == "whitened":
-            raise ValueError("kind whitened is now a switch; write kind: random and whiten: true")
-        return raw
-
-
-class CodeConfig(Section):
-    """Stored form of a projected gradient, whose defaults come from the preset."""
-
-    kind: CodeKind = "rank"
-    """`rank` stores low-rank factors (LoRIF), `cut` low-rank factors of +-1, and `dense` the whole projected
-    gradient (LoGRA)."""
-    rank: PositiveInt = 1
-    """c, the rank of the factors of kinds `rank` and `cut`; a layer with a smaller side has that many. A higher
-    rank is more accurate, and the codes grow in proportion."""
-    dtype: CodeDtype = "float16"
-    """Stored number type; `int4` and `sign` are packed into bytes. Kind `cut` requires `sign`."""
-    bytes: PositiveInt | None = None
-    """Budget of bytes of a row. It chooses the rank (at most 64), how many late layers `model.layers: auto` takes
-    of a deep model, and dense signs where they take no more bytes; `null` uses `rank`."""
-
-    @model_validator(mode="after")
-    def _rank_and_dtype_fit_the_kind(self) -> "CodeConfig":
-        if self.bytes is not None and self.kind == "dense":
-            raise ValueError("bytes chooses a rank, and kind dense has none; use kind cut, or leave bytes out")
-        if self.kind == "cut" and self.dtype != "sign":
-            raise ValueError(f"kind cut stores signs; set dtype: sign instead of {self.dtype}")
         return self
 
 

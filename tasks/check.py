@@ -12,11 +12,10 @@ from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.plan import (
     BuildPlan,
     check_settings,
-    chosen_layers,
     covered,
     plan_from_listing,
-    shaped_layers,
 )
+from lorif_core.lifecycle.tracking import tracked_layers
 from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.storage.lease import current_holder
 from lorif_core.storage.objects import Objects
@@ -79,9 +78,9 @@ def check(config: Config) -> dict[str, Any]:
 
 def _check_model(config: Config) -> tuple[Skeleton, str]:
     skeleton = load_skeleton(config.model, config.storage)
-    choice = chosen_layers(config, skeleton)
-    check_settings(config, skeleton, shaped_layers(choice.layers, config.projection))
-    return skeleton, f"{choice.reason}; {covered(choice, skeleton).sentence()}"
+    tracked = tracked_layers(config, skeleton)
+    check_settings(config, skeleton, tracked.specs)
+    return skeleton, f"{tracked.choice.reason}; {covered(tracked, skeleton).sentence()}"
 
 
 def _check_corpus(config: Config) -> tuple[Listing, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorif_core.config import CodeConfig
+from lorif_core.config_sections import CodeConfig
 from lorif_core.gradients.byte_budget import code_spec, late_blocks_of
 from lorif_core.model.layer_choice import AUTO, choose, is_mlp
 from lorif_core.model.layers import folded_layer_specs

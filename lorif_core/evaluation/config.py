@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lorif_core.config import Config, PositiveInt, Section, Uri
+from lorif_core.config import Config, Uri
 from lorif_core.config_file import parse_config, read_keys, validate_keys
+from lorif_core.config_sections import PositiveInt, Section
 from lorif_core.errors import UserError
 from lorif_core.evaluation.tail_patch import PatchStep
 from lorif_core.evaluation.training_recipe import Recipe

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorif_core.config import CodeConfig
+from lorif_core.config_sections import CodeConfig
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.spec import CodeSpec, LayerSpec
@@ -10,13 +10,20 @@ from lorif_core.spec import CodeSpec, LayerSpec
 _TERMS = 16  # of a block, before a budget buys more blocks
 _LEAST_TERMS = 4
 _MOST_TERMS = 64  # of a layer; more take more time than they bring
-_FEWEST_BLOCKS = 3
+FEWEST_BLOCKS = 3
+"""Blocks of a deep model that a budget buys before it buys more terms of them."""
 
 
 def late_blocks_of(budget: int, block: Sequence[LayerSpec]) -> int:
     """Number of blocks of a deep model to track for a budget of bytes; `block` has the layers of one."""
     term = CodeLayout(block, CodeSpec("cut", 1, "sign")).bytes_per_example
-    return max(min(_FEWEST_BLOCKS, budget // (_LEAST_TERMS * term)), budget // (_TERMS * term), 1)
+    return max(min(FEWEST_BLOCKS, budget // (_LEAST_TERMS * term)), budget // (_TERMS * term), 1)
+
+
+def buys_least_terms(section: CodeConfig, layers: Sequence[LayerSpec]) -> bool:
+    """Whether the budget of bytes, if there is one, buys four terms of each of these layers."""
+    needed = sum(_LEAST_TERMS * _bytes(section, [layer], 1) for layer in layers)  # as `late_blocks_of` counts
+    return section.bytes is None or needed <= section.bytes
 
 
 def code_spec(section: CodeConfig, layers: Sequence[LayerSpec]) -> CodeSpec:

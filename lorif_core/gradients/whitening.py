@@ -62,6 +62,11 @@ def covariance_bytes(layers: Sequence[LayerSpec]) -> int:
     return sum(8 * (layer.d1**2 + layer.d2**2) for layer in layers)
 
 
+def whitening_bytes(layers: Sequence[LayerSpec]) -> int:
+    """Bytes of the covariances and of the roots of all layers, in float64 and float32."""
+    return covariance_bytes(layers) * 3 // 2
+
+
 class CovarianceSink:
     """Sums the covariances of the captured pairs (A, E) of a calibration pass, without padding tokens.
 

@@ -1,25 +1,23 @@
 """The plan of a build, made and checked before anything is written."""
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
-from lorif_core.config import Config, ProjectionConfig
+from lorif_core.config import Config
+from lorif_core.config_sections import ProjectionConfig
 from lorif_core.corpus.notes import CorpusNotes
 from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.corpus.token_boundary import require_offsets
 from lorif_core.curvature.randomized_svd import layer_groups
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
-from lorif_core.gradients.byte_budget import code_spec, late_blocks_of
+from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.whitening import covariance_bytes
+from lorif_core.lifecycle.tracking import TrackedLayers, has_automatic_sizes, layers_of_model, tracked_layers
 from lorif_core.model.checkpoint import locate
-from lorif_core.model.layer_choice import LATE_BLOCKS, Choice
-from lorif_core.model.layers import choose_layers, coverage, folded_layer_specs, layer_specs
+from lorif_core.model.layers import coverage
 from lorif_core.model.loading import Skeleton, load_skeleton, tokenizer_fingerprint
 from lorif_core.spec import (
     Coverage,
@@ -85,7 +83,7 @@ def preflight(config: Config) -> None:
         UserError: as `make_plan`.
     """
     skeleton = load_skeleton(config.model, config.storage)
-    check_settings(config, skeleton, tracked_layers(config, skeleton))
+    check_settings(config, skeleton, tracked_layers(config, skeleton).specs)
     store = Store(config.index, config.storage)
     if store.rows.spec() is not None:  # `make_spec` hashes the checkpoint, which a new index does not need yet
         store.check_spec(make_spec(config, skeleton))
@@ -99,7 +97,7 @@ def make_plan(config: Config) -> BuildPlan:
         UserError: the first problem with the model, layers, ranks, index or corpus, in one sentence.
     """
     skeleton = load_skeleton(config.model, config.storage)
-    check_settings(config, skeleton, tracked_layers(config, skeleton))
+    check_settings(config, skeleton, tracked_layers(config, skeleton).specs)
     return plan_from_listing(config, skeleton, list_shards(config.corpus, config.storage))
 
 
@@ -111,9 +109,15 @@ def plan_from_listing(config: Config, skeleton: Skeleton, listing: Listing) -> B
     known_rows = sys.maxsize if config.corpus.chunk else sum(shard.rows for shard in listing.shards)
     check_curvature(config, spec.layers, known_rows)
     settings = curvature_spec(config)
-    choice = chosen_layers(config, skeleton)
+    tracked = tracked_layers(config, skeleton)
     return BuildPlan(
-        spec, listing.shards, choice.reason, covered(choice, skeleton), settings, listing.damaged, listing.notes
+        spec=spec,
+        shards=listing.shards,
+        choice=tracked.choice.reason,
+        coverage=covered(tracked, skeleton),
+        curvature=settings,
+        damaged=listing.damaged,
+        notes=listing.notes,
     )
 
 
@@ -123,7 +127,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     Raises:
         UserError: a layer regex, rank or length does not fit the model.
     """
-    layers = tracked_layers(config, skeleton)
+    layers = tracked_layers(config, skeleton).specs
     check_settings(config, skeleton, layers)
     corpus = config.corpus
     uses_pair = corpus.tokens is None and corpus.prompt is not None
@@ -162,40 +166,9 @@ def projection_spec(section: ProjectionConfig) -> ProjectionSpec:
     return ProjectionSpec(kind, section.factor if base == "random" else 1, section.seed, examples)
 
 
-def tracked_layers(
-    config: Config, skeleton: Skeleton, projection: ProjectionConfig | None = None
-) -> tuple[LayerSpec, ...]:
-    """The layers that the config chooses, with their shapes under a projection or else the config's."""
-    return shaped_layers(chosen_layers(config, skeleton).layers, projection or config.projection)
-
-
-def shaped_layers(layers: Mapping[str, torch.nn.Module], section: ProjectionConfig) -> tuple[LayerSpec, ...]:
-    """The layers with the shapes of their projected gradients."""
-    if section.kind == "random":
-        return layer_specs(layers, section.factor)
-    return folded_layer_specs(layers, None if section.fold == "auto" else section.fold, section.max_side)
-
-
-def covered(choice: Choice, skeleton: Skeleton) -> Coverage:
-    """The parameters that the chosen layers cover."""
-    return coverage(skeleton.model, choice.layers, skeleton.uncapturable)
-
-
-def chosen_layers(config: Config, skeleton: Skeleton) -> Choice:
-    """The layers that the config chooses, and why."""
-    return layers_of_model(config, skeleton.model, skeleton.uncapturable)
-
-
-def layers_of_model(config: Config, model: torch.nn.Module, uncapturable: Mapping[str, str]) -> Choice:
-    """The layers of a model that the config chooses, and why. Raises UserError as `choose_layers`."""
-
-    def choice(late_blocks: int) -> Choice:
-        return choose_layers(model, config.model.layers, config.model.exclude, uncapturable, late_blocks)
-
-    if config.code.bytes is None:
-        return choice(LATE_BLOCKS)
-    block = shaped_layers(choice(1).layers, config.projection)
-    return choice(late_blocks_of(config.code.bytes, block))
+def covered(tracked: TrackedLayers, skeleton: Skeleton) -> Coverage:
+    """The parameters that the tracked layers cover."""
+    return coverage(skeleton.model, tracked.choice.layers, skeleton.uncapturable)
 
 
 def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
@@ -232,23 +205,26 @@ def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) ->
 
 
 def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, ...]) -> None:
-    """Raise UserError if the float64 covariances of all layers do not fit into the memory of a worker."""
-    budget = config.compute.memory_gb * 2**30
-    if not config.projection.whiten or covariance_bytes(layers) <= budget:
+    """Raise UserError if sizes that the user has set make covariances too large for the memory of a worker."""
+    budget, projection = config.compute.memory_gb * 2**30, config.projection
+    if not projection.whiten or has_automatic_sizes(projection) or covariance_bytes(layers) <= budget:
         return
-    smaller = config.projection
+    needed = covariance_bytes(layers) / 2**30
     while max(max(layer.d1, layer.d2) for layer in layers) > 1 and covariance_bytes(layers) > budget:
-        if smaller.kind == "random":
-            smaller = smaller.model_copy(update={"factor": 2 * smaller.factor})
+        if projection.kind == "random":
+            projection = projection.model_copy(update={"factor": 2 * projection.factor})
         else:
             side = max(max(layer.d1, layer.d2) for layer in layers)
-            smaller = smaller.model_copy(update={"max_side": side // 2})
-        layers = tracked_layers(config, skeleton, smaller)
-    advice = f"factor to {smaller.factor}" if smaller.kind == "random" else f"max_side to {smaller.max_side}"
-    needed = covariance_bytes(tracked_layers(config, skeleton)) / 2**30
+            projection = projection.model_copy(update={"max_side": side // 2})
+        smaller = config.model_copy(update={"projection": projection})
+        layers = layers_of_model(smaller, skeleton.model, skeleton.uncapturable).specs
+    random = projection.kind == "random"
+    advice = (
+        f"projection.factor to {projection.factor}" if random else f"projection.max_side to {projection.max_side}"
+    )
     raise UserError(
         f"the covariances of the whitening need {needed:.1f} GiB per worker, above compute.memory_gb = "
-        f"{config.compute.memory_gb:g}; raise it, or set projection.{advice}"
+        f"{config.compute.memory_gb:g}; raise it, or set {advice}"
     )
 
 

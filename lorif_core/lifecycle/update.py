@@ -11,8 +11,9 @@ from lorif_core.corpus.shards import Listing, check_first_file, list_shards
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.manifest import Changes, compare, known_files
-from lorif_core.lifecycle.plan import BuildPlan, check_curvature, chosen_layers, covered, curvature_spec, make_spec
+from lorif_core.lifecycle.plan import BuildPlan, check_curvature, covered, curvature_spec, make_spec
 from lorif_core.lifecycle.prefix import restrict_to_prefix
+from lorif_core.lifecycle.tracking import tracked_layers
 from lorif_core.model.loading import load_skeleton
 from lorif_core.spec import IndexSpec, ShardRef, parse_shard_key
 from lorif_core.tables.generation import Generation, Part
@@ -133,12 +134,12 @@ def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix:
     _check_ids(config, store, inventory, listing, changes)
     staying = inventory.rows - changes.dropped_rows - changes.refreshed_rows
     check_curvature(config, spec.layers, staying + sum(shard.rows for shard in changes.shards))
-    choice = chosen_layers(config, skeleton)
+    tracked = tracked_layers(config, skeleton)
     build = BuildPlan(
         spec=spec,
         shards=changes.shards,
-        choice=choice.reason,
-        coverage=covered(choice, skeleton),
+        choice=tracked.choice.reason,
+        coverage=covered(tracked, skeleton),
         curvature=curvature_spec(config),
         damaged=listing.damaged,
         notes=listing.notes,

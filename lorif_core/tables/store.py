@@ -73,7 +73,7 @@ class Store:
             spec: spec of the rows to add.
             same_checkpoint: False allows rows of a checkpoint that continues the pretraining of the stored one.
         """
-        stored = self._newest_spec()
+        stored = self.newest_spec()
         if stored is None or stored.hash == spec.hash:
             return
         differences = spec.differences_except_checkpoint(stored)
@@ -91,7 +91,7 @@ class Store:
                 + (_version_1_advice(stored, spec) or "use another index, or the settings of this one")
             )
 
-    def _newest_spec(self) -> IndexSpec | None:
+    def newest_spec(self) -> IndexSpec | None:
         """The spec of the newest generation, or of rows that none has yet; None without rows."""
         generations = self.generations()
         return generations[-1].index_spec if generations else self.rows.spec()
@@ -111,7 +111,7 @@ class Store:
         """
         if not spec.projection.is_whitened:
             return spec
-        stored = self._newest_spec() if spec.projection.calibration_examples == "auto" else None
+        stored = self.newest_spec() if spec.projection.calibration_examples == "auto" else None
         if stored is not None and stored.projection.calibration_examples is not None:
             examples = stored.projection.calibration_examples
             spec = replace(spec, projection=replace(spec.projection, calibration_examples=examples))

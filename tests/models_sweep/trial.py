@@ -20,7 +20,8 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
 from lorif_core.lifecycle.index_shard import model_config
-from lorif_core.lifecycle.plan import chosen_layers, covered, make_spec
+from lorif_core.lifecycle.plan import covered, make_spec
+from lorif_core.lifecycle.tracking import tracked_layers
 from lorif_core.model.layers import tracked_module
 from lorif_core.model.loading import load_model, load_skeleton
 from lorif_core.spec import LayerSpec
@@ -150,7 +151,7 @@ def _capture(
     """The tracked layers, the losses (B,), and per layer the gradients (B, I O), by the product's path."""
     skeleton = load_skeleton(config.model, config.storage)
     spec = make_spec(config, skeleton)
-    coverage = covered(chosen_layers(config, skeleton), skeleton)
+    coverage = covered(tracked_layers(config, skeleton), skeleton)
     outcome.coverage, outcome.layers = round(coverage.share, 4), len(spec.layers)
     outcome.left_out = [name for name, _ in coverage.untracked]
     loaded = load_model(model_config(config, spec), config.storage, "cpu")

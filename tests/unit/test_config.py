@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lorif_core.config import Config, Section
+from lorif_core.config import Config
 from lorif_core.config_file import load_config
+from lorif_core.config_sections import Section
 from lorif_core.evaluation.config import EvaluationConfig
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorif_core.config import CodeConfig
+from lorif_core.config_sections import CodeConfig
 from lorif_core.errors import UserError
 from lorif_core.gradients.byte_budget import code_spec, late_blocks_of
 from lorif_core.gradients.codes import CodeLayout
