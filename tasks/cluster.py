@@ -2,11 +2,12 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from lorif_core.config import ComputeConfig
 from lorif_core.errors import UserError
@@ -16,6 +17,8 @@ from tasks.workers.host import end_idle_hosts
 
 log = logging.getLogger(__name__)
 
+_GPU_ANSWER_SECONDS = 60.0
+_WEIGHT_SHARE = 0.5  # of the memory of a worker's GPUs
 _CPUS_PER_WORKER = 4  # more threads gain little on one model, and each further worker needs a model of its own
 
 
@@ -30,11 +33,16 @@ class Resources:
 
 
 @contextmanager
-def cluster(compute: ComputeConfig) -> Iterator[Resources]:
+def cluster(compute: ComputeConfig, weights: Callable[[], int] | None = None) -> Iterator[Resources]:
     """Connect to Ray for the length of the block.
 
     `local` starts a private Ray on this machine; any other value is the address of a running cluster. A Ray that
     this process is already connected to is used as it is and stays connected.
+
+    Args:
+        compute: the section of the config.
+        weights: returns the bytes of the weights that a worker loads; it is called if there are GPUs and
+            `gpus_per_worker` is `auto`. Without it a worker gets one GPU.
 
     Raises:
         LorifError: no cluster answers at the address.
@@ -47,17 +55,24 @@ def cluster(compute: ComputeConfig) -> Iterator[Resources]:
         if not connected:
             start_private_ray() if compute.ray == "local" else attach_to_ray(compute.ray)
         with memory_errors(scan_settings(compute)):
-            yield _resources(compute)
+            yield _resources(compute, weights)
     finally:
         if not connected:
             end_idle_hosts()
             ray.shutdown()
 
 
-def _resources(compute: ComputeConfig) -> Resources:
+def gpus_for(weight_bytes: int, gpu_memory_bytes: int) -> int:
+    """GPUs that a model needs: its weights may take half of their memory, for a batch needs much of the rest."""
+    return max(1, math.ceil(weight_bytes / (_WEIGHT_SHARE * gpu_memory_bytes)))
+
+
+def _resources(compute: ComputeConfig, weights: Callable[[], int] | None) -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    gpus_each = (1.0 if gpus else 0.0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
+    gpus_each = compute.gpus_per_worker
+    if gpus_each == "auto":
+        gpus = sum(node.get("GPU", 0.0) for node in nodes)
+        gpus_each = (1.0 if weights is None else _gpus_each(weights())) if gpus else 0.0
     if compute.workers == "auto":
         cpus_each = _cores_each(nodes)
         workers = max(1, _slots(nodes, cpus_each, gpus_each))
@@ -75,6 +90,24 @@ def _resources(compute: ComputeConfig) -> Resources:
             raise UserError(f"{message}; lower compute.workers or compute.gpus_per_worker")
         log.warning("%s", message)
     return Resources(workers, cpus_each, gpus_each, fit)
+
+
+def _gpus_each(weight_bytes: int) -> float:
+    """GPUs of a worker by the memory of one of them; all are taken for equal."""
+    reference = _gpu_memory.remote()
+    try:
+        return float(gpus_for(weight_bytes, ray.get(reference, timeout=_GPU_ANSWER_SECONDS)))
+    except GetTimeoutError:
+        ray.cancel(reference)
+        log.warning("no GPU is free to ask for its memory; each worker gets one, see compute.gpus_per_worker")
+        return 1.0
+
+
+@ray.remote(num_gpus=0.01, num_cpus=0, max_retries=0)
+def _gpu_memory() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def roomiest_node() -> str:

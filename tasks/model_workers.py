@@ -7,6 +7,8 @@ from types import TracebackType
 
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
+from lorif_core.lifecycle.memory_plan import weight_bytes_of
+from lorif_core.model.loading import load_skeleton
 from lorif_core.spec import IndexSpec
 from tasks.cluster import cluster
 from tasks.dispatch import Failed, Workers
@@ -60,7 +62,7 @@ class ModelWorkers(AbstractContextManager["ModelWorkers"]):
             LorifError: no worker could load the model.
         """
         try:
-            with cluster(self._config.compute) as resources:
+            with cluster(self._config.compute, self._weights) as resources:
                 count = min(resources.workers, count)
                 if self._workers is None:
                     started = time.perf_counter()
@@ -78,6 +80,9 @@ class ModelWorkers(AbstractContextManager["ModelWorkers"]):
             if workers is not None:
                 workers.__exit__(type(error), error, error.__traceback__)
             raise
+
+    def _weights(self) -> int:
+        return weight_bytes_of(self._config, load_skeleton(self._config.model, self._config.storage))
 
 
 def _load(workers: Workers, spec: IndexSpec, count: int) -> None:

@@ -12,7 +12,7 @@ from tasks.workers.host import Host
 _PARTS = 8  # independent of the number of workers, so that sums over the parts repeat
 
 
-def part_count(sample: Sequence[SampledShard]) -> int:
+def part_count(sample: Sequence[Any]) -> int:
     """Number of parts into which `over_sample` splits a sample; more workers would not be busy."""
     return min(_PARTS, len(sample))
 

@@ -1,12 +1,14 @@
 """The commands `lorif check`, `build`, `update` and `demo`: check without Prefect and Ray, then run the flow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from flows.commands.result import Result, listed
 from flows.commands.shared import generation_summary, log_failures_once, read_config, with_notes
 from flows.tables import change_lines
 from lorif_core.config import StorageConfig
+from lorif_core.formatting import format_bytes, format_seconds
 from tasks.environment import prepare_run
 
 
@@ -45,8 +47,19 @@ def run_check(config: str, overrides: Sequence[str]) -> Result:
 
     data = check(settings)
     passed = "\n".join(f"ok  {name}: {finding}" for name, finding in data["checks"].items())
-    costs = {key: value for key, value in data.items() if key not in ("checks", "corpus")}
-    return Result(data, f"{passed}\n{listed(costs).text}")
+    costs = {key: value for key, value in data.items() if key not in ("checks", "corpus", "memory", "seconds")}
+    return Result(data, "\n".join([passed, listed(costs).text, *_memory_lines(data), *_time_lines(data)]))
+
+
+def _memory_lines(data: dict[str, Any]) -> Iterator[str]:
+    for name, peak in data["memory"].items():
+        sizes = [f"{kind} {format_bytes(size)}" for kind, size in peak.items() if size is not None]
+        yield f"memory of {name}: {', '.join(sizes) or 'nothing to do, or unknown'}"
+
+
+def _time_lines(data: dict[str, Any]) -> Iterator[str]:
+    for name, seconds in data["seconds"].items():
+        yield f"time of {name}: {format_seconds(seconds)}"
 
 
 def run_demo(out: str, store: str) -> Result:

@@ -1,0 +1,142 @@
+"""A trial of a build on a sample, as `lorif check` runs it: speed and memory of each step; it writes nothing."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorif_core.config import Config
+from lorif_core.corpus.batches import Batch, collate, token_budget_batches
+from lorif_core.corpus.tokenise import Example
+from lorif_core.errors import UserError
+from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.gradients.footprint import BatchShape
+from lorif_core.lifecycle.index_shard import load_for, read_examples
+from lorif_core.spec import IndexSpec, ShardRef
+from lorif_core.tables.store import Store
+
+_SECONDS = 8.0  # of each step
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step of the trial took.
+
+    Attributes:
+        tokens: tokens that it ran.
+        seconds: time for them.
+        peak: bytes of the process at the peak, or of the GPU if it has the model; None if the system does not say.
+    """
+
+    tokens: int
+    seconds: float
+    peak: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a sample says about a build.
+
+    Attributes:
+        tokens_per_record: tokens of an average record.
+        examples_per_record: examples of an average record.
+        largest: the largest batch that was run, with its padding.
+        process: bytes of the process before it loaded the model; None if the system does not say, zero on a GPU.
+        calibration: None if nothing has to be calibrated.
+        root_seconds: time of the eigendecompositions of all layers.
+        indexing: passes and codes.
+    """
+
+    tokens_per_record: float
+    examples_per_record: float
+    largest: BatchShape
+    process: int | None
+    calibration: Step | None
+    root_seconds: float
+    indexing: Step
+
+
+def run_trial(config: Config, spec: IndexSpec, shard: ShardRef) -> Trial:
+    """Load the model, tokenise a shard, and run batches of it for some seconds a step.
+
+    Raises:
+        UserError: a layer cannot be captured, or no token of the shard is scored.
+    """
+    gauge = _Gauge()
+    loaded = load_for(spec, config)
+    gauge.device = loaded.device
+    examples = list(read_examples(shard, config, loaded))
+    batches = _batches(examples, config.compute.tokens_per_batch)
+    if not batches:
+        raise UserError(f"no token of the first shard {shard.key} would be scored; check the corpus columns")
+    covariances = Store(config.index, config.storage).covariances.read(spec.projection.whitening)
+    calibration = None
+    if spec.projection.is_whitened and covariances is None:
+        calibrator = Calibrator(loaded, spec.layers, spec.projection)
+        calibrator.check()
+        calibration = gauge.step(batches, calibrator.add)
+        covariances = calibrator.covariances
+    started = time.perf_counter()
+    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code, covariances)
+    root_seconds = time.perf_counter() - started
+    if calibration is None:
+        extractor.check()
+    return Trial(
+        sum(len(example.input_ids) for example in examples) / shard.rows,
+        len(examples) / shard.rows,
+        BatchShape(*batches[0].input_ids.shape),
+        0 if loaded.device.type == "cuda" else gauge.process,
+        calibration,
+        root_seconds if spec.projection.is_whitened else 0.0,
+        gauge.step(batches, extractor.extract),
+    )
+
+
+def _batches(examples: Sequence[Example], budget: int) -> list[Batch]:
+    scored = [example for example in examples if example.scored and example.fault is None]
+    lengths = [len(example.input_ids) for example in scored]
+    return [collate(scored, indices) for indices in token_budget_batches(lengths, budget)]
+
+
+class _Gauge:
+    """Measures time and memory of steps. The first batch is the largest; it is run once before time counts."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.process = _status("VmRSS")
+
+    def step(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> Step:
+        """Run the first batch twice, and others until some seconds have passed."""
+        self._begin()
+        run(batches[0])
+        tokens, started = 0, time.perf_counter()
+        for batch in batches:
+            run(batch)
+            tokens += int(batch.lengths.sum())
+            if time.perf_counter() - started > _SECONDS:
+                break
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return Step(tokens, time.perf_counter() - started, self._peak())
+
+    def _begin(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif _RESET.exists():
+            _RESET.write_text("5")
+
+    def _peak(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _status("VmHWM")
+
+
+def _status(name: str) -> int | None:
+    """A size in bytes of this process from Linux."""
+    if not _STATUS.exists():
+        return None
+    lines = (line.split() for line in _STATUS.read_text().splitlines())
+    return next((int(words[1]) * 2**10 for words in lines if words[0] == f"{name}:"), None)
