@@ -117,7 +117,10 @@ class _Allocations(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 1  # all is finite, and nothing is padded
         if func is _aten.nonzero.default:
             return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long)  # every token is scored
-        results = func(*args, **(kwargs or {}))
+        if func is _aten._grouped_mm.default and args[0].dim() == 2 < args[1].dim():
+            results = args[0].new_empty(len(args[0]), args[1].shape[2])  # torch has fakes only for bfloat16
+        else:
+            results = func(*args, **(kwargs or {}))
         for item in tree_iter(results):
             if isinstance(item, torch.Tensor):
                 self._count(item.untyped_storage())

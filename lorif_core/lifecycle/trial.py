@@ -65,7 +65,7 @@ def run_trial(config: Config, spec: IndexSpec, shard: ShardRef) -> Trial:
     Raises:
         UserError: a layer cannot be captured, or no token of the shard is scored.
     """
-    gauge = _Gauge()
+    gauge = Gauge()
     loaded = load_for(spec, config)
     gauge.device = loaded.device
     examples = list(read_examples(shard, config, loaded))
@@ -101,7 +101,7 @@ def _batches(examples: Sequence[Example], budget: int) -> list[Batch]:
     return [collate(scored, indices) for indices in token_budget_batches(lengths, budget)]
 
 
-class _Gauge:
+class Gauge:
     """Measures time and memory of steps. The first batch is the largest; it is run once before time counts."""
 
     def __init__(self) -> None:
