@@ -4,28 +4,26 @@
 
 Three parts: sizes and memory that the default preset has for models from 1B to 70B; the peak memory of calibration
 and indexing of a few real-shaped blocks, each in a new process, next to the plan for exactly these blocks; memory
-and time that `lorif check` predicts, next to what `lorif build` and `lorif query` take, for a small model and for the
-pretrained one in FOLDER.
+and time that `lorif check` predicts, next to what `lorif build` and `lorif query` take, for a small model and for
+the pretrained one in FOLDER.
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from benchmarks.memory import in_new_process
 from benchmarks.plan_shapes import PUBLISHED, skeleton
+from benchmarks.processes import WatchedCommand
 from benchmarks.run_record import write_result
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
 from lorif_core.config import Config
@@ -167,75 +165,50 @@ def check_and_build(model: Path, text: Path, folder: Path) -> dict[str, Any]:
     """What `lorif check` predicts, and what `lorif build` and `lorif query` take, over some paragraphs."""
     folder.mkdir()
     paragraphs = load_paragraphs(text)[:_PARAGRAPHS]
-    lines = [json.dumps({"id": str(number), "text": text}) for number, text in enumerate(paragraphs)]
-    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(paragraphs)]
+    (folder / "corpus.jsonl").write_text("".join(lines), encoding="utf-8")
     config = {
         "index": str(folder / "index"),
-        "model": {"path": str(model)},
+        "model": {"path": str(model.resolve())},
         "corpus": {"uri": str(folder / "corpus.jsonl"), "id": "id"},
         "compute": {"workers": 1},
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    checked, _ = observed("check", "-c", str(folder / "config.json"), "--json")
-    built, build_peaks = observed("build", "-c", str(folder / "config.json"), "--json")
-    _, query_peaks = observed("query", str(folder / "index"), "--text", paragraphs[0], "--json")
-    seconds = built["timings"]
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    checked, _ = run_command(folder, "check", "-c", path)
+    built, building = run_command(folder, "build", "-c", path)
+    _, asking = run_command(folder, "query", folder / "index", "--text", paragraphs[0])
+    memory, seconds, took = checked["memory"], checked["seconds"], built["timings"]
+    stages = [memory[stage] for stage in ("calibration", "indexing")]
     return {
         "paragraphs": len(paragraphs),
         "tokens": checked["tokens"],
         "seconds": {
-            "calibration": [checked["seconds"]["calibration"], seconds["calibrate"]],
-            "roots and indexing": [
-                checked["seconds"]["roots"] + checked["seconds"]["indexing"], seconds["index"]
-            ],
+            "calibration": [seconds["calibration"], took["calibrate"]],
+            "roots and indexing": [seconds["roots"] + seconds["indexing"], took["index"]],
         },
         "memory": {
-            "worker": [
-                max(checked["memory"][stage]["estimate"] or 0 for stage in ("calibration", "indexing")),
-                build_peaks["worker"],
-            ],
-            "worker in the sample": [
-                max(checked["memory"][stage]["measured"] or 0 for stage in ("calibration", "indexing")),
-                build_peaks["worker"],
-            ],
-            "driver": [checked["memory"]["driver"]["estimate"], build_peaks["driver"]],
-            "query": [checked["memory"]["query"]["estimate"], query_peaks["driver"]],
+            "worker": [max(stage["estimate"] for stage in stages), building["worker"]],
+            "worker, as the sample had it": [max(stage["measured"] for stage in stages), building["worker"]],
+            "driver": [memory["driver"]["estimate"], building["driver"]],
+            "query": [memory["query"]["estimate"], asking["driver"]],
         },
-    }  # fmt: skip
+    }
 
 
-def observed(*arguments: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """The JSON that a command of lorif prints, and peaks of resident bytes of its process and of a worker."""
-    process = subprocess.Popen(
-        [*_LORIF, *arguments], stdout=subprocess.PIPE, text=True, env={**os.environ, "RAY_worker_niceness": "0"}
-    )
-    peaks = {"driver": 0, "worker": 0}
-    own, output = psutil.Process(process.pid), tempfile.TemporaryFile("w+")
-    while process.poll() is None:
-        for role, size in sizes(own):
-            peaks[role] = max(peaks[role], size)
-        time.sleep(0.1)
-    assert process.stdout is not None
-    printed = process.stdout.read()
-    output.close()
-    if process.returncode:
-        raise RuntimeError(f"lorif {arguments[0]} failed with {process.returncode}: {printed}")
-    return json.loads(printed), peaks
-
-
-def sizes(process: psutil.Process) -> list[tuple[str, int]]:
-    """Resident bytes of a command and of its workers."""
-    found = []
-    try:
-        found.append(("driver", process.memory_info().rss))
-        for child in process.children(recursive=True):
-            if "RoleHost" in " ".join(child.cmdline()[:1]):
-                found.append(("worker", child.memory_info().rss))
-    except psutil.Error:
-        pass  # it has just ended
-    return found
+def run_command(folder: Path, *words: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """The JSON that a command of lorif prints, and the peak bytes of its process and of its worker."""
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    watched = WatchedCommand([*_LORIF, *map(str, words), "--json"], log)
+    if watched.wait():
+        raise RuntimeError(f"lorif {words[0]} failed: {log.read_text(encoding='utf-8')[-2000:]}")
+    lines = log.read_text(encoding="utf-8").splitlines()  # of both streams
+    printed = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+    return printed, {role: round(peak * 2**20) for role, peak in watched.peaks.items()}
 
 
 if __name__ == "__main__":
+    os.environ.update(RAY_worker_niceness="0")  # for times that compare, whatever else the machine does
     prepare_run("local")
     main()

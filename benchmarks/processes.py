@@ -84,7 +84,7 @@ class WatchedCommand:
     def _sample(self, process: psutil.Process) -> float:
         """Record the peak of a process; return its proportional set size in MiB."""
         role = self._role(process)
-        if self._roles.get(process.pid, "other") == "other" or role.endswith("Actor"):
+        if self._roles.get(process.pid, "other") == "other" or role == "worker" or role.endswith("Actor"):
             self._roles[process.pid] = role
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         shares = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
@@ -96,8 +96,8 @@ class WatchedCommand:
         if process.pid == self._root.pid:
             return "driver"
         command_line = " ".join(process.cmdline())
-        names = {"ray::ScoreActor": "ScoreActor", "ray::QueryActor": "QueryActor", "raylet": "raylet",
-                 "gcs_server": "gcs_server", "prefect.server": "Prefect server"}  # fmt: skip
+        names = {"ray::ScoreActor": "ScoreActor", "ray::QueryActor": "QueryActor", "ray::RoleHost": "worker",
+                 "raylet": "raylet", "gcs_server": "gcs_server", "prefect.server": "Prefect server"}  # fmt: skip
         return next((role for part, role in names.items() if part in command_line), "other")
 
 

@@ -93,7 +93,7 @@ class Rehearsal:
 
     def _peak(self, run: Callable[[LoadedModel], None]) -> int | None:
         try:
-            with _fake(self._meta, self._dtype) as model, _Allocations(model) as allocations:
+            with _fake(self._meta, self._dtype) as model, _AnsweredAllocations(model) as allocations:
                 run(LoadedModel(model, None, _has_plain_head(model), 1))
         except Exception as error:  # noqa: BLE001  the code of a model may raise anything when it needs numbers
             log.info("the memory of this model cannot be estimated without weights (%r)", error)
@@ -102,7 +102,7 @@ class Rehearsal:
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the bytes of tensors that are not the model's; answers questions about numbers, which it lacks."""
+    """Counts the bytes of tensors that are not the model's, while it is open."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -113,18 +113,14 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count the storages of its results that are new."""
-        if func is _aten._local_scalar_dense.default:
-            return 1.0 if args[0].is_floating_point() else 1  # all is finite, and nothing is padded
-        if func is _aten.nonzero.default:
-            return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long)  # every token is scored
-        if func is _aten._grouped_mm.default and args[0].dim() == 2 < args[1].dim():
-            results = args[0].new_empty(len(args[0]), args[1].shape[2])  # torch has fakes only for bfloat16
-        else:
-            results = func(*args, **(kwargs or {}))
+        results = self._run(func, args, kwargs or {})
         for item in tree_iter(results):
             if isinstance(item, torch.Tensor):
                 self._count(item.untyped_storage())
         return results
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if id(storage) in self._alive:
@@ -137,6 +133,19 @@ class _Allocations(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self._bytes -= size
+
+
+class _AnsweredAllocations(_Allocations):
+    """The same for fake tensors: questions about numbers, which they lack, are answered for the largest case."""
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is _aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else 1  # all is finite, and nothing is padded
+        if func is _aten.nonzero.default:
+            return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long)  # every token is scored
+        if func is _aten._grouped_mm.default and args[0].dim() == 2 < args[1].dim():
+            return args[0].new_empty(len(args[0]), args[1].shape[2])  # torch has fakes only for bfloat16
+        return super()._run(func, args, kwargs)
 
 
 @contextmanager

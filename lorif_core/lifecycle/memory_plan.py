@@ -21,6 +21,7 @@ WORKER_PROCESS = 520 * 2**20
 DRIVER_PROCESS = 640 * 2**20
 """Resident bytes of the process of a command while others work: those, and Prefect."""
 _DENSE = CodeSpec("dense", 1, "float32")  # of a query
+_HEAP = 1.2  # of the bytes of tensors on the host, because its allocator keeps some of those that are freed
 _WRITTEN = 3  # times that rows to write are in memory: encoded, in Arrow, and in Lance's buffers
 _SHARD_ROWS = 512
 
@@ -80,8 +81,10 @@ def plan_memory(
     whitening = covariances + covariances // 2  # the roots are float32
     largest = max(max(layer.d1, layer.d2) for layer in spec.layers)
 
+    heap = _HEAP if process else 1.0
+
     def total(passes: int | None, *parts: int) -> int | None:
-        return None if passes is None else fixed + passes + sum(parts)
+        return None if passes is None else fixed + round(heap * passes) + sum(parts)
 
     calibration = None
     if covariances:

@@ -1,8 +1,10 @@
 """Invariant: every requested worker fits on a node; one that does not would wait forever."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tasks.cluster import _cores_each, _slots
+from tasks.cluster import _cores_each, _slots, gpus_for
 
 NODES = [{"CPU": 6.0}, {"CPU": 6.0}, {"CPU": 16.0, "GPU": 2.0}]
 
@@ -22,3 +24,15 @@ def test_slots_count_the_workers_that_fit_on_each_node(cpus_each: int, gpus_each
 def test_a_node_without_cores_does_not_reduce_the_cores_of_a_worker(cores: tuple[int, ...], expected: int) -> None:
     """The Ray head and the node of a driver have no cores; if they counted, every core would load the model."""
     assert _cores_each([{"CPU": float(count)} if count else {} for count in cores]) == expected
+
+
+@given(st.integers(1, 10**12), st.integers(10**9, 10**12))
+def test_a_model_gets_the_fewest_gpus_of_which_its_weights_take_half(weights: int, memory: int) -> None:
+    gpus = gpus_for(weights, memory)
+    assert weights <= gpus * memory / 2
+    assert gpus == 1 or weights > (gpus - 1) * memory / 2
+
+
+def test_gpus_of_published_models_on_gpus_of_80_gib() -> None:
+    """1B, 8B and 70B in bfloat16."""
+    assert [gpus_for(2 * parameters * 10**9, 80 * 2**30) for parameters in (1, 8, 70)] == [1, 1, 4]

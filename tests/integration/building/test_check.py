@@ -1,0 +1,48 @@
+"""Invariant: `lorif check` runs its sample on a worker, and its process never loads weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lorif_core.model import loading
+from tests.integration.lorif import run
+
+
+def test_check_estimates_memory_and_time_without_weights_in_its_process(
+    tmp_path: Path,
+    model_folder: Path,
+    corpus_file: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the process of the command loads weights")
+
+    monkeypatch.setattr(loading, "load_full_model", refuse)  # a worker is another process
+    config = {
+        "index": str(tmp_path / "index"),
+        "model": {"path": str(model_folder)},
+        "corpus": {"uri": str(corpus_file), "id": "id", "max_length": 64},
+        "compute": {"workers": 1, "tokens_per_batch": 2048},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    code, out, _ = run(capsys, "check", "-c", str(tmp_path / "config.yaml"), "--json")
+    data = json.loads(out)
+    assert code == 0 and data["bytes_per_example"] > 0
+    assert set(data["memory"]) == {"calibration", "indexing", "query", "driver"}
+    assert all(peak["estimate"] > 2**27 for peak in data["memory"].values())
+    for stage in ("calibration", "indexing"):  # a tiny model, so that nearly all is the process itself
+        peak = data["memory"][stage]
+        assert peak["estimate"] == pytest.approx(peak["measured"], rel=0.25)
+    assert all(seconds > 0 for seconds in data["seconds"].values())
+    assert data["estimated_hours"] == pytest.approx(sum(data["seconds"].values()) / 3600)
+    assert not any(path.is_dir() for path in tmp_path.glob("index/*.lance"))
+
+    code, out, _ = run(capsys, "check", "-c", str(tmp_path / "config.yaml"))
+    assert code == 0
+    for line in ("memory of calibration: estimate ", "memory of driver: estimate ", "time of roots: "):
+        assert line in out
+    assert "measured" in out
