@@ -61,24 +61,23 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--text", type=Path, default=DEFAULT_TEXT)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--shapes", nargs="*", choices=PUBLISHED, default=list(PUBLISHED))
     arguments = parser.parse_args()
     result: dict[str, Any] = {
         "batch": vars_of(_PLANNED_BATCH),
         "run_batch": vars_of(_RUN_BATCH),
-        "threads": torch.get_num_threads(),
-        "plans": {name: planned(name) for name in arguments.shapes},
-        "runs": {name: in_new_process(run_blocks, name) for name in arguments.shapes},
+        "plans": {name: planned(name) for name in PUBLISHED},
     }
     print(json.dumps(result, indent=1))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="lorif-plans-") as folder:
         models = {"4x256": small_model(Path(folder) / "model", arguments.text)}
         if arguments.model is not None:
             models["SmolLM2-135M"] = arguments.model
-        result["checks"] = {
-            name: check_and_build(path, arguments.text, Path(folder) / name) for name, path in models.items()
-        }
-    print(json.dumps(result["checks"], indent=1))
+        result["checks"] = {}
+        for name, path in models.items():
+            result["checks"][name] = check_and_build(path, arguments.text, Path(folder) / name)
+            print(json.dumps(result["checks"], indent=1), flush=True)
+    result["runs"] = {name: in_new_process(run_blocks, name) for name in PUBLISHED}
+    print(json.dumps(result["runs"], indent=1))
     if arguments.out:
         write_result(arguments.out, result)
 

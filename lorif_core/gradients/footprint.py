@@ -9,6 +9,7 @@ Shapes: B batch, T tokens.
 
 import copy
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,6 +99,8 @@ class Rehearsal:
         except Exception as error:  # noqa: BLE001  the code of a model may raise anything when it needs numbers
             log.info("the memory of this model cannot be estimated without weights (%r)", error)
             return None
+        finally:
+            _forget_constants()
         return allocations.peak
 
 
@@ -164,6 +167,15 @@ def _fake(meta: Any, dtype: torch.dtype) -> Iterator[Any]:
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         yield model
+
+
+def _forget_constants() -> None:
+    """Clear the caches of constants, because those that were made in a rehearsal are fake."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lorif_core.gradients."):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
 
 
 def _has_plain_head(model: Any) -> bool:

@@ -10,10 +10,11 @@ import torch
 from lorif_core.corpus.batches import Batch
 from lorif_core.gradients import footprint
 from lorif_core.gradients.captured_model import CapturedModel
+from lorif_core.gradients.codes import encode
 from lorif_core.gradients.footprint import BatchShape, Rehearsal
 from lorif_core.gradients.whitening import CovarianceSink
 from lorif_core.model.layers import folded_layer_specs, select_layers
-from lorif_core.spec import CodeSpec, ProjectionSpec
+from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
 from tests.models import FAMILIES, VOCAB, loaded
 from tests.real_shapes import llama_skeleton
 
@@ -72,3 +73,14 @@ def test_a_model_that_needs_numbers_has_no_estimate() -> None:
     model.__class__ = Odd
     model.model.forward = lambda **_: np.asarray(model.lm_head.weight.detach())
     assert rehearsal_of(model).calibration(BatchShape(1, 8)) is None
+
+
+@pytest.mark.parametrize("kind", ["cut", "rank", "dense"])
+def test_a_rehearsal_leaves_no_fake_constants_behind(kind: Any) -> None:
+    """Sizes that nothing else uses, so that the rehearsal is the first to need their constants."""
+    code, model = CodeSpec(kind, 3, "sign"), FAMILIES["llama"]()
+    layers = [LayerSpec("model.layers.1.mlp.down_proj", 40, 24, 19, 17)]
+    rehearsal = Rehearsal(model, torch.float32, layers, FOLDED)
+    assert rehearsal.codes(BatchShape(2, 30), code) is not None
+    encoded = encode(torch.randn(2, 30, 19), torch.randn(2, 30, 17), code, unbiased=True)
+    assert type(encoded.codes) is torch.Tensor and bool(torch.isfinite(encoded.scales).all())
