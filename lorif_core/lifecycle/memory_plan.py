@@ -21,7 +21,7 @@ WORKER_PROCESS = 520 * 2**20
 DRIVER_PROCESS = 640 * 2**20
 """Resident bytes of the process of a command while others work: those, and Prefect."""
 _DENSE = CodeSpec("dense", 1, "float32")  # of a query
-_HEAP = 1.2  # of the bytes of tensors on the host, because its allocator keeps some of those that are freed
+_HEAP = 1.4  # of the bytes of tensors on the host: its allocator keeps pieces that no batch of another length fits
 _WRITTEN = 3  # times that rows to write are in memory: encoded, in Arrow, and in Lance's buffers
 _SHARD_ROWS = 512
 

@@ -102,25 +102,27 @@ def _batches(examples: Sequence[Example], budget: int) -> list[Batch]:
 
 
 class Gauge:
-    """Measures time and memory of steps. The first batch is the largest; it is run once before time counts."""
+    """Measures time and memory of steps, whose first batch is the largest."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.process = _status("VmRSS")
 
     def step(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> Step:
-        """Run the first batch twice, and others until some seconds have passed."""
+        """Run batches until some seconds have passed, not counting the first one, which allocates, if it is quick."""
         self._begin()
-        run(batches[0])
         tokens, started = 0, time.perf_counter()
-        for batch in batches:
+        for number, batch in enumerate([batches[0], *batches]):
             run(batch)
             tokens += int(batch.lengths.sum())
-            if time.perf_counter() - started > _SECONDS:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - started
+            if seconds > _SECONDS:
                 break
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return Step(tokens, time.perf_counter() - started, self._peak())
+            if number == 0:
+                tokens, started = 0, time.perf_counter()
+        return Step(tokens, seconds, self._peak())
 
     def _begin(self) -> None:
         if self.device.type == "cuda":
