@@ -109,7 +109,7 @@ class Gauge:
         self.process = _status("VmRSS")
 
     def step(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> Step:
-        """Run batches until some seconds have passed, not counting the first one, which allocates, if it is quick."""
+        """Run batches until some seconds have passed, not counting a quick first one, which allocates."""
         self._begin()
         tokens, started = 0, time.perf_counter()
         for number, batch in enumerate([batches[0], *batches]):
