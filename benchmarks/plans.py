@@ -102,9 +102,9 @@ def planned(name: str) -> dict[str, Any]:
     peaks = plan_memory(model.model, spec, _PLANNED_BATCH, config_of().compute.memory_gb)
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
     return {
-        "parameters": parameters,
-        "weights": peaks.weights,
-        "memory": {stage: getattr(peaks, stage) for stage in _STAGES},
+        "billions": round(parameters / 1e9, 2),
+        "weights_gib": gib(peaks.weights),
+        "memory_gib": {stage: gib(getattr(peaks, stage) or 0) for stage in _STAGES},
         "configs": rows,
     }
 
@@ -125,10 +125,12 @@ def run_blocks(name: str) -> dict[str, Any]:
     indexed = gauge.step([batch], extractor.extract)
     return {
         "blocks": blocks,
-        "weights": peaks.weights,
+        "weights_gib": gib(peaks.weights),
         "layers": len(spec.layers),
-        "calibration": [peaks.calibration, calibrated.peak],
-        "indexing": [peaks.indexing, indexed.peak],
+        "memory_gib": {
+            "calibration": compared(gib(peaks.calibration or 0), gib(calibrated.peak or 0)),
+            "indexing": compared(gib(peaks.indexing or 0), gib(indexed.peak or 0)),
+        },
     }
 
 
@@ -183,16 +185,29 @@ def check_and_build(model: Path, text: Path, folder: Path) -> dict[str, Any]:
         "paragraphs": len(paragraphs),
         "tokens": checked["tokens"],
         "seconds": {
-            "calibration": [seconds["calibration"], took["calibrate"]],
-            "roots and indexing": [seconds["roots"] + seconds["indexing"], took["index"]],
+            "calibration": compared(seconds["calibration"], took["calibrate"]),
+            "roots and indexing": compared(seconds["roots"] + seconds["indexing"], took["index"]),
         },
-        "memory": {
-            "worker": [max(stage["estimate"] for stage in stages), building["worker"]],
-            "worker, as the sample had it": [max(stage["measured"] for stage in stages), building["worker"]],
-            "driver": [memory["driver"]["estimate"], building["driver"]],
-            "query": [memory["query"]["estimate"], asking["driver"]],
+        "memory_gib": {
+            name: compared(gib(estimate), gib(peak))
+            for name, estimate, peak in (
+                ("worker", max(stage["estimate"] for stage in stages), building["worker"]),
+                ("worker, as the sample had it", max(stage["measured"] for stage in stages), building["worker"]),
+                ("driver", memory["driver"]["estimate"], building["driver"]),
+                ("query", memory["query"]["estimate"], asking["driver"]),
+            )
         },
     }
+
+
+def gib(size: float) -> float:
+    """GiB of a number of bytes."""
+    return round(size / 2**30, 2)
+
+
+def compared(predicted: float, taken: float) -> dict[str, float]:
+    """A prediction, what happened, and their ratio."""
+    return {"predicted": round(predicted, 2), "taken": round(taken, 2), "ratio": round(predicted / taken, 2)}
 
 
 def run_command(folder: Path, *words: Any) -> tuple[dict[str, Any], dict[str, int]]:

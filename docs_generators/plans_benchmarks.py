@@ -1,12 +1,11 @@
 """The section of the benchmarks page on plans: sizes and memory without weights, and how far estimates are off."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from docs_generators.benchmark_results import decimals, load, provenance, sourced
-from docs_generators.markdown import table
+from docs_generators.markdown import code, table
 
 _NAME = "plans.json"
-_GIB = 2**30
 
 
 def plans_sections() -> Iterator[str]:
@@ -22,24 +21,27 @@ the peak of each process, with weights in bfloat16 and batches of {examples} x {
     header = ["Model", "Parameters, 1e9", "Weights", *(stage.capitalize() for stage in stages)]
     rows = [
         [
-            name,
-            decimals(plan["parameters"] / 1e9, 1),
-            decimals(plan["weights"] / _GIB, 1),
-            *(_gib(plan["memory"][stage]) for stage in stages),
+            code(name),
+            decimals(plan["billions"], 2),
+            decimals(plan["weights_gib"], 2),
+            *(decimals(plan["memory_gib"][stage], 2) for stage in stages),
         ]
         for name, plan in plans.items()
     ]
     yield sourced(table(header, rows), _NAME)
     yield "Layers that are tracked, the largest side, and bytes of a row:"
     configs = list(next(iter(plans.values()))["configs"])
-    rows = [[name, *(_sizes(plan["configs"][label]) for label in configs)] for name, plan in plans.items()]
+    rows = [[code(name), *(_sizes(plan["configs"][label]) for label in configs)] for name, plan in plans.items()]
     yield sourced(table(["Model", *configs], rows), _NAME)
     examples, tokens = result["run_batch"]
     yield f"""\
 Peaks of a few real-shaped blocks with random weights in float32 and a vocabulary of 16,384, each in a new process,
 with a batch of {examples} x {tokens} tokens, next to the plan for these blocks:"""
     rows = [
-        [f"{run['blocks']} of {name}", *(cell for stage in stages[:2] for cell in _compared(run[stage], _GIB))]
+        [
+            f"{run['blocks']} of {code(name)}",
+            *(cell for stage in stages[:2] for cell in _compared(run["memory_gib"][stage])),
+        ]
         for name, run in runs.items()
     ]
     header = ["Blocks"]
@@ -51,9 +53,9 @@ with a batch of {examples} x {tokens} tokens, next to the plan for these blocks:
 What `lorif check` predicts from a sample, next to what `lorif build` and `lorif query` then took
 ({next(iter(checks.values()))["paragraphs"]} paragraphs of WikiText-2; {counts}):"""
     rows = [
-        [f"{name}: {kind}", unit, *_compared(pair, scale)]
+        [f"{name}: {kind}", unit, *_compared(pair)]
         for name, check in checks.items()
-        for part, unit, scale in (("memory", "GiB", _GIB), ("seconds", "s", 1))
+        for part, unit in (("memory_gib", "GiB"), ("seconds", "s"))
         for kind, pair in check[part].items()
     ]
     yield sourced(table(["Model", "Unit", "Predicted", "Taken", "Ratio"], rows), _NAME)
@@ -62,15 +64,9 @@ What this does not show: GPUs, and whole models above 135 million parameters."""
     yield provenance(_NAME, "python -m benchmarks.plans --model FOLDER --out benchmarks/results/plans.json")
 
 
-def _gib(size: int | None) -> str:
-    return "" if size is None else decimals(size / _GIB, 1)
-
-
 def _sizes(config: dict[str, int]) -> str:
     return f"{config['layers']} layers, {config['largest_side']:,}, {config['bytes']:,} B"
 
 
-def _compared(pair: Sequence[float], scale: int) -> list[str]:
-    """Predicted, taken, and their ratio."""
-    predicted, taken = pair
-    return [decimals(predicted / scale, 2), decimals(taken / scale, 2), decimals(predicted / taken, 2)]
+def _compared(pair: Mapping[str, float]) -> list[str]:
+    return [decimals(pair[key], 2) for key in ("predicted", "taken", "ratio")]

@@ -6,6 +6,7 @@ Shapes: N tokens, K experts per token, S = N K rows sorted by expert, H hidden s
 from typing import Protocol
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 _FIRST_WITH_KERNEL = (8, 0)
 """The compute capability of the first GPUs on which torch has a product of groups."""
@@ -46,7 +47,8 @@ def grouped_product(rows_SI: torch.Tensor, weight_EIO: torch.Tensor, experts_S: 
     """(S, O): each row times the matrix of its expert; `experts_S` ascends."""
     numbers = torch.arange(len(weight_EIO), device=experts_S.device)
     ends_E = torch.searchsorted(experts_S, numbers, right=True, out_int32=True)
-    product = fused_product if _has_kernel(weight_EIO) else looped_product
+    is_fused = is_fake(weight_EIO) or _has_kernel(weight_EIO)  # fake tensors have no numbers to loop over
+    product = fused_product if is_fused else looped_product
     return product(rows_SI.to(weight_EIO.dtype), weight_EIO, ends_E)
 
 
