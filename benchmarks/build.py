@@ -27,6 +27,7 @@ from lorif_core.config_file import parse_config
 from lorif_core.corpus.batches import Batch
 from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.gradients.roots import exact_roots
 from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.lifecycle.tracking import layers_of_model
 from lorif_core.model.layers import layer_specs, select_layers
@@ -107,12 +108,12 @@ def extractor_of(loaded: LoadedModel, keys: dict[str, Any], calibration: Batch) 
     config: Config = parse_config({**keys, **required})
     layers = layers_of_model(config, loaded.model, {}).specs
     projection = projection_spec(config.projection)
-    covariances = None
+    roots = None
     if projection.is_whitened:
         calibrator = Calibrator(loaded, layers, projection)
         calibrator.add(calibration)
-        covariances = calibrator.covariances
-    return Extractor(loaded, layers, projection, code_spec(config.code, layers), covariances)
+        roots = exact_roots(calibrator.covariances)
+    return Extractor(loaded, layers, projection, code_spec(config.code, layers), roots)
 
 
 def dense_16(loaded: LoadedModel) -> Extractor:

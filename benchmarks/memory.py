@@ -145,8 +145,7 @@ def index_corpus(config: Config) -> Peak:
     if spec.projection.is_whitened:
         sample = calibration_sample(plan.shards, sample_size(spec.projection, plan.rows))
         covariances = calibrator.covariances(sample)
-        spec = spec.with_whitening(covariances.digest())
-        store.covariances.write(covariances, spec.layers, spec)
+        spec = spec.with_whitening(store.whitenings.add(covariances, spec.layers, spec))
     indexer = ShardIndexer(config, spec, calibrator.loaded)
     for shard in plan.shards:
         receipt = indexer.index(shard)

@@ -30,7 +30,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.evaluation.lds import rank_correlation
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import Calibrator, Extractor
-from lorif_core.gradients.whitening import Covariances
+from lorif_core.gradients.roots import Roots, exact_roots
 from lorif_core.lifecycle.index_shard import read_examples
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.model.loading import LoadedModel, load_model
@@ -63,9 +63,9 @@ def measure(
     One batch of rows is in memory at a time; only the dot products of all rows and queries are stored.
     """
     spec = make_plan(config).spec
-    covariances = _covariances(loaded, spec.layers, spec.projection, rows)
-    dense = Extractor(loaded, spec.layers, spec.projection, _DENSE, covariances)
-    coded = Extractor(loaded, spec.layers, spec.projection, spec.code, covariances)
+    roots = _roots(loaded, spec.layers, spec.projection, rows)
+    dense = Extractor(loaded, spec.layers, spec.projection, _DENSE, roots)
+    coded = Extractor(loaded, spec.layers, spec.projection, spec.code, roots)
     whole = _without_projection(loaded, spec, rows)
     layout = CodeLayout(spec.layers, spec.code)
 
@@ -99,19 +99,19 @@ def _without_projection(loaded: LoadedModel, spec: IndexSpec, rows: Sequence[Exa
     """An extractor of whole gradients of the tracked layers, which are whitened if the preset whitens."""
     layers = tuple(replace(layer, d1=layer.in_features, d2=layer.out_features) for layer in spec.layers)
     projection = ProjectionSpec("whitened" if spec.projection.is_whitened else "random", factor=1)
-    return Extractor(loaded, layers, projection, _DENSE, _covariances(loaded, layers, projection, rows))
+    return Extractor(loaded, layers, projection, _DENSE, _roots(loaded, layers, projection, rows))
 
 
-def _covariances(
+def _roots(
     loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec, rows: Sequence[Example]
-) -> Covariances | None:
+) -> Roots | None:
     """Those of all rows; None without whitening."""
     if not projection.is_whitened:
         return None
     calibrator = Calibrator(loaded, layers, projection)
     for indices in _batches(rows):
         calibrator.add(collate(rows, indices))
-    return calibrator.covariances
+    return exact_roots(calibrator.covariances)
 
 
 def _add_products(

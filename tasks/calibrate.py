@@ -1,19 +1,34 @@
-"""The calibration of whitened projections: workers sum over samples of shards; sums are added in a fixed order."""
+"""The calibration of whitened projections: workers sum over samples of shards, add the sums, and compute roots.
 
-from collections.abc import Sequence
-from dataclasses import replace
+Sums go from worker to worker through Ray's object store; this process only knows where they are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lorif_core.config import Config
-from lorif_core.errors import UserError
-from lorif_core.gradients.whitening import Covariances
-from lorif_core.lifecycle.calibrate import SampledShard, calibration_sample, sample_size
+from lorif_core.errors import LorifError, UserError
+from lorif_core.gradients.roots import whitening_name
+from lorif_core.lifecycle.calibrate import (
+    Counts,
+    GroupSummary,
+    Mixture,
+    SampledShard,
+    calibration_sample,
+    layer_ranges,
+    sample_size,
+)
 from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.store import Store
+from lorif_core.tables.whitenings import WhiteningHeader
+from tasks.dispatch import Failed, Workers
 from tasks.model_workers import ModelWorkers
 from tasks.orchestration import run_log, task
 from tasks.sample import over_sample, part_count
+from tasks.workers.host import Host
 
 
 @task("calibrate", retried=True)
@@ -29,31 +44,113 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease, model_workers: Mode
     if not spec.projection.is_whitened or spec.projection.whitening is not None:
         return replace(plan, spec=spec)
     sample = calibration_sample(plan.shards, sample_size(plan.spec.projection, plan.rows))
-    covariances = measure(model_workers, plan.spec, sample)
-    if covariances.tokens == 0:
+    measured = measure(model_workers, spec, store, lease, sample)
+    if measured is None:
         raise UserError(
             f"no example of the corpus {config.corpus.uri} has a scored token; check the columns that the section "
             f"corpus names"
         )
-    run_log().info("calibrated on %d examples, %d tokens", covariances.examples, covariances.tokens)
-    spec = spec.with_whitening(covariances.digest())
-    lease.confirm()
-    store.covariances.write(covariances, spec.layers, spec)  # from now on fixed for all rows of this checkpoint
+    run_log().info("calibrated on %d examples, %d tokens", measured.counts.examples, measured.counts.tokens)
+    spec = spec.with_whitening(measured.name)  # from now on fixed for all rows of this checkpoint
     return replace(plan, spec=spec, calibration_seconds=model_workers.clock() - started)
 
 
-def measure(model_workers: ModelWorkers, spec: IndexSpec, sample: Sequence[SampledShard]) -> Covariances:
-    """Covariances of projected gradients, before whitening, over a sample of shards; all workers share it."""
-    spec_json, total = spec.to_json(), Covariances()
+@dataclass(frozen=True, slots=True)
+class MeasuredWhitening:
+    """A whitening that is stored now.
+
+    Attributes:
+        name: its name.
+        counts: tokens and examples of the sample.
+        groups: its sides, group by group of layers.
+    """
+
+    name: str
+    counts: Counts
+    groups: list[GroupSummary]
+
+
+def measure(
+    model_workers: ModelWorkers,
+    spec: IndexSpec,
+    store: Store,
+    lease: Lease,
+    sample: Sequence[SampledShard],
+    mixture: Mixture | None = None,
+) -> MeasuredWhitening | None:
+    """Measure covariances over a sample of shards, and store them with their roots; all workers share the work.
+
+    Args:
+        model_workers: the workers.
+        spec: spec of the rows; its whitening does not matter.
+        store: the tables.
+        lease: lease of the index, held by this process.
+        sample: the sample.
+        mixture: what the covariances are mixed into; None if they whiten the rows of the spec.
+
+    Returns:
+        None if no example of the sample has a scored token.
+    """
+    spec_json = spec.to_json()
     with model_workers.step(spec, part_count(sample)) as workers:
-        parts = over_sample(
-            workers,
-            sample,
-            call=lambda host, part: host.call("covariances", spec_json, part),
-            counts=lambda part: (part.examples, part.tokens),
-            title="calibrate",
-            activity="calibrating on",
+        layers = layer_ranges(spec.layers, workers.count)
+        sums: dict[int, list[Any]] = {}  # references, by part and group
+
+        def sum_up(host: Host, number: int, part: Sequence[SampledShard]) -> Any:
+            counts, *sums[number] = host.call("sums", spec_json, part, layers, results=1 + len(layers))
+            return counts
+
+        counts = _total(
+            over_sample(
+                workers, sample, sum_up, lambda part: (part.examples, part.tokens), "calibrate", "calibrating on"
+            )
         )
-    for part in parts:
-        total.add(part)
-    return total
+        if not counts.tokens:
+            return None
+        whitened: dict[int, Any] = {}  # references
+
+        def whiten(host: Host, group: int) -> Any:
+            parts = [sums[number][group] for number in sorted(sums)]
+            summary, whitened[group] = host.call("whiten", spec_json, parts, counts.tokens, mixture, results=2)
+            return summary
+
+        groups: list[GroupSummary] = _each(workers, range(len(layers)), whiten)
+        header = _header(spec, counts, groups, mixture)
+        lease.confirm()
+        store.whitenings.create()
+        fragments = _each(
+            workers, range(len(layers)),
+            lambda host, group: host.call("write_whitening", spec_json, header, whitened[group]),
+        )  # fmt: skip
+    lease.confirm()
+    store.whitenings.commit(header.name, [fragment for written in fragments for fragment in written])
+    return MeasuredWhitening(header.name, counts, groups)
+
+
+def _total(parts: Sequence[Counts]) -> Counts:
+    return Counts(sum(part.tokens for part in parts), sum(part.examples for part in parts))
+
+
+def _header(
+    spec: IndexSpec, counts: Counts, groups: Sequence[GroupSummary], mixture: Mixture | None
+) -> WhiteningHeader:
+    sides = [side for group in groups for side in group.sides]
+    if mixture is None:
+        name = whitening_name(counts.tokens, counts.examples, sides)
+        return WhiteningHeader(name, spec.with_whitening(name).hash, counts.tokens, counts.examples)
+    tokens, examples = mixture.base_tokens + mixture.tokens, mixture.base_examples + counts.examples
+    return WhiteningHeader(whitening_name(tokens, examples, sides), None, tokens, examples)
+
+
+def _each(workers: Workers, items: Sequence[int], call: Callable[[Host, int], Any]) -> list[Any]:
+    """The results of a call for every item, in the order of the items.
+
+    Raises:
+        LorifError: an item failed every attempt.
+    """
+    results: dict[int, Any] = {}
+    for outcome in workers.run(items, call, in_flight=1):
+        if isinstance(outcome, Failed):
+            raise outcome.fault or LorifError(f"computing the whitening failed: {outcome.cause}")
+        results[outcome.item] = outcome.result
+    return [results[item] for item in items]

@@ -95,7 +95,7 @@ def _measure(config: Config, plan: UpdatePlan, part: Part, shards: Sequence[Shar
         drifts = over_sample(
             workers,
             sample,
-            call=lambda host, shards: host.call("measure", shards),
+            call=lambda host, _, shards: host.call("measure", shards),
             counts=lambda drift: (drift.rows, 0),
             title="measure drift",
             activity="measuring the drift of",

@@ -20,7 +20,7 @@ def part_count(sample: Sequence[Any]) -> int:
 def over_sample(
     workers: Workers,
     sample: Sequence[SampledShard],
-    call: Callable[[Host, Sequence[SampledShard]], Any],
+    call: Callable[[Host, int, Sequence[SampledShard]], Any],
     counts: Callable[[Any], tuple[int, int]],
     title: str,
     activity: str,
@@ -30,7 +30,7 @@ def over_sample(
     Args:
         workers: the workers.
         sample: the shards and how many examples to take of each.
-        call: passes a part to a worker and returns the reference of its result.
+        call: passes a part, with its number, to a worker and returns the reference of its result.
         counts: examples and tokens of a result, for the progress.
         title: title of the progress.
         activity: the work in words, for the message of a failure.
@@ -42,7 +42,7 @@ def over_sample(
     parts = [(number, sample[number::count]) for number in range(count)]
     results: dict[int, Any] = {}
     with Progress(title, sum(shard.examples for shard in sample)) as progress:
-        for outcome in workers.run(parts, lambda host, part: call(host, part[1]), in_flight=1):
+        for outcome in workers.run(parts, lambda host, part: call(host, *part), in_flight=1):
             if isinstance(outcome, Failed):
                 raise LorifError(f"{activity} {len(outcome.item[1])} shards failed: {outcome.cause}")
             results[outcome.item[0]] = outcome.result

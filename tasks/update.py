@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from lorif_core.config import Config
-from lorif_core.curvature.metric import Drift, drift, mix_covariances
-from lorif_core.lifecycle.calibrate import calibration_sample, sample_size
+from lorif_core.curvature.metric import Drift, drift
+from lorif_core.lifecycle.calibrate import Mixture, calibration_sample, sample_size
 from lorif_core.lifecycle.compaction import compact_rows
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.update import UpdatePlan, make_update_plan
@@ -67,26 +67,28 @@ def update_covariances(
     New data are weighted by their share of the tokens. Random projections have no covariances.
     """
     store, spec, part = Store(config.index, config.storage), plan.build.spec, plan.part
-    frozen = store.covariances.read(spec.projection.whitening)
+    frozen = spec.projection.whitening
     new = indexed.inventory.of_spec(spec.hash).difference(plan.base_inventory)
     if frozen is None or part is None or not new.rows:
         return Metric(None if part is None else part.metric, None)
     started = time.perf_counter()
     most = sample_size(spec.projection, part.rows)
     examples = round(min(max(most * new.rows / part.rows, _MIN_EXAMPLES), most))
-    sample = measure(model_workers, spec, calibration_sample(plan.build.shards, examples))
-    if not sample.tokens:
-        return Metric(part.metric, None)
+    sample = calibration_sample(plan.build.shards, examples)
     # the former covariances were measured over the whole corpus, so their weight is all tokens of the base
-    newer = mix_covariances(store.covariances.read(part.metric) or frozen, plan.base.tokens, sample, new.tokens)
-    measured = drift(frozen, newer, [layer.name for layer in spec.layers])
+    base = part.metric or frozen
+    mixture = Mixture(frozen, base, plan.base.tokens, store.whitenings.examples(base), new.tokens)
+    newer = measure(model_workers, spec, store, lease, sample, mixture)
+    if newer is None:
+        return Metric(part.metric, None)
+    sides = [side for group in newer.groups for side in group.sides]
+    distances = [distance for group in newer.groups for distance in group.distances]
+    moved = drift(distances, [spec.layers[side.layer].name for side in sides])
     run_log().info(
         "covariances of %d new examples; mean drift from the whitening %.3f, largest %.3f in layer %s",
-        sample.examples, measured.mean, measured.worst, measured.layer,
+        newer.counts.examples, moved.mean, moved.worst, moved.layer,
     )  # fmt: skip
-    lease.confirm()
-    store.covariances.write(newer, spec.layers)
-    return Metric(newer.digest(), measured, time.perf_counter() - started)
+    return Metric(newer.name, moved, time.perf_counter() - started)
 
 
 @task("compact", retried=True)

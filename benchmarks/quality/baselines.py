@@ -24,7 +24,8 @@ from benchmarks.quality.layer_scores import gradients, spread_order
 from benchmarks.quality.pairs import Pairs, open_pairs
 from lorif_core.gradients.low_rank import low_rank_factors
 from lorif_core.gradients.projection import rademacher_signs
-from lorif_core.gradients.whitening import inverse_root, second_moment
+from lorif_core.gradients.roots import inverse_root
+from lorif_core.gradients.whitening import second_moment
 from lorif_core.spec import projected_size
 
 _BLOCK = 32

@@ -22,7 +22,8 @@ from benchmarks.quality.pairs import Pairs, open_pairs
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.projection import rademacher_signs
 from lorif_core.gradients.quantisation import signs
-from lorif_core.gradients.whitening import inverse_root, second_moment
+from lorif_core.gradients.roots import inverse_root
+from lorif_core.gradients.whitening import second_moment
 from lorif_core.spec import CodeSpec, LayerSpec
 
 _RIDGE = 1e-5

@@ -26,7 +26,8 @@ from benchmarks.quality.folded import unbiased
 from benchmarks.quality.layer_scores import gradients
 from benchmarks.quality.pairs import Pairs, open_pairs
 from lorif_core.gradients.quantisation import signs
-from lorif_core.gradients.whitening import EPSILON, second_moment
+from lorif_core.gradients.roots import EPSILON
+from lorif_core.gradients.whitening import second_moment
 
 VARIANTS = ("kfac", "joint .01", "ekfac .1", "ekfac .01", "ekfac .001", "source 100", "power .9")
 

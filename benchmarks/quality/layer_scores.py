@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.quality.pairs import Pairs, open_pairs
 from lorif_core.gradients.projection import counter_generator
-from lorif_core.gradients.whitening import EPSILON, second_moment
+from lorif_core.gradients.roots import EPSILON
+from lorif_core.gradients.whitening import second_moment
 
 SAMPLE = 64
 _FLOATS = 2**25  # of the gradients that are formed at once

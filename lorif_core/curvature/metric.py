@@ -5,8 +5,8 @@ covariances A and S is applied to the query alone (DESIGN section 3). For a whit
 
     W = (A_w^1/2 A^-1 A_w^1/2) Q (S_w^1/2 S^-1 S_w^1/2)
 
-gives the scores that whitening queries and rows by A^-1/2 and S^-1/2 would give. All roots use the eps of the
-whitening.
+gives the scores that whitening queries and rows by A^-1/2 and S^-1/2 would give. All inverse roots are the stored
+ones. The eps of the whitening keeps them far from singular, so A_w^1/2 is computed as the inverse of A_w^-1/2.
 
 Shapes: Q queries, D = d1 d2 of a layer.
 """
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from lorif_core.curvature.woodbury import LayerCurvature, identity_curvature
-from lorif_core.gradients.whitening import SIDES, Covariances, inverse_root, root
+from lorif_core.gradients.projection import SideName
+from lorif_core.gradients.roots import Roots
+from lorif_core.gradients.whitening import SIDES
 from lorif_core.spec import LayerSpec
 
 
@@ -48,14 +50,15 @@ class Drift:
     layer: str
 
 
-def layer_metric(frozen: Covariances, newer: Covariances, layer: int) -> LayerMetric:
+def layer_metric(frozen: Roots, newer: Roots, layer: int) -> LayerMetric:
     """The metric of the newer covariances, for codes whitened with the frozen ones."""
-    left, right = (_relative_metric(frozen.mean(layer, side), newer.mean(layer, side)) for side in SIDES)
+    factors = (_relative_root(newer, frozen, layer, side) for side in SIDES)
+    left, right = (factor.T @ factor for factor in factors)
     return LayerMetric(left, right)
 
 
 def metric_folds(
-    frozen: Covariances | None, newer: Covariances | None, layers: Sequence[LayerSpec]
+    frozen: Roots | None, newer: Roots | None, layers: Sequence[LayerSpec]
 ) -> Iterator[LayerCurvature | LayerMetric]:
     """Per layer the fold of queries without a curvature: the metric of newer covariances, or the identity."""
     if frozen is None or newer is None:
@@ -64,35 +67,34 @@ def metric_folds(
         yield from (layer_metric(frozen, newer, number) for number in range(len(layers)))
 
 
-def translation(newer: Covariances, older: Covariances, layer: int) -> LayerMetric:
+def translation(newer: Roots, older: Roots, layer: int) -> LayerMetric:
     """The factors that bring folded queries W from the whitening of `newer` into that of `older` codes.
 
     For any gradient G: <W, A_n^-1/2 G S_n^-1/2> = <A_o^1/2 A_n^-1/2 W S_n^-1/2 S_o^1/2, A_o^-1/2 G S_o^-1/2>.
     """
-    left, right = (root(older.mean(layer, side)) @ inverse_root(newer.mean(layer, side)) for side in SIDES)
-    return LayerMetric(left, right.T)
+    left, right = (_relative_root(newer, older, layer, side) for side in SIDES)
+    return LayerMetric(left.T, right)
 
 
-def drift(frozen: Covariances, newer: Covariances, names: Sequence[str]) -> Drift:
-    """The drift over all layers; `names` are the names of the layers."""
-    by_side: list[tuple[float, str]] = []
-    for number, name in enumerate(names):
-        metric = layer_metric(frozen, newer, number)
-        for matrix in (metric.left, metric.right):
-            by_side.append((float(torch.linalg.eigvalsh(matrix).log().abs().mean()), name))
-    worst, layer = max(by_side)
-    return Drift(sum(distance for distance, _ in by_side) / len(by_side), worst, layer)
+def side_drift(frozen: Roots, newer: Roots, layer: int, side: SideName) -> float:
+    """The distance of one side, as in `Drift`."""
+    factor = _relative_root(newer, frozen, layer, side)
+    return float(torch.linalg.eigvalsh(factor.T @ factor).log().abs().mean())
 
 
-def mix_covariances(base: Covariances, base_tokens: int, sample: Covariances, tokens: int) -> Covariances:
-    """Covariances of a corpus of `base_tokens` tokens as in `base` and `tokens` tokens as in `sample`."""
-    mixed = Covariances(tokens=base_tokens + tokens, examples=base.examples + sample.examples)
-    for layer, side in base.sums:
-        mixed.sums[layer, side] = base.mean(layer, side) * base_tokens + sample.mean(layer, side) * tokens
-    return mixed
+def drift(distances: Sequence[float], names: Sequence[str]) -> Drift:
+    """The drift over all sides, from the distance of each and the name of its layer."""
+    worst, layer = max(zip(distances, names, strict=True))
+    return Drift(sum(distances) / len(distances), worst, layer)
 
 
-def _relative_metric(frozen: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
-    """C_w^1/2 C^-1 C_w^1/2, float64, symmetric and positive definite."""
-    factor = inverse_root(newer) @ root(frozen)
-    return factor.T @ factor
+def mixed_mean(base_dd: torch.Tensor, base_tokens: int, sample_dd: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Mean covariance of a corpus of `base_tokens` tokens as in `base` and `tokens` tokens as in `sample`."""
+    share = tokens / (base_tokens + tokens)
+    return (1 - share) * base_dd + share * sample_dd
+
+
+def _relative_root(newer: Roots, older: Roots, layer: int, side: SideName) -> torch.Tensor:
+    """C_n^-1/2 C_o^1/2, float64."""
+    (_, inverse), (_, older_inverse) = newer.matrix(layer, side), older.matrix(layer, side)
+    return torch.linalg.solve(older_inverse, inverse).T  # both are symmetric

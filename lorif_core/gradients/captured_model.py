@@ -9,8 +9,8 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.capture import GradientCapture, TakePair
 from lorif_core.gradients.expert_projection import ExpertSide, expert_side
 from lorif_core.gradients.projection import ProjectionSet
+from lorif_core.gradients.roots import Roots
 from lorif_core.gradients.whitened_product import LayerRoots
-from lorif_core.gradients.whitening import Covariances, KroneckerWhitening
 from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.experts_forward import observed
 from lorif_core.model.layers import modules_by_weight, tracked_module
@@ -26,7 +26,7 @@ class CapturedModel:
         layers: tracked layers; their modules are looked up by name.
         projection: kind, factor, seed.
         take: receives the pairs, as in `GradientCapture`; those of folded projections are not whitened yet.
-        covariances: covariances for whitened random projections.
+        roots: roots for whitened projections; those of folded ones are applied by the sink.
 
     Attributes:
         loaded: the model.
@@ -45,13 +45,12 @@ class CapturedModel:
         layers: Sequence[LayerSpec],
         projection: ProjectionSpec,
         take: TakePair,
-        covariances: Covariances | None = None,
+        roots: Roots | None = None,
     ) -> None:
         self.loaded, self.layers = loaded, layers
         self.modules = _modules(loaded, layers)
-        whitening = None if covariances is None else KroneckerWhitening(covariances)
         placements = [(first.weight.device, first.weight.dtype) for first, *_ in self.modules]
-        self.projections = ProjectionSet(layers, projection, placements, whitening)
+        self.projections = ProjectionSet(layers, projection, placements, roots)
         self.expert_sides: dict[int, ExpertSide] = {}
         for index, ((first, *_), layer) in enumerate(zip(self.modules, layers, strict=True)):
             if isinstance(first, ExpertMatrix):
@@ -79,20 +78,18 @@ class CapturedModel:
 
 
 def layer_roots(
-    loaded: LoadedModel, layers: Sequence[LayerSpec], projection: ProjectionSpec, covariances: Covariances | None
+    loaded: LoadedModel, layers: Sequence[LayerSpec], projection: ProjectionSpec, roots: Roots | None
 ) -> list[LayerRoots] | None:
     """Per layer the whitening of the captured pairs, on the layer's device; None if they have it or need none.
 
     Raises:
         UserError: the model lacks one of the layers.
     """
-    if covariances is None or not (projection.is_folded and projection.is_whitened):
+    if roots is None or not (projection.is_folded and projection.is_whitened):
         return None
-    whitening, dtype = KroneckerWhitening(covariances), wide_dtype(loaded)
-    return [
-        whitening.roots(number, torch.empty(0, device=first.weight.device, dtype=dtype))
-        for number, (first, *_) in enumerate(_modules(loaded, layers))
-    ]
+    dtype = wide_dtype(loaded)
+    likes = [torch.empty(0, device=first.weight.device, dtype=dtype) for first, *_ in _modules(loaded, layers)]
+    return roots.of_layers(likes)
 
 
 def wide_dtype(loaded: LoadedModel) -> torch.dtype:

@@ -13,6 +13,7 @@ from lorif_core.gradients.capture import CodeSink
 from lorif_core.gradients.captured_model import CapturedModel, layer_roots, wide_dtype
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
+from lorif_core.gradients.roots import Roots
 from lorif_core.gradients.self_check import check_capture
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
@@ -54,7 +55,7 @@ class Extractor:
         layers: tracked layers; their modules are looked up by name.
         projection: kind, factor, seed.
         code: the code of each gradient.
-        covariances: covariances for whitened projections.
+        roots: roots for whitened projections.
 
     Raises:
         UserError: the model lacks one of the layers.
@@ -66,13 +67,13 @@ class Extractor:
         layers: tuple[LayerSpec, ...],
         projection: ProjectionSpec,
         code: CodeSpec,
-        covariances: Covariances | None = None,
+        roots: Roots | None = None,
     ) -> None:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded
-        roots = layer_roots(loaded, layers, projection, covariances)
-        self._sink = CodeSink(self.layout, unbiased=projection.is_whitened, roots=roots)
-        self._model = CapturedModel(loaded, layers, projection, self._sink.take, covariances)
+        of_layers = layer_roots(loaded, layers, projection, roots)
+        self._sink = CodeSink(self.layout, unbiased=projection.is_whitened, roots=of_layers)
+        self._model = CapturedModel(loaded, layers, projection, self._sink.take, roots)
 
     def check(self) -> None:
         """See `check_capture`."""

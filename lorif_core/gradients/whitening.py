@@ -1,36 +1,37 @@
-"""Whitening of projected gradients, so that their dot product is an influence in the K-FAC metric.
+"""Covariances of projected gradients, which whiten them (`roots.py`).
 
 A layer has the covariances A = E[x x^T] and S = E[d d^T] over tokens. Under the projections they are
-A_p = P_in^T A P_in and S_p = P_out^T S P_out. Whitening replaces P_in by P_in (A_p + eps I)^-1/2 and P_out by
-P_out (S_p + eps I)^-1/2, with eps relative to the mean eigenvalue (DESIGN section 3, RESEARCH). Covariances are
-stored as sums, so that the sums of new data can be added.
+A_p = P_in^T A P_in and S_p = P_out^T S P_out. A calibration pass sums them: products over the tokens of a batch in
+float32, their sum over batches in float64, on the device of the layer.
 
 Shapes: B batch, T tokens, N tokens of all examples, d the size of a side.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from lorif_core.gradients.projection import SideName
-from lorif_core.gradients.whitened_product import LayerRoots
+from lorif_core.gradients.symmetric import PackedSum, add_sums, pack_sum
 from lorif_core.spec import LayerSpec
 
-EPSILON = 0.01  # times the mean eigenvalue; quality is flat between .003 and .03 (RESEARCH, recommendation 1)
 _COLUMNS = 128  # of a block of a product with itself: fewer save more work, but their products are slower
 _SMALL = 1e-12  # squares of numbers a million times smaller are still normal in float32
+_SIBLINGS = 3  # layers before one that may share its input: q, k and v come one after another
 SIDES: tuple[SideName, SideName] = ("in", "out")
+SideKey = tuple[int, SideName]
+"""Number of a layer, and its side."""
 
 
 @dataclass(slots=True)
 class Covariances:
-    """Sums over tokens of x x^T (d1, d1) and d d^T (d2, d2) by (layer, side), float64 on the CPU."""
+    """Sums over tokens of x x^T (d1, d1) and d d^T (d2, d2) by (layer, side), float64."""
 
-    sums: dict[tuple[int, SideName], torch.Tensor] = field(default_factory=dict)
+    sums: dict[SideKey, torch.Tensor] = field(default_factory=dict)
     tokens: int = 0
     examples: int = 0
 
@@ -49,12 +50,40 @@ class Covariances:
         sha256 = hashlib.sha256(f"{self.tokens}/{self.examples}".encode())
         for (layer, side), matrix in sorted(self.sums.items()):
             sha256.update(f"/{layer}/{side}/".encode())
-            sha256.update(matrix.numpy().tobytes())
+            sha256.update(matrix.cpu().numpy().tobytes())
         return sha256.hexdigest()[:16]
 
     def mean(self, layer: int, side: SideName) -> torch.Tensor:
         """Mean over tokens (d, d) of one side."""
         return self.sums[layer, side] / max(self.tokens, 1)
+
+    def packed(self, layers: Iterable[int]) -> dict[SideKey, PackedSum]:
+        """The sums of some layers, to be sent; layers that share their input share its sum."""
+        packed: dict[SideKey, PackedSum] = {}
+        siblings: list[tuple[torch.Tensor, PackedSum]] = []
+        for key in ((layer, side) for layer in layers for side in SIDES):
+            matrix = self.sums[key]
+            if key[1] == "out":
+                packed[key] = pack_sum(matrix)
+                continue
+            same = (other for of, other in siblings if of.device == matrix.device and torch.equal(of, matrix))
+            packed[key] = next(same, None) or pack_sum(matrix)
+            siblings = [*siblings[1 - _SIBLINGS :], (matrix, packed[key])]
+        return packed
+
+
+def summed(
+    parts: Sequence[Mapping[SideKey, PackedSum]], device: torch.device
+) -> Iterator[tuple[list[SideKey], torch.Tensor]]:
+    """The sums over all parts of a sample, each with the sides that share it, float64 on a device.
+
+    The same parts in the same order give the same bits.
+    """
+    sharing: dict[tuple[int, ...], list[SideKey]] = {}
+    for key in parts[0]:
+        sharing.setdefault(tuple(id(part[key]) for part in parts), []).append(key)
+    for keys in sharing.values():
+        yield keys, add_sums([part[keys[0]] for part in parts], device)
 
 
 def covariance_bytes(layers: Sequence[LayerSpec]) -> int:
@@ -79,17 +108,19 @@ class CovarianceSink:
     def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
         self._sizes = sizes
         self._mask = torch.empty(0)
+        self._masks: dict[torch.device, torch.Tensor] = {}
         self._shared: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Begin at zero."""
-        self._sums: dict[tuple[int, SideName], torch.Tensor] = {}
+        self._sums: dict[SideKey, torch.Tensor] = {}
         self._tokens = self._examples = 0
 
     def start(self, lengths: np.ndarray, tokens: int) -> None:
         """Prepare for a batch of examples with `lengths` tokens, padded to `tokens`."""
         self._mask = torch.arange(tokens)[None] < torch.from_numpy(lengths)[:, None]
+        self._masks.clear()
         self._shared = None
         self._tokens += int(lengths.sum())
         self._examples += len(lengths)
@@ -104,8 +135,14 @@ class CovarianceSink:
         if A_BTd.shape[1] != self._mask.shape[1]:  # other rows than one per token
             return second_moment(A_BTd.flatten(0, 1), E_BTd.abs().amax(dim=2).flatten() > 0)
         if self._shared is None or self._shared[0] is not A_BTd:
-            self._shared = A_BTd, second_moment(A_BTd.flatten(0, 1), self._mask.to(A_BTd.device).flatten())
+            self._shared = A_BTd, second_moment(A_BTd.flatten(0, 1), self._mask_on(A_BTd.device))
         return self._shared[1]
+
+    def _mask_on(self, device: torch.device) -> torch.Tensor:
+        """The mask of tokens on a device, moved there once for each batch."""
+        if device not in self._masks:
+            self._masks[device] = self._mask.flatten().to(device)
+        return self._masks[device]
 
     def _add(self, index: int, side: SideName, moment: torch.Tensor) -> None:
         if (index, side) not in self._sums:
@@ -114,9 +151,9 @@ class CovarianceSink:
 
     @property
     def covariances(self) -> Covariances:
-        """The sums so far; zeros for a layer that received no gradient."""
+        """The sums so far, on the devices of the layers; zeros for a layer that received no gradient."""
         sums = {
-            (layer, side): self._sums[layer, side].cpu()
+            (layer, side): self._sums[layer, side]
             if (layer, side) in self._sums
             else torch.zeros(size, size, dtype=torch.float64)
             for layer, pair in enumerate(self._sizes)
@@ -135,6 +172,8 @@ def second_moment(x_Nd: torch.Tensor, is_token_N: torch.Tensor | None = None) ->
         x_Nd: a row per token.
         is_token_N: False for rows that do not count; None counts all.
     """
+    if x_Nd.device.type != "cpu":
+        return _moment_on_device(x_Nd, is_token_N)
     largest = _largest(x_Nd)
     if not math.isfinite(largest):
         x_Nd = torch.where(torch.isfinite(x_Nd).all(dim=1, keepdim=True), x_Nd, 0.0)
@@ -145,6 +184,20 @@ def second_moment(x_Nd: torch.Tensor, is_token_N: torch.Tensor | None = None) ->
     if is_token_N is not None and not bool(is_token_N.all()):
         x_Nd = x_Nd * is_token_N[:, None]
     return _gram(x_Nd).double() * scale**2
+
+
+def _moment_on_device(x_Nd: torch.Tensor, is_token_N: torch.Tensor | None) -> torch.Tensor:
+    """`second_moment` without a word from the device to the host, for which the host would have to wait."""
+    counts_N = torch.isfinite(x_Nd).all(dim=1)
+    if is_token_N is not None:
+        counts_N = counts_N & is_token_N
+    x_Nd = torch.where(counts_N[:, None], x_Nd, 0.0)
+    if not x_Nd.numel():
+        return x_Nd.new_zeros(x_Nd.shape[1], x_Nd.shape[1], dtype=torch.float64)
+    largest = x_Nd.abs().amax()
+    scale = torch.where(largest > 0, largest, 1.0)
+    x_Nd = x_Nd / scale
+    return (x_Nd.T @ x_Nd).double() * scale.double() ** 2
 
 
 def _gram(x_Nd: torch.Tensor) -> torch.Tensor:
@@ -164,41 +217,3 @@ def _largest(x_Nd: torch.Tensor) -> float:
         return 0.0
     low, high = torch.stack(torch.aminmax(x_Nd)).tolist()
     return math.nan if math.isnan(low) else max(-low, high)
-
-
-class KroneckerWhitening:
-    """The whitening matrices of one set of covariances."""
-
-    def __init__(self, covariances: Covariances) -> None:
-        self._covariances = covariances
-
-    def matrix(self, layer: int, side: SideName) -> tuple[str, torch.Tensor]:
-        """A digest of a side's covariance C, and (C + eps I)^-1/2, (d, d) float64."""
-        covariance = self._covariances.mean(layer, side)
-        return hashlib.sha256(covariance.numpy().tobytes()).hexdigest()[:16], inverse_root(covariance)
-
-    def roots(self, layer: int, like: torch.Tensor) -> LayerRoots:
-        """(C + eps I)^-1/2 of both sides, in the dtype and on the device of `like`."""
-        left, right = (inverse_root(self._covariances.mean(layer, side)).to(like) for side in SIDES)
-        return left, right
-
-
-def inverse_root(covariance: torch.Tensor, epsilon: float = EPSILON) -> torch.Tensor:
-    """(C + eps mean(eigenvalues of C) I)^-1/2 of a positive semi-definite C, float64; the identity for C = 0.
-
-    C may have any rank and magnitude: it is scaled to a mean eigenvalue of 1 first.
-    """
-    return _power(covariance, epsilon, -0.5)
-
-
-def root(covariance: torch.Tensor, epsilon: float = EPSILON) -> torch.Tensor:
-    """The inverse of `inverse_root`."""
-    return _power(covariance, epsilon, 0.5)
-
-
-def _power(covariance: torch.Tensor, epsilon: float, exponent: float) -> torch.Tensor:
-    mean = float(covariance.diagonal().mean())
-    if mean <= 0.0:
-        return torch.eye(len(covariance), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(covariance / mean)
-    return (vectors * (values.clamp_min(0.0) + epsilon) ** exponent) @ vectors.T * mean**exponent

@@ -1,20 +1,30 @@
-"""Calibration: measure the covariances of projected gradients on a sample that is drawn across all shards."""
+"""Calibration: measure the covariances of projected gradients on a sample that is drawn across all shards.
+
+The sample has parts, and the layers have groups. The sums of each part leave the worker that measured them by
+group. Then one worker adds the sums of a group over all parts and computes its roots. So no process has the sums
+of all parts, and the roots are computed by all workers.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+
+import torch
 
 from lorif_core.config import Config
 from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
+from lorif_core.curvature.metric import mixed_mean, side_drift
 from lorif_core.errors import ShardInputError
 from lorif_core.gradients.extract import Calibrator
-from lorif_core.gradients.whitening import Covariances
+from lorif_core.gradients.roots import Roots, SideSummary, WhitenedSide, whitened_sides
+from lorif_core.gradients.symmetric import PackedSum
+from lorif_core.gradients.whitening import Covariances, SideKey, covariance_bytes, summed
 from lorif_core.lifecycle.index_shard import load_for, read_examples
 from lorif_core.lifecycle.removal import read_removals
 from lorif_core.model.loading import LoadedModel
-from lorif_core.spec import IndexSpec, ProjectionSpec, ShardRef
+from lorif_core.spec import IndexSpec, LayerSpec, ProjectionSpec, ShardRef
 from lorif_core.tables.store import Store
 
 log = logging.getLogger(__name__)
@@ -22,6 +32,8 @@ log = logging.getLogger(__name__)
 _EXAMPLES = 256  # of `auto`
 _ROWS_PER_EXAMPLE = 16
 _FEWEST_EXAMPLES = 128
+_GROUP_BYTES = 512 * 2**20  # of the covariances of a group of layers, in float64
+_SIBLINGS = 4  # layers of a group at least, so that most of those that share an input are in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,45 @@ class SampledShard:
 
     shard: ShardRef
     examples: int
+
+
+SumsBySide = Mapping[SideKey, PackedSum]
+"""The sums of a group of layers over a part of a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Tokens and examples of a part of a sample."""
+
+    tokens: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What the covariances of new data are mixed into.
+
+    Attributes:
+        frozen: name of the whitening of the codes.
+        base: name of the covariances of the data so far.
+        base_tokens: number of their tokens.
+        base_examples: number of examples that they were measured on.
+        tokens: number of new tokens.
+    """
+
+    frozen: str
+    base: str
+    base_tokens: int
+    base_examples: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummary:
+    """A group of layers of a whitening: its sides, and their distances from the whitening of the codes, if any."""
+
+    sides: list[SideSummary]
+    distances: list[float]
 
 
 def sample_size(projection: ProjectionSpec, rows: int) -> int:
@@ -105,3 +156,66 @@ class ShardCalibrator:
         for indices in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
             self._calibrator.add(collate(scored, indices))
         return self._calibrator.covariances
+
+    def parts(self, sample: Sequence[SampledShard], groups: Sequence[range]) -> list[Counts | SumsBySide]:
+        """Number of tokens and examples of a sample, and its sums for each group of layers, to be sent."""
+        covariances = self.covariances(sample)
+        packed = [covariances.packed(group) for group in groups]
+        self._calibrator.reset()
+        return [Counts(covariances.tokens, covariances.examples), *packed]
+
+
+def layer_ranges(layers: Sequence[LayerSpec], count: int) -> list[range]:
+    """Groups of successive layers for about `count` workers, each within the memory of a group."""
+    bytes_of = [covariance_bytes([layer]) for layer in layers]
+    most = max(-(-sum(bytes_of) // _GROUP_BYTES), min(count, len(layers) // _SIBLINGS), 1)
+    limit, groups, start, size = sum(bytes_of) / most, list[range](), 0, 0
+    for number, own in enumerate(bytes_of):
+        if size and size + own / 2 > limit:
+            groups.append(range(start, number))
+            start, size = number, 0
+        size += own
+    return [*groups, range(start, len(layers))]
+
+
+def whiten_group(
+    parts: Sequence[SumsBySide], tokens: int, device: torch.device, store: Store, mixture: Mixture | None
+) -> tuple[GroupSummary, list[WhitenedSide]]:
+    """The sums of a group of layers over all parts of a sample, as covariances with their roots.
+
+    Args:
+        parts: the sums of each part, at least one.
+        tokens: tokens of all parts.
+        device: device that the roots are computed on.
+        store: the tables, from which the covariances of a mixture are read.
+        mixture: what the covariances are mixed into; None if they stand for themselves.
+    """
+    means = ((keys, total / tokens) for keys, total in summed(parts, device))
+    if mixture is None:
+        sides = whitened_sides(means)
+        return GroupSummary([side.summary for side in sides], []), sides
+    numbers = sorted({layer for layer, _ in parts[0]})
+    layers = range(numbers[0], numbers[-1] + 1)
+    base = store.whitenings.covariances(mixture.base, layers)
+    frozen = store.whitenings.roots(mixture.frozen, layers)
+    assert base is not None and frozen is not None
+    sides = whitened_sides(_mixed(means, base, mixture, device))
+    newer = Roots({(side.summary.layer, side.summary.side): side.root for side in sides})
+    distances = [side_drift(frozen, newer, side.summary.layer, side.summary.side) for side in sides]
+    return GroupSummary([side.summary for side in sides], distances), sides
+
+
+def _mixed(
+    means: Iterable[tuple[Sequence[SideKey], torch.Tensor]],
+    base: Covariances,
+    mixture: Mixture,
+    device: torch.device,
+) -> Iterator[tuple[list[SideKey], torch.Tensor]]:
+    """Means of the mixture; sides share one only if they share it in the base, too."""
+    for keys, mean in means:
+        left = list(keys)
+        while left:
+            former = base.mean(*left[0])
+            same = [key for key in left if torch.equal(base.mean(*key), former)]
+            left = [key for key in left if key not in same]
+            yield same, mixed_mean(former.to(device), mixture.base_tokens, mean, mixture.tokens)

@@ -93,7 +93,7 @@ class DriftMeter:
         self._store = Store(config.index, config.storage)
         self._loaded = load_model(model_config(config, spec), config.storage, device)
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
-        self._frozen, self._newer = (self._store.covariances.read(of.projection.whitening) for of in (older, spec))
+        self._frozen, self._newer = (self._store.whitenings.roots(of.projection.whitening) for of in (older, spec))
         self._layout = CodeLayout(older.layers, older.code)
         roots = layer_roots(self._loaded, older.layers, older.projection, self._frozen)
         self._sink = DriftSink(self._layout, unbiased=older.projection.is_whitened, roots=roots)

@@ -89,7 +89,7 @@ def find_garbage(store: Store, keep: int, *, lease_held: bool = False) -> Garbag
 def _unused_covariances(store: Store, retained: Sequence[Generation], specs: Set[str]) -> set[str]:
     parts = [part for generation in retained for part in generation.parts]
     metrics = {name for part in parts for name in (part.metric, part.index_spec.projection.whitening)}
-    return {name for name, spec in store.covariances.specs().items() if name not in metrics and spec not in specs}
+    return {name for name, spec in store.whitenings.specs().items() if name not in metrics and spec not in specs}
 
 
 def _specs_in_use(store: Store, newest: Inventory, retained: Sequence[Generation]) -> set[str]:

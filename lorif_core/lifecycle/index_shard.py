@@ -44,8 +44,8 @@ class ShardIndexer:
         self._spec = spec
         self._store = Store(config.index, config.storage)
         self._loaded = loaded or load_for(spec, config)
-        covariances = self._store.covariances.read(spec.projection.whitening)
-        self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, covariances)
+        roots = self._store.whitenings.roots(spec.projection.whitening)
+        self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, roots)
         if loaded is None:
             self._extractor.check()
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)

@@ -232,10 +232,10 @@ class _Verifier:
         parts = [part for generation in generations for part in generation.parts]
         names = {name for part in parts for name in (part.metric, part.index_spec.projection.whitening)}
         with self._noting("whitening"):
-            names |= self._store.covariances.specs().keys()
-        for name in sorted(names - {None}, key=str):
+            names |= self._store.whitenings.specs().keys()
+        for name in sorted(name for name in names if name is not None):
             with self._noting("whitening"):
-                self._store.covariances.read(name)
+                self._store.whitenings.check(name)
 
     def _check_small_tables(self, generations: Sequence[Generation]) -> None:
         with self._noting("removed"):

@@ -81,8 +81,8 @@ class PartReader:
         return self._encoders[config]
 
     def _new_encoder(self, loaded: LoadedModel) -> QueryEncoder:
-        covariances = self._store.covariances.read(self.spec.projection.whitening)
-        return QueryEncoder(loaded, self.spec, covariances, factored=self.part.factored_query)
+        roots = self._store.whitenings.roots(self.spec.projection.whitening)
+        return QueryEncoder(loaded, self.spec, roots, factored=self.part.factored_query)
 
     def fold(self, gradients: QueryGradients, options: SearchOptions = DEFAULT_OPTIONS) -> FoldedQueries:
         """W_l = H_l^-1 Q_l with the part's curvature, or Q_l in its newer metric; one layer in memory at a time.
@@ -112,9 +112,11 @@ class PartReader:
     def _translations(self, followed: IndexSpec) -> Iterator[LayerMetric] | None:
         if self._resident.translations is not None:
             return iter(self._resident.translations)
-        newer = self._store.covariances.read(followed.projection.whitening)
-        older = self._store.covariances.read(self.spec.projection.whitening)
-        if newer is None or older is None or followed.projection == self.spec.projection:
+        if followed.projection == self.spec.projection:
+            return None
+        newer = self._store.whitenings.roots(followed.projection.whitening)
+        older = self._store.whitenings.roots(self.spec.projection.whitening)
+        if newer is None or older is None:
             return None
         return (translation(newer, older, number) for number in range(len(self.spec.layers)))
 
@@ -123,8 +125,8 @@ class PartReader:
             return iter(self._resident.folds)
         if self.part.curvature_kind != "none":
             return (fitted for _, fitted in self._store.curvatures.layers(self._generation, self.part))
-        frozen = self._store.covariances.read(self.spec.projection.whitening)
-        newer = self._store.covariances.read(self.part.metric)
+        newer = self._store.whitenings.roots(self.part.metric)
+        frozen = None if newer is None else self._store.whitenings.roots(self.spec.projection.whitening)
         return metric_folds(frozen, newer, self.spec.layers)
 
     def keep_resident(self, limit: int, *, two_stage: bool = False) -> int:

@@ -16,7 +16,7 @@ from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
-from lorif_core.gradients.whitening import Covariances
+from lorif_core.gradients.roots import Roots
 from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.search.queries import Query, query_example
 from lorif_core.spec import CodeSpec, IndexSpec
@@ -46,7 +46,7 @@ class QueryEncoder:
     Args:
         loaded: the model that the index was built with.
         spec: spec of the index.
-        covariances: covariances of a whitened projection.
+        roots: roots of a whitened projection.
         factored: reduce query gradients to the rank of the stored codes, as the paper does.
     """
 
@@ -54,14 +54,14 @@ class QueryEncoder:
         self,
         loaded: LoadedModel,
         spec: IndexSpec,
-        covariances: Covariances | None = None,
+        roots: Roots | None = None,
         *,
         factored: bool = False,
     ) -> None:
         self._loaded = loaded
         self._spec = spec
         code = CodeSpec("rank", spec.code.rank, "float32") if factored else _DENSE
-        self._extractor = Extractor(loaded, spec.layers, spec.projection, code, covariances)
+        self._extractor = Extractor(loaded, spec.layers, spec.projection, code, roots)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -19,8 +19,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.curvature.woodbury import LayerCurvature
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import is_float
-from lorif_core.gradients.whitening import Covariances
-from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
+from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.checksums import (
     CHECKSUM_FIELD,
     CHECKSUMS,
@@ -96,7 +95,14 @@ WHITENING_SCHEMA = pa.schema(
         pa.field("size", pa.int32(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False),
         pa.field("examples", pa.int64(), nullable=False),
-        pa.field("sums", pa.list_(pa.float64()), nullable=False),
+        pa.field("sums", pa.list_(pa.float64()), nullable=False),  # of an older lorif, which lacks what follows
+        pa.field("source", pa.int32()),
+        pa.field("root_scales", pa.list_(pa.float64())),
+        pa.field("root", pa.list_(pa.float16())),
+        pa.field("root_digest", pa.uint64()),
+        pa.field("covariance_scales", pa.list_(pa.float64())),
+        pa.field("covariance", pa.list_(pa.float16())),
+        pa.field("covariance_digest", pa.uint64()),
         CHECKSUM_FIELD,
     ]
 )
@@ -205,34 +211,6 @@ def scale_matrix(batch: pa.RecordBatch) -> torch.Tensor:
     if "magnitude" not in batch.schema.names:
         return scales
     return scales * torch.from_numpy(batch.column("magnitude").to_numpy().copy())[:, None]
-
-
-def whitening_batches(
-    covariances: Covariances, layers: Sequence[LayerSpec], spec: str | None
-) -> Iterator[pa.RecordBatch]:
-    """Covariances as rows of `WHITENING_SCHEMA`, one per layer and side.
-
-    `spec` is the hash of the spec whose rows they whiten; None for a newer metric.
-    """
-    name = covariances.digest()
-    for (index, side), sums in sorted(covariances.sums.items()):
-        row = {
-            "whitening": name, "spec": spec, "layer": layers[index].name, "layer_index": index, "side": side,
-            "size": len(sums), "tokens": covariances.tokens,
-            "examples": covariances.examples, "sums": sums.numpy().reshape(-1),
-        }  # fmt: skip
-        yield with_checksum(pa.RecordBatch.from_pylist([row], schema=WHITENING_SCHEMA))
-
-
-def covariances_from_table(table: pa.Table) -> Covariances:
-    """Inverse of `whitening_batches`."""
-    covariances = Covariances()
-    for batch in table.to_batches():
-        for row, values in zip(batch.drop_columns("sums").to_pylist(), batch.column("sums"), strict=True):
-            sums = torch.from_numpy(values.values.to_numpy().copy()).view(row["size"], -1)
-            covariances.sums[row["layer_index"], row["side"]] = sums
-            covariances.tokens, covariances.examples = row["tokens"], row["examples"]
-    return covariances
 
 
 def curvature_batches(

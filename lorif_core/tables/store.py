@@ -17,7 +17,6 @@ from lorif_core.presets import version_1_settings
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.objects import Objects, parse_object
 from lorif_core.tables.checksums import CHECKSUM, damaged, with_checksum, without_checksum
-from lorif_core.tables.covariances import CovarianceTable
 from lorif_core.tables.curvatures import CurvatureTable
 from lorif_core.tables.datasets import Tables, table_errors
 from lorif_core.tables.file_digests import sealed, unsealed
@@ -31,6 +30,7 @@ from lorif_core.tables.schema import (
     factors_schema,
 )
 from lorif_core.tables.sql import escape_sql
+from lorif_core.tables.whitenings import WhiteningTable
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Store:
     Attributes:
         rows: the training examples.
         curvatures: fitted preconditioners.
-        covariances: covariances of whitened projections.
+        whitenings: covariances of whitened projections, and their roots.
     """
 
     def __init__(self, uri: str, storage: StorageConfig | None = None) -> None:
@@ -53,7 +53,7 @@ class Store:
         self._tables = Tables(self.uri, self.storage)
         self.rows = RowTable(self._tables)
         self.curvatures = CurvatureTable(self._tables)
-        self.covariances = CovarianceTable(self._tables)
+        self.whitenings = WhiteningTable(self._tables)
 
     def check_format(self) -> bool:
         """Whether the table of generations exists. Raises UserError if another version of lorif wrote it."""
@@ -115,7 +115,7 @@ class Store:
         if stored is not None and stored.projection.calibration_examples is not None:
             examples = stored.projection.calibration_examples
             spec = replace(spec, projection=replace(spec.projection, calibration_examples=examples))
-        for name, spec_hash in self.covariances.specs().items():
+        for name, spec_hash in self.whitenings.specs().items():
             whitened = spec.with_whitening(name)
             if whitened.hash == spec_hash:
                 return whitened

@@ -5,17 +5,28 @@ from itertools import islice
 from threading import Lock
 from typing import TypeVar
 
+import ray
 import torch
 
 from lorif_core.config import Config
 from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
 from lorif_core.gradients.codes import CodeLayout
-from lorif_core.gradients.whitening import Covariances
-from lorif_core.lifecycle.calibrate import SampledShard, ShardCalibrator
+from lorif_core.gradients.roots import WhitenedSide
+from lorif_core.lifecycle.calibrate import (
+    Counts,
+    GroupSummary,
+    Mixture,
+    SampledShard,
+    ShardCalibrator,
+    SumsBySide,
+    whiten_group,
+)
 from lorif_core.lifecycle.drift import CheckpointDrift, DriftMeter
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.receipts import JoinedReceipt, Receipt
+from lorif_core.tables.store import Store
+from lorif_core.tables.whitenings import WhiteningHeader
 from tasks.workers.host import CALLS_AT_ONCE
 
 _Encoder = TypeVar("_Encoder", ShardCalibrator, ShardIndexer)
@@ -41,9 +52,24 @@ class EncodingRole:
         else:
             self._made(ShardCalibrator, spec_json)
 
-    def covariances(self, spec_json: str, sample: Sequence[SampledShard]) -> Covariances:
-        """See `ShardCalibrator.covariances`."""
-        return self._made(ShardCalibrator, spec_json).covariances(sample)
+    def sums(
+        self, spec_json: str, sample: Sequence[SampledShard], groups: Sequence[range]
+    ) -> list[Counts | SumsBySide]:
+        """See `ShardCalibrator.parts`; one result for the numbers, and one for each group."""
+        return self._made(ShardCalibrator, spec_json).parts(sample, groups)
+
+    def whiten(
+        self, spec_json: str, parts: Sequence[ray.ObjectRef], tokens: int, mixture: Mixture | None
+    ) -> tuple[GroupSummary, list[WhitenedSide]]:
+        """See `whiten_group`; the parts are wherever they were measured."""
+        device = self._made(ShardCalibrator, spec_json).loaded.device
+        store = Store(self._config.index, self._config.storage)
+        return whiten_group([ray.get(part) for part in parts], tokens, device, store, mixture)
+
+    def write_whitening(self, spec_json: str, header: WhiteningHeader, sides: Sequence[WhitenedSide]) -> list[str]:
+        """See `WhiteningTable.write`."""
+        store = Store(self._config.index, self._config.storage)
+        return store.whitenings.write(header, sides, IndexSpec.from_json(spec_json).layers)
 
     def index(self, spec_json: str, shard: ShardRef) -> Receipt:
         """See `ShardIndexer.index`."""

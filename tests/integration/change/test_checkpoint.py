@@ -104,17 +104,17 @@ def test_close_rows_follow_the_new_checkpoint(
     assert again[0] == before[0] and np.array_equal(again[1], before[1]), "the old generation must not change"
 
     store, spec = Store(config.index), second.index_spec
-    covariances = store.covariances.read(spec.projection.whitening)
-    assert spec.projection.whitening != first.index_spec.projection.whitening and covariances is not None
+    roots = store.whitenings.roots(spec.projection.whitening)
+    assert spec.projection.whitening != first.index_spec.projection.whitening and roots is not None
     old, new = (load_model(of.model, of.storage) for of in (config, newer))
-    encoder = QueryEncoder(new, spec, covariances)
+    encoder = QueryEncoder(new, spec, roots)
     queries_QD = torch.cat(encoder.gradients([as_query(query, 0) for query in QUERIES]).layers, dim=1).double()
     texts, scores = texts_of(tmp_path / "corpus"), scores_of(newer, QUERIES)
     fresh = lc.open_index(config.index)
     check_agreement(fresh, QUERIES)
     own = {name: value for ids, values in fresh.self_influence() for name, value in zip(ids, values, strict=True)}
     for names, model in (([*rows], old), ([name for name in scores if name not in rows], new)):
-        encoder = QueryEncoder(model, spec, covariances)
+        encoder = QueryEncoder(model, spec, roots)
         gradients = encoder.gradients([as_query({"text": texts[name]}, 0) for name in names]).layers
         rows_ND = torch.cat(gradients, dim=1).double()
         expected = (rows_ND @ queries_QD.T).numpy()

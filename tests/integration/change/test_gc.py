@@ -102,16 +102,15 @@ def test_covariances_are_removed_with_the_last_generation_that_uses_them(store: 
     for number in range(1, 4):
         side = torch.eye(2, dtype=torch.float64) * number
         covariances = Covariances({(0, "in"): side, (0, "out"): side}, tokens=9, examples=1)
-        store.covariances.write(covariances, SPEC.layers)
-        store.covariances.write(covariances, SPEC.layers)
-        names.append(covariances.digest())
+        (name,) = {store.whitenings.add(covariances, SPEC.layers) for _ in range(2)}
+        names.append(name)
         unpublished = generation(store, number)
-        parts = [replace(unpublished.newest, metric=covariances.digest())]
+        parts = [replace(unpublished.newest, metric=name)]
         store.publish(replace(unpublished, parts_json=generation_of(parts, **COLUMNS).parts_json))
     assert find_garbage(store, 3).covariances == () and find_garbage(store, 2).covariances == (names[0],)
     collect(store, keep=1)
-    assert store.covariances.specs() == {names[2]: None}
-    retained = store.covariances.read(names[2])
+    assert store.whitenings.specs() == {names[2]: None}
+    retained = store.whitenings.covariances(names[2])
     assert retained is not None and retained.tokens == 9
 
 

@@ -124,7 +124,8 @@ def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
 
     store = Store(config.index)
     frozen, newer = (
-        store.covariances.read(name) for name in (first.index_spec.projection.whitening, second.newest.metric)
+        store.whitenings.covariances(name)
+        for name in (first.index_spec.projection.whitening, second.newest.metric)
     )
     assert frozen is not None and newer is not None
     inventory = store.rows.inventory(second.factors_version)
@@ -132,7 +133,7 @@ def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
 
     # the same rows and queries, whitened with the newer covariances
     model = load_model(config.model, config.storage)
-    encoder = QueryEncoder(model, first.index_spec, newer)
+    encoder = QueryEncoder(model, first.index_spec, store.whitenings.roots(second.newest.metric))
     examples = {}
     for name in ("a", "b"):
         for line in (tmp_path / "corpus" / f"{name}.jsonl").read_text().splitlines():

@@ -1,14 +1,16 @@
 """Invariants: folding a newer metric into the query equals whitening the codes again; equal covariances have no
-drift.
+drift; no metric computes an eigendecomposition.
 """
 
 import pytest
 import torch
 
-from lorif_core.curvature.metric import drift, layer_metric, mix_covariances
-from lorif_core.gradients.whitening import SIDES, Covariances, KroneckerWhitening, inverse_root, root
+from lorif_core.curvature.metric import drift, layer_metric, mixed_mean, side_drift, translation
+from lorif_core.gradients.roots import Roots, exact_roots, stored_roots
+from lorif_core.gradients.whitening import SIDES, Covariances
 
 D1, D2 = 7, 5
+KINDS = pytest.mark.parametrize("kind", ["stored", "computed"])
 
 
 def covariances(seed: int, tokens: int = 400, stretch: float = 1.0) -> Covariances:
@@ -22,51 +24,75 @@ def covariances(seed: int, tokens: int = 400, stretch: float = 1.0) -> Covarianc
     return covariances
 
 
+def roots(of: Covariances, kind: str = "stored") -> Roots:
+    """The roots as an index has them, or as they are computed for an older one."""
+    if kind == "computed":
+        return exact_roots(of)
+    return Roots({(side.summary.layer, side.summary.side): side.root for side in stored_roots(of)[1]})
+
+
+def whitened(raw: torch.Tensor, by: Roots) -> torch.Tensor:
+    left, right = (by.matrix(0, side)[1] for side in SIDES)
+    return (left @ raw.double() @ right).flatten(1)
+
+
+def no_eigenvalues(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("eigh", "eigvalsh", "svd"):
+        monkeypatch.setattr(torch.linalg, name, lambda *_: pytest.fail("an eigendecomposition"))
+
+
+@KINDS
 @pytest.mark.parametrize("stretch", [1.0, 1e-9])
-def test_folding_equals_whitening_the_codes_again(stretch: float) -> None:
-    frozen, newer = covariances(0), covariances(1, stretch=stretch)
+def test_folding_equals_whitening_the_codes_again(
+    kind: str, stretch: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, newer = roots(covariances(0), kind), roots(covariances(1, stretch=stretch), kind)
+    no_eigenvalues(monkeypatch)
     generator = torch.Generator().manual_seed(2)
     query, rows = torch.randn(3, D1, D2, generator=generator), torch.randn(20, D1, D2, generator=generator)
-
-    def whitened(raw: torch.Tensor, covariances: Covariances) -> torch.Tensor:
-        left, right = (KroneckerWhitening(covariances).matrix(0, side)[1] for side in SIDES)
-        return left @ raw.double() @ right
-
-    codes = whitened(rows, frozen).flatten(1)
-    folded = layer_metric(frozen, newer, 0).fold(whitened(query, frozen).flatten(1).float())
-    expected = whitened(query, newer).flatten(1) @ whitened(rows, newer).flatten(1).T
+    codes = whitened(rows, frozen)
+    folded = layer_metric(frozen, newer, 0).fold(whitened(query, frozen).float())
+    expected = whitened(query, newer) @ whitened(rows, newer).T
     torch.testing.assert_close(
         folded.double() @ codes.T, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
     )
 
 
+@KINDS
+def test_a_translated_query_scores_old_codes_like_new_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer, older = roots(covariances(0), kind), roots(covariances(1), kind)
+    no_eigenvalues(monkeypatch)
+    generator = torch.Generator().manual_seed(3)
+    query, rows = torch.randn(3, D1, D2, generator=generator), torch.randn(20, D1, D2, generator=generator)
+    folded = translation(newer, older, 0).fold(whitened(query, newer).float())
+    expected = whitened(query, newer) @ whitened(rows, newer).T
+    # <W, A_n^-1/2 G S_n^-1/2> is what rows in the newer whitening would get
+    torch.testing.assert_close(
+        folded.double() @ whitened(rows, older).T, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+    )
+
+
 def test_the_frozen_metric_folds_a_query_to_itself_and_has_no_drift() -> None:
-    frozen = covariances(0)
+    frozen = roots(covariances(0))
     query = torch.randn(2, D1 * D2)
     torch.testing.assert_close(layer_metric(frozen, frozen, 0).fold(query), query, rtol=1e-5, atol=1e-5)
-    distance = drift(frozen, frozen, ["a"])
-    assert distance.mean < 1e-8 and distance.worst < 1e-8
-    torch.testing.assert_close(
-        root(frozen.mean(0, "in")) @ inverse_root(frozen.mean(0, "in")), torch.eye(D1).double()
-    )
+    assert all(side_drift(frozen, frozen, 0, side) < 1e-8 for side in SIDES)
 
 
 def test_drift_has_the_layer_that_drifts_most_and_its_distance() -> None:
     """If the energy grows by a factor in every direction, the drift is the logarithm of the factor."""
     frozen, newer = covariances(0), covariances(0)
-    for side in SIDES:
-        frozen.sums[1, side] = newer.sums[1, side] = covariances(3).sums[0, side]
-    newer.sums = {key: sums * (1.5 if key == (1, "in") else 1.0) for key, sums in newer.sums.items()}
-    distance = drift(frozen, newer, ["first", "second"])
-    assert distance.layer == "second" and distance.worst == pytest.approx(0.4055, rel=1e-3)
+    newer.sums[0, "in"] = newer.sums[0, "in"] * 1.5
+    before, after = roots(frozen), roots(newer)
+    grown, same = (side_drift(before, after, 0, side) for side in SIDES)
+    assert grown == pytest.approx(0.4055, rel=1e-3) and same < 1e-8
+    distance = drift([same, same, grown, same], ["first", "first", "second", "second"])
+    assert distance.layer == "second" and distance.worst == grown
     assert distance.mean == pytest.approx(0.4055 / 4, rel=1e-3)
 
 
 def test_new_data_are_weighted_by_their_share_of_the_tokens() -> None:
-    base, sample = covariances(0, tokens=300), covariances(1, tokens=50)
-    mixed = mix_covariances(base, 9000, sample, 1000)
-    assert (mixed.tokens, mixed.examples) == (10000, 35)
-    for side in SIDES:
-        torch.testing.assert_close(mixed.mean(0, side), 0.9 * base.mean(0, side) + 0.1 * sample.mean(0, side))
-    again = mix_covariances(mixed, 10000, sample, 10000)
-    torch.testing.assert_close(again.mean(0, "in"), 0.45 * base.mean(0, "in") + 0.55 * sample.mean(0, "in"))
+    base, sample = covariances(0, tokens=300).mean(0, "in"), covariances(1, tokens=50).mean(0, "in")
+    mixed = mixed_mean(base, 9000, sample, 1000)
+    torch.testing.assert_close(mixed, 0.9 * base + 0.1 * sample)
+    torch.testing.assert_close(mixed_mean(mixed, 10000, sample, 10000), 0.45 * base + 0.55 * sample)

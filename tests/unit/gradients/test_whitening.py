@@ -10,7 +10,8 @@ from lorif_core.corpus.batches import collate
 from lorif_core.gradients import whitening
 from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.projection import ProjectionSet
-from lorif_core.gradients.whitening import EPSILON, SIDES, Covariances, inverse_root, second_moment
+from lorif_core.gradients.roots import EPSILON, exact_roots, inverse_root
+from lorif_core.gradients.whitening import SIDES, Covariances, second_moment
 from lorif_core.lifecycle.calibrate import calibration_sample, sample_size
 from lorif_core.model.layers import folded_layer_specs, select_layers
 from lorif_core.spec import CodeSpec, ProjectionSpec, ShardRef
@@ -119,7 +120,7 @@ def test_whitened_codes_are_the_gradients_in_the_kfac_metric(spec: ProjectionSpe
     subject = loaded(model, torch.float64)
     layers = tracked(subject, 2) if spec is SPEC else folded_layer_specs(select_layers(model))
     covariances = calibrated(subject, layers, [batch_of(EXAMPLES)], spec)
-    extractor = Extractor(subject, layers, spec, DENSE, covariances)
+    extractor = Extractor(subject, layers, spec, DENSE, exact_roots(covariances))
     result = extractor.extract(batch_of(EXAMPLES[:3]))
     codes, scales = torch.from_numpy(result.codes), torch.from_numpy(result.scales)
     placements = [(torch.device("cpu"), torch.float64)] * len(layers)
@@ -139,7 +140,7 @@ def test_folded_codes_do_not_depend_on_the_rows_of_a_batch(code: CodeSpec) -> No
     subject = loaded(scaled(FAMILIES["llama"]()).double(), torch.float64)
     layers = folded_layer_specs(select_layers(subject.model))
     covariances = calibrated(subject, layers, [batch_of(EXAMPLES)], FOLDED)
-    extractor = Extractor(subject, layers, FOLDED, code, covariances)
+    extractor = Extractor(subject, layers, FOLDED, code, exact_roots(covariances))
     _, together = extractor.gradients(batch_of(EXAMPLES))
     for number in range(len(EXAMPLES)):
         _, alone = extractor.gradients(collate(EXAMPLES, [number]))
@@ -162,7 +163,7 @@ def test_codes_do_not_change_when_a_layer_activation_is_rescaled(gain: float, nu
         subject = loaded(model.double(), torch.float64)
         layers = tracked(subject, 2)
         covariances = calibrated(subject, layers, [batch_of(EXAMPLES)])
-        result = Extractor(subject, layers, SPEC, DENSE, covariances).extract(batch_of(EXAMPLES))
+        result = Extractor(subject, layers, SPEC, DENSE, exact_roots(covariances)).extract(batch_of(EXAMPLES))
         results.append(result)
     np.testing.assert_allclose(results[1].codes, results[0].codes, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(results[1].scales, results[0].scales, rtol=1e-4)

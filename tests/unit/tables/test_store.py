@@ -147,8 +147,7 @@ def test_an_index_that_was_calibrated_on_a_number_of_examples_keeps_it_under_aut
             for side, size in (("in", of.d1), ("out", of.d2))
         }
         covariances = Covariances(sums, tokens=9, examples=3)
-        whitened = spec(examples, covariances.digest())
-        store.covariances.write(covariances, SPEC.layers, whitened)
+        whitened = spec(examples, store.whitenings.add(covariances, SPEC.layers, spec(examples)))
         store.create(whitened)
         found = store.with_stored_whitening(spec("auto"))
         assert found == whitened and found.hash == whitened.hash

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
 from lorif_core.corpus.shards import SHARD_ROWS
 from lorif_core.gradients import extract
+from lorif_core.gradients.roots import WhitenedSide, whitening_name
 from lorif_core.lifecycle import index_shard
-from lorif_core.lifecycle.calibrate import SampledShard
+from lorif_core.lifecycle.calibrate import Counts, SampledShard, whiten_group
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.plan import make_plan
+from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.store import Store
+from lorif_core.tables.whitenings import WhiteningHeader
 from tasks.workers.encoding import EncodingRole
 
 
@@ -31,6 +35,14 @@ def config(request: pytest.FixtureRequest, model_folder: Path, corpus_file: Path
     )
 
 
+def calibrated(role: EncodingRole, spec: IndexSpec, shard: ShardRef) -> tuple[Counts, list[WhitenedSide]]:
+    """The whitening that a role measures on a shard."""
+    counts, sums = role.sums(spec.to_json(), [SampledShard(shard, 20)], [range(len(spec.layers))])
+    assert isinstance(counts, Counts) and not isinstance(sums, Counts)
+    store = Store("unused")
+    return counts, whiten_group([sums], counts.tokens, torch.device("cpu"), store, None)[1]
+
+
 def test_calibrating_and_indexing_share_one_checked_model(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     load, check = index_shard.load_model, extract.check_capture
@@ -39,13 +51,16 @@ def test_calibrating_and_indexing_share_one_checked_model(config: Config, monkey
     plan, store = make_plan(config), Store(config.index)
     role, shard = EncodingRole(config, 1), plan.shards[-1]
     role.load(plan.spec.to_json())
-    covariances = role.covariances(plan.spec.to_json(), [SampledShard(shard, 20)])
-    spec = plan.spec.with_whitening(covariances.digest())
-    store.covariances.write(covariances, spec.layers, spec)
+    counts, sides = calibrated(role, plan.spec, shard)
+    name = whitening_name(counts.tokens, counts.examples, [side.summary for side in sides])
+    spec = plan.spec.with_whitening(name)
+    store.whitenings.create()
+    header = WhiteningHeader(name, spec.hash, counts.tokens, counts.examples)
+    store.whitenings.commit(name, role.write_whitening(spec.to_json(), header, sides))
     store.create(spec)
     receipt = role.index(spec.to_json(), shard)
-    again = role.covariances(spec.to_json(), [SampledShard(shard, 20)])
-    assert done == ["load", "check"] and again.digest() == covariances.digest()
+    assert [side.summary for side in calibrated(role, spec, shard)[1]] == [side.summary for side in sides]
+    assert done == ["load", "check"]
     assert receipt.rows == shard.rows < SHARD_ROWS
 
     other = EncodingRole(config, 1)  # a worker that replaces one that died before it indexed
