@@ -47,6 +47,11 @@ _SHARD = "Shard that the row belongs to: file, range of rows, ETag and size."
 _CHECKPOINT = "Fingerprint of the checkpoint that the gradient was computed at."
 _CONTENT_HASH = "Hash of the token ids and labels: equal examples have equal hashes."
 _SPEC = "Hash of the spec: rows with equal hashes can be scored together."
+_SYMMETRIC = "the matrix is M_ij = s_i s_j q_ij. Empty if `source` is another layer."
+_STRIPS = (
+    "strips of 32 rows, one after another, each row by row from the first diagonal entry of the strip on. Empty "
+    "if `source` is another layer."
+)
 _CHECKSUM = "XXH3 (64 bits) over the other columns of the row; null in rows that an older lorif wrote."
 
 COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
@@ -82,15 +87,23 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "checksum": _CHECKSUM,
     },
     "whitening": {
-        "whitening": "Name of the covariances: a digest of their values.",
+        "whitening": "Name of the whitening: a digest of its covariances and roots.",
         "spec": "Hash of the spec whose rows are whitened with them; null for a metric that was measured later.",
         "layer": _LAYER,
         "layer_index": _LAYER_INDEX,
         "side": "`in` for the layer's inputs, `out` for the gradients at its output.",
         "size": "Rows and columns of the matrix: d1 or d2.",
-        "tokens": "Tokens that were summed.",
-        "examples": "Examples that were summed.",
-        "sums": "Sum of outer products over the tokens, row by row.",
+        "tokens": "Tokens that the covariances were measured on, or stand for.",
+        "examples": "Examples that they were measured on.",
+        "sums": "Sum of outer products over the tokens, row by row, in a row of an older lorif, which has nothing of "
+        "what follows; else empty.",
+        "source": "Number of the layer whose matrices this side has, too; its own number if it has its own.",
+        "root_scales": f"s of the inverse root of the covariance: {_SYMMETRIC}",
+        "root": f"q of the inverse root: {_STRIPS}",
+        "root_digest": "XXH3 of the inverse root, also if the layer `source` has it.",
+        "covariance_scales": "s of the mean covariance over the tokens, as in `root_scales`.",
+        "covariance": "q of the covariance, as in `root`.",
+        "covariance_digest": "XXH3 of the covariance, also if the layer `source` has it.",
         "checksum": _CHECKSUM,
     },
     "generations": {
@@ -145,7 +158,8 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
 _PURPOSES = {
     "factors": "One row for each training example: where it comes from, and the code of its gradient.",
     "curvature": "Eigenpairs of the curvature of each layer; empty with `curvature.kind: none`.",
-    "whitening": "Covariances that whitened projections are made from, one row for each layer and side.",
+    "whitening": "Covariances of projected gradients and the roots that whiten with them, one row for each layer "
+    "and side.",
     "generations": "One row for each published state of the index.",
     "skipped": "Examples that were left out of the index.",
     "removed": "Examples that were removed on request; no later build or update brings them back.",
