@@ -95,8 +95,8 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "size": "Rows and columns of the matrix: d1 or d2.",
         "tokens": "Tokens that the covariances were measured on, or stand for.",
         "examples": "Examples that they were measured on.",
-        "sums": "Sum of outer products over the tokens, row by row, in a row of an older lorif, which has nothing of "
-        "what follows; else empty.",
+        "sums": "Sum of outer products over the tokens, row by row, in rows of an older lorif, which lack what "
+        "follows.",
         "source": "Number of the layer whose matrices this side has, too; its own number if it has its own.",
         "root_scales": f"s of the inverse root of the covariance: {_SYMMETRIC}",
         "root": f"q of the inverse root: {_STRIPS}",
