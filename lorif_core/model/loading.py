@@ -96,13 +96,16 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
     return LoadedModel(model, tokenizer, head.is_linear, min(rows, head.width))
 
 
-def load_model(config: ModelConfig, storage: StorageConfig, device: str | None = None) -> LoadedModel:
+def load_model(
+    config: ModelConfig, storage: StorageConfig, device: str | None = None, *, is_known: bool = False
+) -> LoadedModel:
     """Load a checkpoint from a local folder, an object store or the hub; only safetensors unless `allow_pickle`.
 
     Args:
         config: the `model` section.
         storage: how to reach an object store.
         device: device of the model when `device_map` is null; None selects CUDA if it is available.
+        is_known: it has the fingerprint of a checkpoint that was found causal.
 
     Raises:
         UserError: the folder does not exist, contains no model, or has only pickled weights without
@@ -134,7 +137,8 @@ def load_model(config: ModelConfig, storage: StorageConfig, device: str | None =
         "set another model.dtype, or use another model",
     ):
         loaded = prepare_model(model, tokenizer)
-        check_causal(loaded.model, config.path, max_positions(model))
+        if not is_known:
+            check_causal(loaded.model, config.path, max_positions(model))
     return loaded
 
 
@@ -248,6 +252,11 @@ def check_same_checkpoint(
 ) -> None:
     """Like `check_same_weights`, and reject another tokenizer too."""
     check_same_weights(config, storage, spec)
+    check_same_tokenizer(config, loaded, spec)
+
+
+def check_same_tokenizer(config: ModelConfig, loaded: LoadedModel, spec: IndexSpec) -> None:
+    """Reject a tokenizer that differs from that of a spec. Raises UserError with both fingerprints."""
     _check_fingerprint("tokenizer", config, tokenizer_fingerprint(loaded.tokenizer), spec.tokenisation.tokenizer)
 
 

@@ -17,7 +17,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
 from lorif_core.gradients.roots import Roots
-from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
+from lorif_core.model.loading import LoadedModel, check_same_tokenizer, check_same_weights, load_model
 from lorif_core.search.queries import Query, query_example
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.tables.generation import Part
@@ -121,6 +121,7 @@ def load_matching(spec: IndexSpec, config: ModelConfig, storage: StorageConfig) 
     Raises:
         UserError: the checkpoint or tokenizer at that path is not that of the spec.
     """
-    loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}), storage)
-    check_same_checkpoint(config, storage, loaded, spec)
+    check_same_weights(config, storage, spec)  # first, because checks of the build need not be repeated for these
+    loaded = load_model(config.model_copy(update={"dtype": spec.model_dtype}), storage, is_known=True)
+    check_same_tokenizer(config, loaded, spec)
     return loaded
