@@ -30,7 +30,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.evaluation.lds import rank_correlation
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import Calibrator, Extractor
-from lorif_core.gradients.roots import Roots, exact_roots
+from lorif_core.gradients.roots import SideMatrices, exact_roots
 from lorif_core.lifecycle.index_shard import read_examples
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.model.loading import LoadedModel, load_model
@@ -104,7 +104,7 @@ def _without_projection(loaded: LoadedModel, spec: IndexSpec, rows: Sequence[Exa
 
 def _roots(
     loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec, rows: Sequence[Example]
-) -> Roots | None:
+) -> SideMatrices | None:
     """Those of all rows; None without whitening."""
     if not projection.is_whitened:
         return None

@@ -98,11 +98,12 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "sums": "Sum of outer products over the tokens, row by row, in rows of an older lorif, which lack what "
         "follows.",
         "source": "Number of the layer whose matrices this side has, too; its own number if it has its own.",
-        "root_scales": f"s of the inverse root of the covariance: {_SYMMETRIC}",
-        "root": f"q of the inverse root: {_STRIPS}",
-        "root_digest": "XXH3 of the inverse root, also if the layer `source` has it.",
-        "covariance_scales": "s of the mean covariance over the tokens, as in `root_scales`.",
-        "covariance": "q of the covariance, as in `root`.",
+        "matrix_scales": f"s of `matrix`: {_SYMMETRIC}",
+        "matrix": "The inverse root of the covariance; of a newer metric, which has no `spec`, the factor that "
+        f"folds queries. q in {_STRIPS}",
+        "matrix_digest": "XXH3 of `matrix`, also if the layer `source` has it.",
+        "covariance_scales": "s of the mean covariance over the tokens, as in `matrix_scales`.",
+        "covariance": "q of the covariance, as in `matrix`.",
         "covariance_digest": "XXH3 of the covariance, also if the layer `source` has it.",
         "checksum": _CHECKSUM,
     },

@@ -5,8 +5,9 @@ covariances A and S is applied to the query alone (DESIGN section 3). For a whit
 
     W = (A_w^1/2 A^-1 A_w^1/2) Q (S_w^1/2 S^-1 S_w^1/2)
 
-gives the scores that whitening queries and rows by A^-1/2 and S^-1/2 would give. All inverse roots are the stored
-ones. The eps of the whitening keeps them far from singular, so A_w^1/2 is computed as the inverse of A_w^-1/2.
+gives the scores that whitening queries and rows by A^-1/2 and S^-1/2 would give. A_w^1/2 is computed as the
+inverse of the stored A_w^-1/2, which the eps of the whitening keeps far from singular. Both factors are stored when
+the covariances are measured.
 
 Shapes: Q queries, D = d1 d2 of a layer.
 """
@@ -14,11 +15,13 @@ Shapes: Q queries, D = d1 d2 of a layer.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lorif_core.curvature.woodbury import LayerCurvature, identity_curvature
 from lorif_core.gradients.projection import SideName
-from lorif_core.gradients.roots import Roots
+from lorif_core.gradients.roots import SideMatrices
+from lorif_core.gradients.symmetric import pack
 from lorif_core.gradients.whitening import SIDES
 from lorif_core.spec import LayerSpec
 
@@ -50,36 +53,43 @@ class Drift:
     layer: str
 
 
-def layer_metric(frozen: Roots, newer: Roots, layer: int) -> LayerMetric:
-    """The metric of the newer covariances, for codes whitened with the frozen ones."""
-    factors = (_relative_root(newer, frozen, layer, side) for side in SIDES)
-    left, right = (factor.T @ factor for factor in factors)
-    return LayerMetric(left, right)
+def side_metric(frozen: SideMatrices, root: torch.Tensor, layer: int, side: SideName) -> torch.Tensor:
+    """C_w^1/2 C^-1 C_w^1/2 (d, d) float64 of one side, from C^-1/2 of the newer covariance, on its device."""
+    _, frozen_root = frozen.matrix(layer, side)
+    factor = _over(root.double(), frozen_root.to(root.device))
+    return factor.T @ factor
+
+
+def exact_metric(frozen: SideMatrices, newer: SideMatrices) -> SideMatrices:
+    """The metric of newer covariances, from their roots, for codes whitened with the frozen ones; in float64."""
+    sides = {key: side_metric(frozen, newer.matrix(*key)[1], *key) for key in newer.keys}
+    return SideMatrices({key: pack(matrix, np.float64) for key, matrix in sides.items()})
 
 
 def metric_folds(
-    frozen: Roots | None, newer: Roots | None, layers: Sequence[LayerSpec]
+    metric: SideMatrices | None, layers: Sequence[LayerSpec]
 ) -> Iterator[LayerCurvature | LayerMetric]:
     """Per layer the fold of queries without a curvature: the metric of newer covariances, or the identity."""
-    if frozen is None or newer is None:
-        yield from (identity_curvature(layer.dim) for layer in layers)
-    else:
-        yield from (layer_metric(frozen, newer, number) for number in range(len(layers)))
+    for number, layer in enumerate(layers):
+        if metric is None:
+            yield identity_curvature(layer.dim)
+        else:
+            left, right = (metric.matrix(number, side)[1] for side in SIDES)
+            yield LayerMetric(left, right)
 
 
-def translation(newer: Roots, older: Roots, layer: int) -> LayerMetric:
+def translation(newer: SideMatrices, older: SideMatrices, layer: int) -> LayerMetric:
     """The factors that bring folded queries W from the whitening of `newer` into that of `older` codes.
 
     For any gradient G: <W, A_n^-1/2 G S_n^-1/2> = <A_o^1/2 A_n^-1/2 W S_n^-1/2 S_o^1/2, A_o^-1/2 G S_o^-1/2>.
     """
-    left, right = (_relative_root(newer, older, layer, side) for side in SIDES)
+    left, right = (_over(newer.matrix(layer, side)[1], older.matrix(layer, side)[1]) for side in SIDES)
     return LayerMetric(left.T, right)
 
 
-def side_drift(frozen: Roots, newer: Roots, layer: int, side: SideName) -> float:
-    """The distance of one side, as in `Drift`."""
-    factor = _relative_root(newer, frozen, layer, side)
-    return float(torch.linalg.eigvalsh(factor.T @ factor).log().abs().mean())
+def side_drift(metric_dd: torch.Tensor) -> float:
+    """The distance of one side, as in `Drift`, from its metric."""
+    return float(torch.linalg.eigvalsh(metric_dd).log().abs().mean())
 
 
 def drift(distances: Sequence[float], names: Sequence[str]) -> Drift:
@@ -94,7 +104,6 @@ def mixed_mean(base_dd: torch.Tensor, base_tokens: int, sample_dd: torch.Tensor,
     return (1 - share) * base_dd + share * sample_dd
 
 
-def _relative_root(newer: Roots, older: Roots, layer: int, side: SideName) -> torch.Tensor:
-    """C_n^-1/2 C_o^1/2, float64."""
-    (_, inverse), (_, older_inverse) = newer.matrix(layer, side), older.matrix(layer, side)
-    return torch.linalg.solve(older_inverse, inverse).T  # both are symmetric
+def _over(newer_dd: torch.Tensor, older_dd: torch.Tensor) -> torch.Tensor:
+    """C_n^-1/2 C_o^1/2, float64, from the roots C_n^-1/2 and C_o^-1/2, which are symmetric."""
+    return torch.linalg.solve(older_dd, newer_dd).T

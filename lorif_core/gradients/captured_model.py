@@ -9,7 +9,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.capture import GradientCapture, TakePair
 from lorif_core.gradients.expert_projection import ExpertSide, expert_side
 from lorif_core.gradients.projection import ProjectionSet
-from lorif_core.gradients.roots import Roots
+from lorif_core.gradients.roots import SideMatrices
 from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.experts_forward import observed
@@ -45,7 +45,7 @@ class CapturedModel:
         layers: Sequence[LayerSpec],
         projection: ProjectionSpec,
         take: TakePair,
-        roots: Roots | None = None,
+        roots: SideMatrices | None = None,
     ) -> None:
         self.loaded, self.layers = loaded, layers
         self.modules = _modules(loaded, layers)
@@ -78,7 +78,7 @@ class CapturedModel:
 
 
 def layer_roots(
-    loaded: LoadedModel, layers: Sequence[LayerSpec], projection: ProjectionSpec, roots: Roots | None
+    loaded: LoadedModel, layers: Sequence[LayerSpec], projection: ProjectionSpec, roots: SideMatrices | None
 ) -> list[LayerRoots] | None:
     """Per layer the whitening of the captured pairs, on the layer's device; None if they have it or need none.
 

@@ -13,7 +13,7 @@ from lorif_core.gradients.capture import CodeSink
 from lorif_core.gradients.captured_model import CapturedModel, layer_roots, wide_dtype
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
-from lorif_core.gradients.roots import Roots
+from lorif_core.gradients.roots import SideMatrices
 from lorif_core.gradients.self_check import check_capture
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
@@ -67,7 +67,7 @@ class Extractor:
         layers: tuple[LayerSpec, ...],
         projection: ProjectionSpec,
         code: CodeSpec,
-        roots: Roots | None = None,
+        roots: SideMatrices | None = None,
     ) -> None:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded

@@ -8,7 +8,7 @@ Shapes: N matrices of one size, d the size of a side.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,30 +23,32 @@ EPSILON = 0.01  # times the mean eigenvalue; quality is flat between .003 and .0
 _BATCH_BYTES = 256 * 2**20  # of the matrices whose eigenvalues are computed together
 
 
-class Roots:
-    """(C + eps I)^-1/2 of every side of some layers, unpacked where and when they are asked for.
+class SideMatrices:
+    """A matrix for every side of some layers, such as (C + eps I)^-1/2, unpacked where and when it is asked for.
 
     Args:
-        matrices: the packed roots; sides that share their covariance share the object.
+        matrices: the packed matrices; sides with equal matrices share the object.
     """
 
     def __init__(self, matrices: Mapping[SideKey, PackedMatrix]) -> None:
         self._matrices = matrices
 
-    def __contains__(self, layer: int) -> bool:
-        return (layer, "in") in self._matrices
+    @property
+    def keys(self) -> Iterable[SideKey]:
+        """The sides that have a matrix."""
+        return self._matrices.keys()
 
     def packed(self, layer: int, side: SideName) -> PackedMatrix:
-        """The packed root of one side."""
+        """The packed matrix of one side."""
         return self._matrices[layer, side]
 
     def matrix(self, layer: int, side: SideName) -> tuple[str, torch.Tensor]:
-        """A digest of a side's root, and the root (d, d) float64 on the CPU."""
+        """A digest of a side's matrix, and the matrix (d, d) float64 on the CPU."""
         packed = self._matrices[layer, side]
         return f"{packed.digest:016x}", packed.dense(torch.empty(0, dtype=torch.float64))
 
     def of_layers(self, likes: Sequence[torch.Tensor]) -> list[LayerRoots]:
-        """The roots of both sides of layers 0, 1, ..., in the dtype and on the device of the layer's `like`."""
+        """The matrices of both sides of layers 0, 1, ..., in the dtype and on the device of the layer's `like`."""
         dense: dict[tuple[int, torch.device], torch.Tensor] = {}
 
         def unpacked(layer: int, side: SideName) -> torch.Tensor:
@@ -67,7 +69,7 @@ class SideSummary:
         side: the side.
         size: its size d.
         source: number of the layer whose matrices this side has, too; its own number if it has its own.
-        root: digest of the root.
+        matrix: digest of the matrix.
         covariance: digest of the covariance.
     """
 
@@ -75,48 +77,48 @@ class SideSummary:
     side: SideName
     size: int
     source: int
-    root: int
+    matrix: int
     covariance: int
 
 
 @dataclass(frozen=True, slots=True)
 class WhitenedSide:
-    """A side's root and its mean covariance over tokens, as they are stored."""
+    """A side's mean covariance over tokens, and its root, or what a metric has instead, as they are stored."""
 
     summary: SideSummary
-    root: PackedMatrix
+    matrix: PackedMatrix
     covariance: PackedMatrix
 
 
 def whitening_name(tokens: int, examples: int, sides: Iterable[SideSummary]) -> str:
-    """16 hex digits that identify the covariances and the roots of all sides."""
+    """16 hex digits that identify the covariances and the matrices of all sides."""
     sha256 = hashlib.sha256(f"{tokens}/{examples}".encode())
     for side in sorted(sides, key=lambda side: (side.layer, side.side)):
-        sha256.update(f"/{side.layer}/{side.side}/{side.size}/{side.root:016x}/{side.covariance:016x}".encode())
+        sha256.update(f"/{side.layer}/{side.side}/{side.size}/{side.matrix:016x}/{side.covariance:016x}".encode())
     return sha256.hexdigest()[:16]
 
 
-def whitened_sides(means: Iterable[tuple[Sequence[SideKey], torch.Tensor]]) -> list[WhitenedSide]:
-    """Roots and covariances as they are stored, in the order of layers, of mean covariances (d, d).
+def whitened_sides(
+    means: Iterable[tuple[Sequence[SideKey], torch.Tensor]],
+    matrix_of: Callable[[Sequence[SideKey], torch.Tensor], torch.Tensor] = lambda _, root: root,
+) -> list[WhitenedSide]:
+    """Covariances and their roots as they are stored, in the order of layers.
 
     The roots are computed on the device of the covariances, those of one size together. A root is that of the
     covariance before it is rounded.
 
     Args:
-        means: mean covariances over tokens, float64, each with the sides that share it, in the order of layers.
+        means: mean covariances (d, d) over tokens, float64, each with the sides that share it.
+        matrix_of: what to store instead of a root, from the sides and their root.
     """
     sides: list[WhitenedSide] = []
     for group in _of_one_size(means):
         roots = inverse_roots(torch.stack([mean for _, mean in group]))
-        for (keys, mean), inverse in zip(group, roots, strict=True):
-            root, covariance = pack(inverse), pack(mean)
-            sides += [
-                WhitenedSide(
-                    SideSummary(layer, side, root.size, keys[0][0], root.digest, covariance.digest),
-                    root, covariance,
-                )
-                for layer, side in keys
-            ]  # fmt: skip
+        for (keys, mean), root in zip(group, roots, strict=True):
+            matrix, covariance, source = pack(matrix_of(keys, root)), pack(mean), keys[0][0]
+            for layer, side in keys:
+                summary = SideSummary(layer, side, matrix.size, source, matrix.digest, covariance.digest)
+                sides.append(WhitenedSide(summary, matrix, covariance))
     return sorted(sides, key=lambda side: (side.summary.layer, side.summary.side))
 
 
@@ -133,10 +135,10 @@ def _of_one_size(
     yield from pending.values()
 
 
-def exact_roots(covariances: Covariances) -> Roots:
+def exact_roots(covariances: Covariances) -> SideMatrices:
     """The roots of covariances in float64, for an index of an older lorif, which stores no roots."""
     sides = {key: inverse_root(covariances.mean(*key)) for key in covariances.sums}
-    return Roots({key: pack(matrix, np.float64) for key, matrix in sides.items()})
+    return SideMatrices({key: pack(matrix, np.float64) for key, matrix in sides.items()})
 
 
 def stored_roots(covariances: Covariances) -> tuple[str, list[WhitenedSide]]:

@@ -15,10 +15,10 @@ import torch
 from lorif_core.config import Config
 from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
-from lorif_core.curvature.metric import mixed_mean, side_drift
+from lorif_core.curvature.metric import mixed_mean, side_drift, side_metric
 from lorif_core.errors import ShardInputError
 from lorif_core.gradients.extract import Calibrator
-from lorif_core.gradients.roots import Roots, SideSummary, WhitenedSide, whitened_sides
+from lorif_core.gradients.roots import SideMatrices, SideSummary, WhitenedSide, whitened_sides
 from lorif_core.gradients.symmetric import PackedSum
 from lorif_core.gradients.whitening import Covariances, SideKey, covariance_bytes, summed
 from lorif_core.lifecycle.index_shard import load_for, read_examples
@@ -199,23 +199,34 @@ def whiten_group(
     base = store.whitenings.covariances(mixture.base, layers)
     frozen = store.whitenings.roots(mixture.frozen, layers)
     assert base is not None and frozen is not None
-    sides = whitened_sides(_mixed(means, base, mixture, device))
-    newer = Roots({(side.summary.layer, side.summary.side): side.root for side in sides})
-    distances = [side_drift(frozen, newer, side.summary.layer, side.summary.side) for side in sides]
-    return GroupSummary([side.summary for side in sides], distances), sides
+    moved: dict[SideKey, float] = {}
+
+    def metric_of(keys: Sequence[SideKey], root: torch.Tensor) -> torch.Tensor:
+        metric = side_metric(frozen, root, *keys[0])
+        moved.update(dict.fromkeys(keys, side_drift(metric)))
+        return metric
+
+    sides = whitened_sides(_mixed(means, base, frozen, mixture), metric_of)
+    summaries = [side.summary for side in sides]
+    return GroupSummary(summaries, [moved[side.layer, side.side] for side in summaries]), sides
 
 
 def _mixed(
     means: Iterable[tuple[Sequence[SideKey], torch.Tensor]],
     base: Covariances,
+    frozen: SideMatrices,
     mixture: Mixture,
-    device: torch.device,
 ) -> Iterator[tuple[list[SideKey], torch.Tensor]]:
-    """Means of the mixture; sides share one only if they share it in the base, too."""
+    """Means of the mixture; sides share one only if they share it in the base and in the whitening, too."""
     for keys, mean in means:
         left = list(keys)
         while left:
-            former = base.mean(*left[0])
-            same = [key for key in left if torch.equal(base.mean(*key), former)]
+            first, former = left[0], base.mean(*left[0])
+            same = [
+                key
+                for key in left
+                if torch.equal(base.mean(*key), former)
+                and frozen.packed(*key).digest == frozen.packed(*first).digest
+            ]
             left = [key for key in left if key not in same]
-            yield same, mixed_mean(former.to(device), mixture.base_tokens, mean, mixture.tokens)
+            yield same, mixed_mean(former.to(mean.device), mixture.base_tokens, mean, mixture.tokens)

@@ -21,7 +21,7 @@ import torch
 from lorif_core.config import Config
 from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
-from lorif_core.curvature.metric import metric_folds
+from lorif_core.curvature.metric import exact_metric, metric_folds
 from lorif_core.gradients.captured_model import CapturedModel, layer_roots
 from lorif_core.gradients.codes import CodeLayout, decode_rows, encode
 from lorif_core.gradients.extract import Extractor
@@ -93,14 +93,15 @@ class DriftMeter:
         self._store = Store(config.index, config.storage)
         self._loaded = load_model(model_config(config, spec), config.storage, device)
         check_same_checkpoint(config.model, config.storage, self._loaded, spec)
-        self._frozen, self._newer = (self._store.whitenings.roots(of.projection.whitening) for of in (older, spec))
+        frozen, newer = (self._store.whitenings.roots(of.projection.whitening) for of in (older, spec))
+        self._metric = None if frozen is None or newer is None else exact_metric(frozen, newer)
         self._layout = CodeLayout(older.layers, older.code)
-        roots = layer_roots(self._loaded, older.layers, older.projection, self._frozen)
+        roots = layer_roots(self._loaded, older.layers, older.projection, frozen)
         self._sink = DriftSink(self._layout, unbiased=older.projection.is_whitened, roots=roots)
-        self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, self._frozen)
+        self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, frozen)
         check_capture(self._model)
         code = CodeSpec("dense", dtype="float32")
-        self._dense = Extractor(self._loaded, older.layers, older.projection, code, self._frozen)
+        self._dense = Extractor(self._loaded, older.layers, older.projection, code, frozen)
 
     def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
         """The drift of a sample; examples that are not in the index are ignored."""
@@ -157,7 +158,7 @@ class DriftMeter:
             return []
         gradients = [self._dense.gradients(collate(rows.examples, [row]))[1] for row in range(count)]
         layers = [torch.cat(layer) for layer in zip(*gradients, strict=True)]
-        folded = fold_queries(layers, metric_folds(self._frozen, self._newer, self._older.layers))
+        folded = fold_queries(layers, metric_folds(self._metric, self._older.layers))
         before_QN = score_rows(*rows.stored, self._layout, folded).numpy()
         after_QN = score_rows(*rows.recomputed, self._layout, folded).numpy()
         others = [np.arange(len(rows.examples)) != row for row in range(count)]

@@ -125,9 +125,8 @@ class PartReader:
             return iter(self._resident.folds)
         if self.part.curvature_kind != "none":
             return (fitted for _, fitted in self._store.curvatures.layers(self._generation, self.part))
-        newer = self._store.whitenings.roots(self.part.metric)
-        frozen = None if newer is None else self._store.whitenings.roots(self.spec.projection.whitening)
-        return metric_folds(frozen, newer, self.spec.layers)
+        metric = self._store.whitenings.metric(self.part.metric, self.spec.projection.whitening)
+        return metric_folds(metric, self.spec.layers)
 
     def keep_resident(self, limit: int, *, two_stage: bool = False) -> int:
         """Load codes and fold operators into memory, each if it fits within the limit; return the bytes used.

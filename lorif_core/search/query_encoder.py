@@ -16,7 +16,7 @@ from lorif_core.corpus.batches import collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
-from lorif_core.gradients.roots import Roots
+from lorif_core.gradients.roots import SideMatrices
 from lorif_core.model.loading import LoadedModel, check_same_tokenizer, check_same_weights, load_model
 from lorif_core.search.queries import Query, query_example
 from lorif_core.spec import CodeSpec, IndexSpec
@@ -54,7 +54,7 @@ class QueryEncoder:
         self,
         loaded: LoadedModel,
         spec: IndexSpec,
-        roots: Roots | None = None,
+        roots: SideMatrices | None = None,
         *,
         factored: bool = False,
     ) -> None:

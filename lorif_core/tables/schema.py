@@ -97,9 +97,9 @@ WHITENING_SCHEMA = pa.schema(
         pa.field("examples", pa.int64(), nullable=False),
         pa.field("sums", pa.list_(pa.float64()), nullable=False),  # of an older lorif, which lacks what follows
         pa.field("source", pa.int32()),
-        pa.field("root_scales", pa.list_(pa.float64())),
-        pa.field("root", pa.list_(pa.float16())),
-        pa.field("root_digest", pa.uint64()),
+        pa.field("matrix_scales", pa.list_(pa.float64())),
+        pa.field("matrix", pa.list_(pa.float16())),
+        pa.field("matrix_digest", pa.uint64()),
         pa.field("covariance_scales", pa.list_(pa.float64())),
         pa.field("covariance", pa.list_(pa.float16())),
         pa.field("covariance_digest", pa.uint64()),

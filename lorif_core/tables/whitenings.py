@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from lorif_core.gradients.roots import Roots, SideSummary, WhitenedSide, exact_roots, stored_roots, whitening_name
+from lorif_core.curvature.metric import exact_metric
+from lorif_core.gradients.roots import (
+    SideMatrices,
+    SideSummary,
+    WhitenedSide,
+    exact_roots,
+    stored_roots,
+    whitening_name,
+)
 from lorif_core.gradients.symmetric import PackedMatrix
 from lorif_core.gradients.whitening import Covariances, SideKey
 from lorif_core.spec import IndexSpec, LayerSpec
@@ -26,7 +34,7 @@ from lorif_core.tables.sql import escape_sql
 _BATCH_ROWS = 16
 _OLDER = WHITENING_SCHEMA.names[: WHITENING_SCHEMA.names.index("sums") + 1]
 _SUMMARY = [
-    "layer_index", "side", "size", "tokens", "examples", "source", "root_digest", "covariance_digest"
+    "layer_index", "side", "size", "tokens", "examples", "source", "matrix_digest", "covariance_digest"
 ]  # fmt: skip
 
 
@@ -80,7 +88,7 @@ class WhiteningTable:
         Args:
             covariances: covariances in the projected space.
             layers: the layers that they belong to.
-            spec: spec of the rows that they whiten, with or without a whitening; None for a newer metric.
+            spec: spec of the rows that they whiten, with or without a whitening; None if there are none.
         """
         name, sides = stored_roots(covariances)
         of_rows = None if spec is None else spec.with_whitening(name).hash
@@ -90,7 +98,7 @@ class WhiteningTable:
             self.commit(name, self.write(header, sides, layers))
         return name
 
-    def roots(self, name: str | None, layers: range | None = None) -> Roots | None:
+    def roots(self, name: str | None, layers: range | None = None) -> SideMatrices | None:
         """The roots of that name, of all layers or only some; None if `name` is None, as for random projections.
 
         They are as stored, so that all processes use the same numbers. Those of an index of an older lorif, which
@@ -104,7 +112,24 @@ class WhiteningTable:
         summaries = self._summaries(name)
         if summaries is None:
             return exact_roots(self._older(name))
-        return Roots(self._matrices(name, "root", _chosen(summaries, layers)))
+        return SideMatrices(self._matrices(name, "matrix", _chosen(summaries, layers)))
+
+    def metric(self, name: str | None, whitening: str | None) -> SideMatrices | None:
+        """The metric of that name, which folds queries for codes of a whitening; None if `name` is None.
+
+        It was computed when it was measured. An index of an older lorif has only its covariances, from which it is
+        computed.
+
+        Raises:
+            DamagedIndexError: the table does not contain them, or they are damaged.
+        """
+        if name is None:
+            return None
+        summaries = self._summaries(name)
+        if summaries is not None:
+            return SideMatrices(self._matrices(name, "matrix", summaries))
+        frozen = self.roots(whitening)
+        return None if frozen is None else exact_metric(frozen, exact_roots(self._older(name)))
 
     def covariances(self, name: str | None, layers: range | None = None) -> Covariances | None:
         """The covariances of that name, as sums over its tokens; of all layers, or only some.
@@ -130,7 +155,7 @@ class WhiteningTable:
         if summaries is None:
             self._older(name)
             return
-        for column in ("root", "covariance"):
+        for column in ("matrix", "covariance"):
             self._matrices(name, column, summaries)
         for batch in self._scan(name, [*WHITENING_SCHEMA.names]):
             if differing_rows(pa.Table.from_batches([batch])):
@@ -168,7 +193,7 @@ class WhiteningTable:
     def _matrices(
         self, name: str, column: str, summaries: Sequence[dict[str, Any]]
     ) -> dict[SideKey, PackedMatrix]:
-        """The matrices `root` or `covariance` of some rows; those of one source are one object."""
+        """The matrices `matrix` or `covariance` of some rows; those of one source are one object."""
         wanted = {(row["source"], row["side"]): row[f"{column}_digest"] for row in summaries}
         numbers = ", ".join(str(number) for number in sorted({source for source, _ in wanted}))
         found: dict[SideKey, PackedMatrix] = {}
@@ -218,7 +243,7 @@ def _name_of(rows: Sequence[dict[str, Any]]) -> str:
             row["side"],
             row["size"],
             row["source"],
-            row["root_digest"],
+            row["matrix_digest"],
             row["covariance_digest"],
         )
         for row in rows
@@ -232,12 +257,12 @@ def _row(header: WhiteningHeader, side: WhitenedSide, layer: str) -> pa.RecordBa
     values = {
         "whitening": header.name, "spec": header.spec, "layer": layer, "layer_index": summary.layer,
         "side": summary.side, "size": summary.size, "tokens": header.tokens, "examples": header.examples,
-        "source": summary.source, "root_digest": summary.root, "covariance_digest": summary.covariance,
+        "source": summary.source, "matrix_digest": summary.matrix, "covariance_digest": summary.covariance,
     }  # fmt: skip
     columns: dict[str, pa.Array] = {
         name: pa.array([value], WHITENING_SCHEMA.field(name).type) for name, value in values.items()
     }
-    for column, packed in (("root", side.root), ("covariance", side.covariance)):
+    for column, packed in (("matrix", side.matrix), ("covariance", side.covariance)):
         is_own = summary.source == summary.layer
         columns[f"{column}_scales"] = _list(packed.scales[: None if is_own else 0])
         columns[column] = _list(packed.levels[: None if is_own else 0])

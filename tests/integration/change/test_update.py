@@ -15,6 +15,7 @@ from flows.build import build
 from flows.update import update
 from lorif_core.config import Config
 from lorif_core.errors import UserError
+from lorif_core.gradients.roots import exact_roots
 from lorif_core.lifecycle.update import make_update_plan
 from lorif_core.model.loading import load_model
 from lorif_core.search.queries import as_query
@@ -133,7 +134,7 @@ def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
 
     # the same rows and queries, whitened with the newer covariances
     model = load_model(config.model, config.storage)
-    encoder = QueryEncoder(model, first.index_spec, store.whitenings.roots(second.newest.metric))
+    encoder = QueryEncoder(model, first.index_spec, exact_roots(newer))
     examples = {}
     for name in ("a", "b"):
         for line in (tmp_path / "corpus" / f"{name}.jsonl").read_text().splitlines():

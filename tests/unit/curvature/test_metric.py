@@ -5,9 +5,18 @@ drift; no metric computes an eigendecomposition.
 import pytest
 import torch
 
-from lorif_core.curvature.metric import drift, layer_metric, mixed_mean, side_drift, translation
-from lorif_core.gradients.roots import Roots, exact_roots, stored_roots
+from lorif_core.curvature.metric import (
+    LayerMetric,
+    drift,
+    exact_metric,
+    metric_folds,
+    mixed_mean,
+    side_drift,
+    translation,
+)
+from lorif_core.gradients.roots import SideMatrices, exact_roots, stored_roots
 from lorif_core.gradients.whitening import SIDES, Covariances
+from lorif_core.spec import LayerSpec
 
 D1, D2 = 7, 5
 KINDS = pytest.mark.parametrize("kind", ["stored", "computed"])
@@ -24,14 +33,23 @@ def covariances(seed: int, tokens: int = 400, stretch: float = 1.0) -> Covarianc
     return covariances
 
 
-def roots(of: Covariances, kind: str = "stored") -> Roots:
+def roots(of: Covariances, kind: str = "stored") -> SideMatrices:
     """The roots as an index has them, or as they are computed for an older one."""
     if kind == "computed":
         return exact_roots(of)
-    return Roots({(side.summary.layer, side.summary.side): side.root for side in stored_roots(of)[1]})
+    return SideMatrices({(side.summary.layer, side.summary.side): side.matrix for side in stored_roots(of)[1]})
 
 
-def whitened(raw: torch.Tensor, by: Roots) -> torch.Tensor:
+LAYERS = [LayerSpec("layer", D1, D2, D1, D2)]
+
+
+def fold(frozen: SideMatrices, newer: SideMatrices, queries: torch.Tensor) -> torch.Tensor:
+    (metric,) = metric_folds(exact_metric(frozen, newer), LAYERS)
+    assert isinstance(metric, LayerMetric)
+    return metric.fold(queries)
+
+
+def whitened(raw: torch.Tensor, by: SideMatrices) -> torch.Tensor:
     left, right = (by.matrix(0, side)[1] for side in SIDES)
     return (left @ raw.double() @ right).flatten(1)
 
@@ -51,7 +69,7 @@ def test_folding_equals_whitening_the_codes_again(
     generator = torch.Generator().manual_seed(2)
     query, rows = torch.randn(3, D1, D2, generator=generator), torch.randn(20, D1, D2, generator=generator)
     codes = whitened(rows, frozen)
-    folded = layer_metric(frozen, newer, 0).fold(whitened(query, frozen).float())
+    folded = fold(frozen, newer, whitened(query, frozen).float())
     expected = whitened(query, newer) @ whitened(rows, newer).T
     torch.testing.assert_close(
         folded.double() @ codes.T, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
@@ -75,16 +93,16 @@ def test_a_translated_query_scores_old_codes_like_new_ones(kind: str, monkeypatc
 def test_the_frozen_metric_folds_a_query_to_itself_and_has_no_drift() -> None:
     frozen = roots(covariances(0))
     query = torch.randn(2, D1 * D2)
-    torch.testing.assert_close(layer_metric(frozen, frozen, 0).fold(query), query, rtol=1e-5, atol=1e-5)
-    assert all(side_drift(frozen, frozen, 0, side) < 1e-8 for side in SIDES)
+    torch.testing.assert_close(fold(frozen, frozen, query), query, rtol=1e-5, atol=1e-5)
+    assert all(side_drift(exact_metric(frozen, frozen).matrix(0, side)[1]) < 1e-8 for side in SIDES)
 
 
 def test_drift_has_the_layer_that_drifts_most_and_its_distance() -> None:
     """If the energy grows by a factor in every direction, the drift is the logarithm of the factor."""
     frozen, newer = covariances(0), covariances(0)
     newer.sums[0, "in"] = newer.sums[0, "in"] * 1.5
-    before, after = roots(frozen), roots(newer)
-    grown, same = (side_drift(before, after, 0, side) for side in SIDES)
+    metric = exact_metric(roots(frozen), roots(newer))
+    grown, same = (side_drift(metric.matrix(0, side)[1]) for side in SIDES)
     assert grown == pytest.approx(0.4055, rel=1e-3) and same < 1e-8
     distance = drift([same, same, grown, same], ["first", "first", "second", "second"])
     assert distance.layer == "second" and distance.worst == grown

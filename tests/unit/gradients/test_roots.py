@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.roots import (
-    Roots,
+    SideMatrices,
     WhitenedSide,
     exact_roots,
     inverse_root,
@@ -31,8 +31,8 @@ FOLDED = ProjectionSpec("folded-whitened", factor=1, seed=5)
 COSINE = 0.9999  # of gradients whitened with stored and with exact roots
 
 
-def roots_of(sides: list[WhitenedSide]) -> Roots:
-    return Roots({(side.summary.layer, side.summary.side): side.root for side in sides})
+def roots_of(sides: list[WhitenedSide]) -> SideMatrices:
+    return SideMatrices({(side.summary.layer, side.summary.side): side.matrix for side in sides})
 
 
 def measured(family: str) -> tuple[Calibrator, int]:
@@ -127,7 +127,7 @@ def test_the_name_identifies_covariances_and_roots() -> None:
     summaries = [side.summary for side in sides]
     assert stored_roots(covariances)[0] == name == whitening_name(9, 3, reversed(summaries))
     assert name != whitening_name(9, 4, summaries) and name != whitening_name(9, 3, summaries[:1])
-    for changed in ({"root": 1}, {"covariance": 1}, {"size": 4}, {"layer": 1}):
+    for changed in ({"matrix": 1}, {"covariance": 1}, {"size": 4}, {"layer": 1}):
         assert name != whitening_name(9, 3, [replace(summaries[0], **changed), summaries[1]])  # type: ignore[arg-type]
     exact = replace(summaries[0], source=5)
     assert name == whitening_name(9, 3, [exact, summaries[1]]), "where equal matrices lie does not matter"

@@ -82,7 +82,7 @@ def test_roots_and_covariances_are_read_as_they_were_written(store: Store, eigen
     roots, covariances = store.whitenings.roots(name), store.whitenings.covariances(name)
     assert roots is not None and covariances is not None
     for side in sides:
-        layer, of, packed = side.summary.layer, side.summary.side, side.root
+        layer, of, packed = side.summary.layer, side.summary.side, side.matrix
         assert np.array_equal(roots.packed(layer, of).levels, packed.levels)
         assert torch.equal(roots.matrix(layer, of)[1], packed.dense(LIKE))
         assert torch.equal(covariances.mean(layer, of), side.covariance.dense(LIKE))
@@ -99,7 +99,7 @@ def test_a_whitening_takes_a_quarter_of_float64_sums_and_shared_sides_nothing(st
     name = stored(store, header, sides)
     rows = Tables(store.uri, store.storage).read("whitening", filter=f"whitening = '{name}'").to_pylist()
     for row in rows:
-        numbers = len(row["root"]) + len(row["covariance"])
+        numbers = len(row["matrix"]) + len(row["covariance"])
         is_shared = (row["layer_index"], row["side"]) == (2, "in")
         assert 2 * numbers <= (0 if is_shared else 8 * (row["size"] + 32) ** 2 / 4) and not row["sums"]
 
@@ -117,13 +117,13 @@ def changed(packed: PackedMatrix) -> PackedMatrix:
     return PackedMatrix(packed.scales, levels)
 
 
-@pytest.mark.parametrize("column", ["root", "covariance"])
+@pytest.mark.parametrize("column", ["matrix", "covariance"])
 def test_a_damaged_matrix_is_found_by_all_who_read_it(store: Store, column: str) -> None:
     header, sides = sharing()
     sides[1] = replace(sides[1], **{column: changed(getattr(sides[1], column))})
     name = stored(store, header, sides)
     readers: dict[str, Callable[[str], object]] = {
-        "root": store.whitenings.roots, "covariance": store.whitenings.covariances,
+        "matrix": store.whitenings.roots, "covariance": store.whitenings.covariances,
     }  # fmt: skip
     for kind, read in readers.items():
         if kind == column:
