@@ -6,8 +6,8 @@ covariances A and S is applied to the query alone (DESIGN section 3). For a whit
     W = (A_w^1/2 A^-1 A_w^1/2) Q (S_w^1/2 S^-1 S_w^1/2)
 
 gives the scores that whitening queries and rows by A^-1/2 and S^-1/2 would give. A_w^1/2 is computed as the
-inverse of the stored A_w^-1/2, which the eps of the whitening keeps far from singular. Both factors are stored when
-the covariances are measured.
+inverse of the stored A_w^-1/2, which the eps of the whitening keeps far from singular. Both factors are stored
+when the covariances are measured.
 
 Shapes: Q queries, D = d1 d2 of a layer.
 """
