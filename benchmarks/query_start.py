@@ -34,7 +34,7 @@ def main() -> None:
         seconds = measure(index, arguments.model, arguments.rounds)
         split, eigendecompositions = in_new_process(split_query, str(index), str(arguments.model), time.time())
         result = {
-            "model": arguments.model.name,
+            "model": described(arguments.model),
             "rows": in_new_process(rows_of, str(index)),
             "whitening_bytes": bytes_below(index / "whitening.lance"),
             "rounds": arguments.rounds,
@@ -138,6 +138,12 @@ def split_query(index_uri: str, model: str, launched: float) -> tuple[dict[str, 
     index.store.rows.details(index.generation.factors_version, hits)
     laps.end("texts of hits")
     return laps.seconds, calls[0]
+
+
+def described(model: Path) -> str:
+    """Kind and size of a checkpoint, from its config."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return f"{config['model_type']}, {config['num_hidden_layers']} layers, width {config['hidden_size']}"
 
 
 def rows_of(index_uri: str) -> int:

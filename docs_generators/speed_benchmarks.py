@@ -33,6 +33,7 @@ def speed_sections() -> Iterator[str]:
     """Markdown blocks in the order of the page."""
     yield from _build()
     yield from _build_and_query_commands()
+    yield from _query_start()
     yield from _start_up()
     yield from _calibration()
     yield from _update()
@@ -109,6 +110,28 @@ the page cache. Warm: they are."""
     yield """\
 Nearly all of a query on the command line is importing torch and transformers and loading the model; `lorif
 serve` does that once. What this does not show: an index that is larger than memory."""
+    yield provenance(name, command)
+
+
+def _query_start() -> Iterator[str]:
+    name, command = _command("query_start", " MODEL", "query-start.json")
+    result = load(name)
+    yield "### A query next to loading the model {#query-start}"
+    yield f"""\
+Seconds of `lorif query` on an index of {result["rows"]:,} paragraphs with all defaults, whose checkpoint is a
+pretrained model (SmolLM2-135M: {result["model"]}), next to a Python script that imports torch and transformers, loads the same model
+and runs one forward and one backward pass over the same text. Medians of {result["rounds"]} interleaved rounds."""
+    rows = [
+        ["plain script", decimals(result["seconds"]["plain"], 1)],
+        ["`lorif query`", decimals(result["seconds"]["query"], 1)],
+        ["`lorif query` / plain script, median of the rounds", decimals(result["ratio"]["median"], 2)],
+    ]
+    rows += [[f"of a query: {step}", decimals(seconds, 2)] for step, seconds in result["split"].items()]
+    yield sourced(table(["Step", "Seconds"], rows), name)
+    yield f"""\
+A query computes {result["eigendecompositions"] or "no"} eigendecompositions: it reads the roots of the whitening.
+The table `whitening` of this index has {result["whitening_bytes"] / 2**20:.1f} MiB. What this does not show:
+larger models, whose weights take longer to load and to compare with their fingerprint."""
     yield provenance(name, command)
 
 

@@ -11,7 +11,7 @@ from lorif_core.gradients import whitening
 from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.roots import EPSILON, exact_roots, inverse_root
-from lorif_core.gradients.whitening import SIDES, Covariances, second_moment
+from lorif_core.gradients.whitening import SIDES, Covariances, CovarianceSink, second_moment
 from lorif_core.lifecycle.calibrate import calibration_sample, sample_size
 from lorif_core.model.layers import folded_layer_specs, select_layers
 from lorif_core.spec import CodeSpec, ProjectionSpec, ShardRef
@@ -84,6 +84,31 @@ def test_layers_that_share_their_input_share_its_second_moment(monkeypatch: pyte
     for name, sums in inputs.items():
         if name.endswith("q_proj"):
             assert torch.equal(sums, inputs[name.replace("q_proj", "v_proj")])
+
+
+def test_off_the_cpu_the_host_waits_for_nothing() -> None:
+    """A tensor on the meta device has no numbers, so whatever moves one to the host fails there."""
+    sink = CovarianceSink([(8, 6), (8, 6)])
+    for lengths in ([5, 3], [5, 5]):
+        sink.start(np.array(lengths), 5)
+        A, E = torch.empty(2, 5, 8, device="meta"), torch.empty(2, 5, 6, device="meta")
+        sink.take(0, A, E)
+        sink.take(1, torch.empty(2, 9, 8, device="meta"), torch.empty(2, 9, 6, device="meta"))
+    sums = sink.covariances.sums
+    assert {tuple(matrix.shape) for matrix in sums.values()} == {(8, 8), (6, 6)}
+    assert all(matrix.is_meta and matrix.dtype == torch.float64 for matrix in sums.values())
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_the_second_moment_off_the_cpu_is_the_same(is_masked: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((50, 33)).astype(np.float32)) * 1e-25
+    x[3, 2], x[7, 0] = np.nan, np.inf
+    counts = torch.from_numpy(rng.random(50) < 0.7) if is_masked else None
+    moment = whitening._moment_on_device(x, counts)
+    expected = second_moment(x, counts)
+    assert (moment - expected).norm() <= 1e-6 * expected.norm() > 0
+    assert not whitening._moment_on_device(x[:0], None).any()
 
 
 def test_a_reset_begins_at_zero() -> None:

@@ -48,6 +48,8 @@ def test_calibrating_and_indexing_share_one_checked_model(config: Config, monkey
     load, check = index_shard.load_model, extract.check_capture
     monkeypatch.setattr(index_shard, "load_model", lambda *args: done.append("load") or load(*args))
     monkeypatch.setattr(extract, "check_capture", lambda model: done.append("check") or check(model))
+    decomposed, eigh = [0], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrices: decomposed.append(len(matrices)) or eigh(matrices))
     plan, store = make_plan(config), Store(config.index)
     role, shard = EncodingRole(config, 1), plan.shards[-1]
     role.load(plan.spec.to_json())
@@ -58,7 +60,10 @@ def test_calibrating_and_indexing_share_one_checked_model(config: Config, monkey
     header = WhiteningHeader(name, spec.hash, counts.tokens, counts.examples)
     store.whitenings.commit(name, role.write_whitening(spec.to_json(), header, sides))
     store.create(spec)
+    assert 0 < sum(decomposed) <= 2 * len(spec.layers)
+    decomposed.clear()
     receipt = role.index(spec.to_json(), shard)
+    assert not decomposed, "a worker that indexes reads the roots"
     assert [side.summary for side in calibrated(role, spec, shard)[1]] == [side.summary for side in sides]
     assert done == ["load", "check"]
     assert receipt.rows == shard.rows < SHARD_ROWS
