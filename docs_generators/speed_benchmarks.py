@@ -119,8 +119,9 @@ def _query_start() -> Iterator[str]:
     yield "### A query next to loading the model {#query-start}"
     yield f"""\
 Seconds of `lorif query` on an index of {result["rows"]:,} paragraphs with all defaults, whose checkpoint is a
-pretrained model (SmolLM2-135M: {result["model"]}), next to a Python script that imports torch and transformers, loads the same model
-and runs one forward and one backward pass over the same text. Medians of {result["rounds"]} interleaved rounds."""
+pretrained model (SmolLM2-135M: {result["model"]}), next to a Python script that imports torch and transformers,
+loads the same model and runs one forward and one backward pass over the same text. Medians of {result["rounds"]}
+interleaved rounds."""
     rows = [
         ["plain script", decimals(result["seconds"]["plain"], 1)],
         ["`lorif query`", decimals(result["seconds"]["query"], 1)],
