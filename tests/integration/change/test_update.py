@@ -132,7 +132,7 @@ def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
     inventory = store.rows.inventory(second.factors_version)
     assert newer.tokens == inventory.tokens and newer.digest() != frozen.digest()
 
-    # the same rows and queries, whitened with the newer covariances
+    # the same rows and queries, whitened with the newer covariances, which are stored as float16
     model = load_model(config.model, config.storage)
     encoder = QueryEncoder(model, first.index_spec, exact_roots(newer))
     examples = {}
@@ -146,7 +146,7 @@ def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
     scores = scores_of(config, QUERIES)
     assert scores.keys() == examples.keys()
     np.testing.assert_allclose(
-        np.stack([scores[name] for name in examples]), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+        np.stack([scores[name] for name in examples]), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max()
     )
 
 
