@@ -33,6 +33,7 @@ from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.footprint import BatchShape
+from lorif_core.gradients.roots import exact_roots
 from lorif_core.lifecycle.memory_plan import plan_memory
 from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.lifecycle.tracking import layers_of_model
@@ -121,7 +122,7 @@ def run_blocks(name: str) -> dict[str, Any]:
     batch = random_batch(_RUN_BATCH)
     calibrator = Calibrator(loaded, spec.layers, spec.projection)
     calibrated = gauge.step([batch], calibrator.add)
-    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code, calibrator.covariances)
+    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code, exact_roots(calibrator.covariances))
     indexed = gauge.step([batch], extractor.extract)
     return {
         "blocks": blocks,

@@ -39,8 +39,8 @@ from lorif_core.evaluation.lds import Truth, lds
 from lorif_core.evaluation.training_recipe import Recipe, subset, token_summed_losses, train
 from lorif_core.gradients.captured_model import CapturedModel
 from lorif_core.gradients.codes import CodeLayout, encode
+from lorif_core.gradients.roots import EPSILON, inverse_root
 from lorif_core.gradients.self_check import check_capture
-from lorif_core.gradients.whitening import EPSILON, inverse_root
 from lorif_core.model.layers import layer_specs, select_layers
 from lorif_core.model.loading import LoadedModel, prepare_model
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec

@@ -78,7 +78,7 @@ def plan_memory(
     fixed = process + weights + projection_bytes(spec)
     layout = CodeLayout(spec.layers, spec.code)
     rows = _WRITTEN * min(_SHARD_ROWS, block_rows(layout, memory_gb)) * layout.bytes_per_example
-    whitening = covariances + covariances // 2  # the roots are float32
+    roots = covariances // 2 + covariances // 8  # in float32, and packed as they are stored
     largest = max(max(layer.d1, layer.d2) for layer in spec.layers)
 
     heap = _HEAP if process else 1.0
@@ -93,11 +93,9 @@ def plan_memory(
     return MemoryPlan(
         weights=weights,
         calibration=calibration,
-        indexing=total(rehearsal.codes(batch, spec.code), whitening, rows),
-        query=total(
-            rehearsal.codes(BatchShape(1, batch.tokens), _DENSE, decode=True), whitening, 4 * 8 * largest**2
-        ),
-        driver=DRIVER_PROCESS + covariances,
+        indexing=total(rehearsal.codes(batch, spec.code), roots, rows),
+        query=total(rehearsal.codes(BatchShape(1, batch.tokens), _DENSE, decode=True), roots, 4 * 8 * largest**2),
+        driver=DRIVER_PROCESS,
     )
 
 

@@ -13,6 +13,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.footprint import BatchShape
+from lorif_core.gradients.roots import exact_roots
 from lorif_core.lifecycle.index_shard import load_for, read_examples
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.store import Store
@@ -72,16 +73,16 @@ def run_trial(config: Config, spec: IndexSpec, shard: ShardRef) -> Trial:
     batches = _batches(examples, config.compute.tokens_per_batch)
     if not batches:
         raise UserError(f"no token of the first shard {shard.key} would be scored; check the corpus columns")
-    covariances = Store(config.index, config.storage).covariances.read(spec.projection.whitening)
-    calibration = None
-    if spec.projection.is_whitened and covariances is None:
+    roots = Store(config.index, config.storage).whitenings.roots(spec.projection.whitening)
+    calibration, root_seconds = None, 0.0
+    if spec.projection.is_whitened and roots is None:
         calibrator = Calibrator(loaded, spec.layers, spec.projection)
         calibrator.check()
         calibration = gauge.step(batches, calibrator.add)
-        covariances = calibrator.covariances
-    started = time.perf_counter()
-    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code, covariances)
-    root_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        roots = exact_roots(calibrator.covariances)
+        root_seconds = time.perf_counter() - started
+    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code, roots)
     if calibration is None:
         extractor.check()
     return Trial(
@@ -90,7 +91,7 @@ def run_trial(config: Config, spec: IndexSpec, shard: ShardRef) -> Trial:
         BatchShape(*batches[0].input_ids.shape),
         0 if loaded.device.type == "cuda" else gauge.process,
         calibration,
-        root_seconds if spec.projection.is_whitened else 0.0,
+        root_seconds,
         gauge.step(batches, extractor.extract),
     )
 
