@@ -16,9 +16,9 @@ from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import MemoryExhaustedError, UserError
 from lorif_core.model.checkpoint import Checkpoint, locate
 from lorif_core.model.dry_run import uncapturable_layers
-from lorif_core.model.head import inspect_head
+from lorif_core.model.head import inspect_head, logits_function
 from lorif_core.model.limits import check_tokenizer, embedding_rows, max_positions
-from lorif_core.model.loss import head_loss, token_losses
+from lorif_core.model.loss import HeadLoss, head_loss, other_head_loss, token_losses
 from lorif_core.model.probe import check_causal, probe_ids
 from lorif_core.model.running import model_errors
 from lorif_core.model.weights import check_finite, load_full_model
@@ -40,12 +40,14 @@ class LoadedModel:
         tokenizer: None if the checkpoint has none.
         has_linear_head: whether its logits are a plain linear layer of the last hidden state.
         vocab_size: token ids must be smaller, because the embedding has no row or the output no logit for others.
+        has_tokenwise_head: whether the logits of a token follow from its last hidden state alone.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
     has_linear_head: bool
     vocab_size: int
+    has_tokenwise_head: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -63,24 +65,30 @@ class LoadedModel:
         Args:
             ids_BT: (B, T) int64, right-padded. No attention mask is needed: attention is causal, so no real
                 token attends to the padding, and the padding has no loss.
-            labels_BT: (B, T) int64, -100 for tokens without a loss.
+            labels_BT: (B, T) int64, -100 for tokens without a loss; on the CPU they cost a GPU no transfer back.
 
         Returns:
             (B,) losses, float32.
         """
         with torch.enable_grad():
-            if not self.has_linear_head:
+            if not (self.has_linear_head or self.has_tokenwise_head):
                 logits = self.model(input_ids=ids_BT, use_cache=False).logits
-                losses = token_losses(logits, labels_BT)
+                losses = token_losses(logits, labels_BT.to(logits.device))
                 losses.sum().backward()
-                return losses.detach()
-            hidden = self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-            head = self.model.get_output_embeddings()
-            device = head.weight.device  # under a device_map it may differ from the device of the last layer
-            loss = head_loss(hidden.detach().to(device), head.weight.detach(), head.bias, labels_BT.to(device))
-            if hidden.requires_grad:
-                hidden.backward(loss.hidden_grad.to(hidden.device))
+                return losses.detach().to(ids_BT.device)
+            output = self.model.base_model(input_ids=ids_BT, use_cache=False)
+            loss = self._head_loss(output, labels_BT)
+            if output.last_hidden_state.requires_grad:
+                output.last_hidden_state.backward(loss.hidden_grad.to(output.last_hidden_state.device))
             return loss.losses.to(ids_BT.device)
+
+    def _head_loss(self, output: Any, labels_BT: torch.Tensor) -> HeadLoss:
+        hidden = output.last_hidden_state.detach()
+        if not self.has_linear_head:
+            return other_head_loss(hidden, logits_function(self.model, output), self.vocab_size, labels_BT)
+        head = self.model.get_output_embeddings()
+        # under a device_map the head may be on another device than the last layer
+        return head_loss(hidden.to(head.weight.device), head.weight.detach(), head.bias, labels_BT)
 
 
 def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
@@ -93,7 +101,7 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
     _fuse_gelu(model)
     rows = embedding_rows(model)
     head = inspect_head(model, probe_ids(model, 1, min(_HEAD_TOKENS, max_positions(model) or _HEAD_TOKENS)))
-    return LoadedModel(model, tokenizer, head.is_linear, min(rows, head.width))
+    return LoadedModel(model, tokenizer, head.is_linear, min(rows, head.width), head.is_tokenwise)
 
 
 def load_model(

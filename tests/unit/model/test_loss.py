@@ -8,9 +8,9 @@ from lorif_core.model.loss import head_loss, token_losses
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("chunk", [1, 2**25])
+@pytest.mark.parametrize("chunk", [1, 4 * 11 * 3, 2**25])
 def test_loss_and_gradient_equal_autograd(bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "_LOGITS_PER_CHUNK", chunk)
+    monkeypatch.setattr(loss, "_CHUNK_BYTES", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(3, 7, 5, dtype=torch.float64, requires_grad=True)
     head = torch.nn.Linear(5, 11, bias=bias, dtype=torch.float64)
