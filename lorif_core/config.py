@@ -167,9 +167,9 @@ class ComputeConfig(Section):
     """Number of workers; `auto` starts one per GPU, or without GPUs one per 4 cores."""
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """GPUs of each worker; `auto` is 1 if the nodes have GPUs, else 0. A fraction lets workers share a GPU."""
-    tokens_per_batch: PositiveInt = 8192
-    """Maximum number of tokens of a batch, including padding; at least `corpus.max_length`. Lower it if a worker
-    runs out of memory."""
+    tokens_per_batch: Literal["auto"] | PositiveInt = "auto"
+    """Maximum number of tokens of a batch, including padding; at least `corpus.max_length`. `auto` takes what fits
+    into memory. In both cases a batch that does not fit is halved."""
     memory_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
     """Working memory of one worker besides its model, in GiB. It determines the size of row blocks and of the
     layer groups of a curvature fit; a higher value needs fewer passes."""
@@ -222,7 +222,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_has_room_for_an_example(self) -> "Config":
-        if self.compute.tokens_per_batch < self.corpus.max_length:
+        if self.compute.tokens_per_batch != "auto" and self.compute.tokens_per_batch < self.corpus.max_length:
             raise ValueError(
                 f"compute.tokens_per_batch ({self.compute.tokens_per_batch}) must be at least "
                 f"corpus.max_length ({self.corpus.max_length})"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorif_core.config import ComputeConfig, Config
 from lorif_core.errors import LorifError
+from lorif_core.gradients.memory_gauge import HostGauge
 from lorif_core.out_of_memory import MemorySetting, is_out_of_memory, memory_exhausted
 from lorif_core.storage.faults import one_line
 
@@ -15,8 +16,8 @@ _KERNEL_COUNTERS = Path("/proc/vmstat")
 def model_settings(config: Config) -> tuple[MemorySetting, ...]:
     """The settings that bound the memory of a step that runs the model."""
     compute = config.compute
-    tokens = MemorySetting("compute.tokens_per_batch", compute.tokens_per_batch, config.corpus.max_length)
-    return tokens, *scan_settings(compute)
+    size = HostGauge.most_tokens if compute.tokens_per_batch == "auto" else compute.tokens_per_batch
+    return MemorySetting("compute.tokens_per_batch", size, config.corpus.max_length), *scan_settings(compute)
 
 
 def scan_settings(compute: ComputeConfig) -> tuple[MemorySetting, ...]:

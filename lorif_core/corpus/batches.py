@@ -53,13 +53,23 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]
         raise ValueError(f"a sequence of {max(lengths)} tokens does not fit a budget of {budget} tokens per batch")
     batches: list[list[int]] = []
     room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in longest_first(lengths):
         if room == 0:
             batches.append([])
-            room = budget // max(lengths[index], 1)
+            room = fitting(lengths[index], budget)
         batches[-1].append(index)
         room -= 1
     return batches
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """The indices of all examples, the longest first."""
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def fitting(longest: int, budget: int) -> int:
+    """How many examples of at most `longest` tokens a batch of `budget` tokens has; at least one."""
+    return max(1, budget // max(longest, 1))
 
 
 def collate(examples: Sequence[TokenRow], indices: Sequence[int]) -> Batch:

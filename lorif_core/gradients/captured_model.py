@@ -15,6 +15,7 @@ from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.experts_forward import observed
 from lorif_core.model.layers import modules_by_weight, tracked_module
 from lorif_core.model.loading import LoadedModel
+from lorif_core.model.transfer import to_device
 from lorif_core.spec import LayerSpec, ProjectionSpec
 
 
@@ -66,13 +67,12 @@ class CapturedModel:
             batch: the examples.
             take: receives the pairs of this pass instead of the model's own sink.
         """
-        ids = torch.from_numpy(batch.input_ids).to(self.loaded.device)
-        labels = torch.from_numpy(batch.labels).to(self.loaded.device)
+        ids = to_device(torch.from_numpy(batch.input_ids), self.loaded.device)
         sink = take or self._take
         capture = GradientCapture(self.layers, self.modules, self.projections, sink, self.expert_sides)
         with capture, observed(capture.observers()):
             capture.start(*ids.shape)
-            losses = self.loaded.backward(ids, labels)
+            losses = self.loaded.backward(ids, torch.from_numpy(batch.labels))
             capture.finish()
         return losses
 

@@ -42,7 +42,7 @@ def cut_factors(
         rank: c, at most the smaller side.
         unbiased: multiply the scales so that <G, decoded> = |G|^2, with |G|^2 from the probes.
     """
-    block = probes(product.sizes[1], rank).to(product.magnitude)
+    block = probes(product.sizes[1], rank, product.magnitude.device, product.magnitude.dtype)
     sketch = product.right(block.expand(len(product.magnitude), -1, -1).contiguous())
     U, V = (signs(factor) for factor in _leading_factors(product, sketch, rank))
     seen = product.right(V)
@@ -63,10 +63,10 @@ def cut_factors(
 
 
 @cache
-def probes(size: int, rank: int) -> torch.Tensor:
+def probes(size: int, rank: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """(p, size) of +-1, fixed: codes must not depend on the other examples of the batch or on the worker."""
     count = _probe_count(rank)
-    return torch.from_numpy(rademacher_signs(count, size, 0, f"probes/{size}x{count}"))
+    return torch.from_numpy(rademacher_signs(count, size, 0, f"probes/{size}x{count}")).to(device, dtype)
 
 
 def _leading_factors(
@@ -86,7 +86,7 @@ def _leading_factors(
 def _orthonormal(x_Npd: torch.Tensor) -> torch.Tensor:
     """An orthonormal basis of the rows by Cholesky QR; rows that depend on earlier ones become almost zero."""
     gram = _gram(x_Npd)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(_ridged(gram)), x_Npd, upper=False)
+    return torch.linalg.solve_triangular(_cholesky(gram), x_Npd, upper=False)
 
 
 def _best_signs(
@@ -107,14 +107,19 @@ def _joint_scales(seen_Ncn: torch.Tensor, x_Ncn: torch.Tensor, other_Ncm: torch.
     """(N, c) least-squares scales of all terms jointly; `seen` is G (or G^T) times the other side."""
     overlap_Ncc = _gram(x_Ncn) * _gram(other_Ncm)
     rhs = (seen_Ncn * x_Ncn).sum(dim=2, keepdim=True)
-    return torch.cholesky_solve(rhs, torch.linalg.cholesky(_ridged(overlap_Ncc)))[:, :, 0]
+    return torch.cholesky_solve(rhs, _cholesky(overlap_Ncc))[:, :, 0]
 
 
 def _gram(x_Npd: torch.Tensor) -> torch.Tensor:
     return x_Npd @ x_Npd.transpose(1, 2)
 
 
-def _ridged(gram_Npp: torch.Tensor) -> torch.Tensor:
-    """The Gram matrix plus a multiple of the identity, relative to its trace, so that Cholesky succeeds."""
+def _cholesky(gram_Npp: torch.Tensor) -> torch.Tensor:
+    """The Cholesky factor of a Gram matrix plus a multiple of the identity, relative to its trace; or NaN.
+
+    NaN, which the scales show, spares a GPU a transfer to the host to see that the factorisation succeeded.
+    """
     ridge = (_RIDGE * gram_Npp.diagonal(dim1=1, dim2=2).sum(dim=1)).clamp_min(TINY)
-    return gram_Npp + ridge[:, None, None] * torch.eye(gram_Npp.shape[1]).to(gram_Npp)
+    identity = torch.eye(gram_Npp.shape[1], device=gram_Npp.device, dtype=gram_Npp.dtype)
+    factor, info = torch.linalg.cholesky_ex(gram_Npp + ridge[:, None, None] * identity)
+    return torch.where(info[:, None, None] == 0, factor, torch.nan)

@@ -17,6 +17,7 @@ from lorif_core.gradients.roots import SideMatrices
 from lorif_core.gradients.self_check import check_capture
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
+from lorif_core.model.transfer import HostCopy
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
 
 NON_FINITE_LOSS = "the loss is not finite"
@@ -30,7 +31,7 @@ STORED_DTYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True, slots=True)
 class ExtractedBatch:
-    """Losses and codes of one batch, on the CPU.
+    """Losses and codes of one batch, on the host.
 
     Attributes:
         losses: (B,) float32 token-summed losses.
@@ -43,6 +44,32 @@ class ExtractedBatch:
     codes: np.ndarray
     scales: np.ndarray
     faults: list[str | None]
+
+
+class Extraction:
+    """The codes of a batch on their way to the host, which they reach in one transfer.
+
+    Args:
+        losses: (B,).
+        codes: (B, W) in the stored dtype, or packed.
+        scales: (B, S).
+    """
+
+    def __init__(self, losses: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
+        parts = losses.float(), scales.float(), codes  # in the order of their alignment
+        self._shapes = [part.shape for part in parts]
+        self._dtype = torch.empty(0, dtype=codes.dtype).numpy().dtype
+        self._copy = HostCopy(torch.cat([part.reshape(-1).view(torch.uint8) for part in parts]))
+
+    def result(self) -> ExtractedBatch:
+        """The batch, once its codes are there."""
+        data, arrays = self._copy.wait().numpy(), []
+        for shape, dtype in zip(self._shapes, (np.float32, np.float32, self._dtype), strict=True):
+            size = shape.numel() * np.dtype(dtype).itemsize
+            arrays.append(data[:size].view(dtype).reshape(shape))
+            data = data[size:]
+        losses, scales, codes = arrays
+        return ExtractedBatch(losses, codes, scales, _faults(losses, scales))
 
 
 class Extractor:
@@ -79,31 +106,33 @@ class Extractor:
         """See `check_capture`."""
         check_capture(self._model)
 
+    def start(self, batch: Batch) -> Extraction:
+        """Codes of a batch in the stored dtype; a GPU may still compute them when this returns."""
+        losses, codes, scales = self._run(batch)
+        return Extraction(losses, self._to_stored(codes), scales)
+
     def extract(self, batch: Batch) -> ExtractedBatch:
         """Codes of a batch in the stored dtype, and why rows must not be stored."""
-        losses, codes, scales = self._run(batch)
-        faults = _faults(losses, scales)
-        return ExtractedBatch(
-            losses.float().cpu().numpy(), self._to_stored(codes), scales.float().cpu().numpy(), faults
-        )
+        return self.start(batch).result()
 
     def gradients(self, batch: Batch) -> tuple[np.ndarray, list[torch.Tensor]]:
         """Losses (B,), and per layer the gradients (B, D) decoded before the conversion to the stored dtype."""
         losses, codes, scales = self._run(batch)
-        decoded = [self.layout.decode(codes, scales, layer).cpu() for layer in range(len(self.layout.slots))]
-        return losses.float().cpu().numpy(), decoded
+        layers = range(len(self.layout.slots))
+        copies = [HostCopy(self.layout.decode(codes, scales, layer)) for layer in layers]
+        return HostCopy(losses.float()).wait().numpy(), [copy.wait() for copy in copies]
 
     def _run(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._sink.start(len(batch.input_ids), self._loaded.device, wide_dtype(self._loaded))
         losses = self._model.run(batch)
         return losses, *self._sink.codes()
 
-    def _to_stored(self, codes: torch.Tensor) -> np.ndarray:
+    def _to_stored(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, W) in the stored dtype, or (B, bytes) packed."""
         dtype, slots = self.layout.code.dtype, self.layout.slots
         if dtype in LEVELS_PER_BYTE:
-            codes = torch.cat([pack(codes[:, slot.start : slot.stop], dtype) for slot in slots], dim=1)
-        return codes.cpu().numpy().astype(STORED_DTYPES[dtype])
+            return torch.cat([pack(codes[:, slot.start : slot.stop], dtype) for slot in slots], dim=1)
+        return codes.to(getattr(torch, dtype))
 
 
 class Calibrator:
@@ -138,11 +167,10 @@ class Calibrator:
         return self._sink.covariances
 
 
-def _faults(losses: torch.Tensor, scales: torch.Tensor) -> list[str | None]:
+def _faults(losses_B: np.ndarray, scales_BS: np.ndarray) -> list[str | None]:
     """Per example the reason why its row must not be stored, or None."""
-    finite_loss = torch.isfinite(losses).tolist()
-    finite_scales = torch.isfinite(scales).all(dim=1).tolist()
-    nonzero = (scales != 0).any(dim=1).tolist()
+    finite_loss, finite_scales = np.isfinite(losses_B), np.isfinite(scales_BS).all(axis=1)
+    nonzero = (scales_BS != 0).any(axis=1)
     return [
         NON_FINITE_LOSS if not ok_loss
         else NON_FINITE_GRADIENT if not ok_scales

@@ -34,7 +34,7 @@ def _smaller_side_first(S: torch.Tensor, L: torch.Tensor, rank: int) -> tuple[to
     The largest entries of S and L are 1, so the squares in G G^T neither underflow nor overflow.
     """
     St, Lt = S.transpose(1, 2), L.transpose(1, 2)
-    start = _start_basis(S.shape[2], rank).to(S).expand(len(S), -1, -1)
+    start = _start_basis(S.shape[2], rank, S.device, S.dtype).expand(len(S), -1, -1)
     if _is_implicit_cheaper(S.shape[1], S.shape[2], L.shape[2], rank):
         basis = _leading_basis(lambda Q: St @ (L @ (Lt @ (S @ Q))), start, rank)
         other = Lt @ (S @ basis)
@@ -88,11 +88,11 @@ def _unit_columns(x_Bmp: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _start_basis(size: int, rank: int) -> torch.Tensor:
+def _start_basis(size: int, rank: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A fixed random start: codes must not depend on the other examples of the batch or on the worker."""
     width = min(size, rank + 1)
     normal = counter_generator(0, f"start/{size}x{rank}").standard_normal((size, width))
-    return torch.linalg.qr(torch.from_numpy(normal)).Q
+    return torch.linalg.qr(torch.from_numpy(normal)).Q.to(device, dtype)
 
 
 def _is_implicit_cheaper(tokens: int, small: int, large: int, rank: int) -> bool:

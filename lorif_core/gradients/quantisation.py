@@ -5,6 +5,8 @@ Levels of a float dtype have unit RMS, so that float16 neither underflows nor ov
 squares.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 
@@ -12,6 +14,7 @@ LEVELS_PER_BYTE = {"int4": 2, "sign": 8}  # levels of the other dtypes are not p
 _LARGEST = {"int8": 127, "int4": 7}
 _CLIP_RMS = {"int8": 12.0, "int4": 3.0}  # clipping an outlier costs less than coarser steps for all other levels
 TINY = 1e-30  # lower bound of divisors
+_CPU = torch.device("cpu")
 
 
 def is_float(dtype: str) -> bool:
@@ -47,7 +50,7 @@ def packed_bytes(levels: int, dtype: str) -> int:
 def pack(levels_Bn: torch.Tensor, dtype: str) -> torch.Tensor:
     """(B, packed_bytes) uint8, lowest bits first: `sign` as one bit, 1 for +1; `int4` as four bits, level + 8."""
     per_byte = LEVELS_PER_BYTE[dtype]
-    if dtype == "sign" and not levels_Bn.is_cuda:
+    if dtype == "sign" and levels_Bn.device.type == "cpu":
         return torch.from_numpy(np.packbits(levels_Bn.numpy() > 0, axis=1, bitorder="little"))
     bits = 8 // per_byte
     unsigned = (levels_Bn > 0).to(torch.uint8) if dtype == "sign" else (levels_Bn + 8).to(torch.uint8)
@@ -61,17 +64,13 @@ def pack(levels_Bn: torch.Tensor, dtype: str) -> torch.Tensor:
 
 def unpack(packed_Bm: torch.Tensor, dtype: str, levels: int) -> torch.Tensor:
     """(B, levels) float32 from packed bytes, by one look-up per byte in a table of all 256 bytes."""
-    table = byte_levels(dtype).to(packed_Bm.device)
+    table = byte_levels(dtype, packed_Bm.device)
     return torch.nn.functional.embedding(packed_Bm.int(), table).flatten(1)[:, :levels]
 
 
-def byte_levels(dtype: str) -> torch.Tensor:
+@cache
+def byte_levels(dtype: str, device: torch.device = _CPU) -> torch.Tensor:
     """(256, levels per byte) float32: the levels that each byte encodes."""
-    if dtype not in _BYTE_TABLES:
-        bits = 8 // LEVELS_PER_BYTE[dtype]
-        fields = torch.stack([(torch.arange(256) >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], dim=1)
-        _BYTE_TABLES[dtype] = (fields * 2 - 1 if dtype == "sign" else fields - 8).float()
-    return _BYTE_TABLES[dtype]
-
-
-_BYTE_TABLES: dict[str, torch.Tensor] = {}
+    bits = 8 // LEVELS_PER_BYTE[dtype]
+    fields = torch.stack([(torch.arange(256) >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], dim=1)
+    return (fields * 2 - 1 if dtype == "sign" else fields - 8).float().to(device)

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from lorif_core.config import Config
-from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.batches import collate
 from lorif_core.corpus.tokenise import Example
 from lorif_core.curvature.metric import mixed_mean, side_drift, side_metric
 from lorif_core.errors import ShardInputError
@@ -21,7 +21,7 @@ from lorif_core.gradients.extract import Calibrator
 from lorif_core.gradients.roots import SideMatrices, SideSummary, WhitenedSide, whitened_sides
 from lorif_core.gradients.symmetric import PackedSum
 from lorif_core.gradients.whitening import Covariances, SideKey, covariance_bytes, summed
-from lorif_core.lifecycle.index_shard import load_for, read_examples
+from lorif_core.lifecycle.index_shard import load_for, read_examples, token_budget
 from lorif_core.lifecycle.removal import read_removals
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import IndexSpec, LayerSpec, ProjectionSpec, ShardRef
@@ -34,6 +34,7 @@ _ROWS_PER_EXAMPLE = 16
 _FEWEST_EXAMPLES = 128
 _GROUP_BYTES = 512 * 2**20  # of the covariances of a group of layers, in float64
 _SIBLINGS = 4  # layers of a group at least, so that most of those that share an input are in one
+_TOKENS_PER_BATCH = 2048  # of `auto`: a sum depends on its batches in the last bits, and its digest names the spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class ShardCalibrator:
     def __init__(self, config: Config, spec: IndexSpec, loaded: LoadedModel | None = None) -> None:
         self._config = config
         self._loaded = loaded or load_for(spec, config)
+        self._budget = token_budget(config, self._loaded, _TOKENS_PER_BATCH)
         self._calibrator = Calibrator(self._loaded, spec.layers, spec.projection)
         if loaded is None:
             self._calibrator.check()
@@ -153,8 +155,11 @@ class ShardCalibrator:
             if example.scored and not self._removals.has(example.example_id, example.content_hash)
         ]
         lengths = [len(example.input_ids) for example in scored]
-        for indices in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
-            self._calibrator.add(collate(scored, indices))
+        self._budget.run(
+            lengths,
+            lambda indices: self._calibrator.add(collate(scored, indices)),
+            restart=self._calibrator.reset,  # a batch may have added some of its layers when memory ran out
+        )
         return self._calibrator.covariances
 
     def parts(self, sample: Sequence[SampledShard], groups: Sequence[range]) -> list[Counts | SumsBySide]:

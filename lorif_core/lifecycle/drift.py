@@ -12,14 +12,14 @@ compared by their rank correlation over the sample.
 Shapes: B batch, T tokens, D = d1 d2 of a layer, W levels and S scales of a row, Q queries.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from lorif_core.config import Config
-from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.batches import collate
 from lorif_core.corpus.tokenise import Example
 from lorif_core.curvature.metric import exact_metric, metric_folds
 from lorif_core.gradients.captured_model import CapturedModel, layer_roots
@@ -28,8 +28,9 @@ from lorif_core.gradients.extract import Extractor
 from lorif_core.gradients.self_check import check_capture
 from lorif_core.gradients.whitened_product import LayerRoots, whitened_tokens
 from lorif_core.lifecycle.calibrate import SampledShard, read_sample
-from lorif_core.lifecycle.index_shard import model_config
+from lorif_core.lifecycle.index_shard import model_config, token_budget
 from lorif_core.model.loading import check_same_checkpoint, load_model
+from lorif_core.model.transfer import HostCopy
 from lorif_core.search.scoring import fold_queries, score_rows
 from lorif_core.spec import CodeSpec, IndexSpec
 from lorif_core.tables.store import Store
@@ -100,6 +101,7 @@ class DriftMeter:
         self._sink = DriftSink(self._layout, unbiased=older.projection.is_whitened, roots=roots)
         self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, frozen)
         check_capture(self._model)
+        self._budget = token_budget(config, self._loaded)
         code = CodeSpec("dense", dtype="float32")
         self._dense = Extractor(self._loaded, older.layers, older.projection, code, frozen)
 
@@ -133,20 +135,21 @@ class DriftMeter:
         new_codes = torch.zeros(len(examples), self._layout.width)
         new_scales = torch.zeros(len(examples), self._layout.scales)
         cosines = torch.zeros(len(examples))
-        for indices in self._batches([len(example.input_ids) for example in examples]):
+
+        def run(indices: list[int]) -> None:
             self._sink.start(codes[indices].to(self._loaded.device), scales[indices].to(self._loaded.device))
             self._model.run(collate(examples, indices))
-            new_codes[indices] = self._sink.codes.float().cpu()
-            new_scales[indices] = self._sink.scales.float().cpu()
-            cosines[indices] = self._sink.cosines().float().cpu()
-        return _SampledRows(examples, (codes, scales), (new_codes, new_scales)), cosines
+            parts = self._sink.codes, self._sink.scales, self._sink.cosines()[:, None]
+            joined = HostCopy(torch.cat([part.float() for part in parts], dim=1)).wait()
+            new_codes[indices], new_scales[indices], cosine = joined.split(
+                [self._layout.width, self._layout.scales, 1], dim=1
+            )
+            cosines[indices] = cosine[:, 0]
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Token-budget batches with at most as many rows as may be decoded to dense gradients at once."""
-        rows = decode_rows(max(layer.dim for layer in self._older.layers))
-        for batch in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
-            for start in range(0, len(batch), rows):
-                yield batch[start : start + rows]
+        # decoded to dense gradients, all rows of a batch at once
+        most_rows = decode_rows(max(layer.dim for layer in self._older.layers))
+        self._budget.run([len(example.input_ids) for example in examples], run, most_rows=most_rows)
+        return _SampledRows(examples, (codes, scales), (new_codes, new_scales)), cosines
 
     def _correlations(self, rows: _SampledRows) -> list[float]:
         """Rank correlation of old and new scores per query, in the metric of the new checkpoint.

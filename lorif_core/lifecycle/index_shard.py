@@ -9,11 +9,12 @@ from itertools import islice
 import numpy as np
 
 from lorif_core.config import Config, ModelConfig
-from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.batches import collate
 from lorif_core.corpus.records import is_unicode
 from lorif_core.corpus.shards import needed_columns, optional_columns, read_rows
 from lorif_core.corpus.tokenise import Example, make_examples
-from lorif_core.gradients.extract import STORED_DTYPES, Extractor
+from lorif_core.gradients.extract import STORED_DTYPES, Extraction, Extractor
+from lorif_core.gradients.token_budget import TokenBudget
 from lorif_core.lifecycle.removal import REMOVED, read_removals
 from lorif_core.model.loading import LoadedModel, check_same_checkpoint, load_model
 from lorif_core.spec import IndexSpec, ShardRef
@@ -44,6 +45,7 @@ class ShardIndexer:
         self._spec = spec
         self._store = Store(config.index, config.storage)
         self._loaded = loaded or load_for(spec, config)
+        self._budget = token_budget(config, self._loaded)
         roots = self._store.whitenings.roots(spec.projection.whitening)
         self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, roots)
         if loaded is None:
@@ -124,23 +126,29 @@ class ShardIndexer:
         codes = np.zeros((len(examples), layout.stored_width), STORED_DTYPES[layout.code.dtype])
         scales = np.zeros((len(examples), layout.scales), np.float32)
         padded = 0
-        lengths = [len(examples[i].input_ids) for i in scored]
-        for positions in self._batches(lengths):
-            indices = [scored[position] for position in positions]
-            batch = collate(examples, indices)
-            padded += batch.input_ids.size
-            result = self._extractor.extract(batch)
+        running: list[tuple[list[int], Extraction]] = []
+
+        def keep() -> None:
+            indices, extraction = running.pop(0)
+            result = extraction.result()
             losses[indices], codes[indices], scales[indices] = result.losses, result.codes, result.scales
             reasons.update({i: fault for i, fault in zip(indices, result.faults, strict=True) if fault})
+
+        def run(positions: list[int]) -> None:
+            nonlocal padded
+            indices = [scored[position] for position in positions]
+            batch = collate(examples, indices)
+            running.append((indices, self._extractor.start(batch)))
+            padded += batch.input_ids.size
+            if len(running) > 1:  # one batch is kept while a GPU runs the next
+                keep()
+
+        self._budget.run([len(examples[i].input_ids) for i in scored], run, most_rows=self._rows_at_once)
+        while running:
+            keep()
         stored = [i for i in range(len(examples)) if i not in reasons]
         rows = ShardRows([examples[i] for i in stored], losses[stored], codes[stored], scales[stored])
         return rows, [(examples[i].example_id, reason) for i, reason in sorted(reasons.items())], padded
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Token-budget batches of at most `_rows_at_once` examples, which bounds the memory of their codes."""
-        for batch in token_budget_batches(lengths, self._config.compute.tokens_per_batch):
-            for start in range(0, len(batch), self._rows_at_once):
-                yield batch[start : start + self._rows_at_once]
 
 
 def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Iterator[Example]:
@@ -178,6 +186,14 @@ def load_for(spec: IndexSpec, config: Config) -> LoadedModel:
     loaded = load_model(model_config(config, spec), config.storage)
     check_same_checkpoint(config.model, config.storage, loaded, spec)
     return loaded
+
+
+def token_budget(config: Config, loaded: LoadedModel, automatic: int | None = None) -> TokenBudget:
+    """The size of batches for a model; `automatic` is that of `auto`, which else takes what fits."""
+    tokens, longest = config.compute.tokens_per_batch, config.corpus.max_length
+    if tokens == "auto" and automatic is not None:
+        tokens = max(automatic, longest)
+    return TokenBudget(tokens, longest, loaded.devices)
 
 
 def model_config(config: Config, spec: IndexSpec) -> ModelConfig:

@@ -19,18 +19,20 @@ class Head(NamedTuple):
         width: number of logits of a token; labels must be smaller.
         is_tokenwise: whether a token's logits are any function of its last hidden state alone, such as logits that
             are capped or scaled.
+        ends_linear: whether logits = weight @ input of the output layer + bias, behind layers of the head.
     """
 
     is_linear: bool
     width: int
     is_tokenwise: bool = False
+    ends_linear: bool = False
 
 
 def inspect_head(model: Any, ids_BT: torch.Tensor) -> Head:
     """Run the model while its head returns test values: a head is linear only if they are the model's logits."""
     layer = model.get_output_embeddings()
     with torch.no_grad():
-        if not isinstance(layer, torch.nn.Linear) or model.base_model is model:
+        if not isinstance(layer, torch.nn.Linear) or inner_model(model) is model:
             logits = model(input_ids=ids_BT, use_cache=False).logits
             return Head(False, logits.shape[-1], _is_tokenwise(model, ids_BT, logits))
         calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -46,10 +48,24 @@ def inspect_head(model: Any, ids_BT: torch.Tensor) -> Head:
             logits = model(input_ids=ids_BT, use_cache=False).logits
         finally:
             handle.remove()
-        if len(calls) == 1 and _is_linear(model, layer, ids_BT, logits, *calls[0]):
-            return Head(True, logits.shape[-1], True)
+        width, tolerance = logits.shape[-1], rounding(model)
+        if len(calls) == 1 and _ends_linear(layer, logits, *calls[0], tolerance):
+            hidden = inner_model(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
+            head_input = calls[0][0]
+            if hidden.shape == head_input.shape and is_close(hidden, head_input, tolerance):
+                return Head(True, width)
+            return Head(False, width, ends_linear=head_input.shape[:-1] == ids_BT.shape)
         logits = model(input_ids=ids_BT, use_cache=False).logits
-        return Head(False, logits.shape[-1], _is_tokenwise(model, ids_BT, logits))
+        return Head(False, width, _is_tokenwise(model, ids_BT, logits))
+
+
+def inner_model(model: Any) -> Any:
+    """The part of a model below its head, or the model itself if it has no such part."""
+    if model.base_model is not model:
+        return model.base_model
+    embedding = model.get_input_embeddings()  # a text model of a larger one has the name of the latter's parts
+    inner = (child for child in model.children() if child is not embedding and embedding in set(child.modules()))
+    return next(inner, model)
 
 
 def logits_function(model: Any, output: Any) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -64,24 +80,38 @@ def logits_function(model: Any, output: Any) -> Callable[[torch.Tensor], torch.T
 
     def logits_of(hidden_NH: torch.Tensor) -> torch.Tensor:
         ids = torch.zeros(len(hidden_NH), 1, dtype=torch.long, device=hidden_NH.device)
-        with _returning(model.base_model, type(output)(last_hidden_state=hidden_NH[:, None])):
+        result = type(output)(last_hidden_state=hidden_NH[:, None])
+        with _replaced(inner_model(model), lambda *_, **__: result):
             logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
         return logits[:, 0]
 
     return logits_of
 
 
+def output_layer_input(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
+    """What a model gives to its output layer, (B, T, H); the layer computes no logits."""
+    inputs: list[torch.Tensor] = []
+
+    def record(hidden_BTH: torch.Tensor) -> torch.Tensor:
+        inputs.append(hidden_BTH)
+        return hidden_BTH[..., :1]
+
+    with _replaced(model.get_output_embeddings(), record):
+        model(input_ids=ids_BT, use_cache=False)
+    return inputs[-1]
+
+
 @contextmanager
-def _returning(module: torch.nn.Module, output: Any) -> Iterator[None]:
-    """Let calls of a module return `output`."""
-    forward = module.__dict__.get("forward")  # of the object: accelerate replaces it there
-    module.forward = lambda *_, **__: output
+def _replaced(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let calls of a module call `forward` instead of its own."""
+    former = module.__dict__.get("forward")  # of the object: accelerate replaces it there
+    module.forward = forward
     try:
         yield
     finally:
         del module.forward
-        if forward is not None:
-            module.forward = forward
+        if former is not None:
+            module.forward = former
 
 
 def _is_tokenwise(model: Any, ids_BT: torch.Tensor, logits_BTV: torch.Tensor) -> bool:
@@ -90,13 +120,13 @@ def _is_tokenwise(model: Any, ids_BT: torch.Tensor, logits_BTV: torch.Tensor) ->
     A head with linear layers before the output layer is left alone: their gradients are captured, so all tokens
     must pass them at once.
     """
-    if model.base_model is model:
+    inner, output_layer = inner_model(model), model.get_output_embeddings()
+    if inner is model:
         return False
-    inner, output_layer = set(model.base_model.modules()), model.get_output_embeddings()
-    outer = [module for module in model.modules() if module not in inner and module is not output_layer]
+    outer = set(model.modules()) - set(inner.modules()) - {output_layer}
     if any(isinstance(module, torch.nn.Linear | Conv1D) for module in outer):
         return False
-    output = model.base_model(input_ids=ids_BT, use_cache=False)
+    output = inner(input_ids=ids_BT, use_cache=False)
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None or hidden.shape[:2] != ids_BT.shape:
         return False
@@ -123,19 +153,15 @@ def is_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> 
     return bool(difference <= tolerance * expected.abs().max())
 
 
-def _is_linear(
-    model: Any,
+def _ends_linear(
     layer: torch.nn.Linear,
-    ids_BT: torch.Tensor,
     logits: torch.Tensor,
     head_input: torch.Tensor,
     head_output: torch.Tensor,
     test_values: torch.Tensor,
+    tolerance: float,
 ) -> bool:
+    """Whether the logits are what the output layer returns, and that is a linear function of its input."""
     if logits.shape != test_values.shape or not torch.equal(logits, test_values.to(logits)):
         return False
-    tolerance = rounding(model)
-    if not is_close(torch.nn.functional.linear(head_input, layer.weight, layer.bias), head_output, tolerance):
-        return False
-    hidden = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    return hidden.shape == head_input.shape and is_close(hidden, head_input, tolerance)
+    return is_close(torch.nn.functional.linear(head_input, layer.weight, layer.bias), head_output, tolerance)

@@ -16,7 +16,7 @@ from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import MemoryExhaustedError, UserError
 from lorif_core.model.checkpoint import Checkpoint, locate
 from lorif_core.model.dry_run import uncapturable_layers
-from lorif_core.model.head import inspect_head, logits_function
+from lorif_core.model.head import Head, inner_model, inspect_head, logits_function, output_layer_input
 from lorif_core.model.limits import check_tokenizer, embedding_rows, max_positions
 from lorif_core.model.loss import HeadLoss, head_loss, other_head_loss, token_losses
 from lorif_core.model.probe import check_causal, probe_ids
@@ -38,21 +38,24 @@ class LoadedModel:
     Attributes:
         model: the transformers model.
         tokenizer: None if the checkpoint has none.
-        has_linear_head: whether its logits are a plain linear layer of the last hidden state.
+        head: how its logits follow from its last hidden state.
         vocab_size: token ids must be smaller, because the embedding has no row or the output no logit for others.
-        has_tokenwise_head: whether the logits of a token follow from its last hidden state alone.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
-    has_linear_head: bool
+    head: Head
     vocab_size: int
-    has_tokenwise_head: bool = False
 
     @property
     def device(self) -> torch.device:
         """Device that token ids must be on."""
         return self.model.get_input_embeddings().weight.device
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Devices that have weights: several under a `device_map`."""
+        return {parameter.device for parameter in self.model.parameters()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,24 +74,29 @@ class LoadedModel:
             (B,) losses, float32.
         """
         with torch.enable_grad():
-            if not (self.has_linear_head or self.has_tokenwise_head):
+            if not any((self.head.is_linear, self.head.is_tokenwise, self.head.ends_linear)):
                 logits = self.model(input_ids=ids_BT, use_cache=False).logits
                 losses = token_losses(logits, labels_BT.to(logits.device))
                 losses.sum().backward()
                 return losses.detach().to(ids_BT.device)
-            output = self.model.base_model(input_ids=ids_BT, use_cache=False)
-            loss = self._head_loss(output, labels_BT)
-            if output.last_hidden_state.requires_grad:
-                output.last_hidden_state.backward(loss.hidden_grad.to(output.last_hidden_state.device))
+            hidden, loss = self._head_loss(ids_BT, labels_BT)
+            if hidden.requires_grad:
+                hidden.backward(loss.hidden_grad.to(hidden.device))
             return loss.losses.to(ids_BT.device)
 
-    def _head_loss(self, output: Any, labels_BT: torch.Tensor) -> HeadLoss:
-        hidden = output.last_hidden_state.detach()
-        if not self.has_linear_head:
-            return other_head_loss(hidden, logits_function(self.model, output), self.vocab_size, labels_BT)
+    def _head_loss(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, HeadLoss]:
+        """What the head reads, (B, T, H), and the loss; all logits are never in memory at once."""
+        if self.head.ends_linear:
+            hidden = output_layer_input(self.model, ids_BT)
+        else:
+            output = inner_model(self.model)(input_ids=ids_BT, use_cache=False)
+            hidden = output.last_hidden_state
+            if self.head.is_tokenwise:
+                logits_of = logits_function(self.model, output)
+                return hidden, other_head_loss(hidden.detach(), logits_of, self.head.width, labels_BT)
         head = self.model.get_output_embeddings()
-        # under a device_map the head may be on another device than the last layer
-        return head_loss(hidden.to(head.weight.device), head.weight.detach(), head.bias, labels_BT)
+        device = head.weight.device  # under a device_map it may differ from that of the last layer
+        return hidden, head_loss(hidden.detach().to(device), head.weight.detach(), head.bias, labels_BT)
 
 
 def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
@@ -101,7 +109,7 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
     _fuse_gelu(model)
     rows = embedding_rows(model)
     head = inspect_head(model, probe_ids(model, 1, min(_HEAD_TOKENS, max_positions(model) or _HEAD_TOKENS)))
-    return LoadedModel(model, tokenizer, head.is_linear, min(rows, head.width), head.is_tokenwise)
+    return LoadedModel(model, tokenizer, head, min(rows, head.width))
 
 
 def load_model(

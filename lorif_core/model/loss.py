@@ -1,7 +1,7 @@
 """The token-summed loss and its gradient at the last hidden state, in chunks of logits.
 
-Shapes: B batch, T tokens, N scored tokens of a chunk, H hidden, V vocabulary. Labels are aligned with the input ids
-and -100 where a token has no loss; token t is predicted from the hidden state at t-1.
+Shapes: B batch, T tokens, N scored tokens of a chunk, H hidden, V vocabulary. Labels are aligned with the input
+ids and -100 where a token has no loss; token t is predicted from the hidden state at t-1.
 """
 
 from collections.abc import Callable

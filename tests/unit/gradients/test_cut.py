@@ -79,7 +79,7 @@ def test_unbiased_scales_reproduce_the_energy_of_the_probes(
     product = WhitenedProduct(A, E, roots, thin_rows(rank))
     G = formed(A, E, roots) / product.magnitude[:, :, None]
     plain, scaled = (cut_factors(product, rank, unbiased=unbiased) for unbiased in (False, True))
-    block = probes(d2, rank).double()
+    block = probes(d2, rank, torch.device("cpu"), torch.float64)
     energy = (G @ block.T).square().sum(dim=(1, 2)) / len(block)
     captured = (G * decoded(plain)).sum(dim=(1, 2))
     uncapped = captured > 1e-2 * energy  # the factor is capped where less is captured
@@ -90,7 +90,7 @@ def test_unbiased_scales_reproduce_the_energy_of_the_probes(
 def test_the_energy_of_the_probes_is_that_of_the_gradient_on_average() -> None:
     rng = torch.Generator().manual_seed(0)
     G = torch.randn(400, 24, 5, generator=rng) @ torch.randn(400, 5, 64, generator=rng)
-    block = probes(64, 8).float()
+    block = probes(64, 8, torch.device("cpu"), torch.float32)
     ratios = (G @ block.T).square().sum(dim=(1, 2)) / len(block) / G.square().sum(dim=(1, 2))
     assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / 20
 

@@ -67,7 +67,7 @@ def test_other_heads_are_not_linear_and_their_gradients_are_right(kind: str) -> 
     model = OTHER_HEADS[kind]()
     reference = copy.deepcopy(model).double()
     subject = prepare_model(model)
-    assert not subject.has_linear_head
+    assert not subject.head.is_linear
     layers = tracked(subject, 1, "mlp|feed_forward")
     examples = random_examples(2, seed=8)
     _, gradients = Extractor(subject, layers, ProjectionSpec(factor=1), CodeSpec("dense", 1, "float32")).gradients(
@@ -82,9 +82,9 @@ def test_other_heads_are_not_linear_and_their_gradients_are_right(kind: str) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_a_head_is_recognised_in_every_dtype(dtype: torch.dtype) -> None:
     for kind, make in LINEAR_HEADS.items():
-        assert prepare_model(make().to(dtype)).has_linear_head, kind
+        assert prepare_model(make().to(dtype)).head.is_linear, kind
     for kind in ("high cap", "divisor", "scaled input"):
-        assert not prepare_model(OTHER_HEADS[kind]().to(dtype)).has_linear_head, kind
+        assert not prepare_model(OTHER_HEADS[kind]().to(dtype)).head.is_linear, kind
 
 
 @pytest.mark.parametrize(

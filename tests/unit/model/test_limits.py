@@ -109,7 +109,7 @@ def test_the_limit_of_the_text_counts_in_a_model_of_images() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 def test_tiny_vocabularies_load(rows: int) -> None:
     model = prepare_model(gpt2(vocab_size=rows))
-    assert model.vocab_size == rows and model.has_linear_head
+    assert model.vocab_size == rows and model.head.is_linear
 
 
 def test_ids_must_have_a_row_and_a_logit() -> None:
