@@ -30,15 +30,14 @@ def gpt2(seed: int = 0, **overrides: object) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**{**settings, **overrides})).eval()
 
 
-def llama(seed: int = 0) -> LlamaForCausalLM:
+def llama(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
     """A model with grouped-query attention and a gated MLP, like Qwen."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, vocab_size=VOCAB, max_position_embeddings=64,
-        )
-    ).eval()  # fmt: skip
+    settings = {
+        "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 64,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **overrides})).eval()
 
 
 def neox(seed: int = 0) -> GPTNeoXForCausalLM:

@@ -120,7 +120,7 @@ def load_model(
     Args:
         config: the `model` section.
         storage: how to reach an object store.
-        device: device of the model when `device_map` is null; None selects CUDA if it is available.
+        device: device of the model when `device_map` is null; None selects GPUs if there are some (`placement`).
         is_known: it has the fingerprint of a checkpoint that was found causal.
 
     Raises:
@@ -133,20 +133,17 @@ def load_model(
     checkpoint = locate(config, storage)
     base = _base(checkpoint)
     with _loading(config):
-        model = load_full_model(base or checkpoint)
+        model = load_full_model(base or checkpoint, device)
         if base is not None:
             from lorif_core.model.adapter import load_adapter  # imports peft, which takes most of a second
 
             load_adapter(model, checkpoint.path_with_weights(), config)
         tokenizer = _load_tokenizer(checkpoint)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        where = "the GPUs have" if config.device_map is None else f"model.device_map = {config.device_map!r} has"
         raise UserError(
-            f"model.device_map = {config.device_map!r} leaves some weights of {config.path} without a device; "
-            f"use more devices or another device_map"
+            f"{where} no device for some weights of {config.path}; use more devices or another device_map"
         )
-    if config.device_map is None:
-        with _loading(config):
-            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_finite(model, config.path)
     with model_errors(
         f"the model {config.path} fails on a text of a few random tokens",

@@ -15,6 +15,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from lorif_core.errors import UserError
 from lorif_core.formatting import listed
 from lorif_core.model.checkpoint import Checkpoint
+from lorif_core.model.placement import placement
 
 WRAPPERS = {
     r"^(?:module\.|_orig_mod\.)+": "",  # DataParallel and torch.compile of the whole model
@@ -28,8 +29,12 @@ _LISTED = 3
 _LAST_SEGMENT = re.compile(r"(?:^|\.)[^.]+$")
 
 
-def load_full_model(checkpoint: Checkpoint) -> Any:
+def load_full_model(checkpoint: Checkpoint, device: str | None = None) -> Any:
     """Load a model that is not an adapter; names of wrappers are removed from its tensors.
+
+    Args:
+        checkpoint: its checkpoint.
+        device: where its weights go, as in `placement`.
 
     Raises:
         UserError: a tensor is missing, has another shape, cannot be converted, or belongs to a part of the model
@@ -41,7 +46,7 @@ def load_full_model(checkpoint: Checkpoint) -> Any:
             checkpoint.path_with_weights(),
             dtype=config.dtype,
             use_safetensors=None if config.allow_pickle else True,
-            device_map=config.device_map,
+            **placement(config, device),
             key_mapping=WRAPPERS,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, with their names
@@ -93,8 +98,10 @@ def _check_complete(model: Any, info: dict[str, Any], path: str) -> None:
 
 def check_finite(model: torch.nn.Module, path: str) -> None:
     """Raise UserError for a weight that is not finite, or a stored buffer with NaN; one pass over all weights."""
-    not_finite = [name for name, weight in model.named_parameters() if not torch.isfinite(_extremes(weight)).all()]
-    not_finite += [name for name, buffer in _stored_buffers(model) if torch.isnan(_extremes(buffer)).any()]
+    faulty = {name: ~torch.isfinite(_extremes(weight)).all() for name, weight in model.named_parameters()}
+    faulty |= {name: torch.isnan(_extremes(buffer)).any() for name, buffer in _stored_buffers(model)}
+    # a GPU goes through all weights before the first answer is awaited
+    not_finite = [name for name, is_faulty in faulty.items() if is_faulty]
     if not_finite:
         raise UserError(
             f"weights of {path} are not finite numbers: {named(not_finite)}; save the "

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from lorif_core.config import Config
 from tasks.cluster import Resources, roomiest_node
 from tasks.workers.host import Host, Reservation, find_host
 
@@ -16,6 +17,8 @@ def start(
 ) -> Host:
     """Start a worker with a role; the last argument of the role is the number of cores that it may use.
 
+    A worker that has several GPUs spreads its model over all of them, unless `model.device_map` says otherwise.
+
     Args:
         role: class of the role.
         resources: resources of the cluster.
@@ -28,5 +31,13 @@ def start(
     # without reservations Ray could place it on any node, even the driver's; soft affinity does not prevent that
     node = None if cpus or gpus else roomiest_node()
     host = find_host(Reservation(cpus, gpus, node))
+    if gpus > 1:
+        arguments = tuple(_over_all_gpus(argument) for argument in arguments)
     host.take(role, (*arguments, resources.cpus_per_worker))
     return host
+
+
+def _over_all_gpus(argument: Any) -> Any:
+    if not isinstance(argument, Config) or argument.model.device_map is not None:
+        return argument
+    return argument.model_copy(update={"model": argument.model.model_copy(update={"device_map": "auto"})})

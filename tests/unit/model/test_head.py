@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     CohereConfig,
     FalconH1Config,
     Gemma2Config,
     GPTJConfig,
     GraniteConfig,
+    Llama4TextConfig,
     MiniCPM3Config,
     OPTConfig,
     PhiConfig,
@@ -22,6 +25,7 @@ from transformers import (
 )
 
 from lorif_core.gradients.extract import Extractor
+from lorif_core.model import loss
 from lorif_core.model.head import inspect_head
 from lorif_core.model.loading import prepare_model
 from lorif_core.model.probe import probe_ids
@@ -60,6 +64,62 @@ LINEAR_HEADS: dict[str, Callable[[], Any]] = {
     "4 tokens": lambda: gpt2(vocab_size=4),
     "1 token": lambda: gpt2(vocab_size=1),
 }
+
+
+BEHIND_LAYERS: dict[str, Callable[[], Any]] = {
+    "transform": lambda: small(BertConfig, is_decoder=True),
+}
+"""Heads with linear layers before the output layer, which are tracked too."""
+
+
+@pytest.mark.parametrize("kind", BEHIND_LAYERS)
+def test_a_head_may_have_layers_of_its_own(kind: str) -> None:
+    model = BEHIND_LAYERS[kind]()
+    reference = copy.deepcopy(model).double()
+    subject = prepare_model(model)
+    assert subject.head.ends_linear and not subject.head.is_linear
+    layers = tracked(subject, 1)
+    assert any("transform" in layer.name for layer in layers)
+    examples = random_examples(2, seed=8)
+    extractor = Extractor(subject, layers, ProjectionSpec(factor=1), CodeSpec("dense", 1, "float32"))
+    extractor.check()
+    _, gradients = extractor.gradients(batch_of(examples))
+    for b, example in enumerate(examples):
+        for gradient, expected in zip(gradients, autograd_gradients(reference, layers, example), strict=True):
+            error = np.linalg.norm(gradient[b].numpy() - expected.numpy().ravel())
+            assert error <= 2e-5 * np.linalg.norm(expected.numpy())
+
+
+class LargestLogits(TorchDispatchMode):
+    """Records the largest number of logits that an operation returns, for a vocabulary of 8192."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple | list) else [results]:
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (8192,):
+                self.numbers = max(self.numbers, result.numel())
+        return results
+
+
+@pytest.mark.parametrize("kind", [*OTHER_HEADS, *BEHIND_LAYERS, "llama", "bias", "text model of a larger one"])
+def test_no_head_has_all_logits_in_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operation returns the logits of more tokens than a chunk has."""
+    with monkeypatch.context() as patch:
+        patch.setitem(_SMALL, "vocab_size", 8192)
+        if kind == "llama":
+            model: Any = llama(vocab_size=8192)
+        elif kind == "text model of a larger one":
+            model = small(Llama4TextConfig, num_local_experts=2, intermediate_size_mlp=40)
+        else:
+            model = {**OTHER_HEADS, **BEHIND_LAYERS, **LINEAR_HEADS}[kind]()
+    subject = prepare_model(model)
+    ids = torch.randint(0, 60, (8, 64))
+    monkeypatch.setattr(loss, "_CHUNK_BYTES", 4 * 32 * 8192)
+    with LargestLogits() as largest:
+        subject.backward(ids, ids)
+    assert 0 < largest.numbers <= 32 * 8192
 
 
 @pytest.mark.parametrize("kind", OTHER_HEADS)

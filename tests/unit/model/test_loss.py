@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorif_core.model import loss
-from lorif_core.model.loss import head_loss, token_losses
+from lorif_core.model.loss import head_loss, other_head_loss, token_losses
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -19,6 +19,8 @@ def test_loss_and_gradient_equal_autograd(bias: bool, chunk: int, monkeypatch: p
     expected = token_losses(head(hidden), labels)
     (gradient,) = torch.autograd.grad(expected.sum(), hidden)
     result = head_loss(hidden.detach(), head.weight.detach(), head.bias.detach() if bias else None, labels)
-    torch.testing.assert_close(result.losses, expected)
-    torch.testing.assert_close(result.hidden_grad, gradient)
-    assert result.losses[2] == 0 and not result.hidden_grad[2].any()
+    by_autograd = other_head_loss(hidden.detach(), head, 11, labels)
+    for actual in (result, by_autograd):
+        torch.testing.assert_close(actual.losses, expected)
+        torch.testing.assert_close(actual.hidden_grad, gradient)
+        assert actual.losses[2] == 0 and not actual.hidden_grad[2].any()
