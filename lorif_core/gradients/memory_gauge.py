@@ -88,10 +88,10 @@ class HostGauge:
 
     def headroom(self) -> float:
         """See `MemoryGauge`."""
-        return _HOST_SHARE * self._free / max(1, _peak() - self._before)
+        return _HOST_SHARE * self._free / max(1, peak_memory() - self._before)
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Largest resident size of this process since its record was cleared, in bytes; 0 if the system has none."""
     try:
         status = Path("/proc/self/status").read_text()
