@@ -73,7 +73,7 @@ def _chunked(hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, rows: int, chunk
     grad_BTH = torch.zeros_like(hidden_BTH)
     for b, t, targets in to_device(scored, hidden_BTH.device).split(max(1, rows), dim=1):
         losses, grad_BTH[b, t] = chunk_loss(hidden_BTH[b, t], targets)
-        losses_B.index_add_(0, b, losses)
+        losses_B.index_add_(0, b, losses.to(wide))  # a head may have logits of fewer digits
     return HeadLoss(losses_B, grad_BTH)
 
 

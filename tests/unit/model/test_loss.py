@@ -24,3 +24,12 @@ def test_loss_and_gradient_equal_autograd(bias: bool, chunk: int, monkeypatch: p
         torch.testing.assert_close(actual.losses, expected)
         torch.testing.assert_close(actual.hidden_grad, gradient)
         assert actual.losses[2] == 0 and not actual.hidden_grad[2].any()
+
+
+def test_logits_may_have_another_dtype_than_hidden_states() -> None:
+    """Some models in float64 return logits in float32."""
+    hidden, head = torch.randn(2, 3, 5, dtype=torch.float64), torch.nn.Linear(5, 11)
+    labels = torch.randint(0, 11, (2, 3))
+    result = other_head_loss(hidden, lambda x: head(x.float()), 11, labels)
+    torch.testing.assert_close(result.losses, token_losses(head(hidden.float()), labels).double())
+    assert result.hidden_grad.dtype == torch.float64
