@@ -38,6 +38,7 @@ def speed_sections() -> Iterator[str]:
     yield from _calibration()
     yield from _update()
     yield from _memory()
+    yield from _loss_head()
     yield from _latency()
     yield from _scan()
     yield from _checksums()
@@ -259,6 +260,28 @@ held all rows would grow by as much as the table does."""
     yield sourced(table(header, rows), name)
     yield """\
 Memory does not grow with the index. What this does not show: how memory depends on the size of the model."""
+    yield provenance(name, command)
+
+
+def _loss_head() -> Iterator[str]:
+    name, command = _command("loss_head", name="loss-head.json")
+    result = load(name)
+    yield "### Memory of the loss {#loss-head}"
+    yield f"""\
+The loss of a vocabulary of {result["vocabulary"]:,} and its gradient at hidden states of {result["hidden"]} numbers
+({result["threads"]} thread), with all logits in memory and in chunks, as `lorif` computes it:"""
+    rows = [
+        [
+            case["head"],
+            case["way"],
+            f"{case['tokens']:,}",
+            str(round(case["peak_mib"])),
+            decimals(case["seconds"], 1),
+        ]
+        for case in result["cases"]
+    ]
+    yield sourced(table(["Head", "Logits", "Tokens", "Peak, MiB", "Seconds"], rows), name)
+    yield "What this does not show: a GPU."
     yield provenance(name, command)
 
 

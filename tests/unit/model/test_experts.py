@@ -131,7 +131,7 @@ def test_experts_with_a_norm_or_another_layout_are_not_taken_for_fused_ones() ->
 
 def test_a_mixture_in_float64_can_be_loaded() -> None:
     loaded = prepare_model(MIXTURES["olmoe"]().double())
-    assert loaded.has_linear_head and loaded.model(torch.arange(4)[None]).logits.dtype == torch.float64
+    assert loaded.head.is_linear and loaded.model(torch.arange(4)[None]).logits.dtype == torch.float64
 
 
 def test_rows_without_an_expert_have_no_weight() -> None:
