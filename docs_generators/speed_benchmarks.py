@@ -268,8 +268,8 @@ def _loss_head() -> Iterator[str]:
     result = load(name)
     yield "### Memory of the loss {#loss-head}"
     yield f"""\
-The loss of a vocabulary of {result["vocabulary"]:,} and its gradient at hidden states of {result["hidden"]} numbers
-({result["threads"]} thread), with all logits in memory and in chunks, as `lorif` computes it:"""
+The loss of a vocabulary of {result["vocabulary"]:,} and its gradient at hidden states of {result["hidden"]}
+numbers ({result["threads"]} thread), with all logits in memory and in chunks, as `lorif` computes it:"""
     rows = [
         [
             case["head"],
