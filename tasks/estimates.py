@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorif_core.config import Config
+from lorif_core.corpus.shards import SHARD_ROWS
+from lorif_core.gradients.footprint import BatchShape
+from lorif_core.gradients.memory_gauge import GpuGauge, HostGauge
 from lorif_core.lifecycle.calibrate import sample_size
 from lorif_core.lifecycle.memory_plan import WORKER_PROCESS, plan_memory
 from lorif_core.lifecycle.plan import BuildPlan
@@ -59,7 +62,7 @@ class Estimates:
         """Bytes at the peak of each process, as estimated and as the sample had them; None where nobody knows."""
         trial, process = self.trial, self.trial.process
         plan = plan_memory(
-            self.skeleton, self.plan.spec, trial.largest, self.config.compute.memory_gb,
+            self.skeleton, self.plan.spec, self._largest_batch(), self.config.compute.memory_gb,
             WORKER_PROCESS if process is None else process,
         )  # fmt: skip
         measured = {"calibration": _peak(trial.calibration), "indexing": _peak(trial.indexing)}
@@ -69,6 +72,14 @@ class Estimates:
         return {
             name: {"estimate": estimate, "measured": measured.get(name)} for name, estimate in estimates.items()
         }
+
+    def _largest_batch(self) -> BatchShape:
+        """The largest batch of the trial, or the one at which `auto` arrives if memory suffices."""
+        ran = self.trial.largest
+        if self.config.compute.tokens_per_batch != "auto":
+            return ran
+        gauge = GpuGauge if self.resources.gpus_per_worker else HostGauge
+        return BatchShape(max(1, min(SHARD_ROWS, gauge.most_tokens // ran.tokens)), ran.tokens)
 
     def seconds(self) -> dict[str, float]:
         """Seconds of the calibration, of the eigendecompositions of every worker, and of the indexing."""

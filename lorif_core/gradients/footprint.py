@@ -27,6 +27,7 @@ from lorif_core.gradients.capture import CodeSink
 from lorif_core.gradients.captured_model import CapturedModel, wide_dtype
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.whitening import CovarianceSink
+from lorif_core.model.head import Head, inner_model
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
 
@@ -95,7 +96,7 @@ class Rehearsal:
     def _peak(self, run: Callable[[LoadedModel], None]) -> int | None:
         try:
             with _fake(self._meta, self._dtype) as model, _AnsweredAllocations(model) as allocations:
-                run(LoadedModel(model, None, _has_plain_head(model), 1))
+                run(LoadedModel(model, None, _head(model), 1))
         except Exception as error:  # noqa: BLE001  the code of a model may raise anything when it needs numbers
             log.info("the memory of this model cannot be estimated without weights (%r)", error)
             return None
@@ -178,9 +179,12 @@ def _forget_constants() -> None:
                     value.cache_clear()
 
 
-def _has_plain_head(model: Any) -> bool:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return isinstance(head, torch.nn.Linear) and model.base_model is not model
+def _head(model: Any) -> Head:
+    """The head as a run would find it, as far as memory depends on it; a cap or a scale changes little."""
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if isinstance(layer, torch.nn.Linear) and inner_model(model) is not model:
+        return Head(True, layer.out_features)
+    return Head(False, model.config.get_text_config().vocab_size)
 
 
 def _batch(shape: BatchShape) -> Batch:

@@ -19,6 +19,7 @@ from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.store import Store
 
 _SECONDS = 8.0  # of each step
+_AUTOMATIC_TOKENS = 2048  # of a batch, if a build finds the size while it runs; that takes longer than a trial
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -70,7 +71,8 @@ def run_trial(config: Config, spec: IndexSpec, shard: ShardRef) -> Trial:
     loaded = load_for(spec, config)
     gauge.device = loaded.device
     examples = list(read_examples(shard, config, loaded))
-    batches = _batches(examples, config.compute.tokens_per_batch)
+    size = config.compute.tokens_per_batch
+    batches = _batches(examples, max(_AUTOMATIC_TOKENS, config.corpus.max_length) if size == "auto" else size)
     if not batches:
         raise UserError(f"no token of the first shard {shard.key} would be scored; check the corpus columns")
     roots = Store(config.index, config.storage).whitenings.roots(spec.projection.whitening)

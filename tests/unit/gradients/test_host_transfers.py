@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, masking_utils
 
 from lorif_core.gradients import cut, extract, low_rank
 from lorif_core.gradients.extract import Calibrator, Extractor
+from lorif_core.gradients.roots import exact_roots
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.model.loading import LoadedModel, prepare_model
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
@@ -104,7 +105,8 @@ def _one_transfer(
     loaded = on_meta(make)
     layers = projected(loaded, projection)
     covariances = identity_covariances(layers) if projection.is_whitened else None
-    extractor = Extractor(loaded, layers, projection, code, covariances)
+    roots = None if covariances is None else exact_roots(covariances)
+    extractor = Extractor(loaded, layers, projection, code, roots)
     transfers = Transfers()
     monkeypatch.setattr(extract, "HostCopy", transfers)
     extractor.start(BATCH)
