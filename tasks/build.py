@@ -6,6 +6,7 @@ from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
+from tasks.listing import list_on_workers
 from tasks.orchestration import run_log, task
 from tasks.publish import new_part, publish
 
@@ -14,7 +15,7 @@ from tasks.publish import new_part, publish
 def plan_build(config: Config) -> BuildPlan:
     """Check everything before anything is written, and log the plan."""
     log = run_log()
-    plan = make_plan(config)
+    plan = make_plan(config, list_on_workers(config))
     log.info("%d records in %d shards, %d layers", plan.rows, len(plan.shards), len(plan.spec.layers))
     for sentence in plan.notes.sentences():
         log.warning("%s", sentence)

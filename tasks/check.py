@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from lorif_core.config import Config
-from lorif_core.corpus.shards import Listing, list_shards
+from lorif_core.corpus.shards import Listing
 from lorif_core.errors import LorifError, UserError
 from lorif_core.lifecycle.memory_plan import weight_bytes_of
 from lorif_core.lifecycle.plan import (
     BuildPlan,
     check_settings,
     covered,
+    list_corpus,
     plan_from_listing,
 )
 from lorif_core.lifecycle.tracking import tracked_layers
@@ -24,6 +25,7 @@ from lorif_core.storage.probe import probe_conditional_put
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.estimates import Estimates
+from tasks.listing import list_on_workers
 from tasks.memory import model_settings
 from tasks.workers.start import start
 from tasks.workers.trial import TrialRole
@@ -95,7 +97,7 @@ def _check_model(config: Config) -> tuple[Skeleton, str]:
 
 
 def _check_corpus(config: Config) -> tuple[Listing, str]:
-    listing = list_shards(config.corpus, config.storage)
+    listing = list_corpus(config, on_workers=list_on_workers(config))
     if listing.damaged:
         causes = "; ".join(cause for _, cause in listing.damaged)
         raise UserError(

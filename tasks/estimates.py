@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorif_core.config import Config
-from lorif_core.corpus.shards import SHARD_ROWS
+from lorif_core.corpus.file_listing import SHARD_ROWS
 from lorif_core.gradients.footprint import BatchShape
 from lorif_core.gradients.memory_gauge import GpuGauge, HostGauge
 from lorif_core.lifecycle.calibrate import sample_size

@@ -17,6 +17,7 @@ from lorif_core.tables.store import Store
 from tasks.calibrate import measure
 from tasks.curvature import Fit
 from tasks.indexing import IndexedRows
+from tasks.listing import list_on_workers
 from tasks.model_workers import ModelWorkers
 from tasks.orchestration import run_log, task
 from tasks.publish import new_part, publish
@@ -38,7 +39,7 @@ class Metric:
 def plan_update(config: Config, remove_vanished: bool, within: str) -> UpdatePlan:
     """Compare the corpus with the index, and log the plan."""
     log = run_log()
-    plan = make_update_plan(config, remove_vanished, within)
+    plan = make_update_plan(config, remove_vanished, within, list_on_workers(config))
     changes = plan.changes
     log.info(
         "generation %d against the corpus: %d files new, %d changed, %d moved, %d vanished; %d records in %d "

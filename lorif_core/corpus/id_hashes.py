@@ -6,6 +6,7 @@ from tempfile import SpooledTemporaryFile
 from threading import Lock
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 _PART_BITS = 6
 _PART_BYTES = 2**18  # a part is in memory until it has so many
@@ -13,8 +14,13 @@ _SIEVE_BITS = 24
 _HASHES_AT_ONCE = 2**16
 
 
+def hash_id(text: str) -> int:
+    """64-bit hash of an id, the same in every process."""
+    return xxh3_64_intdigest(text.encode())
+
+
 class IdHashes:
-    """64-bit hashes of ids, in temporary files if they are many. They differ from process to process.
+    """64-bit hashes of ids, in temporary files if they are many.
 
     Threads may add hashes at the same time.
     """
@@ -30,13 +36,14 @@ class IdHashes:
 
     def add(self, ids: Iterable[str], among: "IdHashes | None" = None) -> None:
         """Add the hashes of ids; with `among` only those that may be in the other hashes."""
-        hashes = map(hash, ids)
-        while len(chunk := np.fromiter(islice(hashes, _HASHES_AT_ONCE), np.int64).view(np.uint64)):
+        hashes = map(hash_id, ids)
+        while len(chunk := np.fromiter(islice(hashes, _HASHES_AT_ONCE), np.uint64)):
             if among is not None:
                 chunk = chunk[among._sieve[chunk >> np.uint64(64 - _SIEVE_BITS)]]
-            self._append(np.sort(chunk))
+            self.add_sorted(np.sort(chunk))
 
-    def _append(self, ordered: np.ndarray) -> None:
+    def add_sorted(self, ordered: np.ndarray) -> None:
+        """Add hashes, uint64, in ascending order."""
         edges = np.searchsorted(ordered >> np.uint64(64 - _PART_BITS), np.arange(len(self._parts) + 1))
         with self._adding:
             self._sieve[ordered >> np.uint64(64 - _SIEVE_BITS)] = True
@@ -45,17 +52,17 @@ class IdHashes:
                 part.write(ordered[start:stop].tobytes())
 
     def repeated(self) -> set[int]:
-        """The hashes, as those of Python, that were added more than once."""
+        """The hashes that were added more than once."""
         repeated: set[int] = set()
         for hashes in self._sorted_parts():
-            repeated.update(_as_python(hashes[1:][hashes[1:] == hashes[:-1]]))
+            repeated.update(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
         return repeated
 
     def common(self, other: "IdHashes") -> set[int]:
-        """The hashes, as those of Python, that both have."""
+        """The hashes that both have."""
         common: set[int] = set()
         for mine, theirs in zip(self._sorted_parts(), other._sorted_parts(), strict=True):
-            common.update(_as_python(np.intersect1d(mine, theirs)))
+            common.update(np.intersect1d(mine, theirs).tolist())
         return common
 
     def _sorted_parts(self) -> Iterator[np.ndarray]:
@@ -63,7 +70,3 @@ class IdHashes:
             part.seek(0)
             yield np.sort(np.frombuffer(part.read(), np.uint64))
             part.seek(0, 2)
-
-
-def _as_python(hashes: np.ndarray) -> list[int]:
-    return hashes.view(np.int64).tolist()

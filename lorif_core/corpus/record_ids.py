@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence, Set
 
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus.files import find_corpus_files
-from lorif_core.corpus.id_hashes import IdHashes
+from lorif_core.corpus.id_hashes import IdHashes, hash_id
 from lorif_core.corpus.records import is_unicode, read_records
 from lorif_core.errors import UserError
 from lorif_core.storage.filesystem import SourceFile
@@ -57,7 +57,7 @@ def check_unique(
     locations: dict[str, tuple[int, SourceFile]] = {}
     for file in files:
         for row, text in record_ids(file, column):
-            if hash(text) not in repeated:
+            if hash_id(text) not in repeated:
                 continue
             if text in locations:
                 first_row, first = locations[text]

@@ -1,30 +1,26 @@
 """Lists the shards of a corpus and reads their rows; a file that changed after the listing is detected."""
 
-import difflib
 import logging
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
-from threading import Lock
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorif_core.config import CorpusConfig, StorageConfig
-from lorif_core.corpus import columnar, jsonl
+from lorif_core.corpus.columns import check_columns, needed_columns
 from lorif_core.corpus.copies import find_copies
-from lorif_core.corpus.decompress import is_compressed, is_wide
+from lorif_core.corpus.file_listing import FileListing, list_file, must_be_read, needs_turn
 from lorif_core.corpus.files import find_corpus_files
 from lorif_core.corpus.id_hashes import IdHashes
+from lorif_core.corpus.kept_listings import KeptListings
 from lorif_core.corpus.notes import CorpusNotes, make_notes
-from lorif_core.corpus.padding import MASK_NAME
-from lorif_core.corpus.record_ids import check_unique, record_ids
+from lorif_core.corpus.record_ids import check_unique
 from lorif_core.corpus.records import (
     EMPTY,
     ENDINGS,
     checking_file,
     column_kinds,
-    is_jsonl,
     read_records,
     reason_against_json,
 )
@@ -34,12 +30,11 @@ from lorif_core.storage.filesystem import SourceFile, UnreadFile, source_file, s
 
 log = logging.getLogger(__name__)
 
-SHARD_ROWS = 512
-_LISTING_THREADS = 8  # listing is limited by the store, not by the CPU
-_WIDE_FILES = Lock()  # each reader of a frame of `zstd --long=31` may need 2 GiB
+ListFiles = Callable[[Sequence[SourceFile]], Generator[tuple[SourceFile, FileListing]]]
+"""Lists files as `list_file` does, on other processes, and yields them in any order."""
 
-_ALLOWED_KINDS = {"text": ("text",), "tokens": ("integers",), "id": ("text", "integer")}
-_EXPECTED = {"text": "strings", "tokens": "lists of integers", "id": "strings or integers"}
+_LISTING_THREADS = 8  # listing is limited by the store, not by the CPU
+_MOST_BYTES_HERE = 256 * 2**20  # of files that must be read; more are worth the start of workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +56,6 @@ class Listing:
     ids: IdHashes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _ListedFile:
-    """Shards of one file, or its damage.
-
-    `unread` says why none of its rows is read. `is_corpus` is False if it is no part of the corpus.
-    """
-
-    shards: tuple[ShardRef, ...] = ()
-    damage: DamagedFileError | None = None
-    unread: str | None = None
-    is_corpus: bool = True
-
-
-def needed_columns(corpus: CorpusConfig) -> list[str]:
-    """Columns to read: tokens and labels, else prompt and completion, else text; in each case also the id."""
-    return list(dict.fromkeys(column for column, _ in _columns_with_roles(corpus)))
-
-
-def optional_columns(corpus: CorpusConfig) -> list[str]:
-    """Columns to read where a file has them: masks that are not configured, since they must not mask anything."""
-    return [MASK_NAME] if corpus.tokens is not None and corpus.mask is None else []
-
-
 def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
     """Check the columns of the first undamaged file only, as a quick test; `list_shards` checks all files.
 
@@ -99,7 +71,7 @@ def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
         except DamagedFileError:
             return
         if kinds is not None:
-            _check_columns(file, kinds, corpus)
+            check_columns(file, kinds, corpus)
             return
         unread.append(UnreadFile(file.name, reason or EMPTY))
         if reason is None:
@@ -108,19 +80,26 @@ def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
 
 
 def list_shards(
-    corpus: CorpusConfig, storage: StorageConfig, known: Set[FileTag] = frozenset(), within: str = ""
+    corpus: CorpusConfig,
+    storage: StorageConfig,
+    known: Set[FileTag] = frozenset(),
+    within: str = "",
+    kept: KeptListings | None = None,
+    on_workers: ListFiles | None = None,
 ) -> Listing:
     """Shards of at most `SHARD_ROWS` rows, sorted by file name and row; no shard crosses a parquet row group.
 
     Parquet counts come from metadata; lines are counted block by block. With `corpus.id`, all ids are read and
-    compared as 64-bit hashes, a part of which is in memory at a time. A damaged file is listed as such, and the
-    other files can be indexed without it.
+    compared as 64-bit hashes, a part of which is in memory at a time, besides those of the files being read. A
+    damaged file is listed as such, and the other files can be indexed without it.
 
     Args:
         corpus: location, and the columns that make an example.
         storage: how to access it.
         known: files whose shards the caller knows; they are not read and get no shards in the listing.
         within: only files whose names begin with this are read.
+        kept: listings of files that an index keeps; such files are not read, and listings of others are added.
+        on_workers: reads the files if they have many bytes; None reads them with threads of this process.
 
     Raises:
         UserError: a file does not exist, has no supported format, does not match its ending or lacks a column (the
@@ -130,8 +109,7 @@ def list_shards(
     found = find_corpus_files(corpus.uri, storage)
     sources = [file for file in found.readable if file.name.startswith(within) and _tag(file) not in known]
     ids = None if corpus.id is None else IdHashes()
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        listed = dict(zip(sources, pool.map(partial(_list_file, corpus, ids), sources), strict=True))
+    listed = _list_files(corpus, sources, ids, kept, on_workers)
     files = [file for file in found.readable if file not in listed or listed[file].is_corpus]
     shards = tuple(shard for file in listed.values() for shard in file.shards)
     damaged = [(name, damage) for name, damage in found.damaged if name.startswith(within)]
@@ -150,6 +128,53 @@ def list_shards(
     notes = make_notes(unread, copies)
     causes = tuple(sorted((name, str(damage)) for name, damage in damaged))
     return Listing(shards, causes, tuple(map(_tag, files)), notes, ids)
+
+
+def _list_files(
+    corpus: CorpusConfig,
+    sources: Sequence[SourceFile],
+    ids: IdHashes | None,
+    kept: KeptListings | None,
+    on_workers: ListFiles | None,
+) -> dict[SourceFile, FileListing]:
+    """The listings of files, in their order; the hashes of their ids go to `ids`."""
+
+    def without_hashes(listing: FileListing) -> FileListing:
+        if ids is not None and listing.hashes is not None:
+            ids.add_sorted(listing.hashes)
+        return replace(listing, hashes=None)
+
+    def add(file: SourceFile, listing: FileListing) -> FileListing:
+        if kept is not None:
+            kept.write(file, listing)
+        return without_hashes(listing)
+
+    def look_up(file: SourceFile) -> FileListing | None:
+        listing = None if kept is None else kept.read(file)
+        return None if listing is None else without_hashes(listing)
+
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        listed = dict(zip(sources, pool.map(look_up, sources), strict=True))
+        unlisted = [file for file, listing in listed.items() if listing is None]
+        distant = _worth_workers(corpus, unlisted, pool) if on_workers is not None else []
+        near = [file for file in unlisted if file not in set(distant)]
+        listings = pool.map(lambda file: add(file, list_file(corpus, file)), near)
+        if on_workers is not None and distant:
+            with closing(on_workers(distant)) as results:
+                for file, listing in results:
+                    listed[file] = add(file, listing)
+        listed.update(zip(near, listings, strict=True))
+    return {file: listing for file, listing in listed.items() if listing is not None}
+
+
+def _worth_workers(
+    corpus: CorpusConfig, files: Sequence[SourceFile], pool: ThreadPoolExecutor
+) -> list[SourceFile]:
+    """The files that workers should read; none if all of them have too few bytes to start workers."""
+    read = [file for file in files if must_be_read(corpus, file)]
+    if sum(file.size for file in read) <= _MOST_BYTES_HERE:
+        return []
+    return [file for file, alone in zip(read, pool.map(needs_turn, read), strict=True) if not alone]
 
 
 def _no_rows(uri: str, damages: Sequence[DamagedFileError], notes: CorpusNotes, files: int) -> LorifError:
@@ -197,78 +222,5 @@ def _require_unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
     return file
 
 
-def _list_file(corpus: CorpusConfig, ids: IdHashes | None, file: SourceFile) -> _ListedFile:
-    """Check one file, cut it into shards, and add its ids."""
-    with checking_file(file):
-        alone = is_wide(file)
-    with _WIDE_FILES if alone else nullcontext():
-        return _list_in_turn(corpus, ids, file)
-
-
-def _list_in_turn(corpus: CorpusConfig, ids: IdHashes | None, file: SourceFile) -> _ListedFile:
-    try:
-        reason = reason_against_json(file, needed_columns(corpus))
-        if reason is not None:
-            return _ListedFile(unread=reason, is_corpus=False)
-        kinds = column_kinds(file, needed_columns(corpus))
-        if kinds is None:
-            return _ListedFile(unread=EMPTY)
-        _check_columns(file, kinds, corpus)
-        with checking_file(file):
-            shards = tuple(_cut_lines(file) if is_jsonl(file) else _cut_groups(file))
-            if not shards:
-                return _ListedFile(unread=EMPTY)
-            if corpus.id is not None and ids is not None:
-                ids.add(text for _, text in record_ids(file, corpus.id))
-            return _ListedFile(shards)
-    except DamagedFileError as damage:
-        return _ListedFile(damage=damage)
-
-
-def _cut_lines(file: SourceFile) -> list[ShardRef]:
-    rows, offsets = jsonl.index_rows(file, SHARD_ROWS)
-    compressed = is_compressed(file.name)
-    return [
-        _shard(file, start, min(SHARD_ROWS, rows - start), None if compressed else offset)
-        for start, offset in zip(range(0, rows, SHARD_ROWS), offsets, strict=True)
-    ]
-
-
-def _cut_groups(file: SourceFile) -> list[ShardRef]:
-    shards = []
-    first = 0
-    for size in columnar.group_sizes(file):
-        end = first + size
-        shards += [_shard(file, start, min(SHARD_ROWS, end - start)) for start in range(first, end, SHARD_ROWS)]
-        first = end
-    return shards
-
-
 def _tag(file: SourceFile) -> FileTag:
     return FileTag(file.name, file.etag, file.size)
-
-
-def _shard(file: SourceFile, start: int, rows: int, offset: int | None = None) -> ShardRef:
-    return ShardRef(file.uri, file.name, file.etag, file.size, start, rows, offset)
-
-
-def _columns_with_roles(corpus: CorpusConfig) -> list[tuple[str, str]]:
-    if corpus.tokens is not None:
-        roles = [(corpus.tokens, "tokens"), (corpus.labels, "tokens"), (corpus.mask, "tokens")]
-    elif corpus.prompt is not None:
-        roles = [(corpus.prompt, "text"), (corpus.completion, "text")]
-    else:
-        roles = [(corpus.text, "text")]
-    return [(column, role) for column, role in [*roles, (corpus.id, "id")] if column is not None]
-
-
-def _check_columns(file: SourceFile, kinds: dict[str, str], corpus: CorpusConfig) -> None:
-    for column, role in _columns_with_roles(corpus):
-        if column not in kinds:
-            nearest = difflib.get_close_matches(column, kinds, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise UserError(f"{file.uri} has no column {column!r}; it has {', '.join(kinds) or 'none'}{hint}")
-        if kinds[column] not in _ALLOWED_KINDS[role]:
-            raise UserError(
-                f"the column {column!r} of {file.uri} must contain {_EXPECTED[role]}, but contains {kinds[column]}"
-            )

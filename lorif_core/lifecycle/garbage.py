@@ -8,7 +8,9 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 
+from lorif_core.corpus.kept_listings import remove_listings
 from lorif_core.errors import UserError
+from lorif_core.spec import parse_shard_key
 from lorif_core.storage.lease import current_holder
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.datafiles import DataFile, DataFiles, Upload
@@ -109,6 +111,8 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
     data.abort(garbage.uploads)
     existing = {(table, file.name) for table in store.tables() for file in data.list_files(table)}
     FileDigests(store.uri, store.storage).remove_unused(existing)
+    indexed = {parse_shard_key(shard)[0].name for _, shard in store.rows.inventory().keys}
+    remove_listings(Objects(store.uri, store.storage), indexed)
 
 
 def _classify_receipts(

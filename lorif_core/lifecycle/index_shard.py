@@ -10,8 +10,9 @@ import numpy as np
 
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus.batches import collate
+from lorif_core.corpus.columns import needed_columns, optional_columns
 from lorif_core.corpus.records import is_unicode
-from lorif_core.corpus.shards import needed_columns, optional_columns, read_rows
+from lorif_core.corpus.shards import read_rows
 from lorif_core.corpus.tokenise import Example, make_examples
 from lorif_core.gradients.extract import STORED_DTYPES, Extraction, Extractor
 from lorif_core.gradients.token_budget import TokenBudget

@@ -1,13 +1,15 @@
 """The plan of a build, made and checked before anything is written."""
 
 import sys
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lorif_core.config import Config
 from lorif_core.config_sections import ProjectionConfig
+from lorif_core.corpus.kept_listings import KeptListings
 from lorif_core.corpus.notes import CorpusNotes
-from lorif_core.corpus.shards import Listing, check_first_file, list_shards
+from lorif_core.corpus.shards import ListFiles, Listing, check_first_file, list_shards
 from lorif_core.corpus.token_boundary import require_offsets
 from lorif_core.curvature.randomized_svd import layer_groups
 from lorif_core.curvature.woodbury import CurvatureSpec
@@ -21,6 +23,7 @@ from lorif_core.model.layers import coverage
 from lorif_core.model.loading import Skeleton, load_skeleton, tokenizer_fingerprint
 from lorif_core.spec import (
     Coverage,
+    FileTag,
     IndexSpec,
     LayerSpec,
     ProjectionKind,
@@ -90,15 +93,30 @@ def preflight(config: Config) -> None:
     check_first_file(config.corpus, config.storage)
 
 
-def make_plan(config: Config) -> BuildPlan:
-    """Plan a build, and check everything that can be checked without weights or writes.
+def make_plan(config: Config, on_workers: ListFiles | None = None) -> BuildPlan:
+    """Plan a build, and check everything that can be checked without weights. Only listings of files are written.
+
+    Args:
+        config: config of the build.
+        on_workers: as for `list_shards`.
 
     Raises:
         UserError: the first problem with the model, layers, ranks, index or corpus, in one sentence.
     """
     skeleton = load_skeleton(config.model, config.storage)
     check_settings(config, skeleton, tracked_layers(config, skeleton).specs)
-    return plan_from_listing(config, skeleton, list_shards(config.corpus, config.storage))
+    return plan_from_listing(config, skeleton, list_corpus(config, on_workers=on_workers))
+
+
+def list_corpus(
+    config: Config,
+    known: Set[FileTag] = frozenset(),
+    within: str = "",
+    on_workers: ListFiles | None = None,
+) -> Listing:
+    """List the corpus as `list_shards` does, with the listings of files that the index keeps."""
+    kept = KeptListings(config.index, config.storage, config.corpus)
+    return list_shards(config.corpus, config.storage, known, within, kept, on_workers)
 
 
 def plan_from_listing(config: Config, skeleton: Skeleton, listing: Listing) -> BuildPlan:

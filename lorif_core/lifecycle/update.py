@@ -5,13 +5,13 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
 from lorif_core.config import Config, UpdateConfig
-from lorif_core.corpus.id_hashes import IdHashes
+from lorif_core.corpus.id_hashes import IdHashes, hash_id
 from lorif_core.corpus.record_ids import find_id
-from lorif_core.corpus.shards import Listing, check_first_file, list_shards
+from lorif_core.corpus.shards import ListFiles, Listing, check_first_file
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.manifest import Changes, compare, known_files
-from lorif_core.lifecycle.plan import BuildPlan, check_curvature, covered, curvature_spec, make_spec
+from lorif_core.lifecycle.plan import BuildPlan, check_curvature, covered, curvature_spec, list_corpus, make_spec
 from lorif_core.lifecycle.prefix import restrict_to_prefix
 from lorif_core.lifecycle.tracking import tracked_layers
 from lorif_core.model.loading import load_skeleton
@@ -105,7 +105,9 @@ def preflight_update(config: Config) -> Generation:
     return base
 
 
-def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix: str = "") -> UpdatePlan:
+def make_update_plan(
+    config: Config, remove_vanished: bool = False, name_prefix: str = "", on_workers: ListFiles | None = None
+) -> UpdatePlan:
     """Compare the corpus with the newest generation.
 
     Files that have not changed since the generation are not read, and files whose names do not begin with
@@ -128,7 +130,7 @@ def make_update_plan(config: Config, remove_vanished: bool = False, name_prefix:
     known = known_files(inventory, [place for place, _ in quarantined])
     if _reads_older_rows(config, base, spec):
         known, name_prefix = set(), ""
-    listing = list_shards(config.corpus, config.storage, known, name_prefix)
+    listing = list_corpus(config, known, name_prefix, on_workers)
     listing = restrict_to_prefix(listing, inventory, name_prefix)
     changes = compare(inventory, listing, remove_vanished, refreshed)
     _check_ids(config, store, inventory, listing, changes)
@@ -214,7 +216,7 @@ def _check_ids(config: Config, store: Store, inventory: Inventory, listing: List
     stored = IdHashes()
     stored.add((text for text, _ in stored_ids()), among=new)
     common = stored.common(new)
-    suspects = {text: shard for text, shard in stored_ids() if hash(text) in common} if common else {}
+    suspects = {text: shard for text, shard in stored_ids() if hash_id(text) in common} if common else {}
     if not suspects:
         return
     duplicate = find_id(config.corpus, config.storage, {file.name for file in reread}, suspects.keys())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from lorif_core.corpus.shards import SHARD_ROWS
+from lorif_core.corpus.file_listing import SHARD_ROWS
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.tables.checksums import CODE_COLUMNS, CODE_GROUP, columns_of, require_undamaged
 from lorif_core.tables.datasets import Tables

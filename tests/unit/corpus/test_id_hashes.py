@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from lorif_core.corpus import id_hashes
-from lorif_core.corpus.id_hashes import IdHashes
+from lorif_core.corpus.id_hashes import IdHashes, hash_id
 
 
 @pytest.mark.parametrize("part_bytes", [64, 2**20], ids=["in files", "in memory"])
@@ -16,9 +16,9 @@ def test_repeated_and_common_ids_are_found(part_bytes: int, monkeypatch: pytest.
     assert len(first) == 3000 and not first.repeated()
     first.add(["id 7", "id 2999"])
     first.add([])
-    assert first.repeated() == {hash("id 7"), hash("id 2999")}
+    assert first.repeated() == {hash_id("id 7"), hash_id("id 2999")}
     second.add((f"id {number}" for number in range(2990, 9000)), among=first)
-    assert second.common(first) == {hash(f"id {number}") for number in range(2990, 3000)}
+    assert second.common(first) == {hash_id(f"id {number}") for number in range(2990, 3000)}
     assert len(second) < 100, "others cannot be common, and are left out"
 
 

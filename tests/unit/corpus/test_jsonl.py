@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lorif_core.corpus import jsonl
 from lorif_core.corpus.decompress import is_wide
-from lorif_core.corpus.shards import SHARD_ROWS, list_shards
+from lorif_core.corpus.file_listing import SHARD_ROWS
+from lorif_core.corpus.shards import list_shards
 from lorif_core.errors import DamagedFileError, UserError
 from lorif_core.storage.filesystem import source_file
 from tests.patience import patience

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorif_core.corpus.shards import SHARD_ROWS, list_shards, needed_columns, optional_columns, read_rows
+from lorif_core.corpus.columns import needed_columns, optional_columns
+from lorif_core.corpus.file_listing import SHARD_ROWS
+from lorif_core.corpus.shards import list_shards, read_rows
 from lorif_core.errors import CorpusChangedError
 from tests.unit.corpus.corpus_files import (
     FORMATS,

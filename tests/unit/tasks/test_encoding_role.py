@@ -8,7 +8,7 @@ import torch
 
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
-from lorif_core.corpus.shards import SHARD_ROWS
+from lorif_core.corpus.file_listing import SHARD_ROWS
 from lorif_core.gradients import extract
 from lorif_core.gradients.roots import WhitenedSide, whitening_name
 from lorif_core.lifecycle import index_shard
