@@ -34,7 +34,8 @@ ListFiles = Callable[[Sequence[SourceFile]], Generator[tuple[SourceFile, FileLis
 """Lists files as `list_file` does, on other processes, and yields them in any order."""
 
 _LISTING_THREADS = 8  # listing is limited by the store, not by the CPU
-_MOST_BYTES_HERE = 256 * 2**20  # of files that must be read; more are worth the start of workers
+_MOST_PARSED_HERE = 512 * 2**20  # bytes; workers start as quickly as one process parses so many for ids
+_MOST_COUNTED_HERE = 8 * _MOST_PARSED_HERE  # counting lines is that much quicker
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ def _worth_workers(
 ) -> list[SourceFile]:
     """The files that workers should read; none if all of them have too few bytes to start workers."""
     read = [file for file in files if must_be_read(corpus, file)]
-    if sum(file.size for file in read) <= _MOST_BYTES_HERE:
+    if sum(file.size for file in read) <= (_MOST_COUNTED_HERE if corpus.id is None else _MOST_PARSED_HERE):
         return []
     return [file for file, alone in zip(read, pool.map(needs_turn, read), strict=True) if not alone]
 
