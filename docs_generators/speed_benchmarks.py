@@ -43,6 +43,7 @@ def speed_sections() -> Iterator[str]:
     yield from _scan()
     yield from _checksums()
     yield from _rows()
+    yield from _listing()
     yield from _attribute()
     yield from _serve()
     yield from _connections()
@@ -407,6 +408,33 @@ fragments of 64 MiB, and the manifests grow with them; what a plan takes depends
     yield """\
 The machine did other work at the same time, so the seconds of the scans cannot be compared. What this does not
 show: an object store, where each file and each commit waits for several requests."""
+    yield provenance(name, command)
+
+
+def _listing() -> Iterator[str]:
+    name, command = _command("listing")
+    result = load(name)
+    yield "### Listing a corpus {#listing}"
+    yield f"""\
+What `check`, `build` and `update` do first, for {result["rows"]:,} rows in {result["files"]} files of JSON lines
+({result["bytes"] / 1e9:.2f} GB on a local disk). An index keeps what the first listing found, so that the second
+reads no file. Memory is what the process of the command takes beyond its imports."""
+    rows = [
+        [
+            *label.split(", "),
+            decimals(figures["seconds"], 2),
+            decimals(figures["driver_cpu_seconds"], 2),
+            str(figures["driver_mib"]),
+            f"{figures['kept_bytes']:,}" if "kept_bytes" in figures else "",
+        ]
+        for label, figures in result["listings"].items()
+    ]
+    header = ["Corpus", "Listing", "Seconds", "CPU seconds of the command", "Memory, MiB", "Kept bytes"]
+    yield sourced(table(header, rows), name)
+    yield """\
+"Read here" keeps nothing and uses no workers. A first listing starts workers only for so many bytes that one
+process would take longer; its seconds include the start of a private Ray. The machine did other work at the same
+time. What this does not show: a cluster with more than two cores, or an object store."""
     yield provenance(name, command)
 
 
