@@ -432,9 +432,10 @@ reads no file. Memory is what the process of the command takes beyond its import
     header = ["Corpus", "Listing", "Seconds", "CPU seconds of the command", "Memory, MiB", "Kept bytes"]
     yield sourced(table(header, rows), name)
     yield """\
-"Read here" keeps nothing and uses no workers. A first listing starts workers only for so many bytes that one
-process would take longer; its seconds include the start of a private Ray. The machine did other work at the same
-time. What this does not show: a cluster with more than two cores, or an object store."""
+"Read here" keeps nothing and uses no workers. A first listing with ids gives so many bytes to workers, and its
+seconds include the start of a private Ray. The machine had several times more work than cores, so compare CPU
+seconds; those of workers are not among them. What this does not show: more than two cores, on which workers pay,
+or an object store."""
     yield provenance(name, command)
 
 
