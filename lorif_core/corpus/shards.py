@@ -34,7 +34,7 @@ ListFiles = Callable[[Sequence[SourceFile]], Generator[tuple[SourceFile, FileLis
 """Lists files as `list_file` does, on other processes, and yields them in any order."""
 
 _LISTING_THREADS = 8  # listing is limited by the store, not by the CPU
-_MOST_PARSED_HERE = 512 * 2**20  # bytes; workers start as quickly as one process parses so many for ids
+_MOST_PARSED_HERE = 4 * 2**30  # bytes; on two cores workers lost against one process even with a quarter of it
 _MOST_COUNTED_HERE = 8 * _MOST_PARSED_HERE  # counting lines is that much quicker
 
 
