@@ -32,6 +32,7 @@ _SCANS = {
 def speed_sections() -> Iterator[str]:
     """Markdown blocks in the order of the page."""
     yield from _build()
+    yield from _gpu()
     yield from _build_and_query_commands()
     yield from _query_start()
     yield from _start_up()
@@ -91,6 +92,39 @@ def _share(row: dict[str, Any] | None) -> str:
         return ""
     size = f", {row['bytes_per_example']:,} B" if row["bytes_per_example"] else ""
     return f"{decimals(row['ratio'], 2)}{size}"
+
+
+def _gpu() -> Iterator[str]:
+    name, command = _command("gpu")
+    result = load(name)
+    yield "### On a GPU {#gpu}"
+    yield f"""\
+Models with random weights in bfloat16 on one {result["gpu"]}, with the codes of the default preset. A training
+step computes weight gradients but updates nothing. Memory is the peak that torch allocated, weights included; a
+build needs no weight gradients and keeps no activations below the first tracked layer. Roots are those of the
+whitening, which a build computes once. Scans score codes that are on the GPU already."""
+    rows = [
+        [
+            f"{code(shape['model'])}, {shape['batch'][0]} x {shape['batch'][1]} tokens",
+            f"{shape['train']['tokens_per_second']:,}",
+            f"{shape['build']['tokens_per_second']:,}",
+            decimals(shape["build"]["of_training"], 3),
+            decimals(shape["train"]["peak_gib"], 2),
+            decimals(shape["build"]["peak_gib"], 2),
+            decimals(shape["roots"]["seconds"], 2),
+            decimals(shape["scans"]["gb_per_second"]["1"], 2),
+        ]
+        for shape in result["shapes"].values()
+    ]
+    header = [
+        "Model and batch", "Training, tokens/s", "Build, tokens/s", "Build of training", "Training, GiB", "Build, GiB",
+        "Roots, s", "Scan for one query, GB/s",
+    ]  # fmt: skip
+    yield sourced(table(header, rows), name)
+    yield """\
+The scans are limited by the launch of many small kernels, and are no faster than those of a CPU. What this does not
+show: whole builds with Ray and Lance, several GPUs, and real text."""
+    yield provenance(name, command)
 
 
 def _build_and_query_commands() -> Iterator[str]:
