@@ -117,13 +117,13 @@ whitening, which a build computes once. Scans score codes that are on the GPU al
         for shape in result["shapes"].values()
     ]
     header = [
-        "Model and batch", "Training, tokens/s", "Build, tokens/s", "Build of training", "Training, GiB", "Build, GiB",
-        "Roots, s", "Scan for one query, GB/s",
+        "Model and batch", "Training, tokens/s", "Build, tokens/s", "Build of training", "Training, GiB",
+        "Build, GiB", "Roots, s", "Scan for one query, GB/s",
     ]  # fmt: skip
     yield sourced(table(header, rows), name)
     yield """\
-The scans are limited by the launch of many small kernels, and are no faster than those of a CPU. What this does not
-show: whole builds with Ray and Lance, several GPUs, and real text."""
+The scans are limited by the launch of many small kernels, and are no faster than those of a CPU. What this does
+not show: whole builds with Ray and Lance, several GPUs, and real text."""
     yield provenance(name, command)
 
 
