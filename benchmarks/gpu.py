@@ -29,7 +29,8 @@ from lorif_core.gradients.roots import SideMatrices, whitened_sides
 from lorif_core.gradients.whitening import SIDES, Covariances
 from lorif_core.model.layers import choose_layers, folded_layer_specs
 from lorif_core.model.loading import prepare_model
-from lorif_core.search.scoring import FoldedQueries, score_rows
+from lorif_core.search.bfloat16_prefilter import BFloat16Scorer, to_bfloat16
+from lorif_core.search.scoring import FoldedQueries
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
 
 _GPU = torch.device("cuda")
@@ -163,7 +164,7 @@ def roots_on_gpu(covariances: Covariances, layers: tuple[LayerSpec, ...]) -> Sid
 
 
 def scans(layout: CodeLayout, rounds: int) -> dict[str, float]:
-    """GB/s of codes by the number of queries, of random codes on the GPU."""
+    """GB/s of codes by the number of queries: the prefilter of a search, over random codes on the GPU."""
     rows = max(1, _SCANNED_BYTES // layout.bytes_per_example)
     codes = torch.randint(0, 256, (rows, layout.stored_width), dtype=torch.uint8, device=_GPU)
     scales = torch.rand(rows, layout.scales, device=_GPU)
@@ -172,11 +173,11 @@ def scans(layout: CodeLayout, rounds: int) -> dict[str, float]:
         folded = FoldedQueries(
             tuple(torch.randn(count, slot.layer.d1 * slot.layer.d2, device=_GPU) for slot in layout.slots)
         )
-        seconds = []
+        scorer, seconds = BFloat16Scorer(layout, to_bfloat16(folded)), []
         for _ in range(rounds + 1):
             torch.cuda.synchronize(_GPU)
             started = time.perf_counter()
-            score_rows(codes, scales, layout, folded)
+            scorer.scores(codes, scales)
             torch.cuda.synchronize(_GPU)
             seconds.append(time.perf_counter() - started)
         speeds[str(count)] = round(rows * layout.bytes_per_example / statistics.median(seconds[1:]) / 1e9, 2)

@@ -21,10 +21,20 @@ from lorif_core.search.scoring import FoldedQueries, shared_tensor
 
 _BFLOAT16 = torch.bfloat16
 _DECODE_FROM = 32  # queries x terms; from here on, decoding a row once is cheaper than contractions
-_CONTRACTED_ROWS = 1024  # rows contracted at once
-_DECODED_ROWS = 256  # rows decoded at once
-_PIECE_NUMBERS = 2**22  # numbers of a piece of decoded rows
-_GPU_SCRATCH = 2**28  # bytes
+_GPU_SCRATCH = 2**30  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What is computed at once: rows to contract, rows to decode, and numbers of a piece of decoded rows."""
+
+    contracted_rows: int
+    decoded_rows: int
+    piece_numbers: int
+
+
+_BLOCKS = {"cpu": _Block(1024, 256, 2**22), "cuda": _Block(2**15, 2**12, 2**27)}
+"""A piece stays in the cache of a CPU; on a GPU it is worth the launch of its kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,7 @@ class BFloat16Scorer:
     def __init__(self, layout: CodeLayout, queries: BFloat16Queries) -> None:
         self._layout, self._count = layout, len(queries.weights[0])
         self._device, self._dtype = _device_and_dtype(sum(weight_QD.nbytes for weight_QD in queries.weights))
+        self._block = _BLOCKS[self._device.type]
         most_terms = max(slot.terms for slot in layout.slots)
         self._uses_contraction = layout.code.kind != "dense" and self._count * most_terms < _DECODE_FROM
         self._weights = [
@@ -95,7 +106,7 @@ class BFloat16Scorer:
     def scores(self, codes: torch.Tensor, scales_BS: torch.Tensor) -> torch.Tensor:
         """(Q, B) float32 on the CPU; codes and scales as in `scoring.score_rows`."""
         scores_QB = torch.zeros(self._count, len(codes), device=self._device)
-        size = self._contracted_rows() if self._uses_contraction else _DECODED_ROWS
+        size = self._contracted_rows() if self._uses_contraction else self._block.decoded_rows
         for start in range(0, len(codes), size):
             chunk = slice(start, start + size)
             chunk_codes, chunk_scales = (part[chunk].to(self._device) for part in (codes, scales_BS))
@@ -105,7 +116,7 @@ class BFloat16Scorer:
 
     def _contracted_rows(self) -> int:
         numbers_per_row = self._count * max(slot.terms * slot.layer.d2 for slot in self._layout.slots)
-        return max(1, min(_CONTRACTED_ROWS, _PIECE_NUMBERS // numbers_per_row))
+        return max(1, min(self._block.contracted_rows, self._block.piece_numbers // numbers_per_row))
 
     def _layer_scores(self, codes: torch.Tensor, scales_Bc: torch.Tensor, number: int) -> torch.Tensor:
         """(Q, B) of one layer."""
@@ -150,7 +161,7 @@ class BFloat16Scorer:
     def _decoded_pieces(self, u_Bcm: torch.Tensor, v_Bcn: torch.Tensor) -> Iterator[torch.Tensor]:
         """(B, numbers) of sum_k u_k v_k^T, in groups of consecutive rows of that matrix."""
         rows, terms, width = v_Bcn.shape
-        for group_Bcm in u_Bcm.split(max(1, _PIECE_NUMBERS // (rows * width)), dim=2):
+        for group_Bcm in u_Bcm.split(max(1, self._block.piece_numbers // (rows * width)), dim=2):
             out = self._scratch_of(rows * group_Bcm.shape[2] * width).view(rows, -1, width)
             multiply = torch.mul if terms == 1 else torch.bmm
             yield multiply(group_Bcm.mT, v_Bcn, out=out).view(rows, -1)
@@ -158,7 +169,7 @@ class BFloat16Scorer:
     def _dense_pieces(self, codes: torch.Tensor, slot: LayerSlot) -> Iterator[torch.Tensor]:
         """(B, numbers) of G, in groups of consecutive columns of the row layout."""
         per_byte = LEVELS_PER_BYTE.get(self._layout.code.dtype, 1)
-        width = max(1, _PIECE_NUMBERS // len(codes) // per_byte) * per_byte
+        width = max(1, self._block.piece_numbers // len(codes) // per_byte) * per_byte
         for start in range(0, slot.layer.dim, width):
             stop = min(start + width, slot.layer.dim)
             if codes.dtype == torch.uint8:

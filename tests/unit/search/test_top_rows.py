@@ -95,12 +95,10 @@ def test_bfloat16_scores_have_rounding_errors_only(
     codes, scales = rows_of(layout, 90)
     folded = queries_of(layout, queries, 30)
     expected = score_rows(codes, scales, layout, folded)
-    scorer = BFloat16Scorer(layout, to_bfloat16(folded))
-    for numbers in (bfloat16_prefilter._PIECE_NUMBERS, 1000):
-        monkeypatch.setattr(bfloat16_prefilter, "_PIECE_NUMBERS", numbers)
-        monkeypatch.setattr(bfloat16_prefilter, "_DECODED_ROWS", 40)
-        monkeypatch.setattr(bfloat16_prefilter, "_CONTRACTED_ROWS", 50)
-        error = scorer.scores(codes, scales) - expected
+    for numbers in (2**22, 1000):
+        block = bfloat16_prefilter._Block(50, 40, numbers)
+        monkeypatch.setattr(bfloat16_prefilter, "_BLOCKS", {"cpu": block, "cuda": block})
+        error = BFloat16Scorer(layout, to_bfloat16(folded)).scores(codes, scales) - expected
         assert (error.std(dim=1) <= 2**-7 * expected.std(dim=1)).all()
         assert (error.abs() <= 2**-5 * expected.std(dim=1, keepdim=True) + 2**-6 * expected.abs()).all()
 
