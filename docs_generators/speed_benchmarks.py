@@ -102,7 +102,7 @@ def _gpu() -> Iterator[str]:
 Models with random weights in bfloat16 on one {result["gpu"]}, with the codes of the default preset. A training
 step computes weight gradients but updates nothing. Memory is the peak that torch allocated, weights included; a
 build needs no weight gradients and keeps no activations below the first tracked layer. Roots are those of the
-whitening, which a build computes once. Scans are the prefilter of a search, over codes that are on the GPU already."""
+whitening, which a build computes once. Scans are the prefilter of a search, over codes that are on the GPU."""
     rows = [
         [
             f"{code(shape['model'])}, {shape['batch'][0]} x {shape['batch'][1]} tokens",
