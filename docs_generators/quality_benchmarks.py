@@ -67,6 +67,15 @@ after its results were seen. "Version 1" are the presets of the first release.""
     yield from _testbed(
         "python", "SmolLM2-135M, fine-tuned on {examples} examples of Python's documentation", _REAL
     )
+    yield from _testbed(
+        "budgets",
+        "The model and subsets of `python` again, with `code.bytes` and baselines: SmolLM2-135M, fine-tuned on "
+        "{examples} examples",
+        f"{_REAL.replace('{bed}', 'python')} --methods budgets",
+    )
+    yield """\
+"LoGRA f58" stores 10 x 10 numbers or so of each of the 210 layers in float16, with its exact curvature. "Gradient
+dot, f8" estimates the dot product of whole gradients, without curvature."""
     yield """\
 What this does not show: larger models, other texts, pretraining from scratch, or corpora with
 more examples than a projected gradient has entries, where LoGRA's exact curvature gains. The intervals do not
