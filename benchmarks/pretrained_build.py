@@ -55,7 +55,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     paragraphs = read_paragraphs(arguments.texts)[: arguments.paragraphs]
     write_corpora(folder, paragraphs, arguments.fewer)
     model = str(arguments.model.resolve())
-    steps = [in_new_process(training_seconds, model, paragraphs[: arguments.fewer])]
+    steps = [in_new_process(training_seconds, model, paragraphs)]
     everything, fewer = folder / "all.yaml", folder / "fewer.yaml"
     for path in (everything, fewer):
         content = {
@@ -76,7 +76,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for kib in _BUDGETS_KIB:
         budgets[f"{kib} KiB"] = command(folder, "build", "-c", fewer, f"code.bytes={1024 * kib}")
         shutil.rmtree(folder / "index-fewer")
-    steps.append(in_new_process(training_seconds, model, paragraphs[: arguments.fewer]))
+    steps.append(in_new_process(training_seconds, model, paragraphs))
     step = statistics.median(second for part in steps for second in part)
     return {
         "model": arguments.model.name,
@@ -132,7 +132,9 @@ def command(folder: Path, *words: Any) -> dict[str, Any]:
         raise RuntimeError(f"lorif {words[0]} failed: {log.read_text(encoding='utf-8')[-2000:]}")
     lines = log.read_text(encoding="utf-8").splitlines()  # of both streams
     printed = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
-    return {"seconds": time.perf_counter() - started, "peak_gib": watched.peak_of_sum / 2**10, "printed": printed}
+    row = {"seconds": time.perf_counter() - started, "peak_gib": watched.peak_of_sum / 2**10, "printed": printed}
+    print(words[0], json.dumps(row), flush=True)
+    return row
 
 
 def summarise(row: dict[str, Any], step: float) -> dict[str, Any]:
