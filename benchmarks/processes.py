@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-_SAMPLE_SECONDS = 0.25
+_SAMPLE_SECONDS = 1.0  # reading the shares of a large process makes its page faults wait
 
 
 class WatchedCommand:
