@@ -12,11 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import torch
 
 from benchmarks.run_record import write_result
-from lorif_core.gradients.memory_gauge import peak_memory
+from lorif_core.free_memory import peak_memory, reset_peak, resident_memory
 from lorif_core.model.loss import HeadLoss, head_loss, other_head_loss, token_losses
 
 _HIDDEN, _VOCABULARY, _CAP = 576, 49_152, 30.0
@@ -59,12 +58,12 @@ def measure(head: str, way: str, tokens: int) -> tuple[float, float]:
     weight = 0.05 * torch.randn(_VOCABULARY, _HIDDEN)
     seconds = peak = float("inf")
     for _ in range(_REPETITIONS):
-        before = psutil.Process().memory_info().rss
-        Path("/proc/self/clear_refs").write_text("5")
+        before = resident_memory() or 0
+        reset_peak()
         started = time.perf_counter()
         loss(head, way, hidden, weight, labels)
         seconds = min(seconds, time.perf_counter() - started)
-        peak = min(peak, (peak_memory() - before) / 2**20)
+        peak = min(peak, ((peak_memory() or 0) - before) / 2**20)
     return round(seconds, 2), round(peak)
 
 

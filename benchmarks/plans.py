@@ -11,7 +11,6 @@ the pretrained one in FOLDER.
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.memory import in_new_process
 from benchmarks.plan_shapes import PUBLISHED, skeleton
-from benchmarks.processes import WatchedCommand
+from benchmarks.processes import watched_lorif
 from benchmarks.run_record import write_result
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer
 from lorif_core.config import Config
@@ -52,7 +51,6 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "`code.bytes: 4096`": {"code": {"bytes": 4096}},
     "`quality`": {"preset": "quality"},
 }
-_LORIF = [sys.executable, "-c", "from flows.cli import main; main()"]
 _STAGES = ("calibration", "indexing", "query", "driver")
 _PARAGRAPHS = 300
 
@@ -213,13 +211,7 @@ def compared(predicted: float, taken: float) -> dict[str, float]:
 
 def run_command(folder: Path, *words: Any) -> tuple[dict[str, Any], dict[str, int]]:
     """The JSON that a command of lorif prints, and the peak bytes of its process and of its worker."""
-    log = folder / "log"
-    log.unlink(missing_ok=True)
-    watched = WatchedCommand([*_LORIF, *map(str, words), "--json"], log)
-    if watched.wait():
-        raise RuntimeError(f"lorif {words[0]} failed: {log.read_text(encoding='utf-8')[-2000:]}")
-    lines = log.read_text(encoding="utf-8").splitlines()  # of both streams
-    printed = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+    printed, _, watched = watched_lorif(folder, *words)
     return printed, {role: round(peak * 2**20) for role, peak in watched.peaks.items()}
 
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.processes import WatchedCommand
+from benchmarks.processes import watched_lorif
 from benchmarks.run_record import write_result
 from benchmarks.wikitext import in_new_process
 
@@ -123,16 +122,8 @@ def training_seconds(model: str, paragraphs: list[str]) -> list[float]:
 
 def command(folder: Path, *words: Any) -> dict[str, Any]:
     """Run a command of `lorif`; its wall seconds, its peak and its JSON."""
-    log = folder / "log"
-    log.unlink(missing_ok=True)
-    started = time.perf_counter()
-    code = "import sys; from flows.cli import main; main()"
-    watched = WatchedCommand([sys.executable, "-c", code, *map(str, words), "--json"], log)
-    if watched.wait():
-        raise RuntimeError(f"lorif {words[0]} failed: {log.read_text(encoding='utf-8')[-2000:]}")
-    lines = log.read_text(encoding="utf-8").splitlines()  # of both streams
-    printed = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
-    row = {"seconds": time.perf_counter() - started, "peak_gib": watched.peak_of_sum / 2**10, "printed": printed}
+    printed, seconds, watched = watched_lorif(folder, *words)
+    row = {"seconds": seconds, "peak_gib": watched.peak_of_sum / 2**10, "printed": printed}
     print(words[0], json.dumps(row), flush=True)
     return row
 

@@ -1,14 +1,18 @@
 """A command whose processes are watched from outside: their peak memory, singly and in sum, and SIGKILL to all."""
 
+import json
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+_LORIF = [sys.executable, "-c", "from flows.cli import main; main()"]
 _SAMPLE_SECONDS = 1.0  # reading the shares of a large process makes its page faults wait
 
 
@@ -99,6 +103,23 @@ class WatchedCommand:
         names = {"ray::ScoreActor": "ScoreActor", "ray::QueryActor": "QueryActor", "ray::RoleHost": "worker",
                  "raylet": "raylet", "gcs_server": "gcs_server", "prefect.server": "Prefect server"}  # fmt: skip
         return next((role for part, role in names.items() if part in command_line), "other")
+
+
+def watched_lorif(folder: Path, *words: object) -> tuple[dict[str, Any], float, WatchedCommand]:
+    """Run a command of lorif; returns the JSON that it prints, its wall seconds, and its watched processes.
+
+    Raises:
+        RuntimeError: the command failed; the message ends like its output.
+    """
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    started = time.perf_counter()
+    watched = WatchedCommand([*_LORIF, *map(str, words), "--json"], log)
+    if watched.wait():
+        raise RuntimeError(f"lorif {words[0]} failed: {log.read_text(encoding='utf-8')[-2000:]}")
+    lines = log.read_text(encoding="utf-8").splitlines()  # of both streams
+    printed = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+    return printed, time.perf_counter() - started, watched
 
 
 def _mib(text: str, field: str) -> float:

@@ -33,6 +33,7 @@ from benchmarks.run_record import write_result
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus.shards import list_shards
 from lorif_core.corpus.tokenise import Example
+from lorif_core.free_memory import peak_memory
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import STORED_DTYPES
 from lorif_core.lifecycle.manifest import compare, known_files
@@ -276,8 +277,7 @@ def timed_step(step: Callable[[Path], None], folder: Path) -> tuple[float, float
 
 
 def peak_mib() -> float:
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) / 2**10 for line in text.splitlines() if line.startswith("VmHWM"))
+    return (peak_memory() or 0) / 2**20
 
 
 def open_index(folder: Path) -> None:

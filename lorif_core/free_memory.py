@@ -1,10 +1,12 @@
-"""How much memory is free on this machine, or in this container if that is less."""
+"""Memory that is free on this machine, or in this container if that is less, and memory that this process has."""
 
 from pathlib import Path
 
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_PEAK = "5"  # what clears the peak
 
 
 def free_memory() -> float:
@@ -18,3 +20,30 @@ def _free_in_container() -> float:
     except OSError:  # no cgroup v2, or its root
         return float("inf")
     return float("inf") if limit == "max" else max(0.0, float(limit) - float(used))
+
+
+def resident_memory() -> int | None:
+    """Resident bytes of this process; None if the system does not say."""
+    return _status("VmRSS")
+
+
+def peak_memory() -> int | None:
+    """Largest resident bytes of this process since `reset_peak`; None if the system does not say."""
+    return _status("VmHWM")
+
+
+def reset_peak() -> bool:
+    """Let the peak begin at the current size; False if this is not Linux, or not allowed."""
+    try:
+        _RESET.write_text(_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 2**10 for line in lines if line.startswith(f"{name}:")), None)

@@ -45,6 +45,7 @@ class Waves:
         self._version, self._before = since, shards
         self._oldest = since + 1  # of the versions that these waves have made and not removed
         self._apart: list[Receipt] = []
+        self._apart_bytes = 0
         self._ready: list[Finished] = []
         self.shards: dict[str, bool] = {}
         self.tokens = self.padded_tokens = 0
@@ -56,12 +57,13 @@ class Waves:
     def add(self, receipt: Receipt) -> tuple[Receipt, ...]:
         """Add a finished shard; returns shards for a worker to join, if there are enough."""
         self._apart.append(receipt)
-        size = sum(size for waiting in self._apart for _, size in waiting.files)
-        return self.rest() if size >= FRAGMENT_BYTES or len(self._apart) >= self._wave_shards else ()
+        self._apart_bytes += sum(size for _, size in receipt.files)
+        return self.rest() if self._apart_bytes >= FRAGMENT_BYTES or len(self._apart) >= self._wave_shards else ()
 
     def rest(self) -> tuple[Receipt, ...]:
         """The shards that are not joined yet, for a worker to join them; one alone needs no joining."""
-        group, self._apart = sorted(self._apart, key=lambda receipt: parse_shard_key(receipt.shard)), []
+        group = sorted(self._apart, key=lambda receipt: parse_shard_key(receipt.shard))
+        self._apart, self._apart_bytes = [], 0
         if sum(bool(receipt.fragments) for receipt in group) > 1:
             return tuple(group)
         self.keep(group)

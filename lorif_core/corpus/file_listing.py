@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from threading import Lock
 
 import numpy as np
@@ -12,7 +11,7 @@ from lorif_core.config import CorpusConfig
 from lorif_core.corpus import columnar, jsonl
 from lorif_core.corpus.columns import check_columns, needed_columns
 from lorif_core.corpus.decompress import is_compressed, is_wide
-from lorif_core.corpus.id_hashes import hash_id
+from lorif_core.corpus.id_hashes import hashes_of
 from lorif_core.corpus.record_ids import record_ids
 from lorif_core.corpus.records import EMPTY, checking_file, column_kinds, is_jsonl, reason_against_json
 from lorif_core.errors import DamagedFileError
@@ -20,7 +19,6 @@ from lorif_core.spec import ShardRef
 from lorif_core.storage.filesystem import SourceFile
 
 SHARD_ROWS = 512
-_HASHES_AT_ONCE = 2**16
 _WIDE_FILES = Lock()  # each reader of a frame of `zstd --long=31` may need 2 GiB
 
 
@@ -85,10 +83,7 @@ def _list_in_turn(corpus: CorpusConfig, file: SourceFile) -> FileListing:
 
 
 def _sorted_hashes(ids: Iterable[str]) -> np.ndarray:
-    hashes, chunks = map(hash_id, ids), [np.zeros(0, np.uint64)]
-    while len(chunk := np.fromiter(islice(hashes, _HASHES_AT_ONCE), np.uint64)):
-        chunks.append(chunk)
-    return np.sort(np.concatenate(chunks))
+    return np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes_of(ids)]))
 
 
 def _cut_lines(file: SourceFile) -> list[ShardRef]:

@@ -19,6 +19,13 @@ def hash_id(text: str) -> int:
     return xxh3_64_intdigest(text.encode())
 
 
+def hashes_of(ids: Iterable[str]) -> Iterator[np.ndarray]:
+    """The hashes of ids, uint64, some at a time and in their order."""
+    hashes = map(hash_id, ids)
+    while len(chunk := np.fromiter(islice(hashes, _HASHES_AT_ONCE), np.uint64)):
+        yield chunk
+
+
 class IdHashes:
     """64-bit hashes of ids, in temporary files if they are many.
 
@@ -36,8 +43,7 @@ class IdHashes:
 
     def add(self, ids: Iterable[str], among: "IdHashes | None" = None) -> None:
         """Add the hashes of ids; with `among` only those that may be in the other hashes."""
-        hashes = map(hash_id, ids)
-        while len(chunk := np.fromiter(islice(hashes, _HASHES_AT_ONCE), np.uint64)):
+        for chunk in hashes_of(ids):
             if among is not None:
                 chunk = chunk[among._sieve[chunk >> np.uint64(64 - _SIEVE_BITS)]]
             self.add_sorted(np.sort(chunk))

@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol
 
 import psutil
 import torch
 
-from lorif_core.free_memory import free_memory
+from lorif_core.free_memory import free_memory, peak_memory, reset_peak
 
 _GPU_SHARE = 0.9  # of the free memory, because the allocator loses some to fragments
 _HOST_SHARE = 0.5  # the kernel kills without a word, and other threads of a worker need memory too
-_PEAK_RESET = "5"  # what clears the peak of a process in /proc/PID/clear_refs
 
 
 class MemoryGauge(Protocol):
@@ -81,20 +79,9 @@ class HostGauge:
         workers = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
         self._free = free_memory() / workers
         self._before = self._process.memory_info().rss
-        try:
-            Path("/proc/self/clear_refs").write_text(_PEAK_RESET)
-        except OSError:  # not Linux, or not allowed
+        if not reset_peak():
             self._free = float("inf")
 
     def headroom(self) -> float:
         """See `MemoryGauge`."""
-        return _HOST_SHARE * self._free / max(1, peak_memory() - self._before)
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process since its record was cleared, in bytes; 0 if the system has none."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+        return _HOST_SHARE * self._free / max(1, (peak_memory() or 0) - self._before)

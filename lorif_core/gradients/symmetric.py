@@ -8,7 +8,6 @@ Shapes: d the size of a matrix, P packed entries.
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from xxhash import xxh3_64
+
+from lorif_core.gradients.shared_tensor import shared_tensor
 
 _ROWS = 32  # of a strip: more rows store more of the lower triangle, fewer need more copies
 
@@ -54,7 +55,7 @@ class PackedMatrix:
         """The matrix (d, d) in the dtype and on the device of `like`; the same numbers everywhere."""
         unit = _unit(self.scales)
         relative = torch.from_numpy(self.scales / unit).to(like.device)
-        matrix = _unpacked(_tensor(self.levels).to(like.device), self.size)
+        matrix = _unpacked(shared_tensor(self.levels).to(like.device), self.size)
         relative = relative.to(matrix.dtype)
         matrix *= torch.outer(relative, relative)
         return matrix.to(like.dtype) * unit**2
@@ -96,7 +97,7 @@ def pack_sum(matrix_dd: torch.Tensor) -> PackedSum:
 
 def add_sums(parts: Sequence[PackedSum], device: torch.device) -> torch.Tensor:
     """The sum (d, d) over one or more parts, added in pairs in float64, on a device."""
-    total = tree_sum(_tensor(part.levels).to(device).double() * part.unit for part in parts)
+    total = tree_sum(shared_tensor(part.levels).to(device).double() * part.unit for part in parts)
     return _unpacked(total, parts[0].size)
 
 
@@ -141,10 +142,3 @@ def _unit(values: np.ndarray) -> float:
     """The power of two at or just above the largest value; 1 for zeros."""
     largest = float(values.max(initial=0.0))
     return 2.0 ** math.frexp(largest)[1] if largest > 0 else 1.0
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor of the memory of an array, which is only read."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

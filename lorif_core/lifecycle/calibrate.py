@@ -34,7 +34,8 @@ _ROWS_PER_EXAMPLE = 16
 _FEWEST_EXAMPLES = 128
 _GROUP_BYTES = 512 * 2**20  # of the covariances of a group of layers, in float64
 _SIBLINGS = 4  # layers of a group at least, so that most of those that share an input are in one
-_TOKENS_PER_BATCH = 2048  # of `auto`: a sum depends on its batches in the last bits, and its digest names the spec
+CALIBRATION_TOKENS = 2048
+"""Of a batch under `auto`: a sum depends on its batches in the last bits, and its digest names the spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class ShardCalibrator:
     def __init__(self, config: Config, spec: IndexSpec, loaded: LoadedModel | None = None) -> None:
         self._config = config
         self._loaded = loaded or load_for(spec, config)
-        self._budget = token_budget(config, self._loaded, _TOKENS_PER_BATCH)
+        self._budget = token_budget(config, self._loaded, CALIBRATION_TOKENS)
         self._calibrator = Calibrator(self._loaded, spec.layers, spec.projection)
         if loaded is None:
             self._calibrator.check()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lorif_core.config import Config
+from lorif_core.corpus.file_listing import SHARD_ROWS
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.footprint import BatchShape, Rehearsal
 from lorif_core.gradients.whitening import covariance_bytes
@@ -19,11 +20,10 @@ from lorif_core.tables.blocks import block_rows
 WORKER_PROCESS = 520 * 2**20
 """Resident bytes of a worker before it loads a model: Python, Ray, torch, transformers and Lance."""
 DRIVER_PROCESS = 640 * 2**20
-"""Resident bytes of the process of a command while others work: those, and Prefect."""
+"""Resident bytes of the process of a command while others work: those, and Prefect where it runs."""
 _DENSE = CodeSpec("dense", 1, "float32")  # of a query
 _HEAP = 1.4  # of the bytes of tensors on the host: its allocator keeps pieces that no batch of another length fits
 _WRITTEN = 3  # times that rows to write are in memory: encoded, in Arrow, and in Lance's buffers
-_SHARD_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def plan_memory(
         covariances = covariance_bytes(spec.layers)
     fixed = process + weights + projection_bytes(spec)
     layout = CodeLayout(spec.layers, spec.code)
-    rows = _WRITTEN * min(_SHARD_ROWS, block_rows(layout, memory_gb)) * layout.bytes_per_example
+    rows = _WRITTEN * min(SHARD_ROWS, block_rows(layout, memory_gb)) * layout.bytes_per_example
     roots = covariances // 2 + covariances // 8  # in float32, and packed as they are stored
     largest = max(max(layer.d1, layer.d2) for layer in spec.layers)
 

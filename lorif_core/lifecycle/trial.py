@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -11,16 +10,16 @@ from lorif_core.config import Config
 from lorif_core.corpus.batches import Batch, collate, token_budget_batches
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
+from lorif_core.free_memory import peak_memory, reset_peak, resident_memory
 from lorif_core.gradients.extract import Calibrator, Extractor
 from lorif_core.gradients.footprint import BatchShape
 from lorif_core.gradients.roots import exact_roots
-from lorif_core.lifecycle.index_shard import load_for, read_examples
+from lorif_core.lifecycle.calibrate import CALIBRATION_TOKENS
+from lorif_core.lifecycle.index_shard import load_for, read_examples, token_budget
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.store import Store
 
 _SECONDS = 8.0  # of each step
-_AUTOMATIC_TOKENS = 2048  # of a batch, if a build finds the size while it runs; that takes longer than a trial
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,8 @@ def run_trial(config: Config, spec: IndexSpec, shard: ShardRef) -> Trial:
     loaded = load_for(spec, config)
     gauge.device = loaded.device
     examples = list(read_examples(shard, config, loaded))
-    size = config.compute.tokens_per_batch
-    batches = _batches(examples, max(_AUTOMATIC_TOKENS, config.corpus.max_length) if size == "auto" else size)
+    # under `auto` a build finds the size while it runs, which takes longer than a trial
+    batches = _batches(examples, token_budget(config, loaded, CALIBRATION_TOKENS).tokens)
     if not batches:
         raise UserError(f"no token of the first shard {shard.key} would be scored; check the corpus columns")
     roots = Store(config.index, config.storage).whitenings.roots(spec.projection.whitening)
@@ -109,7 +108,7 @@ class Gauge:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.process = _status("VmRSS")
+        self.process = resident_memory()
 
     def step(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> Step:
         """Run batches until some seconds have passed, not counting a quick first one, which allocates."""
@@ -130,18 +129,10 @@ class Gauge:
     def _begin(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif _RESET.exists():
-            _RESET.write_text("5")
+        else:
+            reset_peak()
 
     def _peak(self) -> int | None:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _status("VmHWM")
-
-
-def _status(name: str) -> int | None:
-    """A size in bytes of this process from Linux."""
-    if not _STATUS.exists():
-        return None
-    lines = (line.split() for line in _STATUS.read_text().splitlines())
-    return next((int(words[1]) * 2**10 for words in lines if words[0] == f"{name}:"), None)
+        return peak_memory()

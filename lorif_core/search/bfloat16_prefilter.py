@@ -17,7 +17,8 @@ import torch
 
 from lorif_core.gradients.codes import CodeLayout, LayerSlot
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, byte_levels
-from lorif_core.search.scoring import FoldedQueries, shared_tensor
+from lorif_core.gradients.shared_tensor import shared_tensor
+from lorif_core.search.scoring import FoldedQueries
 
 _BFLOAT16 = torch.bfloat16
 _DECODE_FROM = 32  # queries x terms; from here on, decoding a row once is cheaper than contractions

@@ -18,7 +18,8 @@ import torch
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.projection import counter_generator
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, byte_levels
-from lorif_core.search.scoring import FoldedQueries, shared_tensor
+from lorif_core.gradients.shared_tensor import shared_tensor
+from lorif_core.search.scoring import FoldedQueries
 
 DIRECTIONS = 32  # for 128 tokens: .92 of the energy, the LDS of all directions (benchmarks.quality.prefilter)
 _ITERATIONS = 3

@@ -3,7 +3,6 @@
 Shapes: Q queries, B rows, W levels and S scales of a row, c rank, D = d1 d2 of a layer.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from lorif_core.gradients.codes import CodeLayout, decode_rows
+from lorif_core.gradients.shared_tensor import shared_tensor
 from lorif_core.spec import LayerSpec
 
 _DECODE_FROM_QUERIES = 32  # from here on decoding G once is cheaper than a contraction per query (SPEED.md B)
@@ -43,13 +43,6 @@ class FoldedQueries:
 
 def _folded_of(arrays: Sequence[np.ndarray]) -> FoldedQueries:
     return FoldedQueries(tuple(map(shared_tensor, arrays)))
-
-
-def shared_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor that shares the memory of a read-only array; do not write to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
 
 
 def queries_at_once(layers: Iterable[LayerSpec], memory_gb: float) -> int:

@@ -22,7 +22,8 @@ import torch
 
 from lorif_core.gradients.codes import CodeLayout, LayerSlot, decode_rows
 from lorif_core.gradients.quantisation import byte_levels
-from lorif_core.search.scoring import FoldedQueries, shared_tensor
+from lorif_core.gradients.shared_tensor import shared_tensor
+from lorif_core.search.scoring import FoldedQueries
 
 BITS = 4
 _LARGEST = 2 ** (BITS - 1) - 1

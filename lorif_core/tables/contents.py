@@ -58,12 +58,6 @@ def with_contents(fragment: str, counts: Iterable[ShardCount]) -> str:
     return json.dumps({**json.loads(fragment), CONTENTS_KEY: _encode(counts)})
 
 
-def contents_of(fragment: str) -> list[ShardCount] | None:
-    """The contents of a written fragment; None if an older lorif wrote it."""
-    value = json.loads(fragment).get(CONTENTS_KEY)
-    return None if value is None else decode_contents(value)
-
-
 def file_contents(fragment: Mapping[str, Any]) -> dict[str, Any]:
     """Contents by name of the data file, encoded, of the metadata of a written fragment."""
     return {file["path"]: fragment[CONTENTS_KEY] for file in fragment["files"] if CONTENTS_KEY in fragment}

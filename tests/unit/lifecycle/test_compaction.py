@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -13,16 +11,12 @@ from lorif_core.lifecycle.compaction import compact, small_fragments
 from lorif_core.lifecycle.verify import verify
 from lorif_core.tables.inventory import Inventory, InventoryEntry
 from lorif_core.tables.store import Store
-from tests.unit.tables.small_store import SPEC, commit, generation, shard_numbers
-
-LEASE = cast(Any, SimpleNamespace(confirm=lambda: None))
+from tests.unit.tables.small_store import LEASE, commit, generation, new_store, shard_numbers
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "index"))
-    store.create(SPEC)
-    return store
+    return new_store(tmp_path)
 
 
 def codes(store: Store, version: int) -> dict[str, bytes]:

@@ -1,5 +1,9 @@
 """Shards of four rows over two small layers, and stores of them."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec, parse_shard_key
@@ -18,6 +22,13 @@ SPEC = IndexSpec(
     tokenisation=TokenSpec("none", None, None, None, "ids", None, None, 16, False),
 )
 WIDTH = 4 + 4 + 4 + 2
+LEASE = cast(Any, SimpleNamespace(confirm=lambda: None))  # nobody else writes
+
+
+def new_store(folder: Path) -> Store:
+    store = Store(str(folder / "index"))
+    store.create(SPEC)
+    return store
 
 
 def shard(number: int) -> ShardRef:

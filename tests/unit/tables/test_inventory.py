@@ -1,5 +1,6 @@
 """Invariant: an inventory reads no row if the contents of files are recorded, and is the same if they are not."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from lorif_core.curvature.scan import ScanRequest
 from lorif_core.spec import ShardRef
 from lorif_core.storage.objects import Objects
-from lorif_core.tables.contents import ShardCount, contents_of, with_contents
+from lorif_core.tables.contents import ShardCount, decode_contents, file_contents, with_contents
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.file_digests import sealed
 from lorif_core.tables.inventory import Inventory
@@ -79,8 +80,10 @@ def test_contents_are_read_as_they_were_written() -> None:
         ShardCount("another", shard(3).key, 3, 11),
         ShardCount(SPEC.hash, other.key, 9, 1),
     ]
-    assert contents_of(with_contents('{"id": 0}', counts)) == counts
-    assert contents_of('{"id": 0}') is None
+    fragment = {"id": 0, "files": [{"path": "a.lance"}]}
+    written = file_contents(json.loads(with_contents(json.dumps(fragment), counts)))
+    assert list(written) == ["a.lance"] and decode_contents(written["a.lance"]) == counts
+    assert file_contents(fragment) == {}
 
 
 def joined(store: Store, *numbers: int) -> Inventory:

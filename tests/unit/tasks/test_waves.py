@@ -1,8 +1,6 @@
 """Invariants: commits cost as much as the table is large; joined shards are as durable as single ones."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import lance
 import pytest
@@ -17,16 +15,22 @@ from lorif_core.tables.store import Store
 from tasks import waves
 from tasks.indexing import _adopt
 from tasks.waves import Waves
-from tests.unit.tables.small_store import SPEC, finished, generation, keep_only, rows, shard, shard_numbers
-
-LEASE = cast(Any, SimpleNamespace(confirm=lambda: None))
+from tests.unit.tables.small_store import (
+    LEASE,
+    SPEC,
+    finished,
+    generation,
+    keep_only,
+    new_store,
+    rows,
+    shard,
+    shard_numbers,
+)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(str(tmp_path / "index"))
-    store.create(SPEC)
-    return store
+    return new_store(tmp_path)
 
 
 def new_waves(store: Store) -> Waves:
