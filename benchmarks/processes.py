@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 
 _LORIF = [sys.executable, "-c", "from flows.cli import main; main()"]
-_SAMPLE_SECONDS = 1.0  # reading the shares of a large process makes its page faults wait
+_SAMPLE_SECONDS = 1.0
+_SAMPLE_SHARE = 0.02  # of the time; reading the shares of a large process makes its page faults wait
 
 
 class WatchedCommand:
@@ -77,13 +78,13 @@ class WatchedCommand:
 
     def _watch(self) -> None:
         while self._watching:
-            total = 0.0
+            total, started = 0.0, time.perf_counter()
             with suppress(psutil.Error):  # the command has ended
                 for process in [self._root, *self._root.children(recursive=True)]:
                     with suppress(psutil.Error, OSError):  # this process has ended
                         total += self._sample(process)
             self.peak_of_sum = max(self.peak_of_sum, total)
-            time.sleep(_SAMPLE_SECONDS)
+            time.sleep(max(_SAMPLE_SECONDS, (time.perf_counter() - started) / _SAMPLE_SHARE))
 
     def _sample(self, process: psutil.Process) -> float:
         """Record the peak of a process; return its proportional set size in MiB."""

@@ -1,5 +1,6 @@
 """Memory that is free on this machine, or in this container if that is less, and memory that this process has."""
 
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -39,6 +40,13 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system; glibc would keep it for other allocations of the same thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # other C libraries have no such function
+        trim(0)
 
 
 def _status(name: str) -> int | None:

@@ -67,7 +67,7 @@ def _free_on(device: torch.device) -> float:
 class HostGauge:
     """Resident memory of this process, by the kernel's record of its peak; other workers share what is free."""
 
-    most_tokens = 2048  # more are no faster on a CPU, and SmolLM2-135M would take three times the memory
+    most_tokens = 1024  # on a CPU more are no faster, have more padding, and take more memory
 
     def __init__(self) -> None:
         self._process = psutil.Process()

@@ -34,7 +34,7 @@ _ROWS_PER_EXAMPLE = 16
 _FEWEST_EXAMPLES = 128
 _GROUP_BYTES = 512 * 2**20  # of the covariances of a group of layers, in float64
 _SIBLINGS = 4  # layers of a group at least, so that most of those that share an input are in one
-CALIBRATION_TOKENS = 2048
+CALIBRATION_TOKENS = 1024
 """Of a batch under `auto`: a sum depends on its batches in the last bits, and its digest names the spec."""
 
 

@@ -17,7 +17,8 @@ from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.storage.faults import one_line
 from lorif_core.storage.filesystem import SourceFile, list_folder
-from lorif_core.storage.node_cache import NodeFolder, file_digests
+from lorif_core.storage.local_digests import file_digests
+from lorif_core.storage.node_cache import NodeFolder
 
 _CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _CODE_PATTERNS = ("*.py",)

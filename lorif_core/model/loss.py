@@ -36,10 +36,13 @@ def head_loss(
     """
 
     def chunk_loss(hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = _wide(torch.nn.functional.linear(hidden_NH, weight_VH, bias_V))
-        log_probabilities = torch.log_softmax(logits, dim=-1)
-        losses = -log_probabilities.gather(1, targets_N[:, None]).squeeze(1)
-        residual = log_probabilities.exp_()
+        scores = _wide(torch.nn.functional.linear(hidden_NH, weight_VH, bias_V))
+        # in place, because a copy of the logits would take twice the memory, and time
+        scores.sub_(scores.amax(dim=1, keepdim=True))
+        target_scores = scores.gather(1, targets_N[:, None])
+        total = scores.exp_().sum(dim=1, keepdim=True)
+        losses = (total.log() - target_scores).squeeze(1)
+        residual = scores.div_(total)
         residual.scatter_add_(1, targets_N[:, None], residual.new_full((len(targets_N), 1), -1.0))
         return losses, residual.to(weight_VH.dtype) @ weight_VH
 

@@ -12,11 +12,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import ModelConfig, StorageConfig
-from lorif_core.corpus.batches import collate, token_budget_batches
+from lorif_core.corpus.batches import collate
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
 from lorif_core.gradients.roots import SideMatrices
+from lorif_core.gradients.token_budget import TokenBudget
 from lorif_core.model.loading import LoadedModel, check_same_tokenizer, check_same_weights, load_model
 from lorif_core.search.queries import Query, query_example
 from lorif_core.spec import CodeSpec, IndexSpec
@@ -62,6 +63,7 @@ class QueryEncoder:
         self._spec = spec
         code = CodeSpec("rank", spec.code.rank, "float32") if factored else _DENSE
         self._extractor = Extractor(loaded, spec.layers, spec.projection, code, roots)
+        self._budget = TokenBudget(_QUERY_TOKENS_PER_BATCH, spec.tokenisation.max_length, loaded.devices)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -99,13 +101,16 @@ class QueryEncoder:
         lengths = [len(example.input_ids) for example in examples]
         losses = np.zeros(max(rows) + 1, dtype=np.float32)
         layers = [torch.zeros(len(losses), layer.dim) for layer in self._spec.layers]
-        for indices in token_budget_batches(lengths, max(_QUERY_TOKENS_PER_BATCH, max(lengths))):
+
+        def add(indices: list[int]) -> None:
             batch_losses, gradients = self._extractor.gradients(collate(examples, indices))
             into, factors = (np.array([values[i] for i in indices]) for values in (rows, weights))
             np.add.at(losses, into, (batch_losses * factors).astype(np.float32))
             for layer, gradient in zip(layers, gradients, strict=True):
                 weighted = gradient * torch.from_numpy(factors).to(gradient)[:, None]
                 layer.index_add_(0, torch.from_numpy(into), weighted.float())
+
+        self._budget.run(lengths, add)
         return QueryGradients(losses, layers)
 
 

@@ -14,21 +14,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
+from lorif_core.storage.cache_folder import cache_folder
 from lorif_core.storage.filesystem import SourceFile, entity_tag, storage_errors
+from lorif_core.storage.local_digests import file_digests
 
 log = logging.getLogger(__name__)
 
 _STREAMS = 8
 _PART_BYTES = 16 * 2**20  # every stream has one part in memory
-_HASH_BLOCK = 8 * 2**20
-_HASH_THREADS = 4  # hashlib releases the GIL
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class NodeFolder:
     def __init__(self, uri: str, files: Sequence[SourceFile], storage: StorageConfig) -> None:
         manifest = sorted((file.name, file.etag, file.size) for file in files)
         self._uri, self._uri_digest = uri, _digest([uri, storage.endpoint])
-        self._root = _cache_folder()
+        self._root = cache_folder()
         self.path = self._root / "checkpoints" / f"{self._uri_digest}-{_digest(manifest)}"
 
     def fetch(self, files: Sequence[SourceFile]) -> None:
@@ -68,25 +67,8 @@ class NodeFolder:
                 self._fetch(missing)
 
     def digests(self, names: Sequence[str]) -> dict[str, str]:
-        """SHA-256 of fetched files by name, computed once per node and stored beside the folder."""
-        digests = self._stored_digests()
-        if digests.keys() >= set(names):
-            return digests
-        with self._locked():
-            digests = self._stored_digests()
-            digests |= file_digests([self.path / name for name in names if name not in digests])
-            with self._cache_errors():
-                draft = self.path.with_suffix(".draft")
-                draft.write_text(json.dumps(digests))
-                draft.replace(self._digests_path)
-        return digests
-
-    @property
-    def _digests_path(self) -> Path:
-        return self.path.with_suffix(".json")
-
-    def _stored_digests(self) -> dict[str, str]:
-        return json.loads(self._digests_path.read_text()) if self._digests_path.exists() else {}
+        """SHA-256 of fetched files by name."""
+        return file_digests([self.path / name for name in names])
 
     def _missing(self, files: Sequence[SourceFile]) -> list[SourceFile]:
         """Files that are not cached, small ones first, because some waiting processes need only those."""
@@ -178,7 +160,6 @@ class NodeFolder:
         for folder in self.path.parent.glob(f"{self._uri_digest}-*"):
             if folder.is_dir() and folder != self.path:
                 shutil.rmtree(folder, ignore_errors=True)  # processes can still read files that they have open
-                folder.with_suffix(".json").unlink(missing_ok=True)
 
     def _require_room(self, needed: int) -> None:
         with self._cache_errors():
@@ -216,32 +197,5 @@ class NodeFolder:
             ) from None
 
 
-def _cache_folder() -> Path:
-    try:
-        return Path(os.environ.get("LORIF_CACHE") or "~/.cache/lorif").expanduser()
-    except RuntimeError:  # the user of a container may have no home folder
-        raise UserError("this user has no home folder for a cache; set LORIF_CACHE to a folder") from None
-
-
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]
-
-
-def file_digests(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of files of one folder by name; a process reads an unchanged file only once."""
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return dict(zip([path.name for path in paths], pool.map(_file_digest, paths), strict=True))
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _cached_digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@lru_cache(maxsize=4096)
-def _cached_digest(path: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ import torch
 
 from lorif_core.config import Config
 from lorif_core.curvature.scan import ScanRequest, ScanResult, scan_blocks
+from lorif_core.free_memory import return_freed_memory
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.roots import WhitenedSide
 from lorif_core.lifecycle.calibrate import (
@@ -85,6 +86,7 @@ class EncodingRole:
             encoder = self._encoder
             if not isinstance(encoder, kind) or self._spec_json != spec_json:
                 loaded, self._encoder = None if encoder is None else encoder.loaded, None
+                return_freed_memory()  # the next encoder computes in another thread
                 encoder = kind(self._config, IndexSpec.from_json(spec_json), loaded)
                 self._encoder, self._spec_json = encoder, spec_json
             return encoder

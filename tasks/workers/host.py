@@ -14,6 +14,8 @@ from typing import Any, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lorif_core.free_memory import return_freed_memory
+
 CALLS_AT_ONCE = 3
 """The most calls that any role handles at the same time; its attribute `calls_at_once` says how many it does."""
 
@@ -59,6 +61,7 @@ class RoleHost:
 
         self._role = None
         gc.collect()
+        return_freed_memory()
         torch.cuda.empty_cache()
 
     def run(self, method: str, *arguments: Any) -> Any:

@@ -84,4 +84,4 @@ def test_workers_of_a_node_share_the_weights_of_a_file(tmp_path: Path) -> None:
         [sys.executable, "-c", _MEASURE, str(tmp_path / "small"), str(tmp_path / "large")],
         capture_output=True, text=True, check=True, timeout=patience(120),
     )  # fmt: skip
-    assert float(re.findall(r"[-\d.e]+", done.stdout)[-1]) < 0.3
+    assert float(re.findall(r"[-\d.e]+", done.stdout)[-1]) < 0.5, "a copy has 1"

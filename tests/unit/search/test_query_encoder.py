@@ -5,12 +5,15 @@ another checkpoint before it loads it.
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.config_file import parse_config
+from lorif_core.corpus.batches import Batch
 from lorif_core.errors import UserError
+from lorif_core.gradients.extract import Extractor
 from lorif_core.lifecycle.calibrate import ShardCalibrator, calibration_sample
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.model import loading
@@ -61,3 +64,27 @@ def test_another_checkpoint_is_refused_before_it_is_loaded(
     monkeypatch.setattr(loading, "load_full_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match="the model at"):
         load_matching(replace(spec, checkpoint="sha256:0"), config, StorageConfig())
+
+
+def test_queries_for_which_memory_runs_out_are_encoded_in_smaller_batches(
+    calibrated: tuple[IndexSpec, Store], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, store = calibrated
+    loaded = load_matching(spec, ModelConfig(path=str(model_folder)), StorageConfig())
+    roots = store.whitenings.roots(spec.projection.whitening)
+    queries = [as_query(" ".join(["the cat sees the old tree"] * length), 0) for length in (1, 3, 2, 1, 2)]
+    expected = QueryEncoder(loaded, spec, roots).gradients(queries)
+    gradients, sizes = Extractor.gradients, []
+
+    def failing(extractor: Extractor, batch: Batch) -> tuple[np.ndarray, list[torch.Tensor]]:
+        if len(batch.indices) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(batch.indices))
+        return gradients(extractor, batch)
+
+    monkeypatch.setattr(Extractor, "gradients", failing)
+    found = QueryEncoder(loaded, spec, roots).gradients(queries)
+    assert sum(sizes) == len(queries)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
+    for ours, theirs in zip(found.layers, expected.layers, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
