@@ -71,7 +71,7 @@ class Reader:
     """A process whose hub is the fake one."""
 
     def __init__(self, hub: FakeHub, home: Path) -> None:
-        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": os.getcwd()}
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "PYTHONPATH": str(Path.cwd())}
         environment.pop("HF_HUB_OFFLINE", None)
         self._process = subprocess.Popen(
             [sys.executable, "-c", READER],
