@@ -256,6 +256,10 @@ def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec
 
 
 def _check_length(config: Config, skeleton: Skeleton) -> None:
-    limit, longest = skeleton.max_positions, config.corpus.max_length
-    if limit is not None and longest != "auto" and longest > limit:
+    limit, longest, batch = skeleton.max_positions, config.corpus.max_length, config.compute.tokens_per_batch
+    if longest == "auto":
+        return
+    if limit is not None and longest > limit:
         raise UserError(f"corpus.max_length = {longest} is above the model's {limit} positions; lower it")
+    if batch != "auto" and batch < longest:  # the config does not tell if the length is that of the index
+        raise UserError(f"compute.tokens_per_batch ({batch}) must be at least corpus.max_length ({longest})")
