@@ -4,10 +4,12 @@
 folder or a glob. Hugging Face datasets says which files a split has; they are read by the readers of this wing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from lorif_core.config import StorageConfig
 from lorif_core.corpus.records import ENDINGS
@@ -20,25 +22,11 @@ _NAMED = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Splits:
-    """The splits of a dataset.
+class Configurations:
+    """The configurations of a dataset: their names, and the one that is meant if none is named, or None."""
 
-    Attributes:
-        default: the configuration that is meant if none is named; None if one must be named.
-        files: URIs of the files of each split, by configuration and split.
-    """
-
+    names: tuple[str, ...]
     default: str | None
-    files: Mapping[str, Mapping[str, tuple[str, ...]]]
-
-    def names(self, base: str) -> str:
-        """The URIs of the first splits, for messages; `base` is that of the dataset."""
-        names = [
-            f"{base}/{split}" if config == self.default else f"{base}/{config}/{split}"
-            for config, splits in self.files.items()
-            for split in splits
-        ]
-        return ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
 
 
 def walk_dataset(uri: str, storage: StorageConfig) -> Walk:
@@ -51,8 +39,7 @@ def walk_dataset(uri: str, storage: StorageConfig) -> Walk:
     is_path = any(character in place.path for character in GLOB_CHARACTERS) or place.path.lower().endswith(ENDINGS)
     if is_path or place.path.count("/") > 1:
         return walk_files(place.uri, storage)
-    splits = splits_of(place.repository, place.revision or "", uri)
-    files = _choose(uri, place, splits)
+    files = _choose(uri, place, place.revision or "")
     if files is None:
         return walk_files(place.uri, storage)
     root = HubDataset(place.repository, place.revision, "")
@@ -72,24 +59,30 @@ def _source_file(uri: str, root: HubDataset, storage: StorageConfig) -> SourceFi
         ) from None
 
 
-def _choose(uri: str, place: HubDataset, splits: Splits) -> Sequence[str] | None:
+def _choose(uri: str, place: HubDataset, commit: str) -> Sequence[str] | None:
     """The files of the split that a path names; None if it is a path, or if the dataset has no splits."""
-    if not splits.files:
+    known = configurations(place.repository, commit, uri)
+    if not known.names:
         return None
     first, _, second = place.path.partition("/")
     base = HubDataset(place.repository, parse_hub_uri(uri).revision, "").uri
-    default = splits.files.get(splits.default or "", {})
-    if second or (first and first not in default and first not in splits.files):
-        chosen = splits.files.get(first, {}).get(second)
-        return _unless_absent(uri, place, splits.names(base)) if chosen is None else chosen
-    if first in default:
+    default = {} if known.default is None else files_by_split(place.repository, commit, known.default, uri)
+    if first in default and not second:
         return default[first]
-    config = first or splits.default
+    if first and first not in known.names:
+        return _unless_absent(
+            uri, place, _listed(base, default) if default else _listed(base, known.names, "/SPLIT")
+        )
+    config = first or known.default
     if config is None:
-        raise UserError(f"{uri} has several configurations; name one and a split: {splits.names(base)}")
-    if len(splits.files[config]) > 1:
-        raise UserError(f"{uri} has several splits; name the one to attribute to: {splits.names(base)}")
-    return next(iter(splits.files[config].values()))
+        raise UserError(f"{uri} has several configurations; name one: {_listed(base, known.names, '/SPLIT')}")
+    files = files_by_split(place.repository, commit, config, uri)
+    splits = _listed(base if config == known.default else f"{base}/{config}", files)
+    if second:
+        return files[second] if second in files else _unless_absent(uri, place, splits)
+    if len(files) > 1:
+        raise UserError(f"{uri} has several splits; name the one that the model was trained on: {splits}")
+    return next(iter(files.values()))
 
 
 def _unless_absent(uri: str, place: HubDataset, names: str) -> None:
@@ -100,13 +93,40 @@ def _unless_absent(uri: str, place: HubDataset, names: str) -> None:
         raise UserError(f"{uri} is neither a split nor a path of its dataset, which has {names}") from None
 
 
+def _listed(base: str, names: Iterable[str], end: str = "") -> str:
+    listed = [f"{base}/{name}{end}" for name in names]
+    return ", ".join([*listed[:_NAMED], *(["..."] if len(listed) > _NAMED else [])])
+
+
 @lru_cache(maxsize=8)
-def splits_of(repository: str, commit: str, uri: str) -> Splits:
-    """The splits of a dataset at a commit; none if it has no files that Hugging Face datasets knows.
+def configurations(repository: str, commit: str, uri: str) -> Configurations:
+    """The configurations of a dataset at a commit; none if it has no files that Hugging Face datasets knows.
 
     Raises:
         UserError: the package is not installed, or the card of the dataset contradicts its files.
     """
+    datasets = _library(repository, uri)
+    with hub_errors(uri), _card_errors(uri, datasets):
+        try:
+            names = datasets.get_dataset_config_names(repository, revision=commit)
+            return Configurations(
+                tuple(names), datasets.get_dataset_default_config_name(repository, revision=commit)
+            )
+        except FileNotFoundError:
+            return Configurations((), None)
+
+
+@lru_cache(maxsize=8)
+def files_by_split(repository: str, commit: str, config: str, uri: str) -> Mapping[str, tuple[str, ...]]:
+    """URIs of the files of each split of a configuration. Raises UserError as `configurations`."""
+    datasets = _library(repository, uri)
+    with hub_errors(uri), _card_errors(uri, datasets), TemporaryDirectory() as folder:
+        builder = datasets.load_dataset_builder(repository, config, revision=commit, cache_dir=folder)
+        files = builder.config.data_files or {}
+    return {str(split): tuple(map(str, listed)) for split, listed in files.items()}
+
+
+def _library(repository: str, uri: str) -> Any:
     try:
         import datasets
     except ModuleNotFoundError:
@@ -114,18 +134,12 @@ def splits_of(repository: str, commit: str, uri: str) -> Splits:
             f"{uri} needs Hugging Face datasets to find its splits; run pip install 'lorif-pipeline[hf]', or name "
             f"files, such as hf://datasets/{repository}/data/*.parquet"
         ) from None
-    files: dict[str, dict[str, tuple[str, ...]]] = {}
-    with hub_errors(uri), TemporaryDirectory() as folder:
-        try:
-            default = datasets.get_dataset_default_config_name(repository, revision=commit)
-            for name in datasets.get_dataset_config_names(repository, revision=commit):
-                builder = datasets.load_dataset_builder(repository, name, revision=commit, cache_dir=folder)
-                listed = builder.config.data_files or {}
-                files[name] = {str(split): tuple(map(str, uris)) for split, uris in listed.items()}
-        except FileNotFoundError:  # it knows none of the formats there
-            return Splits(None, {})
-        except (ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(
-                f"the splits of {uri} cannot be found ({one_line(error)}); name files instead"
-            ) from None
-    return Splits(default, files)
+    return datasets
+
+
+@contextmanager
+def _card_errors(uri: str, datasets: Any) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"the splits of {uri} cannot be found ({one_line(error)}); name files instead") from None

@@ -58,8 +58,7 @@ class MegatronReader:
         return f"{self._file.etag}+{beside(self._file, INDEX_ENDING).etag}"
 
     def kinds(self) -> dict[str, str]:
-        """One column of tokens. Raises as `count` for files that cannot be read."""
-        self.count()
+        """One column of tokens."""
         return {COLUMN: "integers"}
 
     def count(self) -> int:

@@ -52,16 +52,11 @@ def indexed(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_files_of_tokens_give_the_rows_of_the_same_tokens(indexed: tuple[Config, Config]) -> None:
-    codes, metadata = (
-        [[rows[f"{name}#{row}"] for row in range(len(TEXTS))] for rows, name in zip(read, names, strict=True)]
-        for read, names in (
-            ([codes_of(config) for config in indexed], ("a.bin", "a.jsonl")),
-            ([metadata_of(config) for config in indexed], ("a.bin", "a.jsonl")),
-        )
-    )
-    assert codes[0] == codes[1]
-    assert [row[3:] for row in metadata[0]] == [row[3:] for row in metadata[1]]
-    assert [row[-1] for row in metadata[0]] == TEXTS
+    codes, metadata = [codes_of(config) for config in indexed], [metadata_of(config) for config in indexed]
+    for row, text in enumerate(TEXTS):
+        ours, theirs = f"a.bin#{row}", f"a.jsonl#{row}"
+        assert codes[0][ours] == codes[1][theirs]
+        assert metadata[0][ours][3:] == metadata[1][theirs][3:] and metadata[0][ours][-1] == text
 
 
 def test_the_length_is_chosen_once(indexed: tuple[Config, Config]) -> None:

@@ -165,9 +165,11 @@ def test_tokens_are_read_from_the_hub(reader: Reader) -> None:
     [
         ("hf://datasets/o/plain", ["several splits", "hf://datasets/o/plain/train"]),
         ("hf://datasets/o/plain@main", ["several splits", "hf://datasets/o/plain@main/train"]),
-        ("hf://datasets/o/cards", ["several configurations", "hf://datasets/o/cards/en/train"]),
+        ("hf://datasets/o/cards", ["several configurations", "hf://datasets/o/cards/en/SPLIT"]),
         ("hf://datasets/o/cards/en", ["several splits", "hf://datasets/o/cards/en/test"]),
         ("hf://datasets/o/plain/trian", ["neither a split nor a path", "hf://datasets/o/plain/train"]),
+        ("hf://datasets/o/cards/de", ["neither a split nor a path", "hf://datasets/o/cards/fr/SPLIT"]),
+        ("hf://datasets/o/cards/en/dev", ["neither a split nor a path", "hf://datasets/o/cards/en/test"]),
         ("hf://datasets/o/plain/none.jsonl", ["does not exist"]),
         ("hf://datasets/o/csv", ["no file of a supported format", ".csv", "refs/convert/parquet"]),
         ("hf://datasets/o/none", ["does not exist on the hub, or is private", "HF_TOKEN"]),
@@ -235,7 +237,7 @@ def test_errors_of_the_hub_have_one_sentence(error: Exception, kind: type[Except
 def test_without_the_extra_the_command_to_install_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'lorif-pipeline\[hf\]'"):
-        hub_datasets.splits_of.__wrapped__("o/x", "c0ffee", "hf://datasets/o/x/train")
+        hub_datasets.configurations("o/x", "c0ffee", "hf://datasets/o/x/train")
 
 
 @pytest.mark.parametrize("revision", ["main", "feature/x", "refs/pr/3", "refs/convert/parquet"])
