@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.corpus.mds_index import INDEX, missing_shards, read_index
 from lorif_core.corpus.records import ENDINGS
 from lorif_core.corpus.saved_datasets import SPLITS, STATE, SavedDatasets, read_saved_datasets
 from lorif_core.corpus.token_files import is_token_file, reason_against, with_revision
@@ -49,16 +50,19 @@ def find_corpus_files(corpus: CorpusConfig, storage: StorageConfig) -> CorpusFil
     readable: list[SourceFile] = []
     unread = [UnreadFile(_shown(file.name), _companion(file.name) or file.reason) for file in walk.unread]
     damaged = [(_shown(index.name), damage) for index, damage in saved.damaged]
-    if walk.is_folder:
-        missing = saved.missing({file.path for file in walk.files})
-        damaged += [(_shown(posixpath.relpath(path, walk.root)), damage) for path, damage in missing]
     paths = {file.path for file in walk.files}
+    indexes = _mds_indexes(walk)
+    if walk.is_folder:
+        missing = saved.missing(paths) + [
+            lost for shards in indexes.values() for lost in missing_shards(shards, paths)
+        ]
+        damaged += [(_shown(posixpath.relpath(path, walk.root)), damage) for path, damage in missing]
 
     def exists(path: str) -> bool:
         return path in paths or (not walk.is_folder and walk.look_up(path) is not None)
 
     for file in walk.files:
-        reason = saved.reason_against(file.path)
+        reason = COMPANION if file.path in indexes else saved.reason_against(file.path)
         if reason is None:
             is_token = is_token_file(file.name)
             reason = reason_against(file, corpus, exists) if is_token else _reason_against(file.name)
@@ -95,6 +99,13 @@ def _walk(uri: str, storage: StorageConfig) -> Walk:
     from lorif_core.corpus.hub_datasets import walk_dataset  # the hub's client takes half a second to import
 
     return walk_dataset(uri, storage)
+
+
+def _mds_indexes(walk: Walk) -> dict[str, list[tuple[str, ...]]]:
+    """The paths of each shard that an index of MDS names, by the path of the index."""
+    candidates = [file for file in walk.files if posixpath.basename(file.name) == INDEX] if walk.is_folder else []
+    read = {file.path: read_index(file) for file in candidates}
+    return {path: shards for path, shards in read.items() if shards is not None}
 
 
 def _versioned(file: SourceFile, corpus: CorpusConfig) -> SourceFile:

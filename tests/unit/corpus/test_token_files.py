@@ -4,6 +4,7 @@ what cannot be read is refused in one sentence, before anything is computed.
 If this breaks, scores belong to other tokens than the model was trained on.
 """
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,23 @@ def test_a_compressed_copy_is_not_read_twice(tmp_path: Path) -> None:
     for name in ("s.mds", "s.mds.zstd"):
         write_mds(tmp_path / name, {"tokens": "bytes"}, as_bytes([[1, 2]], "int64"))
     assert [file.name for file in listing_of(tokens_of(tmp_path)).files] == ["s.mds"]
+
+
+def test_a_shard_that_its_index_names_and_that_is_not_there_is_damage(tmp_path: Path) -> None:
+    """A download that broke off would otherwise go unnoticed."""
+    names = ["shard.00000.mds", "shard.00001.mds", "shard.00002.mds"]
+    for name in (names[0], f"{names[1]}.zstd"):
+        write_mds(tmp_path / name, {"tokens": "bytes"}, as_bytes([[1, 2]], "int64"))
+    shards = [
+        {"format": "mds", "raw_data": {"basename": name}, "zip_data": {"basename": f"{name}.zstd"}}
+        for name in names
+    ]
+    (tmp_path / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
+    listing = listing_of(tokens_of(tmp_path))
+    assert [file.name for file in listing.files] == [names[0], f"{names[1]}.zstd"]
+    assert [name for name, _ in listing.damaged] == [names[2]] and "is missing" in listing.damaged[0][1]
+    (tmp_path / "index.json").write_text('{"vocabulary": []}')
+    assert listing_of(tokens_of(tmp_path)).damaged == ()
 
 
 # ---- revisions -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Writes files of token ids byte by byte, as the published formats of Megatron-LM and MosaicML Streaming say.
 
 Both libraries need packages that contradict those of this project. The files are equal to theirs, byte for byte:
-`IndexedDatasetBuilder` of megatron-core 0.19.2, and `MDSWriter` of mosaicml-streaming 0.13.0.
+`IndexedDatasetBuilder` of megatron-core 0.16.1, and `MDSWriter` of mosaicml-streaming 0.13.0.
 """
 
 import json
