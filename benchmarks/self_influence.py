@@ -148,7 +148,7 @@ def main() -> None:
     queries: Sequence[Example] = rows[::_EVERY]
     if arguments.queries:
         queries = [
-            query_example(query, loaded.tokenizer, loaded.vocab_size, config.corpus.max_length)
+            query_example(query, loaded.tokenizer, loaded.vocab_size, config.corpus.longest)
             for query in read_queries(arguments.queries, config.storage)
         ]
     else:

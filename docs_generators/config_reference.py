@@ -149,14 +149,20 @@ def _sections(model: type[BaseModel], values: BaseModel) -> Iterator[str]:
 
 
 def _key_table(model: type[BaseModel], values: BaseModel, prefix: str) -> str:
+    return table(["Key", "Type", "Default", "Meaning"], list(_key_rows(model, values, prefix)))
+
+
+def _key_rows(model: type[BaseModel], values: BaseModel, prefix: str) -> Iterator[list[str]]:
+    """A row for each key, also those of sections inside a section."""
     schemas = model.model_json_schema()["properties"]
-    rows = []
     for name, field in model.model_fields.items():
-        if section_of(field) is None:
+        section = section_of(field)
+        if section is None:
             default = "required" if field.is_required() else code(_yaml_value(getattr(values, name)))
             key = f"{anchor(prefix + name)}{code(prefix + name)}"
-            rows.append([key, type_in_words(schemas[name]), default, sentence(field.description)])
-    return table(["Key", "Type", "Default", "Meaning"], rows)
+            yield [key, type_in_words(schemas[name]), default, sentence(field.description)]
+        elif prefix:
+            yield from _key_rows(section, getattr(values, name), f"{prefix}{name}.")
 
 
 def _presets_table() -> str:

@@ -1,6 +1,7 @@
 """Flow `build`: corpus -> committed rows -> curvature -> a published generation."""
 
 from flows.parameters import ConfigParameter
+from lorif_core.lifecycle.example_length import settled
 from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.generation import Generation
 from tasks.build import plan_build, publish_generation
@@ -20,6 +21,7 @@ def build(config: ConfigParameter, publish_incomplete: bool = False) -> Generati
     With `publish_incomplete` it publishes without the shards that failed every attempt, and records them.
     """
     plan = plan_build(config)
+    config = settled(config, plan.spec)
     with hold_lease(config.index, config.storage, "build") as lease:
         with cluster(config.compute):  # one Ray for all steps
             with ModelWorkers(config) as workers:

@@ -1,6 +1,7 @@
 """Flow `update`: changes of the corpus -> rows, covariances, curvature -> a published generation."""
 
 from flows.parameters import ConfigParameter
+from lorif_core.lifecycle.example_length import settled
 from lorif_core.lifecycle.prefix import relative_prefix
 from lorif_core.report.changes import PartDrift
 from lorif_core.storage.lease import hold_lease
@@ -34,6 +35,7 @@ def update(
     within = relative_prefix(config.corpus.uri, prefix)
     with hold_lease(config.index, config.storage, "update") as lease:
         plan = plan_update(config, remove_vanished, within)
+        config = settled(config, plan.build.spec)
         if not plan.is_needed(config):
             write_receipt(config, plan.base)
             return plan.base

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lorif_core.config_sections import CodeConfig, PositiveInt, ProjectionConfig, Section
+from lorif_core.config_sections import BinaryConfig, CodeConfig, PositiveInt, ProjectionConfig, Section
 from lorif_core.errors import UserError
 from lorif_core.presets import DEFAULT_PRESET, PresetName, apply_preset
 
@@ -66,7 +66,8 @@ class CorpusConfig(Section):
     """Location of the training examples, and the columns that make an example."""
 
     uri: Uri
-    """The training data: a file, a folder or a glob, local or `s3://`."""
+    """The training data: a file, a folder or a glob, local or `s3://`, or a dataset of the Hugging Face hub as
+    `hf://datasets/OWNER/NAME[@REVISION][/SPLIT]`."""
     text: str | None = "text"
     """Column of plain text, whose tokens are all scored; used only if neither `tokens` nor `prompt` is set."""
     prompt: str | None = None
@@ -85,12 +86,23 @@ class CorpusConfig(Section):
     Without it padded tokens are refused."""
     id: str | None = None
     """Column of unique ids, strings or integers; `null` names each example `<file>#<row>`."""
-    max_length: Annotated[int, Field(ge=2)] = 512
-    """Maximum number of tokens of an example. Longer records are truncated, or cut into blocks with `chunk`."""
+    binary: BinaryConfig = BinaryConfig()
+    """Layout of files of token ids that don't state it themselves."""
+    max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    """Maximum number of tokens of an example and of a query. Longer records are truncated, or cut into blocks with
+    `chunk`. `auto` leaves 99 of 100 records of a sample whole: it takes 512 to 2,048, at most the positions of the
+    model and `compute.tokens_per_batch`, and 512 with `chunk`. An index keeps the number it has under `auto`."""
     chunk: bool = False
     """Cut a record longer than `max_length` into blocks and index all of them, instead of truncating it."""
     store_text: bool = True
     """Store the texts in the index, for answers and reports. Set it to `false` if the texts must not be copied."""
+
+    @property
+    def longest(self) -> int:
+        """`max_length` as a number. Raises ValueError while it is `auto`, until a plan has settled it."""
+        if self.max_length == "auto":
+            raise ValueError("corpus.max_length is auto, and no plan has settled it")
+        return self.max_length
 
     @model_validator(mode="after")
     def _columns_go_together(self) -> "CorpusConfig":
@@ -222,9 +234,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_has_room_for_an_example(self) -> "Config":
-        if self.compute.tokens_per_batch != "auto" and self.compute.tokens_per_batch < self.corpus.max_length:
-            raise ValueError(
-                f"compute.tokens_per_batch ({self.compute.tokens_per_batch}) must be at least "
-                f"corpus.max_length ({self.corpus.max_length})"
-            )
+        batch, longest = self.compute.tokens_per_batch, self.corpus.max_length
+        if batch != "auto" and longest != "auto" and batch < longest:
+            raise ValueError(f"compute.tokens_per_batch ({batch}) must be at least corpus.max_length ({longest})")
         return self

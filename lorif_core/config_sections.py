@@ -77,3 +77,27 @@ class CodeConfig(Section):
         if self.kind == "cut" and self.dtype != "sign":
             raise ValueError(f"kind cut stores signs; set dtype: sign instead of {self.dtype}")
         return self
+
+
+class BinaryConfig(Section):
+    """Layout of files of token ids that don't state it themselves."""
+
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = None
+    """Type of the ids, little-endian, in `.bin` files, which with `null` must have an `.idx`, in `.npy` files
+    without a header, and in columns of bytes of MDS shards, where `null` means int64."""
+    length: Annotated[int, Field(ge=2)] | None = None
+    """Number of tokens of a row of a `.bin` file, or of a `.npy` file of one dimension; the last is shorter."""
+    offsets: str | None = None
+    """Ending of the file beside each of these that says at which token rows begin: with `.offsets.npy`, that of
+    `a.bin` is `a.offsets.npy`. It is `.npy`, or has int64 only; the end of the last row may be left out."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the section has a key."""
+        return self != BinaryConfig()
+
+    @model_validator(mode="after")
+    def _rows_are_cut_in_one_way(self) -> "BinaryConfig":
+        if self.length is not None and self.offsets is not None:
+            raise ValueError("length and offsets both say where rows begin; set one of them")
+        return self

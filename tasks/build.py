@@ -19,6 +19,8 @@ def plan_build(config: Config) -> BuildPlan:
     log.info("%d records in %d shards, %d layers", plan.rows, len(plan.shards), len(plan.spec.layers))
     for sentence in plan.notes.sentences():
         log.warning("%s", sentence)
+    if plan.length is not None:
+        log.info("%s", plan.length.sentence())
     log.info("tracked: %s", plan.choice)
     log.info("%s", plan.coverage.sentence())
     log.info(

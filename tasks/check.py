@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from lorif_core.config import Config
 from lorif_core.corpus.shards import Listing
 from lorif_core.errors import LorifError, UserError
+from lorif_core.lifecycle.example_length import measured_length
 from lorif_core.lifecycle.memory_plan import weight_bytes_of
 from lorif_core.lifecycle.plan import (
     BuildPlan,
@@ -76,6 +77,7 @@ def check(config: Config) -> dict[str, Any]:
     checks.run("index", lambda: _check_index(config))
     plan = None
     if skeleton is not None and listing is not None:
+        config = checks.run("length", lambda: _check_length(config, skeleton, listing)) or config
         plan = checks.run("plan", lambda: _check_plan(config, skeleton, listing))
     with ExitStack() as connection:
         weights = None if skeleton is None else partial(weight_bytes_of, config, skeleton)
@@ -127,6 +129,12 @@ def _check_ray(config: Config, weights: Callable[[], int] | None, connection: Ex
             f"nodes; add nodes, or lower compute.workers or compute.gpus_per_worker"
         )
     return resources, f"{resources.workers} workers, each {size}"
+
+
+def _check_length(config: Config, skeleton: Skeleton, listing: Listing) -> tuple[Config, str]:
+    """The config with a number for `max_length`."""
+    config, length = measured_length(config, skeleton, listing.shards)
+    return config, length.sentence()
 
 
 def _check_plan(config: Config, skeleton: Skeleton, listing: Listing) -> tuple[BuildPlan, str]:

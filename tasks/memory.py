@@ -17,7 +17,7 @@ def model_settings(config: Config) -> tuple[MemorySetting, ...]:
     """The settings that bound the memory of a step that runs the model."""
     compute = config.compute
     size = HostGauge.most_tokens if compute.tokens_per_batch == "auto" else compute.tokens_per_batch
-    return MemorySetting("compute.tokens_per_batch", size, config.corpus.max_length), *scan_settings(compute)
+    return MemorySetting("compute.tokens_per_batch", size, config.corpus.longest), *scan_settings(compute)
 
 
 def scan_settings(compute: ComputeConfig) -> tuple[MemorySetting, ...]:

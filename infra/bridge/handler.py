@@ -31,7 +31,8 @@ from urllib.parse import unquote_plus
 
 EVENT = "corpus.shard.arrived"
 ENDINGS = (  # as in lorif_core.corpus.records
-    ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow", ".json", ".json.gz", ".json.zst"
+    ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".arrow", ".json", ".json.gz", ".json.zst",
+    ".bin", ".idx", ".npy", ".mds", ".mds.zstd",
 )  # fmt: skip
 
 _DELAYS = (1.0, 2.0, 4.0)  # seconds between attempts to post
@@ -63,7 +64,7 @@ class Arrival:
 
     @property
     def is_corpus(self) -> bool:
-        """Whether a corpus in this folder reads the object; what ends in .json may be JSON lines."""
+        """Whether a corpus in this folder may read the object; what ends in .json may be JSON lines."""
         hidden = any(part.startswith((".", "_")) for part in self.key.split("/"))
         return self.key.lower().endswith(ENDINGS) and not hidden
 

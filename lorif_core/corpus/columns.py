@@ -4,6 +4,7 @@ import difflib
 
 from lorif_core.config import CorpusConfig
 from lorif_core.corpus.padding import MASK_NAME
+from lorif_core.corpus.token_bytes import COLUMN
 from lorif_core.errors import UserError
 from lorif_core.storage.filesystem import SourceFile
 
@@ -38,6 +39,8 @@ def check_columns(file: SourceFile, kinds: dict[str, str], corpus: CorpusConfig)
         if column not in kinds:
             nearest = difflib.get_close_matches(column, kinds, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            if kinds == {COLUMN: "integers"}:
+                hint = f"; set corpus.tokens to {COLUMN}, and no other column"
             raise UserError(f"{file.uri} has no column {column!r}; it has {', '.join(kinds) or 'none'}{hint}")
         if kinds[column] not in _ALLOWED_KINDS[role]:
             raise UserError(

@@ -14,6 +14,7 @@ from lorif_core.corpus.decompress import is_compressed, is_wide
 from lorif_core.corpus.id_hashes import hashes_of
 from lorif_core.corpus.record_ids import record_ids
 from lorif_core.corpus.records import EMPTY, checking_file, column_kinds, is_jsonl, reason_against_json
+from lorif_core.corpus.token_files import is_token_file, token_reader
 from lorif_core.errors import DamagedFileError
 from lorif_core.spec import ShardRef
 from lorif_core.storage.filesystem import SourceFile
@@ -42,8 +43,8 @@ class FileListing:
 
 
 def must_be_read(corpus: CorpusConfig, file: SourceFile) -> bool:
-    """Whether a file is read to be listed: parquet files have their counts in the footer, but no hashes of ids."""
-    return corpus.id is not None or not columnar.is_parquet(file.name)
+    """Whether a file is read to be listed: parquet and token files state their counts, but no hashes of ids."""
+    return corpus.id is not None or not (columnar.is_parquet(file.name) or is_token_file(file.name))
 
 
 def needs_turn(file: SourceFile) -> bool:
@@ -67,12 +68,14 @@ def _list_in_turn(corpus: CorpusConfig, file: SourceFile) -> FileListing:
         reason = reason_against_json(file, needed_columns(corpus))
         if reason is not None:
             return FileListing(unread=reason, is_corpus=False)
-        kinds = column_kinds(file, needed_columns(corpus))
+        kinds = column_kinds(file, needed_columns(corpus), corpus.binary)
         if kinds is None:
             return FileListing(unread=EMPTY)
         check_columns(file, kinds, corpus)
         with checking_file(file):
-            shards = tuple(_cut_lines(file) if is_jsonl(file) else _cut_groups(file))
+            reader = token_reader(file, corpus.binary)
+            sizes = [reader.count()] if reader is not None else None
+            shards = tuple(_cut_lines(file) if is_jsonl(file) else _cut_groups(file, sizes))
             if not shards:
                 return FileListing(unread=EMPTY)
             if corpus.id is None:
@@ -95,10 +98,10 @@ def _cut_lines(file: SourceFile) -> list[ShardRef]:
     ]
 
 
-def _cut_groups(file: SourceFile) -> list[ShardRef]:
+def _cut_groups(file: SourceFile, sizes: Iterable[int] | None) -> list[ShardRef]:
     shards = []
     first = 0
-    for size in columnar.group_sizes(file):
+    for size in columnar.group_sizes(file) if sizes is None else sizes:
         end = first + size
         shards += [shard_of(file, start, min(SHARD_ROWS, end - start)) for start in range(first, end, SHARD_ROWS)]
         first = end

@@ -4,11 +4,13 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lorif_core.config import StorageConfig
+from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.corpus.mds_index import INDEX, missing_shards, read_index
 from lorif_core.corpus.records import ENDINGS
-from lorif_core.corpus.saved_datasets import SPLITS, STATE, read_saved_datasets
-from lorif_core.errors import DamagedFileError
-from lorif_core.storage.filesystem import SourceFile, UnreadFile, Walk, walk_files
+from lorif_core.corpus.saved_datasets import SPLITS, STATE, SavedDatasets, read_saved_datasets
+from lorif_core.corpus.token_files import is_token_file, reason_against, with_revision
+from lorif_core.errors import DamagedFileError, UserError
+from lorif_core.storage.filesystem import HUB_SCHEME, SourceFile, UnreadFile, Walk, walk_files
 
 COMPANION = "companions of a dataset, which hold no rows"
 NO_ENDING = "files without an ending"
@@ -36,22 +38,34 @@ class CorpusFiles:
     unread: tuple[UnreadFile, ...]
 
 
-def find_corpus_files(uri: str, storage: StorageConfig) -> CorpusFiles:
+def find_corpus_files(corpus: CorpusConfig, storage: StorageConfig) -> CorpusFiles:
     """List the files of a corpus.
 
     Raises:
-        UserError: `uri` does not exist, or cannot be read.
+        UserError: `corpus.uri` does not exist, or cannot be read.
     """
-    walk = walk_files(uri, storage)
+    walk = _walk(corpus.uri, storage)
     saved = read_saved_datasets(_index_files(walk))
+    _check_split(corpus.uri, walk, saved)
     readable: list[SourceFile] = []
     unread = [UnreadFile(_shown(file.name), _companion(file.name) or file.reason) for file in walk.unread]
     damaged = [(_shown(index.name), damage) for index, damage in saved.damaged]
+    paths = {file.path for file in walk.files}
+    indexes = _mds_indexes(walk)
     if walk.is_folder:
-        missing = saved.missing({file.path for file in walk.files})
+        missing = saved.missing(paths) + [
+            lost for shards in indexes.values() for lost in missing_shards(shards, paths)
+        ]
         damaged += [(_shown(posixpath.relpath(path, walk.root)), damage) for path, damage in missing]
+
+    def exists(path: str) -> bool:
+        return path in paths or (not walk.is_folder and walk.look_up(path) is not None)
+
     for file in walk.files:
-        reason = saved.reason_against(file.path) or _reason_against(file.name)
+        reason = COMPANION if file.path in indexes else saved.reason_against(file.path)
+        if reason is None:
+            is_token = is_token_file(file.name)
+            reason = reason_against(file, corpus, exists) if is_token else _reason_against(file.name)
         if reason is not None:
             unread.append(UnreadFile(_shown(file.name), reason))
         elif _shown(file.name) != file.name:
@@ -60,12 +74,50 @@ def find_corpus_files(uri: str, storage: StorageConfig) -> CorpusFiles:
             )
             damaged.append((_shown(file.name), damage))
         else:
-            readable.append(file)
+            readable.append(_versioned(file, corpus))
     return CorpusFiles(
         tuple(readable),
         tuple(sorted(damaged, key=lambda item: item[0])),
         tuple(sorted(unread, key=lambda file: file.name)),
     )
+
+
+def _check_split(uri: str, walk: Walk, saved: SavedDatasets) -> None:
+    """Raise UserError for a `DatasetDict` of several splits: a model is trained on one of them."""
+    splits = sorted(map(posixpath.basename, saved.splits.get(walk.root, ())))
+    if walk.is_folder and len(splits) > 1:
+        folder = uri.rstrip("/")
+        raise UserError(
+            f"{uri} is a DatasetDict with the splits {', '.join(splits)}; name one, such as "
+            f"{folder}/{splits[-1]}, or all of them as {folder}/*/*.arrow"
+        )
+
+
+def _walk(uri: str, storage: StorageConfig) -> Walk:
+    if not uri.startswith(HUB_SCHEME):
+        return walk_files(uri, storage)
+    from lorif_core.corpus.hub_datasets import walk_dataset  # the hub's client takes half a second to import
+
+    return walk_dataset(uri, storage)
+
+
+def _mds_indexes(walk: Walk) -> dict[str, list[tuple[str, ...]]]:
+    """The paths of each shard that an index of MDS names, by the path of the index."""
+    candidates = [file for file in walk.files if posixpath.basename(file.name) == INDEX] if walk.is_folder else []
+    read = {file.path: read_index(file) for file in candidates}
+    return {path: shards for path, shards in read.items() if shards is not None}
+
+
+def _versioned(file: SourceFile, corpus: CorpusConfig) -> SourceFile:
+    """The file with a tag for all that its rows depend on."""
+    try:
+        return with_revision(file, corpus.binary)
+    except FileNotFoundError:
+        ending = corpus.binary.offsets
+        raise UserError(
+            f"{file.uri} has no file of offsets beside it; write the one that ends in {ending}, or correct "
+            f"corpus.binary.offsets"
+        ) from None
 
 
 def _index_files(walk: Walk) -> Iterator[SourceFile]:

@@ -14,7 +14,7 @@ def find_id(
     corpus: CorpusConfig, storage: StorageConfig, names: Set[str], ids: Set[str]
 ) -> tuple[str, str] | None:
     """(id, location) of the first of the ids that occurs in files with these names; None if none occurs."""
-    for file in find_corpus_files(corpus.uri, storage).readable:
+    for file in find_corpus_files(corpus, storage).readable:
         if file.name in names and corpus.id is not None:
             for row, text in record_ids(file, corpus.id):
                 if text in ids:

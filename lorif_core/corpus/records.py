@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 import zstandard
 
+from lorif_core.config_sections import BinaryConfig
 from lorif_core.corpus import columnar, jsonl
+from lorif_core.corpus.token_files import TOKEN_ENDINGS, token_reader
 from lorif_core.errors import DamagedFileError, UserError
 from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.storage.faults import one_line
@@ -15,10 +17,11 @@ from lorif_core.storage.filesystem import SourceFile, storage_errors
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _JSON = (".json", ".json.gz", ".json.zst")
-ENDINGS = (".parquet", *_JSONL, ".arrow", *_JSON)
-"""Endings of files that are read; those of `.json` only if they hold JSON lines."""
+ENDINGS = (".parquet", *_JSONL, ".arrow", *_JSON, *TOKEN_ENDINGS)
+"""Endings of files that are read: `.json` only if it holds JSON lines, those of tokens if the config says so."""
 
 EMPTY = "files without a row"
+NO_LAYOUT = BinaryConfig()
 
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + low, 0x2A, 0x4D, 0x18]) for low in range(16))
 _MAGIC: dict[str, tuple[bytes, ...]] = {
@@ -55,7 +58,9 @@ def reason_against_json(file: SourceFile, columns: Sequence[str]) -> str | None:
     return f"JSON files whose first line has no column {missing[0]!r}" if missing else None
 
 
-def column_kinds(file: SourceFile, columns: Sequence[str] = ()) -> dict[str, str] | None:
+def column_kinds(
+    file: SourceFile, columns: Sequence[str] = (), binary: BinaryConfig = NO_LAYOUT
+) -> dict[str, str] | None:
     """Columns and the kinds of their values; for JSON lines those of the first row, None if there is no row.
 
     Raises:
@@ -64,6 +69,9 @@ def column_kinds(file: SourceFile, columns: Sequence[str] = ()) -> dict[str, str
         DamagedFileError: the file is cut off, or its bytes cannot be decoded.
     """
     with checking_file(file):
+        reader = token_reader(file, binary)
+        if reader is not None:
+            return reader.kinds() if reader.count() else None
         _check_magic(file)
         return jsonl.column_kinds(file, columns) if is_jsonl(file) else columnar.column_kinds(file)
 
@@ -75,12 +83,17 @@ def read_records(
     rows: int | None = None,
     offset: int | None = None,
     optional: Sequence[str] = (),
+    binary: BinaryConfig = NO_LAYOUT,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number in the file, dict with `columns`, and with those of `optional` that there are), streaming.
 
     Raises:
         UserError: a line is not a JSON object, lacks a column or has it twice; file and line or row are named.
     """
+    reader = token_reader(file, binary)
+    if reader is not None:
+        yield from enumerate(reader.read((*columns, *optional), start, rows), start)
+        return
     if not is_jsonl(file):
         yield from columnar.read_records(file, columns, start, rows, optional)
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.config_sections import BinaryConfig
 from lorif_core.corpus.columns import check_columns, needed_columns
 from lorif_core.corpus.copies import find_copies
 from lorif_core.corpus.file_listing import FileListing, list_file, must_be_read, needs_turn
@@ -19,14 +20,16 @@ from lorif_core.corpus.record_ids import check_unique
 from lorif_core.corpus.records import (
     EMPTY,
     ENDINGS,
+    NO_LAYOUT,
     checking_file,
     column_kinds,
     read_records,
     reason_against_json,
 )
+from lorif_core.corpus.token_files import with_revision
 from lorif_core.errors import CorpusChangedError, DamagedFileError, LorifError, UserError
 from lorif_core.spec import FileTag, ShardRef
-from lorif_core.storage.filesystem import SourceFile, UnreadFile, source_file, storage_errors
+from lorif_core.storage.filesystem import HUB_SCHEME, SourceFile, UnreadFile, source_file, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +66,12 @@ def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:
     Raises:
         UserError: as `list_shards`.
     """
-    found = find_corpus_files(corpus.uri, storage)
+    found = find_corpus_files(corpus, storage)
     unread = list(found.unread)
     for file in found.readable:
         try:
             reason = reason_against_json(file, needed_columns(corpus))
-            kinds = column_kinds(file, needed_columns(corpus)) if reason is None else None
+            kinds = column_kinds(file, needed_columns(corpus), corpus.binary) if reason is None else None
         except DamagedFileError:
             return
         if kinds is not None:
@@ -107,7 +110,7 @@ def list_shards(
             message names the nearest one); the corpus is empty; an id is null or not unique.
         DamagedFileError: all files are damaged.
     """
-    found = find_corpus_files(corpus.uri, storage)
+    found = find_corpus_files(corpus, storage)
     sources = [file for file in found.readable if file.name.startswith(within) and _tag(file) not in known]
     ids = None if corpus.id is None else IdHashes()
     listed = _list_files(corpus, sources, ids, kept, on_workers)
@@ -183,36 +186,42 @@ def _no_rows(uri: str, damages: Sequence[DamagedFileError], notes: CorpusNotes, 
         return damages[0]
     told = "".join(f"; {sentence}" for sentence in notes.sentences())
     if not files:
+        copy = "; the hub has most datasets as parquet, too, at their revision refs/convert/parquet"
+        copy = copy if uri.startswith(HUB_SCHEME) else ""
         return UserError(
-            f"{uri} has no file of a supported format; name files that end in {', '.join(ENDINGS)}{told}"
+            f"{uri} has no file of a supported format; name files that end in {', '.join(ENDINGS)}{told}{copy}"
         )
     return UserError(f"the corpus {uri} has no rows in its {files} files; set corpus.uri to one with rows{told}")
 
 
 def read_rows(
-    shard: ShardRef, columns: Sequence[str], storage: StorageConfig, optional: Sequence[str] = ()
+    shard: ShardRef,
+    columns: Sequence[str],
+    storage: StorageConfig,
+    optional: Sequence[str] = (),
+    binary: BinaryConfig = NO_LAYOUT,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number in the file, record) of the shard's rows, in order, streaming; columns as in `read_records`.
+    """(row number in the file, record) of the shard's rows, in order, streaming; the rest as in `read_records`.
 
     Raises:
         CorpusChangedError: the file changed after it was listed, or while it was read.
         DamagedFileError: the file is cut off, or its bytes cannot be decoded.
         UserError: a line is not a JSON object or lacks a column.
     """
-    file = _require_unchanged(shard, storage)
+    file = _require_unchanged(shard, storage, binary)
     try:
         with checking_file(file):
-            yield from read_records(file, columns, shard.start, shard.rows, shard.offset, optional)
+            yield from read_records(file, columns, shard.start, shard.rows, shard.offset, optional, binary)
     except Exception:
-        _require_unchanged(shard, storage)  # apparent damage may come from a file replaced during the read
+        _require_unchanged(shard, storage, binary)  # apparent damage may come from a file replaced during the read
         raise
-    _require_unchanged(shard, storage)
+    _require_unchanged(shard, storage, binary)
 
 
-def _require_unchanged(shard: ShardRef, storage: StorageConfig) -> SourceFile:
+def _require_unchanged(shard: ShardRef, storage: StorageConfig, binary: BinaryConfig) -> SourceFile:
     with storage_errors(shard.uri):
         try:
-            file = source_file(shard.uri, shard.name, storage)
+            file = with_revision(source_file(shard.uri, shard.name, storage), binary)
         except FileNotFoundError:
             raise CorpusChangedError(f"{shard.uri} was removed after it was listed; run the build again") from None
     if (file.etag, file.size) != (shard.etag, shard.size):

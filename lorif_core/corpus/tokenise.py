@@ -113,9 +113,9 @@ def make_examples(
     else:
         sequence = encode_text(record[corpus.text or "text"], tokenizer, vocab_size, where)
     if not corpus.chunk:
-        cut = sequence.truncated(corpus.max_length)
+        cut = sequence.truncated(corpus.longest)
         return [make_example(example_id, row, cut.ids, cut.labels, sequence.text if corpus.store_text else None)]
-    blocks = chunk_bounds(len(sequence.ids), corpus.max_length)
+    blocks = chunk_bounds(len(sequence.ids), corpus.longest)
     return [
         make_example(
             f"{example_id}/{k}",

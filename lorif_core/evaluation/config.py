@@ -13,6 +13,8 @@ from lorif_core.errors import UserError
 from lorif_core.evaluation.tail_patch import PatchStep
 from lorif_core.evaluation.training_recipe import Recipe
 
+_LENGTH = 512  # tokens of an example if the config does not say
+
 BM25 = "BM25"
 RANDOM = "random"
 """Name of the baseline of tail-patch: examples drawn at random."""
@@ -115,7 +117,7 @@ class EvaluationConfig(Section):
 
     def base(self) -> Config:
         """CONFIG of the checkpoint that training starts from; its index is never built."""
-        return parse_config({**self.config, "index": "unused"}, "config")
+        return _parse({**self.config, "index": "unused"}, "config")
 
     def method(self, name: str, index: str, model: str) -> Config:
         """CONFIG of a method. Raises UserError with the method's name if its keys are not valid."""
@@ -125,11 +127,21 @@ class EvaluationConfig(Section):
             base = raw.get(section)
             raw[section] = {**base, **values} if isinstance(base, dict) and isinstance(values, dict) else values
         raw["model"] = {**raw.get("model", {}), "path": model}
-        return parse_config(raw, f"methods.{name}")
+        return _parse(raw, f"methods.{name}")
 
     def compared(self, names: Collection[str]) -> list[tuple[str, str]]:
         """Those pairs of `compare` whose methods are both in `names`, as not every measure has all baselines."""
         return [pair for pair in self.compare if set(pair) <= set(names)]
+
+
+def _parse(raw: dict[str, Any], source: str) -> Config:
+    """CONFIG whose length is a number, since examples and queries are made before there is an index."""
+    config = parse_config(raw, source)
+    if config.corpus.max_length != "auto":
+        return config
+    if "max_length" in config.corpus.model_fields_set:
+        raise UserError(f"{source}: corpus.max_length of an evaluation must be a number; write one")
+    return config.model_copy(update={"corpus": config.corpus.model_copy(update={"max_length": _LENGTH})})
 
 
 def load_evaluation(path: str | Path, overrides: list[str] | None = None) -> EvaluationConfig:

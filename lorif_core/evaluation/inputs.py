@@ -51,7 +51,7 @@ def load_inputs(evaluation: EvaluationConfig, model: str | None = None) -> Evalu
     examples = [example for example in all_examples if example.scored]
     if not examples:
         raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
-    length = config.corpus.max_length
+    length = config.corpus.longest
     queries = [
         query_example(query, loaded.tokenizer, loaded.vocab_size, length)
         for query in read_queries(evaluation.queries, config.storage)

@@ -156,7 +156,7 @@ def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Itera
     """The shard's examples, in the order of the file. A record that is not text gives an example with a fault."""
     corpus = config.corpus
     columns, optional = needed_columns(corpus), optional_columns(corpus)
-    for row, record in read_rows(shard, columns, config.storage, optional):
+    for row, record in read_rows(shard, columns, config.storage, optional, corpus.binary):
         faulty = [column for column, value in record.items() if isinstance(value, str) and not is_unicode(value)]
         if not faulty:
             yield from make_examples(row, record, shard.name, loaded.tokenizer, corpus, loaded.vocab_size)
@@ -191,7 +191,7 @@ def load_for(spec: IndexSpec, config: Config) -> LoadedModel:
 
 def token_budget(config: Config, loaded: LoadedModel, automatic: int | None = None) -> TokenBudget:
     """The size of batches for a model; `automatic` is that of `auto`, which else takes what fits."""
-    tokens, longest = config.compute.tokens_per_batch, config.corpus.max_length
+    tokens, longest = config.compute.tokens_per_batch, config.corpus.longest
     if tokens == "auto" and automatic is not None:
         tokens = max(automatic, longest)
     return TokenBudget(tokens, longest, loaded.devices)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lorif_core.config import Config
@@ -17,6 +17,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.whitening import covariance_bytes
+from lorif_core.lifecycle.example_length import ExampleLength, measured_length, with_stored_length
 from lorif_core.lifecycle.tracking import TrackedLayers, has_automatic_sizes, layers_of_model, tracked_layers
 from lorif_core.model.checkpoint import locate
 from lorif_core.model.layers import coverage
@@ -47,6 +48,7 @@ class BuildPlan:
         curvature: settings of the fit.
         damaged: (file, cause) of the files of the corpus that cannot be read.
         notes: files that are no part of the corpus, and files of equal content.
+        length: what a sample says about the length of examples, if `max_length: auto` measured it.
         retained: further shards that stay in the table; all others are removed.
         base_version: version of `factors` that has the retained shards.
         calibration_seconds: seconds that the calibration of the whitening took.
@@ -59,6 +61,7 @@ class BuildPlan:
     curvature: CurvatureSpec
     damaged: tuple[tuple[str, str], ...] = ()
     notes: CorpusNotes = field(default_factory=CorpusNotes)
+    length: ExampleLength | None = None
     retained: frozenset[ShardKey] = frozenset()
     base_version: int | None = None
     calibration_seconds: float = 0.0
@@ -105,7 +108,12 @@ def make_plan(config: Config, on_workers: ListFiles | None = None) -> BuildPlan:
     """
     skeleton = load_skeleton(config.model, config.storage)
     check_settings(config, skeleton, tracked_layers(config, skeleton).specs)
-    return plan_from_listing(config, skeleton, list_corpus(config, on_workers=on_workers))
+    listing = list_corpus(config, on_workers=on_workers)
+    config = with_stored_length(config)
+    length = None
+    if config.corpus.max_length == "auto":
+        config, length = measured_length(config, skeleton, listing.shards)
+    return replace(plan_from_listing(config, skeleton, listing), length=length)
 
 
 def list_corpus(
@@ -145,6 +153,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     Raises:
         UserError: a layer regex, rank or length does not fit the model.
     """
+    config = with_stored_length(config)
     layers = tracked_layers(config, skeleton).specs
     check_settings(config, skeleton, layers)
     corpus = config.corpus
@@ -164,7 +173,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
             tokens=corpus.tokens,
             labels=corpus.labels,
             id=corpus.id,
-            max_length=corpus.max_length,
+            max_length=corpus.longest,
             chunk=corpus.chunk,
             mask=corpus.mask,
             pair="joined" if uses_pair else None,
@@ -247,8 +256,10 @@ def _check_whitening(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec
 
 
 def _check_length(config: Config, skeleton: Skeleton) -> None:
-    limit = skeleton.max_positions
-    if limit is not None and config.corpus.max_length > limit:
-        raise UserError(
-            f"corpus.max_length = {config.corpus.max_length} is above the model's {limit} positions; lower it"
-        )
+    limit, longest, batch = skeleton.max_positions, config.corpus.max_length, config.compute.tokens_per_batch
+    if longest == "auto":
+        return
+    if limit is not None and longest > limit:
+        raise UserError(f"corpus.max_length = {longest} is above the model's {limit} positions; lower it")
+    if batch != "auto" and batch < longest:  # the config does not tell if the length is that of the index
+        raise UserError(f"compute.tokens_per_batch ({batch}) must be at least corpus.max_length ({longest})")

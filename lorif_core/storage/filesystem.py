@@ -18,7 +18,8 @@ from lorif_core.storage.faults import STORE_ERRORS, explain
 from lorif_core.storage.local_files import HIDDEN, NOT_A_FILE, LocalFiles, is_hidden
 
 _BLOCK_BYTES = 2**20  # a shard is small, so a larger read-ahead would fetch unused bytes
-_GLOB_CHARACTERS = ("*", "?", "[")
+GLOB_CHARACTERS = ("*", "?", "[")
+HUB_SCHEME = "hf://"
 
 
 MATCHED_FOLDER = "folders that the pattern matches without their files (** searches them)"
@@ -67,10 +68,21 @@ def open_filesystem(uri: str, storage: StorageConfig) -> tuple[fsspec.AbstractFi
     return fs, path
 
 
+def open_source(uri: str, storage: StorageConfig) -> tuple[fsspec.AbstractFileSystem, str]:
+    """As `open_filesystem`, for reading only: also datasets of the hub."""
+    if uri.startswith(HUB_SCHEME):
+        from lorif_core.storage.hub import hub_files, parse_hub_uri  # its import takes half a second
+
+        return hub_files(), parse_hub_uri(uri).uri.removeprefix(HUB_SCHEME)
+    return open_filesystem(uri, storage)
+
+
 def entity_tag(info: dict[str, Any]) -> str:
-    """A tag that changes when a file is rewritten: an object's ETag, or a local file's mtime in ns as hex."""
+    """A tag that changes when a file is rewritten: an object's ETag, a blob's id, a local mtime in ns as hex."""
     if "ETag" in info:
         return str(info["ETag"]).strip('"')
+    if "blob_id" in info:
+        return str(info["blob_id"])
     return f"{info.get('mtime_ns') or int(info['mtime'] * 1e9):x}"
 
 
@@ -120,7 +132,7 @@ def walk_files(uri: str, storage: StorageConfig) -> Walk:
     Raises:
         UserError: `uri` does not exist, or cannot be read.
     """
-    fs, path = open_filesystem(uri, storage)
+    fs, path = open_source(uri, storage)
     if isinstance(fs, LocalFileSystem):
         fs = LocalFiles()
     with storage_errors(uri):
@@ -184,7 +196,7 @@ def _list_candidates(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dic
     try:
         info = fs.info(path)
     except FileNotFoundError:
-        if not any(character in path for character in _GLOB_CHARACTERS):
+        if not any(character in path for character in GLOB_CHARACTERS):
             raise
         return list(fs.glob(path, detail=True).values()), glob_root(path), True
     if info["type"] == "directory":
@@ -194,20 +206,20 @@ def _list_candidates(fs: fsspec.AbstractFileSystem, path: str) -> tuple[list[dic
 
 def glob_root(path: str) -> str:
     """The folder that file names of a glob are relative to; a path that is not a glob is returned unchanged."""
-    first = min((path.index(character) for character in _GLOB_CHARACTERS if character in path), default=None)
+    first = min((path.index(character) for character in GLOB_CHARACTERS if character in path), default=None)
     return path if first is None else posixpath.dirname(path[:first])
 
 
 def _to_source_file(fs: fsspec.AbstractFileSystem, info: dict[str, Any], root: str) -> SourceFile:
     path = info["name"]
-    uri = path if isinstance(fs, LocalFileSystem) else f"s3://{path}"
+    uri = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path)
     name = posixpath.basename(path) if path == root else posixpath.relpath(path, root)
     return SourceFile(fs, path, uri, name, entity_tag(info), info["size"])
 
 
 def source_file(uri: str, name: str, storage: StorageConfig) -> SourceFile:
     """The current state of one file. Raises FileNotFoundError if it does not exist."""
-    fs, path = open_filesystem(uri, storage)
+    fs, path = open_source(uri, storage)
     info = fs.info(path)
     return SourceFile(fs, path, uri, name, entity_tag(info), info["size"])
 

@@ -3,7 +3,7 @@
 from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus.file_listing import FileListing, list_file
 from lorif_core.spec import FileTag
-from lorif_core.storage.filesystem import SourceFile, open_filesystem
+from lorif_core.storage.filesystem import SourceFile, open_source
 
 
 class ListingRole:
@@ -14,5 +14,5 @@ class ListingRole:
 
     def list_file(self, uri: str, tag: FileTag) -> FileListing:
         """List the file at a URI; see `list_file`."""
-        fs, path = open_filesystem(uri, self._storage)
+        fs, path = open_source(uri, self._storage)
         return list_file(self._corpus, SourceFile(fs, path, uri, tag.name, tag.etag, tag.size))

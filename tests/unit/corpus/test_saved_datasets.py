@@ -1,7 +1,7 @@
 """Invariant: a folder of `save_to_disk` gives the rows of its dataset, as its own index file names them.
 
-If this breaks, rows of a former `map` are indexed as if the model had been trained on them. The test writes the
-files in the layout of Hugging Face datasets, which need not be installed.
+If this breaks, rows of a former `map` are indexed as if the model had been trained on them. Most tests write the
+files in the layout of Hugging Face datasets; the last one compares that layout with what the library writes.
 """
 
 import json
@@ -15,7 +15,7 @@ from lorif_core.corpus.files import COMPANION
 from lorif_core.corpus.saved_datasets import LEFT_OVER, OTHER_SPLIT
 from lorif_core.corpus.shards import Listing, list_shards
 from lorif_core.errors import DamagedFileError
-from tests.unit.corpus.corpus_files import STORAGE, corpus, make_rows, read_all, write
+from tests.unit.corpus.corpus_files import STORAGE, corpus, listing_error, make_rows, read_all, write
 
 
 def save_dataset(folder: Path, parts: Sequence[int], **state: Any) -> None:
@@ -70,14 +70,13 @@ def test_a_dict_of_datasets_is_read_split_by_split(tmp_path: Path) -> None:
         leave_over(tmp_path / split)
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     write(tmp_path / "more" / "a.jsonl", make_rows(1))  # no saved dataset
-    listing = listing_of(tmp_path)
-    assert rows_of(listing) == 9 and {file.name.split("/")[0] for file in listing.files} == {
-        "more",
-        "test",
-        "train",
-    }
-    assert {group.reason: group.files for group in listing.notes.unread}[OTHER_SPLIT] == 8
-    assert rows_of(listing_of(tmp_path / "*" / "*.arrow")) == 8
+    message = listing_error(tmp_path)
+    assert "DatasetDict with the splits test, train" in message and f"{tmp_path}/train" in message
+    assert f"{tmp_path}/*/*.arrow" in message
+    listing = listing_of(tmp_path / "*" / "*.arrow")
+    assert rows_of(listing) == 8 and {file.name.split("/")[0] for file in listing.files} == {"test", "train"}
+    assert {group.reason: group.files for group in listing.notes.unread}[OTHER_SPLIT] == 5
+    assert rows_of(listing_of(tmp_path / "train")) == 4
     assert rows_of(listing_of(tmp_path / "old")) == 4
     assert listing.damaged == ()
 
@@ -91,11 +90,15 @@ def test_a_file_that_is_named_alone_is_read(tmp_path: Path) -> None:
 def test_missing_files_and_splits_are_damage(tmp_path: Path) -> None:
     save_dataset(tmp_path / "train", [2, 2])
     (tmp_path / "train" / "data-00001-of-00002.arrow").unlink()
-    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
     listing = listing_of(tmp_path)
     assert rows_of(listing) == 2
-    assert [name for name, _ in listing.damaged] == ["test/state.json", "train/data-00001-of-00002.arrow"]
+    assert [name for name, _ in listing.damaged] == ["train/data-00001-of-00002.arrow"]
+    (tmp_path / "train" / "state.json").unlink()
+    assert [name for name, _ in listing_of(tmp_path).damaged] == ["train/state.json"]
     assert all("is missing" in cause for _, cause in listing.damaged)
+    save_dataset(tmp_path / "train", [2, 2])
+    (tmp_path / "train" / "data-00001-of-00002.arrow").unlink()
     assert listing_of(tmp_path / "train" / "*00000*.arrow").damaged == ()
 
 
@@ -126,3 +129,21 @@ def test_the_state_of_another_program_has_no_say(tmp_path: Path) -> None:
     for content in ('{"step": 7}', "[1, 2]"):
         (tmp_path / "state.json").write_text(content)
         assert rows_of(listing_of(tmp_path)) == 3
+
+
+def test_what_datasets_itself_saves_is_read(tmp_path: Path) -> None:
+    """Its own writer, with two shards, the cache files of a `map`, and rows that were selected."""
+    datasets = pytest.importorskip("datasets")
+    rows = make_rows(7)
+    saved = datasets.Dataset.from_list(rows)
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    loaded = datasets.load_from_disk(str(tmp_path / "one"))
+    loaded.map(lambda row: {"text": row["text"].upper()})  # leaves a cache file in the folder
+    listing = listing_of(tmp_path / "one")
+    assert [record["text"] for _, record in read_all(listing.shards)] == [row["text"] for row in rows]
+    splits = datasets.DatasetDict({"train": saved.select(range(1, 4)), "test": saved})
+    splits.save_to_disk(tmp_path / "dict")
+    assert "DatasetDict with the splits test, train" in listing_error(tmp_path / "dict")
+    assert [record["text"] for _, record in read_all(listing_of(tmp_path / "dict" / "train").shards)] == [
+        row["text"] for row in rows[1:4]
+    ]

@@ -21,7 +21,11 @@ from tests.real_shapes import llama_skeleton
 
 
 def config_of(index: str = "i", **sections: Any) -> Config:
-    required: dict[str, Any] = {"index": index, "model": {"path": "m"}, "corpus": {"uri": "c", "tokens": "t"}}
+    required: dict[str, Any] = {
+        "index": index,
+        "model": {"path": "m"},
+        "corpus": {"uri": "c", "tokens": "t", "max_length": 512},
+    }
     for name, section in sections.items():
         required[name] = {**required.get(name, {}), **section} if isinstance(section, dict) else section
     return parse_config(required)
