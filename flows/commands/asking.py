@@ -6,6 +6,7 @@ from typing import Any
 from flows.commands.result import Result, listed
 from flows.commands.shared import log_failures_once, read_config
 from flows.tables import totals_text
+from lorif_core.corpus.turns import Turn, spoken_line
 from lorif_core.errors import UserError
 from tasks.environment import fast_imports
 
@@ -125,7 +126,8 @@ def _ranking_text(answer: dict[str, list[dict[str, Any]]]) -> str:
     for side, hits in answer.items():
         lines.append(side)
         for hit in hits:
-            excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
+            turns = [Turn(**turn) for turn in hit.get("turns", ())]
+            excerpt = spoken_line(hit["text"] or "", turns)[:_EXCERPT]
             lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
             if "tokens" in hit:
                 lines.append(f"       tokens  {_strongest(hit['tokens'])}")

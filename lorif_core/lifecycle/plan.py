@@ -7,6 +7,7 @@ from typing import Literal
 
 from lorif_core.config import Config
 from lorif_core.config_sections import ProjectionConfig
+from lorif_core.corpus.chat_template import corpus_template
 from lorif_core.corpus.kept_listings import KeptListings
 from lorif_core.corpus.notes import CorpusNotes
 from lorif_core.corpus.shards import ListFiles, Listing, check_first_file, list_shards
@@ -149,7 +150,8 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     check_settings(config, skeleton, layers)
     corpus = config.corpus
     uses_pair = corpus.tokens is None and corpus.prompt is not None
-    uses_text = corpus.tokens is None and corpus.prompt is None
+    uses_text = corpus.tokens is None and corpus.prompt is None and corpus.messages is None
+    template = corpus_template(corpus, skeleton.tokenizer)
     spec = IndexSpec(
         checkpoint=locate(config.model, config.storage).fingerprint(),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
@@ -168,6 +170,8 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
             chunk=corpus.chunk,
             mask=corpus.mask,
             pair="joined" if uses_pair else None,
+            messages=corpus.messages,
+            chat=None if template is None else template.to_json(),
         ),
         store_text=corpus.store_text,
     )
@@ -200,6 +204,8 @@ def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, 
         )
     if config.corpus.tokens is None and config.corpus.prompt is not None:
         require_offsets(skeleton.tokenizer, f"a pair of {config.corpus.prompt} and {config.corpus.completion}")
+    if corpus_template(config.corpus, skeleton.tokenizer) is not None:
+        require_offsets(skeleton.tokenizer, "a conversation")
 
 
 def curvature_spec(config: Config) -> CurvatureSpec:
