@@ -47,7 +47,7 @@ def read_template(value: str) -> str:
     try:
         return Path(value).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no path of a text file"
         raise UserError(
             f"corpus.chat_template {value!r} cannot be read ({reason}); name a file with a Jinja template, write "
             f"the template itself, or {OF_THE_MODEL} for that of the model"
@@ -90,18 +90,19 @@ class CorpusConfig(Section):
     """Column of plain text, whose tokens are all scored; used only if `tokens`, `messages` and `prompt` are not
     set."""
     messages: str | None = None
-    """Column of conversations: lists of messages with `role` and `content`, rendered by the chat template. What the
-    assistant says is scored; other turns are context. A column `tools` is read where a file has it."""
-    prompt: str | None = None
-    """Column of prompts, which are not scored; requires `completion`, and takes precedence over `text`."""
+    """Column of conversations: lists of messages with `role` and `content`, rendered by the chat template. What
+    the assistant says is scored; other turns are context. A column `tools` is read where a file has it."""
+    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Column of prompts, which are not scored; requires `completion`, and takes precedence over `text`. Of several
+    columns, such as `[instruction, input]`, those that are not empty are joined by an empty line."""
     completion: str | None = None
     """Column of completions, the scored part of an example; requires `prompt`. Prompt and completion are joined as
     they are, without a space, and tokenised as one text. A token with characters of both is scored, and so is a
     special token that the tokenizer puts at the end."""
     chat_template: Annotated[str, AfterValidator(read_template)] | None = None
-    """Template that renders conversations: a Jinja template, the path of its file, or `model` for that of the model's
-    tokenizer, which `null` means for `messages`. With `prompt` and `completion` it makes them turns of the user and
-    of the assistant, or takes them as lists of messages; with `null` they are plain texts."""
+    """Template that renders conversations: a Jinja template, the path of its file, or `model` for that of the
+    model's tokenizer, which `null` means for `messages`. With `prompt` and `completion` it makes them turns of the
+    user and of the assistant, or takes them as lists of messages; with `null` they are plain texts."""
     tokens: str | None = None
     """Column of token ids for data that are already tokenised; takes precedence over all other columns."""
     labels: str | None = None
@@ -133,6 +134,11 @@ class CorpusConfig(Section):
         if all(column is None for column in (self.text, self.messages, self.prompt, self.tokens)):
             raise ValueError("one of text, messages, prompt+completion or tokens must name a column")
         return self
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """The columns that make a prompt."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt or ()
 
     @property
     def has_chat(self) -> bool:

@@ -12,7 +12,12 @@ _SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
 CHECKPOINT_KEYS = frozenset({"checkpoint", "projection.whitening"})
 """Keys of a spec that change when the same model is trained further."""
 
-_LATER_FIELDS = ("mask", "pair", "messages", "chat")  # of the tokenisation; left out of the JSON while they are None
+_LATER_FIELDS = (
+    "mask",
+    "pair",
+    "messages",
+    "chat",
+)  # of the tokenisation; left out of the JSON while they are None
 
 MASKED = -100
 """Label of a token that has no loss, as in transformers."""

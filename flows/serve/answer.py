@@ -35,9 +35,7 @@ class Hit(BaseModel):
     example_id: str = Field(description="The id of the training example.")
     score: float = Field(description="The influence of the training example on the query.")
     text: str | None = Field(description="The text of the training example; null if the index stores no texts.")
-    turns: list[Turn] | None = Field(
-        None, description="The turns in the text; null unless it is a conversation."
-    )
+    turns: list[Turn] | None = Field(None, description="The turns in the text; null unless it is a conversation.")
     uri: str = Field(description="The corpus file that the training example comes from.")
     row: int = Field(description="The number of the record in that file, from 0.")
     checkpoint: str = Field(description="The fingerprint of the checkpoint that its gradient was computed at.")

@@ -39,7 +39,7 @@ class SingleQuery(BaseModel):
     completion: Text | None = Field(None, description="The text after `prompt`; only its tokens are scored.")
     messages: Objects | None = Field(
         None,
-        description="A conversation: objects with `role` and `content`, rendered by the chat template of the index.",
+        description="A conversation: objects with `role` and `content`, rendered by the index's chat template.",
     )
     tools: Objects | None = Field(
         None, description="JSON schemas of the functions that the assistant of `messages` may call."

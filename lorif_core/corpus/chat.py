@@ -112,8 +112,8 @@ def _not_prefixes(
 ) -> UserError:
     """The error for a template whose rendering of the first messages is not how it renders all of them."""
     advice = (
-        "so the assistant's part is not certain; set corpus.chat_template to a template with generation tags around "
-        "what the assistant says, or to one that writes each turn in one way"
+        "so the assistant's part is not certain; set corpus.chat_template to a template with generation tags "
+        "around what the assistant says, or to one that writes each turn in one way"
     )
     for count in range(1, turn + 2):
         first = template.render(conversation.messages[:count], conversation.tools, _first(count, where))
@@ -130,4 +130,3 @@ def _not_prefixes(
 
 def _first(count: int, where: str) -> str:
     return f"the first {count} messages of {where}" if count else f"the opening of {where}, which has no message"
-

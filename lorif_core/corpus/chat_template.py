@@ -25,13 +25,13 @@ Spans = list[tuple[int, int]]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"
 _DATE = (
-    '{%- macro strftime_now(format) -%}{{ format | replace("%Y", "2024") | replace("%y", "24") | replace("%m", "07")'
-    ' | replace("%B", "July") | replace("%b", "Jul") | replace("%d", "26") | replace("%A", "Friday")'
-    ' | replace("%a", "Fri") | replace("%H", "00") | replace("%M", "00") | replace("%S", "00") }}'
-    "{%- endmacro %}\n"
+    '{%- macro strftime_now(format) -%}{{ format | replace("%Y", "2024") | replace("%y", "24")'
+    ' | replace("%m", "07") | replace("%B", "July") | replace("%b", "Jul") | replace("%d", "26")'
+    ' | replace("%A", "Friday") | replace("%a", "Fri") | replace("%H", "00") | replace("%M", "00")'
+    ' | replace("%S", "00") }}{%- endmacro %}\n'
 )
-"""Replaces the clock in a template: a row and a query must be the same text on every day. It is the date that the
-templates of Llama 3 have where there is no clock."""
+"""Replaces the clock in a template: a row and a query must be the same text on every day. The date is that of the
+templates of Llama 3 where there is no clock."""
 
 _tracking = Lock()  # transformers notes the marks of a rendering in the compiled template, which threads share
 
@@ -81,8 +81,8 @@ class ChatTemplate:
         ends = [0, *(end for _, end in spans)]
         if any(start < before for (start, _), before in zip(spans, ends, strict=False)) or ends[-1] > len(text):
             raise UserError(
-                f"the chat template marks overlapping parts of {where} with its generation tags; use these tags at "
-                f"the top of the template, not in a macro"
+                f"the chat template marks overlapping parts of {where} with its generation tags; use them at the "
+                f"top of the template, not in a macro"
             )
         return text, [span for span in spans if span[1] > span[0]]
 
@@ -112,7 +112,7 @@ class ChatTemplate:
             )
         except MemoryError:
             raise
-        except Exception as error:  # a template may raise anything, and what it does not accept it raises itself
+        except Exception as error:  # noqa: BLE001  a template may raise anything, and it refuses messages so
             raise UserError(
                 f"the chat template cannot render {where}: {one_line(error) or type(error).__name__}; correct or "
                 f"remove it, or set corpus.chat_template to a template that accepts it"
@@ -164,5 +164,5 @@ def _check_syntax(source: str) -> None:
         raise UserError(
             f"the chat template is not valid Jinja in line {error.lineno}: {one_line(error)}; correct it"
         ) from None
-    except Exception as error:  # a valid template may fail without messages
+    except Exception as error:  # noqa: BLE001  a valid template may fail without messages
         log.debug("the chat template renders no empty conversation: %s", one_line(error))

@@ -48,7 +48,8 @@ def columns_with_roles(corpus: CorpusConfig) -> list[tuple[str, str]]:
         roles = [(corpus.messages, "messages")]
     elif corpus.prompt is not None:
         role = "turns" if corpus.has_chat else "text"
-        roles = [(corpus.prompt, role), (corpus.completion, role)]
+        of_prompt = role if len(corpus.prompt_columns) == 1 else "text"
+        roles = [*((column, of_prompt) for column in corpus.prompt_columns), (corpus.completion, role)]
     else:
         roles = [(corpus.text, "text")]
     return [(column, role) for column, role in [*roles, (corpus.id, "id")] if column is not None]

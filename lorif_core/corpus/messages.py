@@ -1,7 +1,7 @@
-"""Conversations: lists of messages with a role and a text, as they stand in a corpus or in a query, made uniform."""
+"""Conversations: lists of messages with a role and a text, from a corpus or from a query, in one form."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ ASSISTANT = "assistant"
 _USER = "user"
 
 Message = dict[str, Any]
-"""A message with `role`, mostly `content` (a string), and whatever else its template may read, such as tool calls."""
+"""A message with `role`, mostly `content` (a string), and what else its template may read, such as tool calls."""
 
 _WRITTEN_BY_SHAREGPT = ("from", "value")
 
@@ -43,20 +43,32 @@ def conversation_of(record: Mapping[str, Any], corpus: CorpusConfig, where: str)
     Raises:
         UserError: its messages or tools are not valid.
     """
-    tools = parse_tools(record.get(TOOLS_NAME), where)
     if corpus.messages is not None:
-        return Conversation(parse_messages(record[corpus.messages], where), tools)
-    assert corpus.prompt is not None and corpus.completion is not None
-    prompt = _parse_turns(record[corpus.prompt], _USER, f"the prompt of {where}")
+        return parse_conversation(record[corpus.messages], record.get(TOOLS_NAME), where)
+    assert corpus.completion is not None
+    prompt = _parse_turns(prompt_of(record, corpus), _USER, f"the prompt of {where}")
     completion = _parse_turns(record[corpus.completion], ASSISTANT, f"the completion of {where}")
-    return Conversation(prompt + completion, tools, len(prompt))
+    return Conversation(prompt + completion, _parse_tools(record.get(TOOLS_NAME), where), len(prompt))
 
 
-def parse_messages(value: Any, where: str) -> tuple[Message, ...]:
+def parse_conversation(messages: Any, tools: Any, where: str) -> Conversation:
+    """A conversation from a list of messages and one of tools. Raises UserError if one of them is not valid."""
+    return Conversation(_parse_messages(messages, where), _parse_tools(tools, where))
+
+
+def prompt_of(record: Mapping[str, Any], corpus: CorpusConfig) -> Any:
+    """The prompt of a record: the value of its column, or the texts of several that are not empty, joined."""
+    values = [record[column] for column in corpus.prompt_columns]
+    if len(values) == 1 or not all(value is None or isinstance(value, str) for value in values):
+        return values[0] if len(values) == 1 else values
+    return "\n\n".join(value for value in values if value)
+
+
+def _parse_messages(value: Any, where: str) -> tuple[Message, ...]:
     """Messages whose contents are strings; keys with null, which Arrow adds, are left out.
 
     Args:
-        value: a list of messages. The content of a message is a string, or a list of parts, whose texts are joined.
+        value: a list of messages. The content of one is a string, or a list of parts, whose texts are joined.
         where: the row or query, for messages of errors.
 
     Raises:
@@ -71,7 +83,7 @@ def parse_messages(value: Any, where: str) -> tuple[Message, ...]:
     )
 
 
-def parse_tools(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
+def _parse_tools(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     """Tools as JSON schemas, from a list or from its JSON text; None if there are none.
 
     Raises:
@@ -90,6 +102,20 @@ def parse_tools(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     return tuple(_without_nulls(item) for item in items) or None
 
 
+def turns_of(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    """(role, what is said) of each message."""
+    return tuple((message["role"], message_text(message)) for message in messages)
+
+
+def display_text(messages: Sequence[Message]) -> tuple[str, str | None]:
+    """Messages as one text, and apart from it the last one if it is the assistant's."""
+    turns = turns_of(messages)
+    lines = [f"{role}: {said}\n" for role, said in turns]
+    if turns and turns[-1][0] == ASSISTANT:
+        return "".join(lines[:-1]), turns[-1][1]
+    return "".join(lines), None
+
+
 def message_text(message: Message) -> str:
     """What a page shows of a message: its content, and its tool calls as JSON."""
     calls = message.get("tool_calls") or []
@@ -99,7 +125,7 @@ def message_text(message: Message) -> str:
 
 def _parse_turns(value: Any, role: str, where: str) -> tuple[Message, ...]:
     """Messages of a prompt or completion: a string is one message of that role."""
-    return ({"role": role, "content": value},) if isinstance(value, str) else parse_messages(value, where)
+    return ({"role": role, "content": value},) if isinstance(value, str) else _parse_messages(value, where)
 
 
 def _parse_message(item: Any, where: str) -> Message:

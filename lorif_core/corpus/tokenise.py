@@ -14,7 +14,7 @@ import numpy as np
 from lorif_core.config import CorpusConfig
 from lorif_core.corpus.chat import tokenise_chat
 from lorif_core.corpus.chat_template import ChatTemplate, template_of
-from lorif_core.corpus.messages import Conversation, conversation_of
+from lorif_core.corpus.messages import Conversation, conversation_of, prompt_of
 from lorif_core.corpus.padding import mask_of, refuse_padding, unpadded
 from lorif_core.corpus.records import is_unicode
 from lorif_core.corpus.token_boundary import require_offsets, tokenise_pair
@@ -119,8 +119,8 @@ def make_examples(
     elif corpus.has_chat:
         template = template_of(tokenizer, corpus.chat_template)
         sequence = encode_chat(conversation_of(record, corpus, where), template, tokenizer, vocab_size, where)
-    elif corpus.prompt is not None and corpus.completion is not None:
-        sequence = encode_pair(record[corpus.prompt], record[corpus.completion], tokenizer, vocab_size, where)
+    elif corpus.completion is not None:
+        sequence = encode_pair(prompt_of(record, corpus), record[corpus.completion], tokenizer, vocab_size, where)
     else:
         sequence = encode_text(record[corpus.text or "text"], tokenizer, vocab_size, where)
     if not corpus.chunk:

@@ -51,7 +51,9 @@ def find_turns(
     places: list[tuple[int, int] | None] = []
     cursor = 0
     for number, message in enumerate(messages):
-        place = spans.get(number) or _find(text, message_text(message).strip(), cursor, _limit(spans, number, text))
+        place = spans.get(number) or _find(
+            text, message_text(message).strip(), cursor, _limit(spans, number, text)
+        )
         if number in spans and place is not None:
             place = _without_markup(text, place, special)
         places.append(place)

@@ -10,8 +10,8 @@ import numpy as np
 
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus.batches import collate
-from lorif_core.corpus.columns import needed_columns, optional_columns
 from lorif_core.corpus.chat_template import corpus_template
+from lorif_core.corpus.columns import needed_columns, optional_columns
 from lorif_core.corpus.records import has_unicode
 from lorif_core.corpus.shards import read_rows
 from lorif_core.corpus.tokenise import Example, make_examples

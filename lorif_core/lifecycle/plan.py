@@ -161,7 +161,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         tokenisation=TokenSpec(
             tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
             text=corpus.text if uses_text else None,
-            prompt=corpus.prompt if uses_pair else None,
+            prompt="+".join(corpus.prompt_columns) if uses_pair else None,
             completion=corpus.completion if uses_pair else None,
             tokens=corpus.tokens,
             labels=corpus.labels,
@@ -202,8 +202,9 @@ def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, 
             f"the model {config.model.path} has no tokenizer; save one beside it, or set corpus.tokens to the "
             f"column of token ids"
         )
-    if config.corpus.tokens is None and config.corpus.prompt is not None:
-        require_offsets(skeleton.tokenizer, f"a pair of {config.corpus.prompt} and {config.corpus.completion}")
+    if config.corpus.tokens is None and config.corpus.completion is not None:
+        pair = (*config.corpus.prompt_columns, config.corpus.completion)
+        require_offsets(skeleton.tokenizer, f"a pair of {' and '.join(pair)}")
     if corpus_template(config.corpus, skeleton.tokenizer) is not None:
         require_offsets(skeleton.tokenizer, "a conversation")
 

@@ -44,7 +44,7 @@ def turns_in(turns: Sequence[Turn], part: tuple[int, int] | None) -> list[Turn]:
 
 
 def shaded_turns(query: QuerySection, tokens: QueryTokens) -> list[ShadedTurn] | None:
-    """All shades of a query of messages, turn by turn; None if its turns do not stand in the text of its tokens.
+    """All shades of a query of messages, turn by turn; None if no turn stands in the text of its tokens.
 
     Scored shades are neither split nor left out, because the page addresses them by their number.
     """
@@ -70,13 +70,23 @@ def shaded_turns(query: QuerySection, tokens: QueryTokens) -> list[ShadedTurn] |
 
 
 def _turns_in_text(turns: Sequence[tuple[str, str]], text: str) -> list[Turn] | None:
-    """Where each turn, (role, what is said), stands in a text; None if one of them does not."""
+    """Where each turn, (role, what is said), stands in a text; None if none of them does.
+
+    A turn that the template has written in another way, or that is cut off, is what stands between its neighbours.
+    """
+    places: list[tuple[int, int] | None] = []
+    cursor = 0
+    for _, said in turns:
+        start = text.find(said.strip(), cursor)
+        cursor = cursor if start < 0 else start + len(said.strip())
+        places.append(None if start < 0 else (start, cursor))
+    if not any(places):
+        return None
     found: list[Turn] = []
-    for role, said in turns:
-        start = text.find(said.strip(), found[-1].end if found else 0)
-        if start < 0:
-            return None
-        found.append(Turn(role, start, start + len(said.strip())))
+    for number, (role, _) in enumerate(turns):
+        before = found[-1].end if found else 0
+        after = next((place[0] for place in places[number + 1 :] if place is not None), len(text))
+        found.append(Turn(role, *(places[number] or (before, after))))
     return found
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from lorif_core.config import StorageConfig
 from lorif_core.corpus import columnar, jsonl
 from lorif_core.corpus.chat_template import ChatTemplate, template_of
-from lorif_core.corpus.messages import ASSISTANT, Conversation, Message, message_text, parse_messages, parse_tools
+from lorif_core.corpus.messages import Conversation, Message, display_text, parse_conversation, turns_of
 from lorif_core.corpus.padding import MASK_NAME
 from lorif_core.corpus.records import checking_file, column_kinds, is_jsonl
 from lorif_core.corpus.tokenise import (
@@ -28,7 +28,7 @@ from lorif_core.storage.filesystem import SourceFile, find_files
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _FIELDS = ("id", "text", "messages", "tools", "prompt", "completion", "tokens", "labels", MASK_NAME)
 _COMPOUND = ("group", "contrast")
-_NEEDED = "text, or prompt and completion, or messages, or tokens"
+_NEEDED = "text, or prompt and completion, or tokens, or messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +70,14 @@ class Query:
         if self.contrast is not None:
             return " minus ".join(_joined_text(side) for side in self.contrast), None
         if self.messages is not None:
-            *before, last = self.turns
-            closes = last[0] == ASSISTANT
-            lines = [f"{role}: {said}" for role, said in (before if closes else self.turns)]
-            return "\n".join([*lines, ""] if closes else lines), last[1] if closes else None
+            return display_text(self.messages)
         prompt = self.prompt if self.prompt is not None else self.text
         return (prompt if prompt is not None else f"{len(self.tokens or ())} tokens"), self.completion
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
         """The role and the text of each of its messages; none for other queries."""
-        return tuple((message["role"], message_text(message)) for message in self.messages or ())
+        return turns_of(self.messages or ())
 
 
 QueryInput = str | Mapping[str, Any] | Query
@@ -90,8 +87,8 @@ QueryInput = str | Mapping[str, Any] | Query
 def read_queries(path: str, storage: StorageConfig) -> list[Query]:
     """Queries of a .jsonl(.gz, .zst) or .parquet file: `text`, `prompt` and `completion`, `messages`, or `tokens`.
 
-    `messages` may come with `tools`. `tokens` may come with `labels` and with an `attention_mask`, which marks padding with 0. Every row may have an
-    `id`; the default is its position in the file, from 0.
+    `tokens` may come with `labels` and with an `attention_mask`, which marks padding with 0, and `messages` with
+    `tools`. Every row may have an `id`; the default is its position in the file, from 0.
     Instead of these a row may have `group`, a list of queries, or `contrast`, a list of two queries.
 
     Raises:
@@ -166,12 +163,7 @@ def query_example(
 ) -> Example:
     """The query's tokens and labels, truncated as training examples are.
 
-    Args:
-        query: a single query.
-        tokenizer: None for queries of tokens only.
-        vocab_size: token ids must be smaller.
-        max_length: maximum number of tokens.
-        template: the chat template of the corpus; None for that of the tokenizer.
+    Messages are rendered by the chat template of the corpus, or by that of the tokenizer if it has none.
 
     Raises:
         UserError: the query is a group or a contrast, has no scored token, or a token is out of range. The message
@@ -271,10 +263,10 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
 
 
 def _parse_chat(given: Mapping[str, Any], query_id: str, subject: str) -> Query:
-    messages = parse_messages(given["messages"], f"the messages of {subject}")
-    if not any(message["role"] == ASSISTANT for message in messages):
-        raise UserError(f"the messages of {subject} have no turn of the {ASSISTANT}, which is what is attributed")
-    return Query(query_id, messages=messages, tools=parse_tools(given.get("tools"), subject))
+    chat = parse_conversation(given["messages"], given.get("tools"), f"the messages of {subject}")
+    if not chat.scored:
+        raise UserError(f"the messages of {subject} have no turn of the assistant, which is what is attributed")
+    return Query(query_id, messages=chat.messages, tools=chat.tools)
 
 
 def _parse_compound(given: Mapping[str, Any], field: str, query_id: str, subject: str, single: bool) -> Query:
