@@ -7,6 +7,7 @@ both, such as an accent that the completion begins with.
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def tokenise_spans(
     if _trims_offsets(tokenizer):
         ends = _whole_ends(ends, encoding.tokens(), 0)
         starts = np.minimum(starts, np.r_[0, ends[:-1]][: len(starts)])
-    added = np.flatnonzero(np.isin(ids, list(tokenizer.added_tokens_decoder)))
+    added = np.flatnonzero(np.isin(ids, _added_ids(tokenizer, len(tokenizer))))
 
     def first_behind(edge: int, holding: np.ndarray) -> int:
         """The first token behind an edge; `holding` are the tokens with characters behind it."""
@@ -99,6 +100,12 @@ def tokenise_spans(
         first = first_behind(start, np.flatnonzero(ends > boundary))
         belongs[first : first_behind(end, np.flatnonzero(starts >= end))] = True
     return ids, belongs
+
+
+@lru_cache(maxsize=4)
+def _added_ids(tokenizer: "PreTrainedTokenizerBase", _size: int) -> np.ndarray:
+    """The ids of added tokens; some tokenizers have thousands, and take milliseconds to list them."""
+    return np.array(list(tokenizer.added_tokens_decoder), dtype=np.int64)
 
 
 def _start_of_completion(text: str, boundary: int, tokenizer: Any) -> int:

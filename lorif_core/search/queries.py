@@ -172,7 +172,7 @@ def query_example(
     subject = f"query {query.query_id!r}"
     if query.group is not None or query.contrast is not None:
         raise UserError(f"{subject} consists of several queries; here it must be a single query, with {_NEEDED}")
-    sequence = _encode(query, tokenizer, vocab_size, subject, template)
+    sequence = _encode(query, tokenizer, vocab_size, template)
     short = sequence.truncated(max_length)
     example = make_example(query.query_id, 0, short.ids, short.labels, sequence.text)
     if example.scored == 0:
@@ -184,12 +184,9 @@ def query_example(
 
 
 def _encode(
-    query: Query,
-    tokenizer: PreTrainedTokenizerBase | None,
-    vocab_size: int,
-    subject: str,
-    template: ChatTemplate | None,
+    query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, template: ChatTemplate | None
 ) -> TokenSequence:
+    subject = f"query {query.query_id!r}"
     if query.messages is not None:
         conversation = Conversation(query.messages, query.tools)
         return encode_chat(conversation, template or template_of(tokenizer), tokenizer, vocab_size, subject)

@@ -66,7 +66,6 @@ def test_a_conversation_is_its_own_strongest_example(chat: Config) -> None:
     query = {"messages": conversation("Kiel", "wet"), "tools": [WEATHER]}
     (top,) = index.top_k([query], 3, normalise="cosine")
     assert top.proponents[0].example_id == "talks.parquet#5"
-    assert top.proponents[0].score == pytest.approx(1, abs=0.05)
     tokens, contributions = index.token_scores(query, ["talks.parquet#5"])
     _, scores = index.scores([query])
     np.testing.assert_allclose(contributions.sum(), scores[0, 5], rtol=1e-3)

@@ -32,7 +32,7 @@ def write(folder: Path, ending: str) -> str:
     if ending == ".jsonl":
         path.write_text(json.dumps(RECORD) + "\n")
     else:
-        pq.write_table(pa.Table.from_pylist([RECORD], schema=pa.Table.from_pylist([RECORD]).schema), path)
+        pq.write_table(pa.Table.from_pylist([RECORD]), path)
     return str(path)
 
 
