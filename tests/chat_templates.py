@@ -182,7 +182,8 @@ CASES = (
         "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\nYou may call one or more functions to "
         'assist with the query.\n<tools>\n{"type": "function", "function": {"name": "weather", "parameters": '
         '{"type": "object", "properties": {"city": {"type": "string"}}}}}\n</tools><|im_end|>\n<|im_start|>user\n'
-        'Rain in Ulm?<|im_end|>\n<|im_start|>assistant\n[[<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n'
+        'Rain in Ulm?<|im_end|>\n<|im_start|>assistant\n[[<tool_call>\n{"name": "weather", "arguments": '
+        '{"city": "Ulm"}}\n'
         "</tool_call><|im_end|>\n]]<|im_start|>user\n<tool_response>\ndry, 8 degrees\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n[[No rain.<|im_end|>\n]]",
         _IM, tools=[WEATHER],

@@ -6,7 +6,6 @@ from typing import Any
 from flows.commands.result import Result, listed
 from flows.commands.shared import log_failures_once, read_config
 from flows.tables import totals_text
-from lorif_core.corpus.turns import Turn, spoken_line
 from lorif_core.errors import UserError
 from tasks.environment import fast_imports
 
@@ -122,6 +121,8 @@ def run_serve(
 
 
 def _ranking_text(answer: dict[str, list[dict[str, Any]]]) -> str:
+    from lorif_core.corpus.turns import Turn, spoken_line  # imports numpy
+
     lines = []
     for side, hits in answer.items():
         lines.append(side)

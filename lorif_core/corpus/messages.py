@@ -137,6 +137,8 @@ def _parse_message(item: Any, where: str) -> Message:
         if all(key in message for key in _WRITTEN_BY_SHAREGPT):
             advice = "; rename from to role (human is user, gpt is assistant), and value to content"
         raise UserError(f"{where} has no role; it has {', '.join(map(str, message)) or 'nothing'}{advice}")
+    if not isinstance(message.get("tool_calls", []), list):
+        raise UserError(f"the tool_calls of {where} must be a list")
     content = message.get("content")
     if isinstance(content, list):
         message["content"] = "".join(_part_text(part, where) for part in content)

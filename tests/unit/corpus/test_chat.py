@@ -149,6 +149,7 @@ BAD: list[tuple[Any, str]] = [
     ([{"role": "user", "content": None}], "message 1 .* has no content; give a text, or tool_calls"),
     ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a part of type 'image', but only texts can"),
     ([{"role": "user", "content": [{"type": "text"}]}], "a part of type text without a text"),
+    ([{"role": "assistant", "content": "a", "tool_calls": 3}], "the tool_calls of message 1 .* must be a list"),
     ([{"role": "system", "content": "a"}, TALK[2]], "cannot render row 7 of a.jsonl: System role not supported"),
     ([{"role": "assistant", "content": "\ud800"}], "half of a surrogate pair"),
 ]
