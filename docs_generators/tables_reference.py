@@ -66,12 +66,14 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "checkpoint": _CHECKPOINT,
         "spec": _SPEC,
         "text": "Text of the example; null where the example has none. Absent with `corpus.store_text: false`.",
+        "chat_turns": "Turns of a conversation in the text, as JSON: role, first character, and the one after the "
+        "last. Only in indexes of conversations that store texts; null for a block of one.",
         "codes": "Codes of all layers, one after the other. The type follows `code.dtype`; `int4` and `sign` are "
         "packed into bytes.",
         "scales": "One number for each layer and term that its decoded code is multiplied by.",
         "magnitude": "Number that the scales of the row are multiplied by. Absent with float codes.",
         "checksums": "Lower 32 bits of XXH3 over the id and the code, over the other columns without the text, "
-        "and over the text if it is stored; null in rows that an older lorif wrote.",
+        "and over the text and its turns if they are stored; null in rows that an older lorif wrote.",
     },
     "curvature": {
         "curvature": "Id of the fit; a generation names the ids that it uses.",
@@ -224,7 +226,7 @@ def _type(kind: pa.DataType) -> str:
 
 def _spec(dtype: CodeDtype) -> IndexSpec:
     """The spec of an index of one small layer with dense codes."""
-    tokenisation = TokenSpec("none", "text", None, None, None, None, None, 8, False)
+    tokenisation = TokenSpec("none", None, None, None, None, None, None, 8, False, messages="messages", chat="[]")
     layer = LayerSpec("layer", 8, 8, 8, 8)
     return IndexSpec("none", "float32", (layer,), ProjectionSpec(), CodeSpec("dense", 1, dtype), tokenisation)
 

@@ -1,16 +1,18 @@
 """Questions to an index on one machine, without Ray and Prefect; shared by `query`, `select` and `serve`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorif_core.config import ModelConfig
 from lorif_core.config_file import parse_model, parse_options, parse_storage
+from lorif_core.corpus.turns import turns_from_json
 from lorif_core.search.index import Index, open_index
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.queries import Query
 from lorif_core.search.query_encoder import model_config_of
 from lorif_core.search.top_k import Scored, TopK
+from lorif_core.tables.checksums import TURNS
 
 _SIDES = ("proponents", "opponents")
 
@@ -73,4 +75,5 @@ def _row(rank: int, hit: Scored, details: dict[str, dict[str, Any]]) -> dict[str
     return {
         "rank": rank, "example_id": hit.example_id, "score": hit.score,
         "uri": row["uri"], "row": row["row"], "text": row.get("text"),
+        **({"turns": [asdict(turn) for turn in turns_from_json(row[TURNS])]} if TURNS in row else {}),
     }  # fmt: skip

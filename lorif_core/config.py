@@ -1,6 +1,7 @@
 """The keys of CONFIG, the YAML file of a build. The docstring of a key is its description in the reference."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -33,6 +34,24 @@ def check_endpoint(endpoint: str, name: str = "storage.endpoint") -> str:
     if any(character in endpoint for character in "@?#"):
         raise UserError(f"{name} carries credentials or a query; {_ADVICE}, and write https://host:port")
     return endpoint
+
+
+OF_THE_MODEL = "model"
+"""Value of `corpus.chat_template` for the template of the model's tokenizer."""
+
+
+def read_template(value: str) -> str:
+    """A chat template from its text or from the path of its file. Raises UserError if there is no such file."""
+    if value == OF_THE_MODEL or "{{" in value or "{%" in value:
+        return value
+    try:
+        return Path(value).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no path of a text file"
+        raise UserError(
+            f"corpus.chat_template {value!r} cannot be read ({reason}); name a file with a Jinja template, write "
+            f"the template itself, or {OF_THE_MODEL} for that of the model"
+        ) from None
 
 
 Uri = Annotated[str, AfterValidator(check_uri)]
@@ -69,13 +88,22 @@ class CorpusConfig(Section):
     """The training data: a file, a folder or a glob, local or `s3://`, or a dataset of the Hugging Face hub as
     `hf://datasets/OWNER/NAME[@REVISION][/SPLIT]`."""
     text: str | None = "text"
-    """Column of plain text, whose tokens are all scored; used only if neither `tokens` nor `prompt` is set."""
-    prompt: str | None = None
-    """Column of prompts, which are not scored; requires `completion`, and takes precedence over `text`."""
+    """Column of plain text, whose tokens are all scored; used only if `tokens`, `messages` and `prompt` are not
+    set."""
+    messages: str | None = None
+    """Column of conversations: lists of messages with `role` and `content`, rendered by the chat template. What
+    the assistant says is scored; other turns are context. A column `tools` is read where a file has it."""
+    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Column of prompts, which are not scored; requires `completion`, and takes precedence over `text`. Of several
+    columns, such as `[instruction, input]`, those that are not empty are joined by an empty line."""
     completion: str | None = None
     """Column of completions, the scored part of an example; requires `prompt`. Prompt and completion are joined as
     they are, without a space, and tokenised as one text. A token with characters of both is scored, and so is a
     special token that the tokenizer puts at the end."""
+    chat_template: Annotated[str, AfterValidator(read_template)] | None = None
+    """Template that renders conversations: a Jinja template, the path of its file, or `model` for that of the
+    model's tokenizer, which `null` means for `messages`. With `prompt` and `completion` it makes them turns of the
+    user and of the assistant, or takes them as lists of messages; with `null` they are plain texts."""
     tokens: str | None = None
     """Column of token ids for data that are already tokenised; takes precedence over all other columns."""
     labels: str | None = None
@@ -108,12 +136,27 @@ class CorpusConfig(Section):
     def _columns_go_together(self) -> "CorpusConfig":
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("prompt and completion must be given together")
+        if self.messages is not None and (self.tokens is not None or self.prompt is not None):
+            raise ValueError("messages cannot be combined with tokens or prompt; name one of them")
+        if self.chat_template is not None and (self.tokens is not None or not self.has_chat):
+            raise ValueError("chat_template needs messages, or prompt and completion")
         for name in ("labels", "mask"):
             if getattr(self, name) is not None and self.tokens is None:
                 raise ValueError(f"{name} needs tokens")
-        if self.text is None and self.prompt is None and self.tokens is None:
-            raise ValueError("one of text, prompt+completion or tokens must name a column")
+        if all(column is None for column in (self.text, self.messages, self.prompt, self.tokens)):
+            raise ValueError("one of text, messages, prompt+completion or tokens must name a column")
         return self
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """The columns that make a prompt."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt or ()
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the examples are conversations that a chat template renders."""
+        is_pair_of_turns = self.prompt is not None and self.chat_template is not None
+        return self.tokens is None and (self.messages is not None or is_pair_of_turns)
 
 
 class CurvatureConfig(Section):

@@ -12,7 +12,12 @@ _SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
 CHECKPOINT_KEYS = frozenset({"checkpoint", "projection.whitening"})
 """Keys of a spec that change when the same model is trained further."""
 
-_LATER_FIELDS = ("mask", "pair")  # of the tokenisation; left out of the JSON while they are None
+_LATER_FIELDS = (
+    "mask",
+    "pair",
+    "messages",
+    "chat",
+)  # of the tokenisation; left out of the JSON while they are None
 
 MASKED = -100
 """Label of a token that has no loss, as in transformers."""
@@ -164,7 +169,8 @@ class TokenSpec:
     """How a record becomes token ids and labels.
 
     `pair` says how prompt and completion become tokens. It is None if there are none, and in indexes of releases
-    that tokenised them apart, so that their rows are never mixed with rows of today.
+    that tokenised them apart, so that their rows are never mixed with rows of today. `chat` is the template of
+    conversations (`ChatTemplate.to_json`); None if the rows are none.
     """
 
     tokenizer: str
@@ -178,6 +184,8 @@ class TokenSpec:
     chunk: bool
     mask: str | None = None
     pair: Literal["joined"] | None = None
+    messages: str | None = None
+    chat: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +274,8 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         if key == "layers":
             flat["model.layers"] = _summarise_layers(value)
+        elif key == "chat" and value is not None:
+            flat[f"{prefix}{key}"] = f"template #{hashlib.sha256(value.encode()).hexdigest()[:8]}"
         elif isinstance(value, dict):
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:

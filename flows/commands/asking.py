@@ -121,11 +121,14 @@ def run_serve(
 
 
 def _ranking_text(answer: dict[str, list[dict[str, Any]]]) -> str:
+    from lorif_core.corpus.turns import Turn, spoken_line  # imports numpy
+
     lines = []
     for side, hits in answer.items():
         lines.append(side)
         for hit in hits:
-            excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
+            turns = [Turn(**turn) for turn in hit.get("turns", ())]
+            excerpt = spoken_line(hit["text"] or "", turns)[:_EXCERPT]
             lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
             if "tokens" in hit:
                 lines.append(f"       tokens  {_strongest(hit['tokens'])}")

@@ -1,5 +1,6 @@
 """Answers, as JSON and as an HTML fragment of the explorer page."""
 
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -7,14 +8,24 @@ from pydantic import BaseModel, Field
 from flows.questions import QueryResult
 from flows.serve.live_index import OpenGeneration, SearchKind
 from flows.serve.question import Question
+from lorif_core.corpus.turns import turns_from_json
 from lorif_core.report.answer import answer_section, source_totals
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.page import render_answer
 from lorif_core.search.explanation import Explanation, explain
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.top_k import Scored
+from lorif_core.tables.checksums import TURNS
 
 _SOURCE_COLUMN = "uri"
+
+
+class Turn(BaseModel):
+    """A turn of a conversation: its role, and what is said as characters `start` to `end` of the text."""
+
+    role: str = Field(description="Who speaks; `template` for a longer text that only the chat template has.")
+    start: int = Field(description="The first character, from 0.")
+    end: int = Field(description="The character after the last.")
 
 
 class Hit(BaseModel):
@@ -24,6 +35,7 @@ class Hit(BaseModel):
     example_id: str = Field(description="The id of the training example.")
     score: float = Field(description="The influence of the training example on the query.")
     text: str | None = Field(description="The text of the training example; null if the index stores no texts.")
+    turns: list[Turn] | None = Field(None, description="The turns in the text; null unless it is a conversation.")
     uri: str = Field(description="The corpus file that the training example comes from.")
     row: int = Field(description="The number of the record in that file, from 0.")
     checkpoint: str = Field(description="The fingerprint of the checkpoint that its gradient was computed at.")
@@ -121,6 +133,7 @@ class ComputedAnswer:
                 Hit(
                     rank=rank, example_id=hit.example_id, score=hit.score, text=row.get("text"), uri=row["uri"],
                     row=row["row"], checkpoint=row["checkpoint"],
+                    turns=[Turn(**asdict(turn)) for turn in turns_from_json(row.get(TURNS))] or None,
                     tokens=None if tokens is None else tokens.tolist(),
                 )
             )  # fmt: skip

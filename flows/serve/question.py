@@ -1,5 +1,6 @@
 """The body of a question: the fields of a queries file, and the options of `lorif query`."""
 
+import json
 from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +15,7 @@ TOP_K_MAX = 100
 TEXT_MAX = 100_000
 TOKENS_MAX = 100_000
 MEMBERS_MAX = 32
+MESSAGES_MAX = 100
 
 _NORMALISE, _NORMALIZE = "normalise", "normalize"
 
@@ -21,14 +23,27 @@ Text = Annotated[str, Field(max_length=TEXT_MAX)]
 Integers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=TOKENS_MAX)]
 
 
+Objects = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MESSAGES_MAX)]
+
+
 class SingleQuery(BaseModel):
-    """One query: a text; or a prompt and its completion, of which only the completion is scored; or tokens."""
+    """One query: a text, a prompt and its completion, messages, or tokens.
+
+    Of a prompt with its completion only the completion is scored, and of messages what the assistant says.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     text: Text | None = Field(None, description="A text; every token that the model predicts is scored.")
     prompt: Text | None = Field(None, description="The text before `completion`; its tokens are not scored.")
     completion: Text | None = Field(None, description="The text after `prompt`; only its tokens are scored.")
+    messages: Objects | None = Field(
+        None,
+        description="A conversation: objects with `role` and `content`, rendered by the index's chat template.",
+    )
+    tools: Objects | None = Field(
+        None, description="JSON schemas of the functions that the assistant of `messages` may call."
+    )
     tokens: Integers | None = Field(None, description="Token ids, in place of a text.")
     labels: Integers | None = Field(
         None, description="Target ids for `tokens`, of the same length; a token with -100 is not scored."
@@ -40,6 +55,10 @@ class SingleQuery(BaseModel):
             raise ValueError("prompt and completion go together")
         if self.labels is not None and self.tokens is None:
             raise ValueError("labels go with tokens")
+        if self.tools is not None and self.messages is None:
+            raise ValueError("tools go with messages")
+        if self.messages is not None and len(json.dumps([self.messages, self.tools])) > TEXT_MAX:
+            raise ValueError(f"messages and tools have more than {TEXT_MAX:,} characters")
         present = [name for name in self.kinds() if getattr(self, name) is not None]
         if len(present) != 1:
             reason = f"the query has {' and '.join(present)}" if present else "the query has none of them"
@@ -49,7 +68,7 @@ class SingleQuery(BaseModel):
     @classmethod
     def kinds(cls) -> tuple[str, ...]:
         """Fields of which a query has exactly one."""
-        return ("text", "prompt", "tokens")
+        return ("text", "prompt", "messages", "tokens")
 
 
 Member = Text | SingleQuery
@@ -113,6 +132,6 @@ class Question(SingleQuery):
         """The query for the library. Raises UserError if it or its options are not valid."""
         if self.explain and self.normalise != "none":
             raise UserError("explain shows the parts of plain scores; leave out normalise")
-        names = {"text", "prompt", "completion", "tokens", "labels", "group", "contrast"}
+        names = {*SingleQuery.model_fields, "group", "contrast"}
         fields: dict[str, Any] = self.model_dump(include=names, exclude_none=True)
         return as_query({"id": "question", **fields}, 0)

@@ -25,7 +25,7 @@ def is_parquet(name: str) -> bool:
 
 
 def column_kinds(file: SourceFile) -> dict[str, str]:
-    """Kind of each column: text, integer, integers (lists of integers), or the name of another type.
+    """Kind of each column: text, integer, integers, messages (lists of structs), or the name of another type.
 
     Raises:
         UserError: two columns have one name, so that a name does not say which one is meant.
@@ -148,4 +148,6 @@ def _kind(column: pa.DataType) -> str:
     if pt.is_integer(value):
         return "integer"
     is_list = pt.is_list(value) or pt.is_large_list(value) or pt.is_fixed_size_list(value)
+    if is_list and pt.is_struct(value.value_type):
+        return "messages"
     return "integers" if is_list and pt.is_integer(value.value_type) else str(column)

@@ -102,7 +102,9 @@ def _row_lines(file: SourceFile, offset: int) -> Iterator[tuple[int, bytes]]:
 
 
 def column_kinds(file: SourceFile, columns: Sequence[str] = ()) -> dict[str, str] | None:
-    """Kind of each value of the first row: text, integer, integers or another type; None if there is no row.
+    """Kind of each value of the first row: text, integer, integers, messages (lists of objects) or another type.
+
+    None if there is no row.
 
     Raises:
         UserError: as `read_records`.
@@ -117,8 +119,12 @@ def _kind(value: Any) -> str:
         return "text"
     if isinstance(value, int) and not isinstance(value, bool):
         return "integer"
+    if value == []:
+        return "empty lists"
     if isinstance(value, list) and all(_kind(item) == "integer" for item in value):
         return "integers"
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return "messages"
     return "null" if value is None else type(value).__name__
 
 

@@ -115,6 +115,17 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def has_unicode(value: Any) -> bool:
+    """Whether all texts in a value, which may be nested, can be stored."""
+    if isinstance(value, str):
+        return is_unicode(value)
+    if isinstance(value, dict):
+        return has_unicode([*value.keys(), *value.values()])
+    if isinstance(value, list) and value and not isinstance(value[0], int | float):
+        return all(map(has_unicode, value))
+    return True
+
+
 @contextmanager
 def checking_file(file: SourceFile) -> Iterator[None]:
     """Convert every error of the file or its store in the block to an error with a clear message.

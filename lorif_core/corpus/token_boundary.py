@@ -1,4 +1,4 @@
-"""Finds where the completion begins among the tokens of prompt + completion.
+"""Finds where the completion begins among the tokens of prompt + completion, and the assistant's parts of a chat.
 
 A token that holds characters of both belongs to the completion. So does a character that the tokenizer composes of
 both, such as an accent that the completion begins with.
@@ -6,6 +6,8 @@ both, such as an accent that the completion begins with.
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +59,53 @@ def tokenise_pair(
     boundary = _start_of_completion(text, len(prompt), tokenizer)
     completed = np.flatnonzero(is_text & (ends > boundary))
     return ids, int(completed[0]) if len(completed) else len(ids), lead
+
+
+def tokenise_spans(
+    text: str, spans: Sequence[tuple[int, int]], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenise a text that has its special tokens already, and tell which tokens belong to some of its parts.
+
+    The edge of a part is between two tokens if the text before it is tokenised as in the whole text. Otherwise a
+    token holds characters of both sides; it belongs to the part.
+
+    Args:
+        text: the whole text.
+        spans: (start, end) of the parts, in characters.
+        tokenizer: a fast one, see `require_offsets`.
+
+    Returns:
+        (T,) int64 ids, and (T,) bool whether each belongs to a part.
+    """
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = np.asarray(encoding["input_ids"], dtype=np.int64)
+    starts, ends = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+    if _trims_offsets(tokenizer):
+        ends = _whole_ends(ends, encoding.tokens(), 0)
+        starts = np.minimum(starts, np.r_[0, ends[:-1]][: len(starts)])
+    added = np.flatnonzero(np.isin(ids, _added_ids(tokenizer, len(tokenizer))))
+
+    def first_behind(edge: int, holding: np.ndarray) -> int:
+        """The first token behind an edge; `holding` are the tokens with characters behind it."""
+        behind = int(holding[0]) if len(holding) else len(ids)
+        # tokens before an added token do not depend on what follows it
+        begin = int(added[added < behind].max(initial=0))
+        before = tokenizer(text[starts[begin] : edge], add_special_tokens=False, verbose=False)["input_ids"]
+        exact = begin + len(before)
+        return exact if ids[begin:exact].tolist() == before else behind
+
+    belongs = np.zeros(len(ids), bool)
+    for start, end in spans if len(ids) else ():
+        boundary = _start_of_completion(text, start, tokenizer)
+        first = first_behind(start, np.flatnonzero(ends > boundary))
+        belongs[first : first_behind(end, np.flatnonzero(starts >= end))] = True
+    return ids, belongs
+
+
+@lru_cache(maxsize=4)
+def _added_ids(tokenizer: "PreTrainedTokenizerBase", _size: int) -> np.ndarray:
+    """The ids of added tokens; some tokenizers have thousands, and take milliseconds to list them."""
+    return np.array(list(tokenizer.added_tokens_decoder), dtype=np.int64)
 
 
 def _start_of_completion(text: str, boundary: int, tokenizer: Any) -> int:

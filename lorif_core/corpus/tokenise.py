@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorif_core.config import CorpusConfig
+from lorif_core.corpus.chat import tokenise_chat
+from lorif_core.corpus.chat_template import ChatTemplate, template_of
+from lorif_core.corpus.messages import Conversation, conversation_of, prompt_of
 from lorif_core.corpus.padding import mask_of, refuse_padding, unpadded
 from lorif_core.corpus.records import is_unicode
 from lorif_core.corpus.token_boundary import require_offsets, tokenise_pair
+from lorif_core.corpus.turns import Turn
 from lorif_core.errors import UserError
 from lorif_core.spec import MASKED
 
@@ -34,6 +38,7 @@ class Example:
         text: the text for display; None if it is not stored.
         content_hash: 32 hex digits that identify ids and labels.
         fault: why the record cannot be indexed; its ids and labels are empty then.
+        turns: of a conversation, where each turn stands in the text.
     """
 
     example_id: str
@@ -43,6 +48,7 @@ class Example:
     text: str | None
     content_hash: str
     fault: str | None = None
+    turns: tuple[Turn, ...] = ()
 
     @property
     def scored(self) -> int:
@@ -60,6 +66,7 @@ class TokenSequence:
         prompt: number of leading tokens that are the prompt.
         text: the text for display, if known.
         lead: how many of the prompt's tokens are special tokens in front, such as BOS.
+        turns: of a conversation, where each turn stands in the text.
     """
 
     ids: np.ndarray
@@ -67,6 +74,7 @@ class TokenSequence:
     prompt: int
     text: str | None
     lead: int = 0
+    turns: tuple[Turn, ...] = ()
 
     def truncated(self, max_length: int) -> "TokenSequence":
         """Cut to `max_length`: first the start of the prompt, except its last token, then the completion's end.
@@ -108,13 +116,17 @@ def make_examples(
         labels = None if corpus.labels is None else record[corpus.labels]
         mask = mask_of(record, corpus.mask, where)
         sequence = encode_tokens(record[corpus.tokens], labels, tokenizer, vocab_size, where, mask)
-    elif corpus.prompt is not None and corpus.completion is not None:
-        sequence = encode_pair(record[corpus.prompt], record[corpus.completion], tokenizer, vocab_size, where)
+    elif corpus.has_chat:
+        template = template_of(tokenizer, corpus.chat_template)
+        sequence = encode_chat(conversation_of(record, corpus, where), template, tokenizer, vocab_size, where)
+    elif corpus.completion is not None:
+        sequence = encode_pair(prompt_of(record, corpus), record[corpus.completion], tokenizer, vocab_size, where)
     else:
         sequence = encode_text(record[corpus.text or "text"], tokenizer, vocab_size, where)
     if not corpus.chunk:
         cut = sequence.truncated(corpus.longest)
-        return [make_example(example_id, row, cut.ids, cut.labels, sequence.text if corpus.store_text else None)]
+        text, turns = (sequence.text, sequence.turns) if corpus.store_text else (None, ())
+        return [make_example(example_id, row, cut.ids, cut.labels, text, turns)]
     blocks = chunk_bounds(len(sequence.ids), corpus.longest)
     return [
         make_example(
@@ -123,17 +135,25 @@ def make_examples(
             sequence.ids[start:stop],
             sequence.labels[start:stop],
             _block_text(sequence, start, stop, tokenizer) if corpus.store_text else None,
+            sequence.turns if corpus.store_text and len(blocks) == 1 else (),
         )
         for k, (start, stop) in enumerate(blocks)
     ]
 
 
-def make_example(example_id: str, row: int, ids: np.ndarray, labels: np.ndarray, text: str | None) -> Example:
+def make_example(
+    example_id: str,
+    row: int,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    text: str | None,
+    turns: tuple[Turn, ...] = (),
+) -> Example:
     """An example with its content hash; ids and labels (T,) int32."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(ids.astype("<i4").tobytes())
     digest.update(labels.astype("<i4").tobytes())
-    return Example(example_id, row, ids, labels, text, digest.hexdigest())
+    return Example(example_id, row, ids, labels, text, digest.hexdigest(), turns=turns)
 
 
 def encode_text(
@@ -169,6 +189,24 @@ def encode_pair(
     labels = ids.copy()
     labels[:prompt_tokens] = MASKED
     return TokenSequence(ids, labels, prompt_tokens, prompt + completion, min(lead, prompt_tokens))
+
+
+def encode_chat(
+    conversation: Conversation,
+    template: ChatTemplate,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    vocab_size: int,
+    where: str,
+) -> TokenSequence:
+    """A conversation, rendered by its template. What the assistant says after the context is scored.
+
+    The tokens before the first scored one are the prompt. Without a scored turn there are no tokens.
+    """
+    chat = tokenise_chat(conversation, template, _tokenizer_for(tokenizer, where), where)
+    _check_range(chat.ids, vocab_size, f"the tokenizer's ids for {where}")
+    ids, prompt = chat.ids.astype(np.int32), chat.prompt
+    labels = np.where(chat.is_scored, ids, np.int32(MASKED))
+    return TokenSequence(ids, labels, prompt, chat.text, int(prompt > 0 and chat.begins_with_bos), chat.turns)
 
 
 def encode_tokens(

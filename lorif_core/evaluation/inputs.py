@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorif_core.corpus.chat_template import corpus_template
 from lorif_core.corpus.shards import list_shards
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
@@ -51,9 +52,9 @@ def load_inputs(evaluation: EvaluationConfig, model: str | None = None) -> Evalu
     examples = [example for example in all_examples if example.scored]
     if not examples:
         raise UserError(f"no example of the corpus {config.corpus.uri} has a scored token; check its columns")
-    length = config.corpus.longest
+    length, template = config.corpus.longest, corpus_template(config.corpus, loaded.tokenizer)
     queries = [
-        query_example(query, loaded.tokenizer, loaded.vocab_size, length)
+        query_example(query, loaded.tokenizer, loaded.vocab_size, length, template)
         for query in read_queries(evaluation.queries, config.storage)
     ]
     return EvaluationInputs(loaded, examples, queries)

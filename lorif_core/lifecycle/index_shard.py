@@ -10,10 +10,12 @@ import numpy as np
 
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus.batches import collate
+from lorif_core.corpus.chat_template import corpus_template
 from lorif_core.corpus.columns import needed_columns, optional_columns
-from lorif_core.corpus.records import is_unicode
+from lorif_core.corpus.records import has_unicode
 from lorif_core.corpus.shards import read_rows
 from lorif_core.corpus.tokenise import Example, make_examples
+from lorif_core.errors import UserError
 from lorif_core.gradients.extract import STORED_DTYPES, Extraction, Extractor
 from lorif_core.gradients.token_budget import TokenBudget
 from lorif_core.lifecycle.removal import REMOVED, read_removals
@@ -157,7 +159,7 @@ def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Itera
     corpus = config.corpus
     columns, optional = needed_columns(corpus), optional_columns(corpus)
     for row, record in read_rows(shard, columns, config.storage, optional, corpus.binary):
-        faulty = [column for column, value in record.items() if isinstance(value, str) and not is_unicode(value)]
+        faulty = [column for column, value in record.items() if not has_unicode(value)]
         if not faulty:
             yield from make_examples(row, record, shard.name, loaded.tokenizer, corpus, loaded.vocab_size)
             continue
@@ -182,10 +184,13 @@ def load_for(spec: IndexSpec, config: Config) -> LoadedModel:
     """Load the config's model.
 
     Raises:
-        UserError: the checkpoint or its tokenizer differs from that of the spec.
+        UserError: the checkpoint, its tokenizer or its chat template differs from that of the spec.
     """
     loaded = load_model(model_config(config, spec), config.storage)
     check_same_checkpoint(config.model, config.storage, loaded, spec)
+    template = corpus_template(config.corpus, loaded.tokenizer)
+    if (None if template is None else template.to_json()) != spec.tokenisation.chat:
+        raise UserError(f"the chat template of {config.model.path} changed after the plan was made; run it again")
     return loaded
 
 

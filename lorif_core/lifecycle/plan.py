@@ -7,6 +7,7 @@ from typing import Literal
 
 from lorif_core.config import Config
 from lorif_core.config_sections import ProjectionConfig
+from lorif_core.corpus.chat_template import corpus_template
 from lorif_core.corpus.kept_listings import KeptListings
 from lorif_core.corpus.notes import CorpusNotes
 from lorif_core.corpus.shards import ListFiles, Listing, check_first_file, list_shards
@@ -158,7 +159,8 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     check_settings(config, skeleton, layers)
     corpus = config.corpus
     uses_pair = corpus.tokens is None and corpus.prompt is not None
-    uses_text = corpus.tokens is None and corpus.prompt is None
+    uses_text = corpus.tokens is None and corpus.prompt is None and corpus.messages is None
+    template = corpus_template(corpus, skeleton.tokenizer)
     spec = IndexSpec(
         checkpoint=locate(config.model, config.storage).fingerprint(),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
@@ -168,7 +170,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         tokenisation=TokenSpec(
             tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
             text=corpus.text if uses_text else None,
-            prompt=corpus.prompt if uses_pair else None,
+            prompt="+".join(corpus.prompt_columns) if uses_pair else None,
             completion=corpus.completion if uses_pair else None,
             tokens=corpus.tokens,
             labels=corpus.labels,
@@ -177,6 +179,8 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
             chunk=corpus.chunk,
             mask=corpus.mask,
             pair="joined" if uses_pair else None,
+            messages=corpus.messages,
+            chat=None if template is None else template.to_json(),
         ),
         store_text=corpus.store_text,
     )
@@ -207,8 +211,11 @@ def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, 
             f"the model {config.model.path} has no tokenizer; save one beside it, or set corpus.tokens to the "
             f"column of token ids"
         )
-    if config.corpus.tokens is None and config.corpus.prompt is not None:
-        require_offsets(skeleton.tokenizer, f"a pair of {config.corpus.prompt} and {config.corpus.completion}")
+    if config.corpus.tokens is None and config.corpus.completion is not None:
+        pair = (*config.corpus.prompt_columns, config.corpus.completion)
+        require_offsets(skeleton.tokenizer, f"a pair of {' and '.join(pair)}")
+    if corpus_template(config.corpus, skeleton.tokenizer) is not None:
+        require_offsets(skeleton.tokenizer, "a conversation")
 
 
 def curvature_spec(config: Config) -> CurvatureSpec:

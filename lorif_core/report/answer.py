@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lorif_core.corpus.turns import turns_from_json
 from lorif_core.report.answer_sections import Hit, QuerySection, Source, SourceTotal, TokenShare
 from lorif_core.report.overlap import Overlap
 from lorif_core.search.explanation import Explanation
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import Scored, TopK
+from lorif_core.tables.checksums import TURNS
 
 _BUILT_IN_COLUMNS = frozenset(
-    ("example_id", "shard", "uri", "row", "tokens", "loss", "content_hash", "checkpoint", "spec", "text")
+    ("example_id", "shard", "uri", "row", "tokens", "loss", "content_hash", "checkpoint", "spec", "text", TURNS)
 )
 _MAX_VALUE_CHARS = 120
 
@@ -49,6 +51,7 @@ def answer_section(
         tokens=_tokens(explanation, top.proponents),
         unexplained=None if explanation is None else explanation.reason,
         totals=None if totals is None else tuple(totals),
+        turns=query.turns,
     )
 
 
@@ -86,6 +89,7 @@ def _hits(
                 overlap=() if text is None else overlap.spans(text),
                 tokens=None if tokens is None else tuple(tokens.tolist()),
                 columns=_columns(row),
+                turns=turns_from_json(row.get(TURNS)),
             )
         )  # fmt: skip
     return tuple(hits)
@@ -94,7 +98,9 @@ def _hits(
 def _own_texts(query: Query) -> Iterator[str]:
     """Texts of the query itself; a query given as tokens has none."""
     for _, member in query.members:
-        if member.tokens is None:
+        if member.messages is not None:
+            yield from (said for _, said in member.turns)
+        elif member.tokens is None:
             yield "".join(part for part in member.display_text if part is not None)
 
 

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from lorif_core.corpus.turns import Turn
+
 _HUB = re.compile(r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<path>.+)")
 
 
@@ -46,6 +48,7 @@ class Hit:
         overlap: (start, end) in characters of the words that the text shares with the query; ascending, disjoint.
         tokens: contribution of each query token to this example's score; None if not explained.
         columns: extra columns of its row, (name, value).
+        turns: of a conversation, where each turn stands in the text.
     """
 
     rank: int
@@ -56,6 +59,7 @@ class Hit:
     overlap: tuple[tuple[int, int], ...] = ()
     tokens: tuple[float, ...] | None = None
     columns: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class QuerySection:
         tokens: None if the query is not explained.
         unexplained: why a requested explanation is missing; None otherwise.
         totals: over all rows, by file, largest first; None if they were not computed.
+        turns: role and text of each message, if the query consists of messages.
     """
 
     query_id: str
@@ -93,6 +98,7 @@ class QuerySection:
     tokens: tuple[TokenShare, ...] | None = None
     unexplained: str | None = None
     totals: tuple[SourceTotal, ...] | None = None
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def hits(self) -> tuple[Hit, ...]:

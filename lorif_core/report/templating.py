@@ -12,8 +12,9 @@ from markupsafe import Markup
 from lorif_core import formatting
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.drawing import QueryTokens, source_rows
-from lorif_core.report.excerpt import excerpt, pieces
+from lorif_core.report.excerpt import pieces
 from lorif_core.report.spectrum import PLOT, spectrum_plot
+from lorif_core.report.turns import example_excerpt, shaded_turns, turns_in
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -54,12 +55,14 @@ def _template(name: str) -> Template:
         significant=formatting.format_significant,
     )
     environment.globals.update(
-        excerpt=excerpt,
+        example_excerpt=example_excerpt,
         largest_score=_largest_score,
         pieces=pieces,
         plot_size=PLOT,
+        shaded_turns=shaded_turns,
         spectrum_plot=spectrum_plot,
         source_rows=source_rows,
+        turns_in=turns_in,
         query_tokens=lambda query: None if query.tokens is None else QueryTokens(query),
     )
     return environment.get_template(name)

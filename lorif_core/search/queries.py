@@ -8,11 +8,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import StorageConfig
 from lorif_core.corpus import columnar, jsonl
+from lorif_core.corpus.chat_template import ChatTemplate, template_of
+from lorif_core.corpus.messages import Conversation, Message, display_text, parse_conversation, turns_of
 from lorif_core.corpus.padding import MASK_NAME
 from lorif_core.corpus.records import checking_file, column_kinds, is_jsonl
 from lorif_core.corpus.tokenise import (
     Example,
     TokenSequence,
+    encode_chat,
     encode_pair,
     encode_text,
     encode_tokens,
@@ -23,18 +26,19 @@ from lorif_core.errors import UserError
 from lorif_core.storage.filesystem import SourceFile, find_files
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-_FIELDS = ("id", "text", "prompt", "completion", "tokens", "labels", MASK_NAME)
+_FIELDS = ("id", "text", "messages", "tools", "prompt", "completion", "tokens", "labels", MASK_NAME)
 _COMPOUND = ("group", "contrast")
-_NEEDED = "text, or prompt and completion, or tokens"
+_NEEDED = "text, or prompt and completion, or tokens, or messages"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to attribute: tokens, a prompt and its completion, a text, or several of these.
+    """What to attribute: tokens, messages, a prompt and its completion, a text, or several of these.
 
     Unused fields are None. The loss of a `group` is the mean of its members' losses; the loss of a `contrast`
     (A, B) is A's loss minus B's. The same holds for gradients and scores. Members cannot be groups or contrasts.
     Prompt and completion are tokenised as one text. `mask` is 0 for tokens that are padding, which is cut off.
+    Messages are rendered by the chat template of the index, and what the assistant says is scored.
     """
 
     query_id: str
@@ -46,6 +50,8 @@ class Query:
     mask: tuple[int, ...] | None = None
     group: "tuple[Query, ...] | None" = None
     contrast: "tuple[Query, Query] | None" = None
+    messages: tuple[Message, ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
 
     @property
     def members(self) -> "list[tuple[float, Query]]":
@@ -63,8 +69,15 @@ class Query:
             return f"mean of {len(self.group)}: " + " | ".join(_joined_text(member) for member in self.group), None
         if self.contrast is not None:
             return " minus ".join(_joined_text(side) for side in self.contrast), None
+        if self.messages is not None:
+            return display_text(self.messages)
         prompt = self.prompt if self.prompt is not None else self.text
         return (prompt if prompt is not None else f"{len(self.tokens or ())} tokens"), self.completion
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """The role and the text of each of its messages; none for other queries."""
+        return turns_of(self.messages or ())
 
 
 QueryInput = str | Mapping[str, Any] | Query
@@ -72,10 +85,10 @@ QueryInput = str | Mapping[str, Any] | Query
 
 
 def read_queries(path: str, storage: StorageConfig) -> list[Query]:
-    """Queries of a .jsonl(.gz, .zst) or .parquet file with `text`, or `prompt` and `completion`, or `tokens`.
+    """Queries of a .jsonl(.gz, .zst) or .parquet file: `text`, `prompt` and `completion`, `messages`, or `tokens`.
 
-    `tokens` may come with `labels` and with an `attention_mask`, which marks padding with 0. Every row may have an
-    `id`; the default is its position in the file, from 0.
+    `tokens` may come with `labels` and with an `attention_mask`, which marks padding with 0, and `messages` with
+    `tools`. Every row may have an `id`; the default is its position in the file, from 0.
     Instead of these a row may have `group`, a list of queries, or `contrast`, a list of two queries.
 
     Raises:
@@ -142,9 +155,15 @@ def _as_query(value: Any, position: int, subject: str, *, single: bool = False) 
 
 
 def query_example(
-    query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
+    query: Query,
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocab_size: int,
+    max_length: int,
+    template: ChatTemplate | None = None,
 ) -> Example:
     """The query's tokens and labels, truncated as training examples are.
+
+    Messages are rendered by the chat template of the corpus, or by that of the tokenizer if it has none.
 
     Raises:
         UserError: the query is a group or a contrast, has no scored token, or a token is out of range. The message
@@ -153,7 +172,7 @@ def query_example(
     subject = f"query {query.query_id!r}"
     if query.group is not None or query.contrast is not None:
         raise UserError(f"{subject} consists of several queries; here it must be a single query, with {_NEEDED}")
-    sequence = _encode(query, tokenizer, vocab_size, subject)
+    sequence = _encode(query, tokenizer, vocab_size, template)
     short = sequence.truncated(max_length)
     example = make_example(query.query_id, 0, short.ids, short.labels, sequence.text)
     if example.scored == 0:
@@ -165,8 +184,12 @@ def query_example(
 
 
 def _encode(
-    query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, subject: str
+    query: Query, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, template: ChatTemplate | None
 ) -> TokenSequence:
+    subject = f"query {query.query_id!r}"
+    if query.messages is not None:
+        conversation = Conversation(query.messages, query.tools)
+        return encode_chat(conversation, template or template_of(tokenizer), tokenizer, vocab_size, subject)
     if query.tokens is not None:
         return encode_tokens(query.tokens, query.labels, tokenizer, vocab_size, subject, query.mask)
     if query.prompt is not None and query.completion is not None:
@@ -210,7 +233,7 @@ def _rows(file: SourceFile, content: str, fields: Sequence[str]) -> list[dict[st
 
 
 def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bool = False) -> Query:
-    """Parse by precedence: a group or contrast, tokens, prompt and completion, text; null counts as absent."""
+    """Parse by precedence: a group or contrast, tokens, messages, prompt and completion, text; null is absent."""
     given = {field: record[field] for field in (*_FIELDS, *_COMPOUND) if record.get(field) is not None}
     query_id = given.get("id", position)
     if isinstance(query_id, bool) or not isinstance(query_id, str | int):
@@ -224,6 +247,8 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
             for field in ("tokens", "labels", MASK_NAME)
         )
         return Query(str(query_id), tokens=tokens, labels=labels, mask=mask)
+    if "messages" in given:
+        return _parse_chat(given, str(query_id), subject)
     fields = ["prompt", "completion"] if "prompt" in given and "completion" in given else ["text"]
     if not all(field in given for field in fields):
         listed = ", ".join(str(key) for key, value in record.items() if value is not None) or "nothing"
@@ -232,6 +257,13 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
         if not isinstance(given[field], str):
             raise UserError(f"the {field} of {subject} must be a string, it is {given[field]!r}")
     return Query(str(query_id), **{field: given[field] for field in fields})
+
+
+def _parse_chat(given: Mapping[str, Any], query_id: str, subject: str) -> Query:
+    chat = parse_conversation(given["messages"], given.get("tools"), f"the messages of {subject}")
+    if not chat.scored:
+        raise UserError(f"the messages of {subject} have no turn of the assistant, which is what is attributed")
+    return Query(query_id, messages=chat.messages, tools=chat.tools)
 
 
 def _parse_compound(given: Mapping[str, Any], field: str, query_id: str, subject: str, single: bool) -> Query:

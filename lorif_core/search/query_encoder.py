@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.corpus.batches import collate
+from lorif_core.corpus.chat_template import ChatTemplate
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
@@ -72,8 +73,10 @@ class QueryEncoder:
 
     def example(self, query: Query) -> Example:
         """The query's tokens and labels. Raises UserError if no token is scored."""
+        tokenisation = self._spec.tokenisation
+        template = None if tokenisation.chat is None else ChatTemplate.from_json(tokenisation.chat)
         return query_example(
-            query, self._loaded.tokenizer, self._loaded.vocab_size, self._spec.tokenisation.max_length
+            query, self._loaded.tokenizer, self._loaded.vocab_size, tokenisation.max_length, template
         )
 
     def gradients(self, queries: Sequence[Query]) -> QueryGradients:

@@ -23,11 +23,11 @@ CHECKSUM_FIELD = pa.field(CHECKSUM, pa.uint64())
 CODE_COLUMNS = ("codes", "scales", "magnitude")
 NOT_DESCRIPTIVE = (*CODE_COLUMNS, CHECKSUMS)
 DESCRIPTION = ("example_id", "shard", "uri", "row", "tokens", "loss", "content_hash", "checkpoint", "spec")
-TEXT = "text"
+TEXT, TURNS = "text", "chat_turns"
 LAST_COMPONENT = 1
 """Seed of the checksum of a layer's last component, so that a layer without its end does not look complete."""
 
-_GROUPS = (("example_id", *CODE_COLUMNS), DESCRIPTION, (TEXT,))  # in the order of `checksums`
+_GROUPS = (("example_id", *CODE_COLUMNS), DESCRIPTION, (TEXT, TURNS))  # in the order of `checksums`
 CODE_GROUP, DESCRIPTION_GROUP, TEXT_GROUP = range(3)
 _WORD = pa.uint32()
 _NULL = b"\xff"  # differs from every text in UTF-8

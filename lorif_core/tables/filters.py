@@ -4,6 +4,7 @@ from reprlib import Repr
 
 from lorif_core.corpus.records import is_unicode
 from lorif_core.errors import UserError
+from lorif_core.tables.checksums import TEXT, TURNS
 from lorif_core.tables.store import Store
 
 MAX_CHARACTERS = 10_000
@@ -32,8 +33,8 @@ def condition_sql(store: Store, version: int, condition: str) -> str:
 
 
 def reads_text(condition: str) -> bool:
-    """Whether a condition may read the column of texts; a quoted word counts, too."""
-    return "text" in condition.lower()
+    """Whether a condition may read the columns of texts and turns; a quoted word counts, too."""
+    return any(name in condition.lower() for name in (TEXT, TURNS))
 
 
 def check_where(store: Store, version: int, condition: str) -> str:

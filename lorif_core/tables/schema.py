@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from lorif_core.corpus.tokenise import Example
+from lorif_core.corpus.turns import turns_to_json
 from lorif_core.curvature.woodbury import LayerCurvature
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import is_float
@@ -24,6 +25,7 @@ from lorif_core.tables.checksums import (
     CHECKSUM_FIELD,
     CHECKSUMS,
     LAST_COMPONENT,
+    TURNS,
     checksums_field,
     factors_checksums,
     with_checksum,
@@ -55,6 +57,8 @@ def factors_schema(spec: IndexSpec) -> pa.Schema:
     ]
     if spec.store_text:
         fields.append(pa.field("text", pa.string(), metadata=_COMPRESSED))
+        if spec.tokenisation.chat is not None:
+            fields.append(pa.field(TURNS, pa.string(), metadata=_COMPRESSED))
     fields.append(pa.field("codes", pa.list_(_ARROW_TYPES[spec.code.dtype], layout.stored_width), nullable=False))
     if is_float(spec.code.dtype):
         fields.append(pa.field("scales", pa.list_(pa.float32(), layout.scales), nullable=False))
@@ -180,6 +184,7 @@ def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec, schema: pa.Schem
         "checkpoint": [spec.checkpoint] * n,
         "spec": [spec.hash] * n,
         "text": [example.text for example in rows.examples],
+        TURNS: [turns_to_json(example.turns) for example in rows.examples],
         "codes": _fixed_size(rows.codes),
         "scales": _fixed_size(scales.astype(np.float32 if is_float(spec.code.dtype) else np.float16)),
         "magnitude": magnitude,

@@ -1,6 +1,7 @@
 """Invariant: rows whose numbers have another meaning have another spec; specs of old indexes keep their hash."""
 
 import json
+import re
 from dataclasses import replace
 
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, TokenSpec
@@ -38,3 +39,15 @@ def test_pairs_that_are_tokenised_as_one_text_do_not_join_older_ones() -> None:
 def test_a_mask_makes_another_spec() -> None:
     masked = replace(SPEC, tokenisation=replace(SPEC.tokenisation, mask="m"))
     assert IndexSpec.from_json(masked.to_json()) == masked and masked.hash != SPEC.hash
+
+
+def test_another_chat_template_makes_another_spec_and_is_named_briefly() -> None:
+    def of(chat: str | None) -> IndexSpec:
+        return replace(SPEC, tokenisation=replace(SPEC.tokenisation, messages="m", chat=chat))
+
+    first, second = of('["{{ messages }}",null,{}]'), of('["{{ messages }}!",null,{}]')
+    assert len({SPEC.hash, first.hash, second.hash, of(None).hash}) == 4
+    assert IndexSpec.from_json(first.to_json()) == first
+    (difference,) = first.differences_except_checkpoint(second)
+    assert re.fullmatch(r"tokenisation.chat \(template #\w{8} there, template #\w{8} here\)", difference)
+    assert "tokenisation.chat (None there, template #" in "; ".join(first.differences_except_checkpoint(SPEC))

@@ -16,7 +16,9 @@ from lorif_core.lifecycle.index_shard import NO_SCORED_TOKEN, ShardIndexer
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.tables.store import Store
-from tests.models import make_example
+from tests.chat_templates import CASES, TALK, with_template
+from tests.models import gpt2, make_example
+from tests.tiny_tokenizer import byte_tokenizer
 
 
 @pytest.fixture(params=[{"kind": "rank", "rank": 1}, {"kind": "rank", "rank": 2}, {"kind": "dense"}], ids=str)
@@ -161,3 +163,33 @@ def test_a_record_with_half_of_a_surrogate_pair_is_skipped_and_named(
          f"half of a surrogate pair, which is not text, in the column {broken!r}")
         for i in (1, 3)
     )  # fmt: skip
+
+
+def test_a_conversation_with_half_of_a_surrogate_pair_or_without_the_assistant_is_skipped(tmp_path: Path) -> None:
+    """Others of the file are indexed, with their turns beside the text."""
+    tokenizer = with_template(byte_tokenizer(), CASES[0], CASES[0].template)
+    gpt2(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    talks = [TALK, [TALK[1], {"role": "assistant", "content": "a \ud800 b"}], TALK[:2], TALK[1:]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"m": talk}) + "\n" for talk in talks))
+    config = parse_config(
+        {
+            "index": str(tmp_path / "index"),
+            "model": {"path": str(tmp_path / "model")},
+            "corpus": {"uri": str(tmp_path / "a.jsonl"), "max_length": 64, "messages": "m"},
+            "projection": {"kind": "random", "factor": 4},
+            "curvature": {"kind": "none"},
+        }
+    )
+    plan = make_plan(config)
+    store = Store(config.index)
+    store.create(plan.spec)
+    receipt = ShardIndexer(config, plan.spec).index(plan.shards[0])
+    half = "half of a surrogate pair, which is not text, in the column 'm'"
+    assert receipt.rows == 2 and receipt.skipped == (("a.jsonl#1", half), ("a.jsonl#2", NO_SCORED_TOKEN))
+    changed = with_template(byte_tokenizer(), CASES[0], CASES[0].unmarked)
+    changed.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"tokenisation.chat \(template #\w+ there, template #\w+ here\)"):
+        make_plan(config)
+    with pytest.raises(UserError, match=r"the chat template of .*model changed after the plan was made"):
+        ShardIndexer(config, plan.spec)

@@ -23,3 +23,25 @@ def test_pairs_need_a_tokenizer_with_offsets() -> None:
     check(byte_tokenizer(), prompt="p", completion="c")
     for other in ({}, {"tokens": "t"}, {"tokens": "t", "prompt": "p", "completion": "c"}):
         check(ByT5Tokenizer(), **other)
+
+
+PAIRS = {"prompt": "p", "completion": "c", "chat_template": "model"}
+
+
+@pytest.mark.parametrize("corpus", [{"messages": "m"}, PAIRS])
+def test_conversations_need_a_template_and_offsets(corpus: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"has no tokenizer"):
+        check(None, **corpus)
+    with pytest.raises(UserError, match=r"the model's tokenizer has none; set corpus.chat_template to a Jinja"):
+        check(byte_tokenizer(), **corpus)
+    with pytest.raises(UserError, match=r"not valid Jinja in line 2: .*; correct it"):
+        check(byte_tokenizer(), **{**corpus, "chat_template": "{{ 1 }}\n{% if %}"})
+    with pytest.raises(UserError, match=r"ByT5Tokenizer does not tell which characters"):
+        check(ByT5Tokenizer(), **{**corpus, "chat_template": "{{ messages[0].content }}"})
+    named = byte_tokenizer()
+    named.chat_template = {"rag": "{{ 1 }}"}
+    with pytest.raises(UserError, match=r"none named default .it has rag."):
+        check(named, **corpus)
+    named.chat_template = "{{ messages[0].content }}"
+    check(named, **corpus)
+    check(byte_tokenizer(), **{**corpus, "chat_template": "{{ messages[0].content }}"})

@@ -12,8 +12,10 @@ import pytest
 import zstandard
 
 from lorif_core.config import StorageConfig
+from lorif_core.corpus.chat_template import ChatTemplate
 from lorif_core.errors import LorifError, UserError
 from lorif_core.search.queries import Query, as_query, query_example, read_queries
+from tests.chat_templates import CALLS, CASES, TALK, WEATHER, with_template
 from tests.tiny_tokenizer import VOCAB, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -84,6 +86,34 @@ def test_groups_and_contrasts(tmp_path: Path, ending: str) -> None:
     )
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_messages_are_queries(tmp_path: Path, ending: str) -> None:
+    records = [{"messages": CALLS, "tools": [WEATHER], "text": "b", "id": "x"}, {"messages": TALK[:4], "id": "y"}]
+    called, talked = read_queries(write(tmp_path / f"q{ending}", records), STORAGE)
+    assert called == Query("x", messages=tuple(CALLS), tools=(WEATHER,)) and talked.messages == tuple(TALK[:4])
+    call = '{"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}'
+    before = f"user: Rain in Ulm?\nassistant: {call}\ntool: dry, 8 degrees\n"
+    assert called.display_text == (before, "No rain.")
+    assert talked.display_text[0].endswith("assistant: user, naïve 🙂\nuser: And  again?\n")
+    assert talked.display_text[1] is None and [role for role, _ in talked.turns] == [m["role"] for m in TALK[:4]]
+    members = as_query({"contrast": [{"messages": TALK[:3]}, {"messages": np.array(TALK)}]}, 0).contrast
+    assert members == (Query("0/0", messages=tuple(TALK[:3])), Query("0/1", messages=tuple(TALK)))
+
+
+def test_a_query_of_messages_is_rendered_by_the_template_of_the_index() -> None:
+    case = CASES[0]
+    tokenizer = with_template(byte_tokenizer(), case, "{{ 'the template of today' }}")
+    template = ChatTemplate(case.template, None, {})
+    example = query_example(Query("q", messages=tuple(TALK)), tokenizer, 1000, 512, template)
+    assert example.text == case.text and example.turns
+    scored = tokenizer.decode(example.input_ids[example.labels != -100].tolist())
+    assert scored == "".join(text for text, is_scored in case.parts if is_scored)
+    tokenizer.chat_template = case.template
+    assert query_example(Query("q", messages=tuple(TALK)), tokenizer, 1000, 512).text == case.text
+    with pytest.raises(UserError, match=r"messages need a chat template, and the model's tokenizer has none"):
+        query_example(Query("q", messages=tuple(TALK)), TOKENIZER, VOCAB, 512)
+
+
 def test_python_values() -> None:
     assert as_query("hello", 3) == Query("3", text="hello")
     assert as_query({"prompt": "p", "completion": "c", "id": 9}, 0) == Query("9", prompt="p", completion="c")
@@ -101,6 +131,13 @@ def test_python_values() -> None:
         ({"tokens": "12"}, "the tokens of query 5 must be a list of integers"),
         ({"tokens": [1], "labels": [0.5]}, "the labels of query 5"),
         ({"text": "x", "id": 1.5}, "the id of query 5"),
+        ({"messages": "hi"}, "the messages of query 5 must be a list of messages"),
+        (
+            {"messages": [{"role": "user", "content": "hi"}]},
+            "the messages of query 5 have no turn of the assistant",
+        ),
+        ({"messages": [{"role": "user"}]}, "message 1 of the messages of query 5 has no content"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "tools": 3}, "the tools of query 5 must be a list"),
         ({"group": []}, "the group of query 5 must be a list of queries, it is \\[\\]"),
         ({"group": "abc"}, "the group of query 5 must be a list of queries, it is 'abc'"),
         ({"group": ["a", 3]}, "member 1 of the group of query 5 is a int; give a string or a dict with text"),
