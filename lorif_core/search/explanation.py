@@ -1,6 +1,6 @@
 """Explain the ranking of a query's examples: the contributions of its tokens to the scores that a page shows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from lorif_core.search.contributions import token_scores
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.queries import Query
 from lorif_core.search.query_encoder import ModelInput
+from lorif_core.search.shares import LayerShare, TrainingToken
 from lorif_core.search.top_k import TopK
 from lorif_core.spec import MASKED
 
@@ -20,14 +21,23 @@ _MAX_TOKENS = 2**15  # tokens the model reads for one query: all of its tokens, 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A query's T tokens as text, and by example id their contributions to the example's score, (T,) float32.
+    """The parts of the scores that a page shows: tokens of the query, tokens of the training texts, and layers.
 
-    If the query cannot be explained, `reason` says why and the other fields are empty.
+    Attributes:
+        tokens: the query's T tokens as text; empty if `reason` says why its tokens have no parts.
+        by_example: by example id the contributions of these tokens to its score, (T,) float32.
+        reason: why the query's tokens are not explained; None if they are.
+        training_tokens: by example id the tokens of its text; they add up to its score.
+        layers: by example id the tracked layers in their order; they add up to its score.
+        unshaded: why examples that are missing in `training_tokens` have no shares; None if none is missing.
     """
 
     tokens: tuple[str, ...]
     by_example: dict[str, np.ndarray]
     reason: str | None = None
+    training_tokens: dict[str, tuple[TrainingToken, ...]] = field(default_factory=dict)
+    layers: dict[str, tuple[LayerShare, ...]] = field(default_factory=dict)
+    unshaded: str | None = None
 
 
 def explain(index: GenerationReader, query: Query, top: TopK, model: ModelInput = None) -> Explanation:
