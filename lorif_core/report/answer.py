@@ -1,6 +1,7 @@
 """Builds the section that a page shows for one answered query from the results of a search."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from lorif_core.report.answer_sections import Hit, QuerySection, Source, SourceT
 from lorif_core.report.overlap import Overlap
 from lorif_core.search.explanation import Explanation
 from lorif_core.search.queries import Query
+from lorif_core.search.shares import LayerShare
 from lorif_core.search.top_k import Scored, TopK
 
 _BUILT_IN_COLUMNS = frozenset(
@@ -49,7 +51,15 @@ def answer_section(
         tokens=_tokens(explanation, top.proponents),
         unexplained=None if explanation is None else explanation.reason,
         totals=None if totals is None else tuple(totals),
+        unshaded=None if explanation is None else explanation.unshaded,
+        layers=() if explanation is None else summed_layers(explanation, top.proponents),
     )
+
+
+def summed_layers(explanation: Explanation, scored: Sequence[Scored]) -> tuple[LayerShare, ...]:
+    """The shares of the layers in the summed scores of those examples that are explained."""
+    of_hits = [explanation.layers[hit.example_id] for hit in scored if hit.example_id in explanation.layers]
+    return tuple(replace(same[0], share=sum(share.share for share in same)) for same in zip(*of_hits, strict=True))
 
 
 def source_totals(table: pa.Table) -> tuple[SourceTotal, ...]:
@@ -75,10 +85,10 @@ def _hits(
     explanation: Explanation | None,
     overlap: Overlap,
 ) -> tuple[Hit, ...]:
-    by_example = {} if explanation is None else explanation.by_example
+    explained = explanation or Explanation((), {})
     hits = []
     for rank, hit in enumerate(scored, start=1):
-        row, tokens = details[hit.example_id], by_example.get(hit.example_id)
+        row, tokens = details[hit.example_id], explained.by_example.get(hit.example_id)
         text = row.get("text")
         hits.append(
             Hit(
@@ -86,6 +96,8 @@ def _hits(
                 overlap=() if text is None else overlap.spans(text),
                 tokens=None if tokens is None else tuple(tokens.tolist()),
                 columns=_columns(row),
+                training_tokens=explained.training_tokens.get(hit.example_id),
+                layers=explained.layers.get(hit.example_id, ()),
             )
         )  # fmt: skip
     return tuple(hits)

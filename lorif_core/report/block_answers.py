@@ -1,6 +1,6 @@
 """Answers of one block of queries as a parquet file. A batch attribution stores them until all blocks are done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,13 +10,22 @@ import pyarrow.parquet as pq
 
 from lorif_core.search.explanation import Explanation
 from lorif_core.search.queries import Query
+from lorif_core.search.shares import LayerShare, TrainingToken
 from lorif_core.search.top_k import Scored, TopK
 
 _HITS = pa.list_(pa.struct([("score", pa.float32()), ("example_id", pa.string())]))
 _CONTRIBUTIONS = pa.list_(pa.struct([("example_id", pa.string()), ("contributions", pa.list_(pa.float32()))]))
-_EXPLANATION = pa.struct(
-    [("tokens", pa.list_(pa.string())), ("by_example", _CONTRIBUTIONS), ("reason", pa.string())]
+_TRAINING_TOKENS = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("share", pa.float64())]))
+_LAYERS = pa.list_(
+    pa.struct([("layer", pa.string()), ("block", pa.int32()), ("kind", pa.string()), ("share", pa.float64())])
 )
+_EXPLANATION = pa.struct(
+    [
+        ("tokens", pa.list_(pa.string())), ("by_example", _CONTRIBUTIONS), ("reason", pa.string()),
+        ("training_tokens", pa.map_(pa.string(), _TRAINING_TOKENS)), ("layers", pa.map_(pa.string(), _LAYERS)),
+        ("unshaded", pa.string()),
+    ]
+)  # fmt: skip
 _SCHEMA = pa.schema(
     [
         ("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS),
@@ -78,11 +87,23 @@ def _explanation_row(explanation: Explanation) -> dict[str, Any]:
         {"example_id": example_id, "contributions": contributions_T.tolist()}
         for example_id, contributions_T in explanation.by_example.items()
     ]
-    return {"tokens": list(explanation.tokens), "by_example": by_example, "reason": explanation.reason}
+    return {
+        "tokens": list(explanation.tokens), "by_example": by_example, "reason": explanation.reason,
+        "training_tokens": _as_rows(explanation.training_tokens), "layers": _as_rows(explanation.layers),
+        "unshaded": explanation.unshaded,
+    }  # fmt: skip
+
+
+def _as_rows(shares: Mapping[str, Sequence[TrainingToken | LayerShare]]) -> dict[str, list[dict[str, Any]]]:
+    return {example_id: [asdict(share) for share in of_example] for example_id, of_example in shares.items()}
 
 
 def _explanation(row: dict[str, Any] | None) -> Explanation | None:
     if row is None:
         return None
     by_example = {hit["example_id"]: np.array(hit["contributions"], np.float32) for hit in row["by_example"]}
-    return Explanation(tuple(row["tokens"]), by_example, row["reason"])
+    tokens, layers = (
+        {example_id: tuple(kind(**share) for share in shares) for example_id, shares in row[name]}
+        for name, kind in (("training_tokens", TrainingToken), ("layers", LayerShare))
+    )
+    return Explanation(tuple(row["tokens"]), by_example, row["reason"], tokens, layers, row["unshaded"])

@@ -1,4 +1,4 @@
-"""Explain the ranking of a query's examples: the contributions of its tokens to the scores that a page shows."""
+"""Explain the ranking of a query's examples: the parts of the scores that a page shows."""
 
 from dataclasses import dataclass, field
 
@@ -10,6 +10,7 @@ from lorif_core.search.queries import Query
 from lorif_core.search.query_encoder import ModelInput
 from lorif_core.search.shares import LayerShare, TrainingToken
 from lorif_core.search.top_k import TopK
+from lorif_core.search.training_shares import training_shares
 from lorif_core.spec import MASKED
 
 HITS_EXPLAINED = 10
@@ -41,21 +42,27 @@ class Explanation:
 
 
 def explain(index: GenerationReader, query: Query, top: TopK, model: ModelInput = None) -> Explanation:
-    """Explain the first `HITS_EXPLAINED` examples of each side; needs a backward pass per scored token.
+    """Explain the first `HITS_EXPLAINED` examples of each side.
+
+    It needs a backward pass for each scored token of the query, and one for each example.
 
     Args:
         index: the generation that was searched.
         query: the query.
-        top: its top-k.
+        top: its top-k, of scores that are not normalised.
         model: as in `Index.scores`.
     """
-    reason = _reason_not_to_explain(index, query, model)
-    if reason is not None:
-        return Explanation((), {}, reason)
     hits = [*top.proponents[:HITS_EXPLAINED], *top.opponents[:HITS_EXPLAINED]]
     ids = list(dict.fromkeys(hit.example_id for hit in hits))
+    folded = index.fold(index.encode([query], model))
+    training = training_shares(index, folded, ids, model)
+    shares = {"training_tokens": training.tokens, "layers": training.layers, "unshaded": training.reason}
+    reason = _reason_not_to_explain(index, query, model)
+    if reason is not None:
+        return Explanation((), {}, reason, **shares)
     tokens, scores_TR = token_scores(index, query, ids, model)
-    return Explanation(tuple(tokens), {example_id: scores_TR[:, row] for row, example_id in enumerate(ids)})
+    by_example = {example_id: scores_TR[:, row] for row, example_id in enumerate(ids)}
+    return Explanation(tuple(tokens), by_example, **shares)
 
 
 def _reason_not_to_explain(index: GenerationReader, query: Query, model: ModelInput) -> str | None:

@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from lorif_core.config import StorageConfig
 from lorif_core.config_file import parse_storage
-from lorif_core.search import contributions, selection, totals
+from lorif_core.search import contributions, selection, totals, training_shares
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import Normalisation
 from lorif_core.search.queries import QueryInput
 from lorif_core.search.query_encoder import ModelInput
 from lorif_core.search.top_k import TopK
+from lorif_core.search.training_shares import TrainingShares
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 
@@ -179,6 +180,21 @@ class Index(GenerationReader):
             UserError: `groups` is not a valid regular expression, or a row does not exist.
         """
         return contributions.layer_scores(self, query, example_ids, groups, model)
+
+    def training_shares(
+        self, query: QueryInput, example_ids: Sequence[str], model: ModelInput = None
+    ) -> TrainingShares:
+        """The shares of the tokens of training texts, and of the layers, in the scores of these examples.
+
+        Args:
+            query: a query of any kind.
+            example_ids: ids of the examples, each once.
+            model: as in `scores`.
+
+        Raises:
+            UserError: an example does not exist.
+        """
+        return training_shares.training_shares(self, self.fold(self.encode([query], model)), example_ids, model)
 
 
 def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:

@@ -1,9 +1,8 @@
 """What a part of a score is: the share of a token of the training text, or of a layer."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-LayerKind = Literal["attention", "mlp", "expert", "other"]
+from lorif_core.model.layer_choice import LayerKind
 
 
 @dataclass(frozen=True, slots=True)

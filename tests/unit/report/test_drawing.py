@@ -10,9 +10,9 @@ from lorif_core.report.answer import answer_section, source_totals
 from lorif_core.report.answer_sections import QuerySection, Source
 from lorif_core.report.drawing import QueryTokens, source_rows
 from lorif_core.report.page import render_answer
-from lorif_core.search.contributions import token_texts
 from lorif_core.search.explanation import Explanation
 from lorif_core.search.queries import Query
+from lorif_core.search.token_texts import token_texts
 from lorif_core.search.top_k import Scored, TopK
 from tests.tiny_tokenizer import byte_tokenizer
 
