@@ -2,13 +2,13 @@
 
 A projected gradient is a sum over positions, G = sum_t a_t e_t^T, with whitened a_t and e_t. What the index stores
 of it, C = code(G), is no such sum: factors depend on all positions, and levels are rounded. But there are linear
-maps that take G to C. The parts of positions are those under the smallest of them, the least change of the identity
-(in the Frobenius norm) with M(G) = C, as in Broyden's method:
+maps that take G to C. The parts of positions are those under the smallest of them: the least change of the
+identity (in the Frobenius norm) with M(G) = C, as in Broyden's method:
 
     M(X) = X + (C - G) <G, X> / |G|^2
 
-The part of a position is M(a_t e_t^T). It is exactly a_t e_t^T if the code loses nothing. Otherwise the error of the
-code, C - G, is divided among the positions by their parts of |G|^2. The parts add up to C for any code.
+The part of a position is M(a_t e_t^T). It is exactly a_t e_t^T if the code loses nothing. Otherwise the error of
+the code, C - G, is divided among the positions by their parts of |G|^2. The parts add up to C for any code.
 
 Shapes: B batch, n rows of a pair (usually a row per position), T positions, d1 and d2 projected sizes.
 """

@@ -70,7 +70,7 @@ class GenerationReader:
         return self.parts[-1].encoder(model)
 
     def run_encoder(self, part: int, model: ModelInput = None) -> QueryEncoder:
-        """An encoder to run the rows of a part again: at the checkpoint they are scored at, in their own whitening."""
+        """An encoder that runs rows of a part again, at the checkpoint that they are scored at."""
         of_specs = zip(
             (reader.part.spec for reader in self.own_checkpoint_parts), self.encoders(model), strict=True
         )

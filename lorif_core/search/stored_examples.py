@@ -63,7 +63,7 @@ class StoredExamples:
         self._spec, self._tokenizer, self._vocab_size, self._storage = tokens, tokenizer, vocab_size, storage
 
     def restore(self, row: Mapping[str, Any]) -> StoredExample | str:
-        """The example of a row of `factors` with its descriptive columns, or a clause that says why there is none."""
+        """The example of a row (its descriptive columns), or a clause that says why there is none."""
         text = row.get("text")
         if text is None:
             return "the index stores no texts"
