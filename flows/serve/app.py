@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from flows.serve.answer import Answer
+from flows.serve.answer_schema import Answer
 from flows.serve.docs import docs_page
 from flows.serve.errors import ApiError, error_of, error_responses, failure_text, validation_error
 from flows.serve.limits import GENERATION_HEADER, Access, LimitsMiddleware

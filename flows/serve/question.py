@@ -93,7 +93,9 @@ class Question(SingleQuery):
         ),
     )
     explain: bool = Field(
-        False, description="If true, the answer shows what each token of the query adds to the scores."
+        False,
+        description="If true, the answer shows what each token of the query, each token of the training texts and "
+        "each layer adds to the scores of the first ten examples of each side.",
     )
     totals: Annotated[str, Field(max_length=200)] | None = Field(
         None, description="A column of the index; the answer sums the scores of all rows by its values."
