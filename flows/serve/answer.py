@@ -85,11 +85,15 @@ class ComputedAnswer:
                     rank=rank, example_id=hit.example_id, score=hit.score, text=row.get("text"), uri=row["uri"],
                     row=row["row"], checkpoint=row["checkpoint"],
                     tokens=None if tokens is None else tokens.tolist(),
-                    training_tokens=None if training is None else list(map(TrainingToken.model_validate, training)),
+                    training_tokens=None if training is None else _training_tokens(training),
                     layers=None if layers is None else _layers(layers),
                 )
             )  # fmt: skip
         return hits
+
+
+def _training_tokens(of_score: Iterable[shares.TrainingToken]) -> list[TrainingToken]:
+    return [TrainingToken.model_validate(share) for share in of_score]
 
 
 def _layers(of_score: Iterable[shares.LayerShare]) -> list[LayerShare]:

@@ -21,6 +21,21 @@ Text = Annotated[str, Field(max_length=TEXT_MAX)]
 Integers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=TOKENS_MAX)]
 
 
+class Span(BaseModel):
+    """A part of a text, in Unicode code points."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    start: int = Field(ge=0, le=TEXT_MAX, description="Its first character, counted from 0.")
+    end: int = Field(ge=1, le=TEXT_MAX, description="The character after its last.")
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> "Span":
+        if self.start >= self.end:
+            raise ValueError("end must be greater than start")
+        return self
+
+
 class SingleQuery(BaseModel):
     """One query: a text; or a prompt and its completion, of which only the completion is scored; or tokens."""
 
@@ -29,6 +44,9 @@ class SingleQuery(BaseModel):
     text: Text | None = Field(None, description="A text; every token that the model predicts is scored.")
     prompt: Text | None = Field(None, description="The text before `completion`; its tokens are not scored.")
     completion: Text | None = Field(None, description="The text after `prompt`; only its tokens are scored.")
+    span: Span | None = Field(
+        None, description="A part of `text` or of `completion`; only tokens that overlap it are scored."
+    )
     tokens: Integers | None = Field(None, description="Token ids, in place of a text.")
     labels: Integers | None = Field(
         None, description="Target ids for `tokens`, of the same length; a token with -100 is not scored."
@@ -40,6 +58,8 @@ class SingleQuery(BaseModel):
             raise ValueError("prompt and completion go together")
         if self.labels is not None and self.tokens is None:
             raise ValueError("labels go with tokens")
+        if self.span is not None and self.text is None and self.completion is None:
+            raise ValueError("a span goes with text or completion")
         present = [name for name in self.kinds() if getattr(self, name) is not None]
         if len(present) != 1:
             reason = f"the query has {' and '.join(present)}" if present else "the query has none of them"
@@ -50,6 +70,14 @@ class SingleQuery(BaseModel):
     def kinds(cls) -> tuple[str, ...]:
         """Fields of which a query has exactly one."""
         return ("text", "prompt", "tokens")
+
+    def query(self) -> Query:
+        """The query for the library. Raises UserError if it is not valid."""
+        return as_query({"id": "question", **self._query_fields()}, 0)
+
+    def _query_fields(self, *more: str) -> dict[str, Any]:
+        """The fields that a queries file has, without those that are null."""
+        return self.model_dump(include={*SingleQuery.model_fields, *more}, exclude_none=True)
 
 
 Member = Text | SingleQuery
@@ -115,6 +143,4 @@ class Question(SingleQuery):
         """The query for the library. Raises UserError if it or its options are not valid."""
         if self.explain and self.normalise != "none":
             raise UserError("explain shows the parts of plain scores; leave out normalise")
-        names = {"text", "prompt", "completion", "tokens", "labels", "group", "contrast"}
-        fields: dict[str, Any] = self.model_dump(include=names, exclude_none=True)
-        return as_query({"id": "question", **fields}, 0)
+        return as_query({"id": "question", **self._query_fields("group", "contrast")}, 0)

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from lorif_core.report.answer_sections import Hit, QuerySection, Source, SourceTotal, TokenShare
 from lorif_core.report.overlap import Overlap
+from lorif_core.search.distribution import Distribution, percentile
 from lorif_core.search.explanation import Explanation
+from lorif_core.search.likelihood import NOT_SPOKEN, SpokenAnswer
 from lorif_core.search.queries import Query
 from lorif_core.search.shares import LayerShare
-from lorif_core.search.top_k import Scored, TopK
+from lorif_core.search.top_k import Scored, TopK, largest_score
 
 _BUILT_IN_COLUMNS = frozenset(
     ("example_id", "shard", "uri", "row", "tokens", "loss", "content_hash", "checkpoint", "spec", "text")
@@ -27,6 +29,8 @@ def answer_section(
     details: dict[str, dict[str, Any]],
     explanation: Explanation | None = None,
     totals: Sequence[SourceTotal] | None = None,
+    spoken: SpokenAnswer = NOT_SPOKEN,
+    distribution: Distribution | None = None,
 ) -> QuerySection:
     """Build the section of one query.
 
@@ -38,6 +42,8 @@ def answer_section(
         explanation: contributions of the tokens to these scores, or the reason why there are none; None if no
             explanation was requested.
         totals: by file, over all rows (`source_totals`).
+        spoken: the losses of the query's tokens.
+        distribution: of the scores of all searched rows; None if it was not counted.
     """
     prompt, completion = query.display_text
     overlap = Overlap(_own_texts(query))
@@ -46,13 +52,16 @@ def answer_section(
         prompt=prompt,
         completion=completion,
         loss=loss,
-        proponents=_hits(top.proponents, details, explanation, overlap),
-        opponents=_hits(top.opponents, details, explanation, overlap),
+        proponents=_hits(top, "proponents", details, explanation, overlap, distribution),
+        opponents=_hits(top, "opponents", details, explanation, overlap, distribution),
         tokens=_tokens(explanation, top.proponents),
         unexplained=None if explanation is None else explanation.reason,
         totals=None if totals is None else tuple(totals),
         unshaded=None if explanation is None else explanation.unshaded,
         layers=() if explanation is None else summed_layers(explanation, top.proponents),
+        answer_tokens=spoken.tokens,
+        likelihood=spoken.likelihood,
+        distribution=distribution,
     )
 
 
@@ -64,7 +73,11 @@ def summed_layers(explanation: Explanation, scored: Sequence[Scored]) -> tuple[L
 
 def source_totals(table: pa.Table) -> tuple[SourceTotal, ...]:
     """Convert the table that `Index.totals` returns for one query, grouped by `uri`."""
-    rows = table.select(["uri", "rows", "positive", "negative"]).to_pylist()
+    columns = {
+        "uri": "uri", "rows": "rows", "positive": "positive", "negative": "negative",
+        "corpus_share": "share_of_tokens", "influence_share": "share_of_positive",
+    }  # fmt: skip
+    rows = table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
     return tuple(SourceTotal(**row) for row in rows)
 
 
@@ -80,11 +93,14 @@ def _tokens(explanation: Explanation | None, proponents: Sequence[Scored]) -> tu
 
 
 def _hits(
-    scored: Sequence[Scored],
+    top: TopK,
+    side: Literal["proponents", "opponents"],
     details: dict[str, dict[str, Any]],
     explanation: Explanation | None,
     overlap: Overlap,
+    distribution: Distribution | None,
 ) -> tuple[Hit, ...]:
+    scored, strongest = getattr(top, side), largest_score(top)
     explained = explanation or Explanation((), {})
     hits = []
     for rank, hit in enumerate(scored, start=1):
@@ -98,6 +114,8 @@ def _hits(
                 columns=_columns(row),
                 training_tokens=explained.training_tokens.get(hit.example_id),
                 layers=explained.layers.get(hit.example_id, ()),
+                percentile=percentile(rank, distribution, is_proponent=side == "proponents"),
+                relative=hit.score / strongest if strongest else 0.0,
             )
         )  # fmt: skip
     return tuple(hits)

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.search.distribution import Distribution
 from lorif_core.search.explanation import Explanation
+from lorif_core.search.likelihood import NOT_SPOKEN, AnswerToken, Likelihood, SpokenAnswer
 from lorif_core.search.queries import Query
 from lorif_core.search.shares import LayerShare, TrainingToken
 from lorif_core.search.top_k import Scored, TopK
@@ -26,22 +28,44 @@ _EXPLANATION = pa.struct(
         ("unshaded", pa.string()),
     ]
 )  # fmt: skip
+_SPOKEN = pa.struct(
+    [
+        ("tokens", pa.list_(pa.struct([("text", pa.string()), ("loss", pa.float64())]))),
+        (
+            "likelihood",
+            pa.struct(
+                [
+                    ("nats_per_token", pa.float64()), ("own_nats_per_token", pa.float64()), ("words", pa.string()),
+                ]
+            ),
+        ),
+    ]
+)  # fmt: skip
+_DISTRIBUTION = pa.struct(
+    [("edges", pa.list_(pa.float64())), ("counts", pa.list_(pa.int64())), ("scores", pa.string())]
+)
 _SCHEMA = pa.schema(
     [
         ("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS),
-        ("explanation", _EXPLANATION),
+        ("explanation", _EXPLANATION), ("spoken", _SPOKEN), ("distribution", _DISTRIBUTION),
     ]
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Answer to one query: its token-summed loss, both ends of the ranking, and the explanation if requested."""
+    """Answer to one query: its token-summed loss, both ends of the ranking, and the explanation if requested.
+
+    `distribution` is that of the scores of all rows. `spoken` has the losses of the query's tokens. Both may be
+    missing.
+    """
 
     query: Query
     loss: float
     top: TopK
     explanation: Explanation | None = None
+    spoken: SpokenAnswer = NOT_SPOKEN
+    distribution: Distribution | None = None
 
     @property
     def example_ids(self) -> list[str]:
@@ -58,6 +82,8 @@ def to_parquet(answers: Sequence[Attribution]) -> bytes:
             "proponents": [asdict(hit) for hit in answer.top.proponents],
             "opponents": [asdict(hit) for hit in answer.top.opponents],
             "explanation": None if answer.explanation is None else _explanation_row(answer.explanation),
+            "spoken": asdict(answer.spoken),
+            "distribution": None if answer.distribution is None else asdict(answer.distribution),
         }
         for answer in answers
     ]
@@ -79,7 +105,20 @@ def from_parquet(content: bytes | None, queries: Sequence[Query], k: int) -> lis
 
 def _answer(query: Query, row: dict[str, Any], k: int) -> Attribution:
     ends = ([Scored(**hit) for hit in row[end]] for end in ("proponents", "opponents"))
-    return Attribution(query, row["loss"], TopK(k, *ends), _explanation(row["explanation"]))
+    spoken, counted = row["spoken"], row["distribution"]
+    return Attribution(
+        query,
+        row["loss"],
+        TopK(k, *ends),
+        _explanation(row["explanation"]),
+        SpokenAnswer(
+            tuple(AnswerToken(**token) for token in spoken["tokens"]),
+            None if spoken["likelihood"] is None else Likelihood(**spoken["likelihood"]),
+        ),
+        None
+        if counted is None
+        else Distribution(tuple(counted["edges"]), tuple(counted["counts"]), counted["scores"]),
+    )
 
 
 def _explanation_row(explanation: Explanation) -> dict[str, Any]:

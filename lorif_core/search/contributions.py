@@ -17,7 +17,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.codes import decode_rows
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import DEFAULT_OPTIONS
-from lorif_core.search.queries import QueryInput, parse_queries
+from lorif_core.search.queries import Query, QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput, QueryEncoder, QueryGradients
 from lorif_core.search.scoring import FoldedQueries, queries_at_once, scaled, score_rows
 from lorif_core.search.token_texts import token_texts
@@ -55,29 +55,46 @@ def token_scores(
             tokens), or a row does not exist.
     """
     (parsed,) = parse_queries([query])
-    if any(part.part.factored_query for part in index.parts):
-        raise UserError("this index factors queries (query.factored), so a score is not a sum over tokens")
-    encoders = index.encoders(model)
-    example = encoders[-1].example(parsed)
+    ids, folded_tokens = by_token(index, parsed, model)
     requested = list(requested_rows(index, example_ids))
-    scales = [
-        part.scale(encoder.gradients([parsed]))
-        for part, encoder in zip(index.own_checkpoint_parts, encoders, strict=True)
-    ]
-    scores_TR = np.zeros((len(example.input_ids), len(example_ids)), np.float32)
-    for tokens in _token_blocks(index, example):
-        copies = [_with_single_label(example, token) for token in tokens]
-        folded = index.for_all_parts(
-            [
-                scaled(part.fold_unscaled(_example_gradients(encoder, copies)), scale.expand(len(copies)))
-                for part, encoder, scale in zip(index.own_checkpoint_parts, encoders, scales, strict=True)
-            ]
-        )
+    scores_TR = np.zeros((len(ids), len(example_ids)), np.float32)
+    for tokens, folded in folded_tokens:
         for rows in requested:
             layout, block = index.parts[rows.part].layout, rows.block
             scores = score_rows(block.codes, block.scales, layout, folded[rows.part]).numpy()
             scores_TR[np.ix_(np.array(tokens), rows.columns)] = scores
-    return token_texts(example.input_ids.tolist(), encoders[-1].tokenizer), scores_TR
+    return token_texts(ids, index.encoder(model).tokenizer), scores_TR
+
+
+def by_token(
+    index: GenerationReader, query: Query, model: ModelInput
+) -> tuple[list[int], Iterator[tuple[list[int], list[FoldedQueries]]]]:
+    """The ids of a query's tokens; and block by block the positions of its scored tokens, each folded as a query.
+
+    Raises:
+        UserError: as in `token_scores`.
+    """
+    if any(part.part.factored_query for part in index.parts):
+        raise UserError("this index factors queries (query.factored), so a score is not a sum over tokens")
+    encoders = index.encoders(model)
+    example = encoders[-1].example(query)
+    parts = list(zip(index.own_checkpoint_parts, encoders, strict=True))
+    scales = [part.scale(encoder.gradients([query])) for part, encoder in parts]
+
+    def folded() -> Iterator[tuple[list[int], list[FoldedQueries]]]:
+        for tokens in _token_blocks(index, example):
+            copies = [_with_single_label(example, token) for token in tokens]
+            yield (
+                tokens,
+                index.for_all_parts(
+                    [
+                        scaled(part.fold_unscaled(_example_gradients(encoder, copies)), scale.expand(len(copies)))
+                        for (part, encoder), scale in zip(parts, scales, strict=True)
+                    ]
+                ),
+            )
+
+    return example.input_ids.tolist(), folded()
 
 
 def layer_scores(
