@@ -75,6 +75,10 @@ class Hit(BaseModel):
     uri: str = Field(description="The corpus file that the training example comes from.")
     row: int = Field(description="The number of the record in that file, from 0.")
     checkpoint: str = Field(description="The fingerprint of the checkpoint that its gradient was computed at.")
+    percentile: float | None = Field(
+        None, description="Percent of the searched rows that rank below it; null if they were not counted."
+    )
+    relative: float = Field(0.0, description="Its score divided by the largest absolute score of the answer.")
     tokens: list[float] | None = Field(
         None, description="What each token of the query adds to the score; null without an explanation."
     )
@@ -117,6 +121,16 @@ class Answer(BaseModel):
         description="What each layer adds to the sum of the scores of the explained proponents; null without an "
         "explanation.",
     )
+    completion: str | None = Field(
+        None, description="What the model added to the text, if the question asked it to; null otherwise."
+    )
+    answer_tokens: list[AnswerToken] | None = Field(
+        None, description="The tokens of the query with their losses; null for a group or a contrast."
+    )
+    likelihood: Likelihood | None = Field(
+        None, description="How likely the model finds the query; null for a group or a contrast."
+    )
+    distribution: Distribution | None = Field(None, description="The distribution of all scores.")
     totals: list[dict[str, Any]] | None = Field(
         None, description="Sums of scores by the requested column, one row per value, largest total first."
     )

@@ -14,10 +14,20 @@ TOP_K_MAX = 100
 TEXT_MAX = 100_000
 TOKENS_MAX = 100_000
 MEMBERS_MAX = 32
+NEW_TOKENS, NEW_TOKENS_MAX = 64, 512
+ID_MAX = 10_000
 
 _NORMALISE, _NORMALIZE = "normalise", "normalize"
 
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
+GenerationNumber = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        lt=2**63,
+        description="The generation that must answer; null takes the newest. Another one is read from storage.",
+    ),
+]
 Integers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=TOKENS_MAX)]
 
 
@@ -95,6 +105,34 @@ def _document_alias(schema: JsonDict) -> None:
     }  # fmt: skip
 
 
+class Generate(BaseModel):
+    """Let the model continue the text, and attribute what it adds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_new_tokens: int = Field(
+        NEW_TOKENS, ge=1, le=NEW_TOKENS_MAX, description="The largest number of tokens that the model adds."
+    )
+
+
+class GenerationRequest(Generate):
+    """A text for the model to continue."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=TEXT_MAX, description="The text to continue.")]
+
+
+class Pair(BaseModel):
+    """A query, and a span of a training text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    question: SingleQuery = Field(description="The query.")
+    example_id: Annotated[str, Field(max_length=ID_MAX)] = Field(description="The id of the training example.")
+    start: int = Field(ge=0, description="The first character of the span in the text of the example, from 0.")
+    end: int = Field(ge=1, description="The character after the last of the span.")
+    generation: GenerationNumber = None
+
+
 class Question(SingleQuery):
     """A query, a group of queries or a contrast of two, with the options of the search."""
 
@@ -125,9 +163,20 @@ class Question(SingleQuery):
         description="If true, the answer shows what each token of the query, each token of the training texts and "
         "each layer adds to the scores of the first ten examples of each side.",
     )
+    generate: Generate | None = Field(
+        None,
+        description="If given, the model continues `text` by its most likely tokens; what it adds is attributed.",
+    )
+    generation: GenerationNumber = None
     totals: Annotated[str, Field(max_length=200)] | None = Field(
         None, description="A column of the index; the answer sums the scores of all rows by its values."
     )
+
+    @model_validator(mode="after")
+    def _can_be_generated(self) -> "Question":
+        if self.generate is not None and (self.text is None or self.span is not None):
+            raise ValueError("generate goes with text, and without a span")
+        return self
 
     @classmethod
     def kinds(cls) -> tuple[str, ...]:

@@ -179,6 +179,11 @@ class PartReader:
         if (earlier.spec, earlier.part.factored_query) == (self.spec, self.part.factored_query):
             self._encoders.update(earlier._encoders)
 
+    @property
+    def known_checkpoint(self) -> ModelConfig | None:
+        """Where a checkpoint of the part that is in memory was loaded from; None if there is none."""
+        return next(iter(self._encoders), None)
+
     def fragments(self) -> list[int]:
         """Fragments of the table that have the part's rows; workers divide a scan by fragments."""
         return self.part.select_fragments(self._store.rows.fragment_ids(self._generation.factors_version))
