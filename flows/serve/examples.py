@@ -4,8 +4,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from flows.serve.answering import error_for_client
 from flows.serve.errors import ApiError
 from flows.serve.live_index import OpenGeneration
+from lorif_core.errors import LorifError
 from lorif_core.search.example_record import example_record
 
 _FIELDS = ("example_id", "text", "uri", "row", "tokens", "loss", "checkpoint")
@@ -42,7 +44,10 @@ class ExampleRecord(BaseModel):
 def read_example(opened: OpenGeneration, example_id: str) -> ExampleRecord:
     """The record of an example. Raises ApiError if the generation does not have it."""
     generation = opened.index.generation.generation
-    record = example_record(opened.index, example_id)
+    try:
+        record = example_record(opened.index, example_id)
+    except LorifError as error:
+        raise error_for_client(error, opened) from None
     if record is None:
         raise ApiError(404, "no_such_example", f"generation {generation} has no example with this id")
     columns = {name: value for name, value in record.columns.items() if name not in (*_FIELDS, *_HIDDEN)}
