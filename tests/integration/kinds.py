@@ -10,7 +10,7 @@ from lorif_core.search.index import Index
 
 
 def check_agreement(index: Index, queries: list[object]) -> None:
-    """Tokens of both sides, layers, totals, selections and normalised scores agree with plain scores and self-influence."""
+    """Tokens of both sides, layers, totals, selections and normalised scores agree with plain scores."""
     ids, scores = index.scores(queries)  # type: ignore[arg-type]
     rows = [0, len(ids) // 2, len(ids) - 1]
     row_ids = [ids[row] for row in rows]

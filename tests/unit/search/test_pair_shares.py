@@ -1,6 +1,7 @@
 """Invariant: what a span of a passage adds to the tokens of an answer adds up over spans and over tokens."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
