@@ -189,6 +189,8 @@ class Index(GenerationReader):
     ) -> TrainingShares:
         """The shares of the tokens of training texts, and of the layers, in the scores of these examples.
 
+        An example whose tokens are not known cannot be run again; the result says why.
+
         Args:
             query: a query of any kind.
             example_ids: ids of the examples, each once.
@@ -202,7 +204,18 @@ class Index(GenerationReader):
     def pair_shares(
         self, query: QueryInput, example_id: str, start: int, end: int, model: ModelInput = None
     ) -> PairShares:
-        """What a span of a training text adds to the score of each token of a query; see `pair_shares`."""
+        """What a span of a training text adds to the score of each token of a query.
+
+        Args:
+            query: one query that is neither a group nor a contrast.
+            example_id: the training example.
+            start: first character of the span in its stored text.
+            end: the character after the last.
+            model: as in `scores`.
+
+        Raises:
+            UserError: as in `token_scores`; or the example cannot be run again, or no token of it overlaps the span.
+        """
         return pair_shares.pair_shares(self, query, example_id, start, end, model)
 
 
