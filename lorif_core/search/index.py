@@ -214,7 +214,7 @@ class Index(GenerationReader):
             model: as in `scores`.
 
         Raises:
-            UserError: as in `token_scores`; or the example cannot be run again, or no token of it overlaps the span.
+            UserError: as in `token_scores`; or the example cannot be run again, or no token of it is in the span.
         """
         return pair_shares.pair_shares(self, query, example_id, start, end, model)
 
