@@ -128,7 +128,7 @@ class LiveIndex:
             if self.failure and self.failure.generation == newest and time.monotonic() < self._retry_at:
                 return
             self.current = self._open(self.current)
-            self.failure = None
+            self.failure = self._pinned = None  # a pinned generation would keep the model of a former checkpoint
             log.info("generation %d now answers", self.current.index.generation.generation)
         except Exception as error:  # noqa: BLE001 - the current generation continues to answer
             message = str(error) if isinstance(error, LorifError) else f"{type(error).__name__}: {one_line(error)}"

@@ -89,11 +89,12 @@ class StoredExamples:
             if len(ids) < count or (tried is not None and np.array_equal(ids, tried)):
                 continue
             tried, numbers = ids, np.arange(len(ids), dtype=np.int32)
-            is_pair = self._spec.prompt is not None
             for prompt in range(1 if self._spec.text is not None else len(ids)):
                 labels = ids.copy()
                 labels[:prompt] = MASKED
-                whole = TokenSequence(numbers, labels, prompt if is_pair else 0, None, min(lead, prompt))
+                whole = TokenSequence(
+                    numbers, labels, prompt if self._spec.tokens is None else 0, None, min(lead, prompt)
+                )
                 cut = whole.truncated(self._spec.max_length)
                 if len(cut.ids) == count:
                     yield _Guess(ids[cut.ids], cut.labels, cut.ids, spans)
