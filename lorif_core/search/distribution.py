@@ -118,8 +118,10 @@ def _counts_of(source: ScoreSource, exponent: int | None, used: np.ndarray, valu
 
 def _exponent_of(low: float, high: float) -> int:
     """The smallest exponent whose bins contain both scores, so that they fill at least a quarter of the bins."""
-    half = _COUNTED // 2
-    _, exponent = np.frexp(max(-low, high, 0.0))
+    half, largest = _COUNTED // 2, max(-low, high)
+    if largest <= 0:
+        return _SMALLEST
+    _, exponent = np.frexp(largest)
     needed = int(exponent) - int(np.log2(half))
     return max(needed, _SMALLEST)
 
