@@ -82,5 +82,5 @@ def _span_code(
         code_Bdd = layout.decode(rows.block.codes, rows.block.scales, number).view(-1, layer.d1, layer.d2)
         layers[number] = parts.sum_over(torch.from_numpy(predicting_T)[None], code_Bdd)[0].flatten().cpu()
 
-    index.run_encoder(rows.part, model).token_parts([stored.example], take)
+    index.run_encoder(rows.part, model).token_parts([stored.example], take, restart=lambda: None)
     return layers

@@ -123,5 +123,9 @@ def _token_shares(
         for row, share_T in zip(rows, shares_BT, strict=True):
             shares[row] += share_T[: len(shares[row])]
 
-    index.run_encoder(part, model).token_parts(examples, take)
+    def restart() -> None:
+        for share_T in shares:
+            share_T.fill(0.0)
+
+    index.run_encoder(part, model).token_parts(examples, take, restart)
     return [predicting(share_T) for share_T in shares]
