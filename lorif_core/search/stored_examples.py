@@ -1,12 +1,14 @@
 """Makes the tokens and labels of stored training examples again, exactly as they were indexed.
 
 The index stores of an example its text and a hash of its tokens and labels. So a guess can be checked: the stored
-text is tokenised, and the prompt, which has no loss, may end at any token. If no guess has the hash, the record is
-read from its file again, unless the file has changed or is too large to look for one record in it.
-
+text is tokenised, and the prompt, which has no loss, may end at any token; of a conversation, the assistant's turns
+text is tokenised, and the prompt, which has no loss, may end at any token. Of a conversation, the assistant has a
+loss. If no guess has the hash, the record is read from its file again, unless the file has changed or is too large
+to look for one record in it.
 Shapes: T tokens of an example.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +24,7 @@ from lorif_core.errors import LorifError
 from lorif_core.search.token_texts import token_spans
 from lorif_core.spec import MASKED, ShardRef, TokenSpec, parse_shard_key
 
+_MOST_ENDS = 3  # tokens that end a turn of a conversation, and are scored with it
 _MAX_FILE_BYTES = 2**28  # lines have no index, so a record in the middle is found by reading all before it
 
 
@@ -67,7 +70,7 @@ class StoredExamples:
         text = row.get("text")
         if text is None:
             return "the index stores no texts"
-        for guess in self._guesses(text, row["tokens"]):
+        for guess in self._guesses(text, row["tokens"], json.loads(row.get("turns") or "[]")):
             example = make_example(row["example_id"], row["row"], guess.ids, guess.labels, text)
             if example.content_hash == row["content_hash"]:
                 return StoredExample(example, [guess.spans[number] for number in guess.numbers])
@@ -79,7 +82,7 @@ class StoredExamples:
             return "its tokens cannot be found in its text"
         return StoredExample(read, spans)
 
-    def _guesses(self, text: str, count: int) -> Iterator["_Guess"]:
+    def _guesses(self, text: str, count: int, turns: Sequence[tuple[str, int, int]]) -> Iterator["_Guess"]:
         """What the text may have been as `count` tokens."""
         if self._tokenizer is None:
             return
@@ -89,15 +92,28 @@ class StoredExamples:
             if len(ids) < count or (tried is not None and np.array_equal(ids, tried)):
                 continue
             tried, numbers = ids, np.arange(len(ids), dtype=np.int32)
-            for prompt in range(1 if self._spec.text is not None else len(ids)):
-                labels = ids.copy()
-                labels[:prompt] = MASKED
-                whole = TokenSequence(
-                    numbers, labels, prompt if self._spec.tokens is None else 0, None, min(lead, prompt)
+            for labels in self._labels(ids, spans, turns):
+                prompt = int(np.argmax(labels != MASKED)) if self._spec.tokens is None else 0
+                cut = TokenSequence(numbers, labels, prompt, None, min(lead, prompt)).truncated(
+                    self._spec.max_length
                 )
-                cut = whole.truncated(self._spec.max_length)
                 if len(cut.ids) == count:
                     yield _Guess(ids[cut.ids], cut.labels, cut.ids, spans)
+
+    def _labels(
+        self, ids: np.ndarray, spans: Sequence[tuple[int, int]], turns: Sequence[tuple[str, int, int]]
+    ) -> Iterator[np.ndarray]:
+        """Labels (T,) that the tokens may have had."""
+        if self._spec.text is not None:
+            yield ids
+            return
+        starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        said = [(starts < end) & (ends > start) for role, start, end in turns if role == "assistant"]
+        for after in range(_MOST_ENDS + 1 if said else 0):
+            scored = np.any([_extended(turn, after) for turn in said], axis=0)
+            yield np.where(scored, ids, MASKED).astype(np.int32)
+        for prompt in range(len(ids)):
+            yield np.where(np.arange(len(ids)) < prompt, MASKED, ids).astype(np.int32)
 
     def _read(self, row: Mapping[str, Any]) -> Example | None:
         """The example from its record; None if the file cannot be read, has changed, or gives another example."""
@@ -134,6 +150,15 @@ def _tokenised(
     special = encoding["special_tokens_mask"]
     lead = next((number for number, flag in enumerate(special) if not flag), len(ids))
     return ids, [tuple(span) for span in spans], lead
+
+
+def _extended(turn_T: np.ndarray, after: int) -> np.ndarray:
+    """The tokens of a turn and some tokens after it, such as those that end it."""
+    numbers = np.flatnonzero(turn_T)
+    extended_T = turn_T.copy()
+    if len(numbers):
+        extended_T[numbers[-1] : numbers[-1] + after + 1] = True
+    return extended_T
 
 
 def placed(spans: Sequence[tuple[int, int]], values: Sequence[float]) -> list[tuple[int, int, float]]:

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorif_core.config import StorageConfig
+from lorif_core.corpus.tokenise import make_example
 from lorif_core.search.explanation import explain
 from lorif_core.search.index import Index
 from lorif_core.search.queries import as_query
 from lorif_core.search.shares import TrainingToken
-from lorif_core.search.stored_examples import placed
+from lorif_core.search.stored_examples import StoredExample, StoredExamples, placed
+from lorif_core.spec import TokenSpec
 from tests.small_index import PROMPTS, WORDS, build_small, save_model
+from tests.tiny_tokenizer import VOCAB, byte_tokenizer
 
 QUERY = {"prompt": "the dog ", "completion": "likes the old tree"}
 PRESETS = ["paper", "compact", "balanced", "fine", "quality"]
@@ -128,6 +132,30 @@ def test_shares_are_those_of_a_corpus_text_at_its_own_words(model: Path, tmp_pat
         boundary = texts[int(hit.example_id.rpartition("#")[2])].index(".")
         after = sum(token.share for token in tokens if token.start > boundary)
         assert after > 0.7 * hit.score
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_conversation_is_restored_from_its_turns(after: int) -> None:
+    """What the assistant says is scored, in several turns, with the marks that end a turn."""
+    text, turns = "", []
+    for role, said in (("user", "who?"), ("assistant", "the cat"), ("user", "where?"), ("assistant", "a tree")):
+        text += f"<{role[0]}>"
+        turns.append((role, len(text), len(text) + len(said)))
+        text += f"{said}//"
+    ids = np.array(list(text.encode()), np.int32)
+    labels = np.full_like(ids, -100)
+    for role, start, end in turns:
+        if role == "assistant":
+            labels[start : end + after] = ids[start : end + after]
+    stored = make_example("x", 0, ids, labels, text)
+    row = {
+        "example_id": "x", "row": 0, "text": text, "tokens": len(ids), "content_hash": stored.content_hash,
+        "turns": json.dumps(turns),
+    }  # fmt: skip
+    spec = TokenSpec("t", None, None, None, None, None, None, 512, False)
+    restored = StoredExamples(spec, byte_tokenizer(), VOCAB, StorageConfig()).restore(row)
+    assert isinstance(restored, StoredExample)
+    assert restored.example.labels.tolist() == labels.tolist()
 
 
 def test_tokens_that_share_a_character_are_one() -> None:
