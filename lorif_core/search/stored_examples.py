@@ -1,10 +1,10 @@
 """Makes the tokens and labels of stored training examples again, exactly as they were indexed.
 
 The index stores of an example its text and a hash of its tokens and labels. So a guess can be checked: the stored
-text is tokenised, and the prompt, which has no loss, may end at any token; of a conversation, the assistant's turns
 text is tokenised, and the prompt, which has no loss, may end at any token. Of a conversation, the assistant has a
 loss. If no guess has the hash, the record is read from its file again, unless the file has changed or is too large
 to look for one record in it.
+
 Shapes: T tokens of an example.
 """
 
