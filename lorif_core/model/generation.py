@@ -103,11 +103,11 @@ def _prompt_ids(loaded: LoadedModel, prompt: str) -> list[int]:
     """The prompt's tokens, without special tokens at its end."""
     if loaded.tokenizer is None:
         raise UserError("the model has no tokenizer, so it cannot continue a text")
-    ids: list[int] = loaded.tokenizer(prompt, verbose=False)["input_ids"]
-    special = set(loaded.tokenizer.all_special_ids)
-    if prompt:
-        while len(ids) > 1 and ids[-1] in special:
-            ids = ids[:-1]
+    encoding = loaded.tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
+    ids: list[int] = encoding["input_ids"]
+    added = encoding["special_tokens_mask"]  # not those that the prompt has itself
+    while ids and added[len(ids) - 1] and not all(added):
+        ids = ids[:-1]
     if not ids:
         raise UserError("the prompt has no tokens; give at least one word")
     return ids

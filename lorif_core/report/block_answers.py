@@ -133,8 +133,8 @@ def _explanation_row(explanation: Explanation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _as_rows(shares: Mapping[str, Sequence[TrainingToken | LayerShare]]) -> dict[str, list[dict[str, Any]]]:
-    return {example_id: [asdict(share) for share in of_example] for example_id, of_example in shares.items()}
+def _as_rows(shares: Mapping[str, Sequence[TrainingToken | LayerShare]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(example_id, [asdict(share) for share in of_example]) for example_id, of_example in shares.items()]
 
 
 def _explanation(row: dict[str, Any] | None) -> Explanation | None:

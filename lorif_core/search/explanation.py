@@ -56,13 +56,13 @@ def explain(index: GenerationReader, query: Query, top: TopK, model: ModelInput 
     ids = list(dict.fromkeys(hit.example_id for hit in hits))
     folded = index.fold(index.encode([query], model))
     training = training_shares(index, folded, ids, model)
-    shares = {"training_tokens": training.tokens, "layers": training.layers, "unshaded": training.reason}
+    tokens: list[str] = []
+    by_example: dict[str, np.ndarray] = {}
     reason = _reason_not_to_explain(index, query, model)
-    if reason is not None:
-        return Explanation((), {}, reason, **shares)
-    tokens, scores_TR = token_scores(index, query, ids, model)
-    by_example = {example_id: scores_TR[:, row] for row, example_id in enumerate(ids)}
-    return Explanation(tuple(tokens), by_example, **shares)
+    if reason is None:
+        tokens, scores_TR = token_scores(index, query, ids, model)
+        by_example = {example_id: scores_TR[:, row] for row, example_id in enumerate(ids)}
+    return Explanation(tuple(tokens), by_example, reason, training.tokens, training.layers, training.reason)
 
 
 def _reason_not_to_explain(index: GenerationReader, query: Query, model: ModelInput) -> str | None:
