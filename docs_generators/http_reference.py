@@ -23,8 +23,8 @@ _INTRODUCTION = """\
 and as an OpenAPI document at `/openapi.json`. Bodies are JSON, sent with `Content-Type: application/json`.
 Every response carries the number of the generation that answered in the header `X-Lorif-Generation`.
 
-A server that can be reached from other machines needs a token: requests to `/index` and `/answers` then carry
-`Authorization: Bearer TOKEN`. The pages `/` and `/docs`, and `/health` and `/openapi.json`, need none.
+A server that can be reached from other machines needs a token: requests then carry `Authorization: Bearer TOKEN`.
+The pages `/` and `/docs`, and `/health` and `/openapi.json`, need none.
 """
 _EXAMPLE = """\
 curl -s localhost:8765/answers -H 'Content-Type: application/json' \\
@@ -74,6 +74,9 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {method} {path} {{#{method.lower()}-{path.strip('/')}}}"
     yield paragraphs(operation.get("description"))
+    for parameter in operation.get("parameters", ()):
+        meaning = sentence(parameter["description"])
+        yield f"Query parameter {code(parameter['name'])}: {_type(parameter['schema'])}. {meaning}"
     if "requestBody" in operation:
         yield f"Body: {_content(operation['requestBody'])}"
     yield f"Response: {_content(operation['responses']['200'])}"

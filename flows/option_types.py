@@ -25,3 +25,11 @@ def gigabytes(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not an amount of memory; give a number of GiB, 0 or more")
     return value
+
+
+def span(text: str) -> dict[str, int]:
+    """START:END, two numbers of characters, as the span of a query."""
+    start, _, end = text.partition(":")
+    if not (start.isdecimal() and end.isdecimal() and int(start) < int(end)):
+        raise argparse.ArgumentTypeError(f"{text} is not a span; give START:END, such as 10:25")
+    return {"start": int(start), "end": int(end)}

@@ -3,6 +3,7 @@
 import argparse
 from typing import NoReturn, TypeAlias
 
+from flows.answer_options import add_answer_options
 from flows.option_types import gigabytes, port, positive
 
 _CONFIG_HELP = "YAML file of the config; key.sub=value overrides any of its keys"
@@ -112,14 +113,9 @@ def _add_evaluate(commands: _Commands) -> None:
 def _add_query(commands: _Commands) -> None:
     query = _add_command(commands, "query", "ask an index one question, on this machine")
     query.add_argument("--text", required=True, help="the text to attribute, or the prompt of --completion")
-    query.add_argument(
-        "--completion", help="the text that the model wrote after the prompt; only its tokens are scored"
-    )
+    add_answer_options(query)
     query.add_argument(
         "--totals", metavar="COLUMN", help="also print sums of scores by the values of a column, such as uri"
-    )
-    query.add_argument(
-        "--explain", action="store_true", help="also print what each token and each layer adds to each score"
     )
     _add_top_k(query)
     _add_model(query)

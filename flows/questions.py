@@ -7,10 +7,14 @@ from typing import Any
 from lorif_core.config import ModelConfig
 from lorif_core.config_file import parse_model, parse_options, parse_storage
 from lorif_core.corpus.turns import turns_from_json
+from lorif_core.errors import UserError
+from lorif_core.model.generation import generate
+from lorif_core.model.loading import LoadedModel
 from lorif_core.search.index import Index, open_index
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.queries import Query
 from lorif_core.search.query_encoder import model_config_of
+from lorif_core.search.shares import TrainingToken
 from lorif_core.search.top_k import Scored, TopK
 from lorif_core.tables.checksums import TURNS
 
@@ -53,6 +57,22 @@ def search_queries(
     return [QueryResult(query, loss, top, details) for query, loss, top in zip(queries, losses, tops, strict=True)]
 
 
+def generated_query(
+    loaded: LoadedModel, query: Query, max_new_tokens: int, seconds: float = float("inf")
+) -> Query:
+    """The query of a text as the prompt of the model's own greedy continuation, which is then attributed.
+
+    Raises:
+        UserError: as in `generate`, or the model ends the text at once.
+    """
+    if query.text is None or query.span is not None:
+        raise UserError("the model can only continue a text; give text, without a completion or a span")
+    generated = generate(loaded, query.text, max_new_tokens, seconds)
+    if not generated.text:
+        raise UserError("the model adds nothing to this text; give a text that it can continue")
+    return Query(query.query_id, prompt=query.text, completion=generated.text)
+
+
 def answer(
     index: Index, checkpoint: ModelConfig, query: Query, top_k: int, options: SearchOptions, *, explain: bool
 ) -> dict[str, list[dict[str, Any]]]:
@@ -62,12 +82,19 @@ def answer(
     rows = {side: [_row(rank, hit, result.details) for rank, hit in enumerate(hits[side], 1)] for side in _SIDES}
     if explain:
         ids = [hit.example_id for side in _SIDES for hit in hits[side]]
+        training = index.training_shares(query, list(dict.fromkeys(ids)), checkpoint).tokens
         tokens, by_token = index.token_scores(query, ids, checkpoint)
         layers, by_layer = index.layer_scores(query, ids, model=checkpoint)
         for column, row in enumerate(row for side in _SIDES for row in rows[side]):
             row["tokens"] = list(zip(tokens, by_token[:, column].tolist(), strict=True))
             row["layers"] = dict(zip(layers, by_layer[:, column].tolist(), strict=True))
+            shares = training.get(row["example_id"])
+            row["training_tokens"] = None if shares is None else [_piece(row["text"], share) for share in shares]
     return rows
+
+
+def _piece(text: str, token: TrainingToken) -> tuple[str, float]:
+    return text[token.start : token.end], token.share
 
 
 def _row(rank: int, hit: Scored, details: dict[str, dict[str, Any]]) -> dict[str, Any]:

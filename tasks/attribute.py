@@ -18,6 +18,7 @@ from lorif_core.report.batch_run import BatchRun, QueryBlock, open_batch_run, re
 from lorif_core.report.block_answers import Attribution
 from lorif_core.search.explanation import Explanation
 from lorif_core.search.index import Index
+from lorif_core.search.likelihood import NOT_SPOKEN, SpokenAnswer
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.queries import Query, read_queries
 from lorif_core.search.top_k import TopK
@@ -83,8 +84,14 @@ def _answer_missing(config: Config, run: BatchRun, resources: Resources) -> None
             best = [TopK(run.k) for _ in block.queries]
             for share in scan(scorers, shares, folded, best, run.options):
                 progress.advance(round(rows * share))
-            reasons = _explain(encoder, block, best)
-            run.save_answers(block, list(map(Attribution, block.queries, losses, best, reasons)))
+            explained = _explain(encoder, block, best)
+            answers = [
+                Attribution(query, loss, top, explanation, spoken, top.distribution)
+                for query, loss, top, (explanation, spoken) in zip(
+                    block.queries, losses, best, explained, strict=True
+                )
+            ]
+            run.save_answers(block, answers)
 
 
 def _encoder(config: Config, generation: Generation, resources: Resources) -> Workers:
@@ -123,9 +130,11 @@ def _fold(encoder: Workers, queries: Sequence[Query], options: SearchOptions) ->
     return outcome.result, folded[-1]
 
 
-def _explain(encoder: Workers, block: QueryBlock, best: Sequence[TopK]) -> list[Explanation | None]:
-    """One entry per query of a block; None for queries that are not explained."""
-    explanations: list[Explanation | None] = [None] * len(block.queries)
+def _explain(
+    encoder: Workers, block: QueryBlock, best: Sequence[TopK]
+) -> list[tuple[Explanation | None, SpokenAnswer]]:
+    """One entry per query of a block; empty for queries that are not explained."""
+    explanations: list[tuple[Explanation | None, SpokenAnswer]] = [(None, NOT_SPOKEN)] * len(block.queries)
     arguments = (block.queries[: block.explained], best[: block.explained])
     for outcome in encoder.run(
         [arguments] if block.explained else [], lambda host, item: host.call("explain", *item)

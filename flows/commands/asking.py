@@ -1,6 +1,7 @@
 """The commands `lorif query`, `select`, `serve` and `attribute`: questions to an index."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from flows.commands.result import Result, listed
@@ -34,6 +35,9 @@ def run_query(
     overrides: Sequence[str],
     text: str,
     completion: str | None,
+    span: dict[str, int] | None,
+    generate: bool,
+    max_new_tokens: int,
     top_k: int,
     model: str | None,
     where: str | None,
@@ -43,17 +47,32 @@ def run_query(
 ) -> Result:
     """`lorif query`: runs on this machine, without Ray and Prefect."""
     with fast_imports():
-        from flows.questions import answer, open_for_questions
+        from flows.questions import answer, generated_query, open_for_questions
+    from lorif_core.search.likelihood import spoken_answer
     from lorif_core.search.queries import as_query
 
     if explain and normalise != "none":
         raise UserError("--explain shows the parts of plain scores; leave out --normalise")
+    if generate and (completion is not None or span is not None):
+        raise UserError("--generate lets the model write the completion; leave out --completion and --span")
+    asked = {"text": text} if completion is None else {"prompt": text, "completion": completion}
+    query = as_query({**asked, "span": span}, 0)
     opened, checkpoint = open_for_questions(index, overrides, model)
-    query = as_query({"text": text} if completion is None else {"prompt": text, "completion": completion}, 0)
     options = opened.options(where, normalise)
+    encoder = opened.encoder(checkpoint)
+    if generate:
+        query = generated_query(encoder.loaded, query, max_new_tokens)
     ranking = answer(opened, checkpoint, query, top_k, options, explain=explain)
-    data: dict[str, Any] = {"generation": opened.generation.generation, **ranking}
-    texts = [_ranking_text(ranking)]
+    likelihood = spoken_answer(encoder, query).likelihood
+    assert likelihood is not None
+    data: dict[str, Any] = {
+        "generation": opened.generation.generation,
+        **({"completion": query.completion} if generate else {}),
+        "likelihood": asdict(likelihood),
+        **ranking,
+    }
+    texts = [f"the model adds  {query.completion!r}"] if generate else []
+    texts += [f"{likelihood.words} ({likelihood.nats_per_token:.2f} nats a token)", _ranking_text(ranking)]
     if totals is not None:
         sums = opened.totals([query], totals, checkpoint, where=where, normalise=options.normalise)
         data["totals"] = sums.drop_columns(["query_id"]).to_pylist()
@@ -133,6 +152,8 @@ def _ranking_text(answer: dict[str, list[dict[str, Any]]]) -> str:
             if "tokens" in hit:
                 lines.append(f"       tokens  {_strongest(hit['tokens'])}")
                 lines.append(f"       layers  {_strongest(hit['layers'].items())}")
+            if hit.get("training_tokens"):
+                lines.append(f"       passage {_strongest(hit['training_tokens'])}")
     return "\n".join(lines)
 
 

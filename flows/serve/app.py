@@ -6,20 +6,24 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from flows.serve.answer import Answer
+from flows.serve.answer_schema import Answer
 from flows.serve.docs import docs_page
 from flows.serve.errors import ApiError, error_of, error_responses, failure_text, validation_error
+from flows.serve.examples import ExampleRecord, read_example
+from flows.serve.generations import after_first, generation_events
 from flows.serve.limits import GENERATION_HEADER, Access, LimitsMiddleware
 from flows.serve.live_index import LiveIndex
-from flows.serve.question import TOP_K_MAX, Question
+from flows.serve.pairs import PairAnswer, answer_pair
+from flows.serve.question import ID_MAX, TOP_K_MAX, GenerationRequest, Pair, Question
 from flows.serve.request_queue import RequestQueue
 from flows.serve.state import Health, IndexFacts, health_of, index_facts
 from lorif_core.errors import LorifError
@@ -148,7 +152,16 @@ def _add_api(app: FastAPI, live_index: LiveIndex, queue: RequestQueue, access: A
         """Describe the generation that answers, and the limits of a question."""
         return index_facts(live_index)
 
-    statuses = error_responses(400, 401, 408, 413, 415, 421, 422, 429, 500, 503)
+    @app.get(
+        "/examples", dependencies=needs_token, responses=error_responses(401, 404, 408, 421, 422, 429, 500, 503)
+    )
+    async def examples(
+        id: Annotated[str, Query(max_length=ID_MAX, description="The id of the training example.")],
+    ) -> ExampleRecord:
+        """Show a training example: its text, all its columns, and its neighbours in its file."""
+        return await asyncio.to_thread(read_example, live_index.current, id)
+
+    statuses = error_responses(400, 401, 408, 409, 410, 413, 415, 421, 422, 429, 500, 503)
     html = {"description": "The answer.", "content": {"text/html": {"schema": {"type": "string"}}}}
 
     @app.post("/answers", dependencies=needs_token, response_model=Answer, responses={200: html, **statuses})
@@ -165,3 +178,30 @@ def _add_api(app: FastAPI, live_index: LiveIndex, queue: RequestQueue, access: A
             return HTMLResponse(fragment, headers=headers)
         content = answer.json(time.perf_counter() - started)
         return Response(content, headers=headers, media_type="application/json")
+
+    @app.post("/pairs", dependencies=needs_token, responses=statuses)
+    async def pairs(pair: Pair) -> PairAnswer:
+        """Show what a span of a training text adds to the score of each token of a query."""
+        return await queue.run(partial(answer_pair, pair=pair), pair.generation)
+
+    stream = {
+        "description": "The continuation, as server-sent events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+    no_pin = {status: response for status, response in statuses.items() if status not in (409, 410)}
+
+    @app.post(
+        "/generations", dependencies=needs_token, response_class=StreamingResponse,
+        responses={200: stream, **no_pin},
+    )  # fmt: skip
+    async def generations(request: GenerationRequest) -> StreamingResponse:
+        """Let the model continue a text, by its most likely tokens.
+
+        The response is a stream of server-sent events. The data of each is `{"text": ...}`, the continuation so
+        far. The last event has the name `done` and the data `{"text", "tokens", "reason"}`, where the reason is
+        `end`, `length` or `time`; or it has the name `error` and the body of an error. Closing the connection ends
+        it.
+        """
+        events = generation_events(queue, request)
+        first = await anext(events)  # a text that cannot be continued gets the status of its error
+        return StreamingResponse(after_first(first, events), media_type="text/event-stream")

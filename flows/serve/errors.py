@@ -16,9 +16,11 @@ from lorif_core.storage.faults import one_line
 _DESCRIPTIONS = {
     400: "The body is not valid JSON, or the request is not valid HTTP.",
     401: "The token is missing or wrong.",
-    404: "The path does not exist.",
+    404: "The path or the example does not exist.",
     405: "The path does not support this method.",
     408: "The head or the body of the request did not arrive in time.",
+    409: "The requested generation needs a checkpoint that the server does not have in memory.",
+    410: "The requested generation does not exist any more.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     421: "The Host header does not name this machine.",

@@ -27,6 +27,7 @@ BODY_SECONDS = 30.0
 _TOGETHER_SECONDS, _TOGETHER_BYTES = 0.1, 2**16
 GENERATION_HEADER = "X-Lorif-Generation"
 _OPEN_PATHS = frozenset(("/", "/health", "/docs", "/openapi.json"))
+_QUEUED_PATHS = frozenset(("/answers", "/pairs", "/generations"))
 _LOGGED_CHARACTERS = 60
 _CLOSE = {"Connection": "close"}  # the rest of the body is on its way
 _HEADERS = {
@@ -90,7 +91,11 @@ class LimitsMiddleware:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_token(headers, scope["path"])
-        if scope["method"] != "POST" or scope["path"] != "/answers":
+        if (scope["method"], scope["path"]) == ("GET", "/examples"):
+            async with self._queue.place(has_arrived=True):
+                await _run_while_connected(self._app, scope, b"", receive, _patient_send(send, self._queue.places))
+            return
+        if scope["method"] != "POST" or scope["path"] not in _QUEUED_PATHS:
             await _run_while_connected(self._app, scope, b"", receive, send)
             return
         _check_body(headers)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.questions import open_for_questions
+from flows.serve.errors import ApiError
 from lorif_core.config import ModelConfig
 from lorif_core.errors import LorifError
 from lorif_core.search.index import Index
@@ -80,6 +81,41 @@ class LiveIndex:
         self.current = self._open(None)
         self.failure: OpenFailure | None = None
         self._retry_at = 0.0
+        self._pinned: OpenGeneration | None = None
+
+    def at(self, number: int | None) -> OpenGeneration:
+        """The generation of a number, or the current one; the one that was asked for last stays open.
+
+        Another generation than the current one is read from storage, and only if its checkpoints are in memory.
+
+        Raises:
+            ApiError: it does not exist any more, or it needs another checkpoint.
+        """
+        current, pinned = self.current, self._pinned
+        for opened in (current, pinned):
+            if number is None or (opened is not None and opened.index.generation.generation == number):
+                return opened or current
+        store = current.index.store
+        found = {generation.generation: generation for generation in store.generations()}
+        if number not in found:
+            numbers = ", ".join(map(str, sorted(found)))
+            raise ApiError(
+                410, "generation_gone", f"the index has no generation {number} any more; it has {numbers}"
+            )
+        index = Index(store, found[number])
+        for part in index.parts:
+            for earlier in current.index.parts:
+                part.reuse_encoders(earlier)
+        checkpoints = [part.known_checkpoint for part in index.own_checkpoint_parts]
+        newest = checkpoints[-1]
+        if newest is None or None in checkpoints:
+            raise ApiError(
+                409, "other_checkpoint", f"generation {number} needs a checkpoint that this server does not have "
+                f"in memory; ask generation {current.index.generation.generation}",
+            )  # fmt: skip
+        columns = store.rows.descriptive_columns(index.generation.factors_version)
+        self._pinned = OpenGeneration(index, newest, tuple(columns), 0, two_stage=False)
+        return self._pinned
 
     def refresh(self) -> None:
         """Replace the current generation if a newer one exists; blocks while the newer one is opened."""
@@ -92,7 +128,7 @@ class LiveIndex:
             if self.failure and self.failure.generation == newest and time.monotonic() < self._retry_at:
                 return
             self.current = self._open(self.current)
-            self.failure = None
+            self.failure = self._pinned = None  # a pinned generation would keep the model of a former checkpoint
             log.info("generation %d now answers", self.current.index.generation.generation)
         except Exception as error:  # noqa: BLE001 - the current generation continues to answer
             message = str(error) if isinstance(error, LorifError) else f"{type(error).__name__}: {one_line(error)}"

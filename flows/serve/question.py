@@ -16,14 +16,39 @@ TEXT_MAX = 100_000
 TOKENS_MAX = 100_000
 MEMBERS_MAX = 32
 MESSAGES_MAX = 100
+NEW_TOKENS, NEW_TOKENS_MAX = 64, 512
+ID_MAX = 10_000
 
 _NORMALISE, _NORMALIZE = "normalise", "normalize"
 
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
+GenerationNumber = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        lt=2**63,
+        description="The generation that must answer; null takes the newest. Another one is read from storage.",
+    ),
+]
 Integers = Annotated[list[Annotated[int, Field(ge=-(2**31), lt=2**31)]], Field(max_length=TOKENS_MAX)]
 
 
 Objects = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MESSAGES_MAX)]
+
+
+class Span(BaseModel):
+    """A part of a text, in Unicode code points."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    start: int = Field(ge=0, le=TEXT_MAX, description="Its first character, counted from 0.")
+    end: int = Field(ge=1, le=TEXT_MAX, description="The character after its last.")
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> "Span":
+        if self.start >= self.end:
+            raise ValueError("end must be greater than start")
+        return self
 
 
 class SingleQuery(BaseModel):
@@ -44,6 +69,9 @@ class SingleQuery(BaseModel):
     tools: Objects | None = Field(
         None, description="JSON schemas of the functions that the assistant of `messages` may call."
     )
+    span: Span | None = Field(
+        None, description="A part of `text` or of `completion`; only tokens that overlap it are scored."
+    )
     tokens: Integers | None = Field(None, description="Token ids, in place of a text.")
     labels: Integers | None = Field(
         None, description="Target ids for `tokens`, of the same length; a token with -100 is not scored."
@@ -59,6 +87,8 @@ class SingleQuery(BaseModel):
             raise ValueError("tools go with messages")
         if self.messages is not None and len(json.dumps([self.messages, self.tools])) > TEXT_MAX:
             raise ValueError(f"messages and tools have more than {TEXT_MAX:,} characters")
+        if self.span is not None and self.text is None and self.completion is None:
+            raise ValueError("a span goes with text or completion")
         present = [name for name in self.kinds() if getattr(self, name) is not None]
         if len(present) != 1:
             reason = f"the query has {' and '.join(present)}" if present else "the query has none of them"
@@ -69,6 +99,14 @@ class SingleQuery(BaseModel):
     def kinds(cls) -> tuple[str, ...]:
         """Fields of which a query has exactly one."""
         return ("text", "prompt", "messages", "tokens")
+
+    def query(self) -> Query:
+        """The query for the library. Raises UserError if it is not valid."""
+        return as_query({"id": "question", **self._query_fields()}, 0)
+
+    def _query_fields(self, *more: str) -> dict[str, Any]:
+        """The fields that a queries file has, without those that are null."""
+        return self.model_dump(include={*SingleQuery.model_fields, *more}, exclude_none=True)
 
 
 Member = Text | SingleQuery
@@ -84,6 +122,34 @@ def _document_alias(schema: JsonDict) -> None:
         **normalise, "title": "Normalize",
         "description": "Another spelling of `normalise`; give only one of them.",
     }  # fmt: skip
+
+
+class Generate(BaseModel):
+    """Let the model continue the text, and attribute what it adds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_new_tokens: int = Field(
+        NEW_TOKENS, ge=1, le=NEW_TOKENS_MAX, description="The largest number of tokens that the model adds."
+    )
+
+
+class GenerationRequest(Generate):
+    """A text for the model to continue."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=TEXT_MAX, description="The text to continue.")]
+
+
+class Pair(BaseModel):
+    """A query, and a span of a training text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    question: SingleQuery = Field(description="The query.")
+    example_id: Annotated[str, Field(max_length=ID_MAX)] = Field(description="The id of the training example.")
+    start: int = Field(ge=0, description="The first character of the span in the text of the example, from 0.")
+    end: int = Field(ge=1, description="The character after the last of the span.")
+    generation: GenerationNumber = None
 
 
 class Question(SingleQuery):
@@ -112,11 +178,24 @@ class Question(SingleQuery):
         ),
     )
     explain: bool = Field(
-        False, description="If true, the answer shows what each token of the query adds to the scores."
+        False,
+        description="If true, the answer shows what each token of the query, each token of the training texts and "
+        "each layer adds to the scores of the first ten examples of each side.",
     )
+    generate: Generate | None = Field(
+        None,
+        description="If given, the model continues `text` by its most likely tokens; what it adds is attributed.",
+    )
+    generation: GenerationNumber = None
     totals: Annotated[str, Field(max_length=200)] | None = Field(
         None, description="A column of the index; the answer sums the scores of all rows by its values."
     )
+
+    @model_validator(mode="after")
+    def _can_be_generated(self) -> "Question":
+        if self.generate is not None and (self.text is None or self.span is not None):
+            raise ValueError("generate goes with text, and without a span")
+        return self
 
     @classmethod
     def kinds(cls) -> tuple[str, ...]:
@@ -132,6 +211,4 @@ class Question(SingleQuery):
         """The query for the library. Raises UserError if it or its options are not valid."""
         if self.explain and self.normalise != "none":
             raise UserError("explain shows the parts of plain scores; leave out normalise")
-        names = {*SingleQuery.model_fields, "group", "contrast"}
-        fields: dict[str, Any] = self.model_dump(include=names, exclude_none=True)
-        return as_query({"id": "question", **fields}, 0)
+        return as_query({"id": "question", **self._query_fields("group", "contrast")}, 0)

@@ -1,51 +1,64 @@
 """A queue of questions for the single thread that computes; questions that wait together share one scan.
 
-Answers are computed one scan at a time: torch uses all cores for one scan, and memory stays bounded. `Places`
-bounds the number of questions.
+Answers are computed one scan at a time: torch uses all cores for one scan, and memory stays bounded. Other work
+that needs the model or the codes waits in the same queue. `Places` bounds how much waits.
 """
 
 import asyncio
 import logging
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
-from flows.questions import search_queries
 from flows.serve.answer import ComputedAnswer
-from flows.serve.errors import ApiError, error_of, failure_text, internal_error
+from flows.serve.answering import answer_batch, error_for_client
+from flows.serve.errors import ApiError, failure_text, internal_error
 from flows.serve.live_index import LiveIndex, OpenGeneration
 from flows.serve.places import Places
 from flows.serve.question import Question
-from lorif_core.errors import LorifError, UserError
-from lorif_core.out_of_memory import is_out_of_memory
-from lorif_core.search.queries import Query
-from lorif_core.search.query_blocks import queries_per_block
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 256
 MAX_PER_SCAN = 16
 """More questions per scan would share its reads, but every question waits for the gradients of all of them."""
-_MEMORY_GB = 1.0  # as `lorif query`
+
+Result = TypeVar("Result")
+Work = Callable[[OpenGeneration], Result]
+Emit = Callable[[str], bool]
+"""Sends a part of a result on its way; False if nobody waits for it any more."""
 
 
 @dataclass(slots=True, eq=False)
-class _WaitingQuestion:
-    question: Question
-    query: Query
-    answer: "asyncio.Future[ComputedAnswer]" = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+class _Waiting:
+    """A question, or other work that needs the computing thread, and the future of its result."""
+
+    job: Question | Work[Any]
+    generation: int | None
+    result: "asyncio.Future[Any]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
-    def options(self) -> tuple[str | None, str]:
-        return self.question.where, self.question.normalise
+    def question(self) -> Question:
+        return cast(Question, self.job)
+
+    @property
+    def is_withdrawn(self) -> bool:
+        return self.result.cancelled()
+
+    @property
+    def scan(self) -> Hashable:
+        """Equal for questions that may share a scan."""
+        if not isinstance(self.job, Question) or self.job.generate is not None:
+            return id(self)
+        return self.job.where, self.job.normalise, self.generation
 
 
 class RequestQueue:
-    """Accepts questions and answers them from the current generation.
+    """Accepts questions and other work, and computes them with the current generation or another one.
 
     Args:
         live_index: holds the current generation.
@@ -54,7 +67,7 @@ class RequestQueue:
     def __init__(self, live_index: LiveIndex) -> None:
         self._live_index = live_index
         self.places = Places(MAX_WAITING)
-        self._waiting: deque[_WaitingQuestion] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "lorif-answers")
         self._closing = False
@@ -62,7 +75,7 @@ class RequestQueue:
 
     @asynccontextmanager
     async def place(self, *, has_arrived: bool) -> AsyncIterator[None]:
-        """Reserve a place for one question; see `Places.take`. Raises ApiError also if the server shuts down."""
+        """Reserve a place for one request; see `Places.take`. Raises ApiError also if the server shuts down."""
         if self._closing:
             raise _closing_error()
         async with self.places.take(has_arrived=has_arrived):
@@ -75,16 +88,51 @@ class RequestQueue:
 
     async def ask(self, question: Question) -> ComputedAnswer:
         """Wait for the answer to a question; cancelling the call withdraws it. Raises ApiError and LorifError."""
-        waiting = _WaitingQuestion(question, question.query())
+        question.query()  # an error of the question needs no turn
+        answer: ComputedAnswer = await self._enqueue(question, question.generation).result
+        return answer
+
+    async def run(self, work: Work[Result], generation: int | None = None) -> Result:
+        """Wait for other work; cancelling the call withdraws it. Raises ApiError."""
+        result: Result = await self._enqueue(work, generation).result
+        return result
+
+    async def stream(
+        self, work: Callable[[OpenGeneration, Emit], Result], generation: int | None = None
+    ) -> AsyncGenerator[str | Result]:
+        """The parts that other work emits, as they come, and last its result. Closing the iterator ends the work.
+
+        Raises:
+            ApiError: the work failed.
+        """
+        loop, parts = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+        is_closed = threading.Event()
+
+        def emit(part: str) -> bool:
+            loop.call_soon_threadsafe(parts.put_nowait, part)
+            return not is_closed.is_set()
+
+        waiting = self._enqueue(lambda opened: work(opened, emit), generation)
+        waiting.result.add_done_callback(lambda _: parts.put_nowait(None))
+        try:
+            while (part := await parts.get()) is not None:
+                yield part
+            yield await waiting.result
+        finally:
+            is_closed.set()
+            waiting.result.cancel()
+
+    def _enqueue(self, job: Question | Work[Any], generation: int | None) -> _Waiting:
+        waiting = _Waiting(job, generation)
         self._waiting.append(waiting)
         self._arrived.set()
-        return await waiting.answer
+        return waiting
 
     async def work(self) -> None:
-        """Answer questions until cancelled."""
+        """Compute what waits, until cancelled."""
         loop = asyncio.get_running_loop()
 
-        def finish(waiting: _WaitingQuestion, result: ComputedAnswer | BaseException) -> None:
+        def finish(waiting: _Waiting, result: Any) -> None:
             loop.call_soon_threadsafe(self._finish, waiting, result)
 
         while True:
@@ -94,7 +142,7 @@ class RequestQueue:
                 self._arrived.clear()
                 continue
             try:
-                await loop.run_in_executor(self._thread, _answer_batch, self._live_index.current, batch, finish)
+                await loop.run_in_executor(self._thread, _compute, self._live_index, batch, finish)
             except Exception as error:  # noqa: BLE001 - later batches must still be answered
                 log.error("a batch of questions failed: %s", failure_text(error))
                 for waiting in batch:
@@ -110,71 +158,38 @@ class RequestQueue:
             self._finish(waiting, _closing_error())
         self._waiting.clear()
 
-    def _next_batch(self) -> list[_WaitingQuestion]:
-        """Take the first question and later ones with the same options; drop questions that were withdrawn."""
-        pending = [waiting for waiting in self._waiting if not waiting.answer.done()]
-        batch = [waiting for waiting in pending if waiting.options == pending[0].options][:MAX_PER_SCAN]
+    def _next_batch(self) -> list[_Waiting]:
+        """Take the first of what waits, and later questions that may share its scan; drop what was withdrawn."""
+        pending = [waiting for waiting in self._waiting if not waiting.result.done()]
+        batch = [waiting for waiting in pending if waiting.scan == pending[0].scan][:MAX_PER_SCAN]
         in_batch = set(map(id, batch))
         self._waiting = deque(waiting for waiting in pending if id(waiting) not in in_batch)
         return batch
 
-    def _finish(self, waiting: _WaitingQuestion, result: ComputedAnswer | BaseException) -> None:
-        if waiting.answer.done():
+    def _finish(self, waiting: _Waiting, result: Any) -> None:
+        if waiting.result.done():
             return
         if isinstance(result, BaseException):
-            waiting.answer.set_exception(result)
+            waiting.result.set_exception(result)
         else:
-            self.answered += 1
-            waiting.answer.set_result(result)
+            self.answered += isinstance(waiting.job, Question)
+            waiting.result.set_result(result)
 
 
 def _closing_error() -> ApiError:
     return ApiError(503, "closing", "the server is shutting down; ask again later", {"Retry-After": "10"})
 
 
-_Finish = Callable[[_WaitingQuestion, ComputedAnswer | BaseException], None]
-
-
-def _answer_batch(current: OpenGeneration, batch: Sequence[_WaitingQuestion], finish: _Finish) -> None:
-    """Answer a batch, in the computing thread; an error ends the questions that it concerns."""
-    size = queries_per_block(current.index.generation, max(w.question.top_k for w in batch), _MEMORY_GB)
-    for start in range(0, len(batch), size):
-        _answer_in_one_scan(current, batch[start : start + size], finish)
-
-
-def _answer_in_one_scan(current: OpenGeneration, batch: Sequence[_WaitingQuestion], finish: _Finish) -> None:
+def _compute(live_index: LiveIndex, batch: Sequence[_Waiting], finish: Callable[[_Waiting, Any], None]) -> None:
+    """Answer questions that share a scan, or do other work, in the computing thread."""
+    first, opened = batch[0], live_index.current
     try:
-        options = current.index.options(*batch[0].options, two_stage=current.two_stage)
-        top_k = max(waiting.question.top_k for waiting in batch)
-        queries = [waiting.query for waiting in batch]
-        results = search_queries(
-            current.index, current.checkpoint, queries, top_k, options, two_stage=current.two_stage
-        )
-    except Exception as error:  # noqa: BLE001 - sent to the client, or logged
-        if len(batch) > 1 and (isinstance(error, UserError) or is_out_of_memory(error)):  # one may be at fault
-            for waiting in batch:
-                _answer_in_one_scan(current, [waiting], finish)
+        opened = live_index.at(first.generation)
+        if not isinstance(first.job, Question):
+            finish(first, first.job(opened))
             return
+    except Exception as error:  # noqa: BLE001 - sent to the client, or logged
         for waiting in batch:
-            finish(waiting, _error_for_client(error, current))
+            finish(waiting, error_for_client(error, opened))
         return
-    # questions that need extra work of their own come last
-    for waiting, result in sorted(zip(batch, results, strict=True), key=lambda pair: pair[0].question.is_long):
-        if waiting.answer.cancelled():
-            continue
-        try:
-            own = replace(result, top=result.top.first(waiting.question.top_k))
-            finish(waiting, ComputedAnswer(current, waiting.question, own, options))
-        except Exception as error:  # noqa: BLE001 - sent to the client, or logged
-            finish(waiting, _error_for_client(error, current))
-
-
-def _error_for_client(error: Exception, current: OpenGeneration) -> ApiError:
-    known = error_of(error)
-    if isinstance(error, LorifError) and (known is None or known.status == 422):
-        reason = current.unreadable_reason()  # then the question is not at fault
-        if reason is not None:
-            return ApiError(503, "index_gone", f"the index can no longer be read: {reason}", {"Retry-After": "10"})
-    if known is None:
-        log.error("a question failed: %s", failure_text(error))
-    return known or internal_error()
+    answer_batch(opened, batch, finish)

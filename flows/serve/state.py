@@ -4,9 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from flows.serve.answering import GENERATION_SECONDS
 from flows.serve.limits import BODY_BYTES
 from flows.serve.live_index import LiveIndex, SearchKind
-from flows.serve.question import MEMBERS_MAX, TEXT_MAX, TOKENS_MAX, TOP_K_MAX
+from flows.serve.question import MEMBERS_MAX, NEW_TOKENS_MAX, TEXT_MAX, TOKENS_MAX, TOP_K_MAX
 from flows.serve.request_queue import MAX_WAITING
 from lorif_core.tables.filters import MAX_CHARACTERS
 
@@ -31,6 +32,12 @@ class Limits(BaseModel):
         default=MAX_CHARACTERS, description="The largest number of characters of `where`."
     )
     body_bytes: int = Field(default=BODY_BYTES, description="The largest number of bytes of a request body.")
+    new_tokens: int = Field(
+        default=NEW_TOKENS_MAX, description="The largest number of tokens that the model adds to a text."
+    )
+    generation_seconds: int = Field(
+        default=int(GENERATION_SECONDS), description="The number of seconds in which it does so at most."
+    )
     waiting: int = Field(
         default=MAX_WAITING, description="The largest number of questions that wait or are being answered."
     )

@@ -108,6 +108,19 @@ def _added_ids(tokenizer: "PreTrainedTokenizerBase", _size: int) -> np.ndarray:
     return np.array(list(tokenizer.added_tokens_decoder), dtype=np.int64)
 
 
+def tokens_in_span(text: str, start: int, end: int, tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
+    """(T,) whether each token of a text has a character of the span [start, end).
+
+    Args:
+        text: the text, tokenised with its special tokens.
+        start: first character.
+        end: the character after the last.
+        tokenizer: a fast one, see `require_offsets`.
+    """
+    encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    return np.array([start < stop and first < end for first, stop in encoding["offset_mapping"]], dtype=bool)
+
+
 def _start_of_completion(text: str, boundary: int, tokenizer: Any) -> int:
     """`boundary`, or the start of the character around it that the tokenizer's normaliser changes.
 

@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, W levels and S scales of a row, D = d1 d2.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
 from lorif_core.gradients.roots import SideMatrices
 from lorif_core.gradients.self_check import check_capture
+from lorif_core.gradients.token_parts import TokenParts
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
 from lorif_core.model.transfer import HostCopy
@@ -98,8 +100,8 @@ class Extractor:
     ) -> None:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded
-        of_layers = layer_roots(loaded, layers, projection, roots)
-        self._sink = CodeSink(self.layout, unbiased=projection.is_whitened, roots=of_layers)
+        self._roots = layer_roots(loaded, layers, projection, roots)
+        self._sink = CodeSink(self.layout, unbiased=projection.is_whitened, roots=self._roots)
         self._model = CapturedModel(loaded, layers, projection, self._sink.take, roots)
 
     def check(self) -> None:
@@ -121,6 +123,15 @@ class Extractor:
         layers = range(len(self.layout.slots))
         copies = [HostCopy(self.layout.decode(codes, scales, layer)) for layer in layers]
         return HostCopy(losses.float()).wait().numpy(), [copy.wait() for copy in copies]
+
+    def token_parts(self, batch: Batch, take: Callable[[int, TokenParts], None]) -> None:
+        """Run a batch without encoding it; `take` gets the number of each layer with a gradient, and its parts."""
+        tokens = batch.input_ids.shape[1]
+
+        def take_pair(layer: int, A_BTd: torch.Tensor, E_BTd: torch.Tensor) -> None:
+            take(layer, TokenParts(A_BTd, E_BTd, None if self._roots is None else self._roots[layer], tokens))
+
+        self._model.run(batch, take_pair)
 
     def _run(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._sink.start(len(batch.input_ids), self._loaded.device, wide_dtype(self._loaded))

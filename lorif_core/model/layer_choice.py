@@ -8,6 +8,7 @@ models of few blocks every MLP counts. `benchmarks/results/layers-rule.md` has t
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -15,6 +16,7 @@ from lorif_core.errors import UserError
 from lorif_core.formatting import listed
 from lorif_core.model.experts import ExpertMatrix, TrackedModule
 
+LayerKind = Literal["attention", "mlp", "expert", "other"]
 ALL, MLP, AUTO = "all", "mlp", "auto"
 LATE_BLOCKS = 15
 """Largest number of blocks that `auto` takes of a deep model if nothing else is asked."""
@@ -27,6 +29,10 @@ _MLP_PATH = re.compile(
 )
 _NOT_MLP = re.compile(
     r"att(n|ention)?(\.|_)|router|(^|\.)(shared_expert_)?gate(\.|$)|norm\.mlp|hyper_connection|vision|audio|image"
+)
+_EXPERT = re.compile(r"(^|\.)\w*experts?\.")
+_ATTENTION = re.compile(
+    r"att(n|ention)|(^|\.)([qkvo]|qkv|kv_[ab]|q_[ab]|out|query|key|value)_?proj|query_key_value"
 )
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -69,6 +75,15 @@ def choose(
 def is_mlp(name: str) -> bool:
     """Whether a linear layer is part of an MLP or of an expert, by its name."""
     return bool(_MLP_PATH.search(name)) and not _NOT_MLP.search(name)
+
+
+def kind_of(name: str) -> LayerKind:
+    """What a linear layer is a part of, by its name."""
+    if _EXPERT.search(name):
+        return "expert"
+    if is_mlp(name):
+        return "mlp"
+    return "attention" if _ATTENTION.search(name) else "other"
 
 
 def block_of(name: str) -> int | None:

@@ -1,7 +1,8 @@
 """Builds the section that a page shows for one answered query from the results of a search."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +10,12 @@ import pyarrow as pa
 from lorif_core.corpus.turns import turns_from_json
 from lorif_core.report.answer_sections import Hit, QuerySection, Source, SourceTotal, TokenShare
 from lorif_core.report.overlap import Overlap
+from lorif_core.search.distribution import Distribution, percentile
 from lorif_core.search.explanation import Explanation
+from lorif_core.search.likelihood import NOT_SPOKEN, SpokenAnswer
 from lorif_core.search.queries import Query
-from lorif_core.search.top_k import Scored, TopK
+from lorif_core.search.shares import LayerShare
+from lorif_core.search.top_k import Scored, TopK, largest_score
 from lorif_core.tables.checksums import TURNS
 
 _BUILT_IN_COLUMNS = frozenset(
@@ -27,6 +31,8 @@ def answer_section(
     details: dict[str, dict[str, Any]],
     explanation: Explanation | None = None,
     totals: Sequence[SourceTotal] | None = None,
+    spoken: SpokenAnswer = NOT_SPOKEN,
+    distribution: Distribution | None = None,
 ) -> QuerySection:
     """Build the section of one query.
 
@@ -38,6 +44,8 @@ def answer_section(
         explanation: contributions of the tokens to these scores, or the reason why there are none; None if no
             explanation was requested.
         totals: by file, over all rows (`source_totals`).
+        spoken: the losses of the query's tokens.
+        distribution: of the scores of all searched rows; None if it was not counted.
     """
     prompt, completion = query.display_text
     overlap = Overlap(_own_texts(query))
@@ -46,18 +54,33 @@ def answer_section(
         prompt=prompt,
         completion=completion,
         loss=loss,
-        proponents=_hits(top.proponents, details, explanation, overlap),
-        opponents=_hits(top.opponents, details, explanation, overlap),
+        proponents=_hits(top, "proponents", details, explanation, overlap, distribution),
+        opponents=_hits(top, "opponents", details, explanation, overlap, distribution),
         tokens=_tokens(explanation, top.proponents),
         unexplained=None if explanation is None else explanation.reason,
         totals=None if totals is None else tuple(totals),
         turns=query.turns,
+        unshaded=None if explanation is None else explanation.unshaded,
+        layers=() if explanation is None else summed_layers(explanation, top.proponents),
+        answer_tokens=spoken.tokens,
+        likelihood=spoken.likelihood,
+        distribution=distribution,
     )
+
+
+def summed_layers(explanation: Explanation, scored: Sequence[Scored]) -> tuple[LayerShare, ...]:
+    """The shares of the layers in the summed scores of those examples that are explained."""
+    of_hits = [explanation.layers[hit.example_id] for hit in scored if hit.example_id in explanation.layers]
+    return tuple(replace(same[0], share=sum(share.share for share in same)) for same in zip(*of_hits, strict=True))
 
 
 def source_totals(table: pa.Table) -> tuple[SourceTotal, ...]:
     """Convert the table that `Index.totals` returns for one query, grouped by `uri`."""
-    rows = table.select(["uri", "rows", "positive", "negative"]).to_pylist()
+    columns = {
+        "uri": "uri", "rows": "rows", "positive": "positive", "negative": "negative",
+        "corpus_share": "share_of_tokens", "influence_share": "share_of_positive",
+    }  # fmt: skip
+    rows = table.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
     return tuple(SourceTotal(**row) for row in rows)
 
 
@@ -73,15 +96,18 @@ def _tokens(explanation: Explanation | None, proponents: Sequence[Scored]) -> tu
 
 
 def _hits(
-    scored: Sequence[Scored],
+    top: TopK,
+    side: Literal["proponents", "opponents"],
     details: dict[str, dict[str, Any]],
     explanation: Explanation | None,
     overlap: Overlap,
+    distribution: Distribution | None,
 ) -> tuple[Hit, ...]:
-    by_example = {} if explanation is None else explanation.by_example
+    scored, strongest = getattr(top, side), largest_score(top)
+    explained = explanation or Explanation((), {})
     hits = []
     for rank, hit in enumerate(scored, start=1):
-        row, tokens = details[hit.example_id], by_example.get(hit.example_id)
+        row, tokens = details[hit.example_id], explained.by_example.get(hit.example_id)
         text = row.get("text")
         hits.append(
             Hit(
@@ -90,6 +116,10 @@ def _hits(
                 tokens=None if tokens is None else tuple(tokens.tolist()),
                 columns=_columns(row),
                 turns=turns_from_json(row.get(TURNS)),
+                training_tokens=explained.training_tokens.get(hit.example_id),
+                layers=explained.layers.get(hit.example_id, ()),
+                percentile=percentile(rank, distribution, is_proponent=side == "proponents"),
+                relative=hit.score / strongest if strongest else 0.0,
             )
         )  # fmt: skip
     return tuple(hits)

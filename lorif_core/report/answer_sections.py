@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 
 from lorif_core.corpus.turns import Turn
+from lorif_core.search.distribution import Distribution
+from lorif_core.search.likelihood import AnswerToken, Likelihood
+from lorif_core.search.shares import LayerShare, TrainingToken
 
 _HUB = re.compile(r"hf://datasets/(?P<name>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<path>.+)")
 
@@ -49,6 +52,11 @@ class Hit:
         tokens: contribution of each query token to this example's score; None if not explained.
         columns: extra columns of its row, (name, value).
         turns: of a conversation, where each turn stands in the text.
+        training_tokens: the tokens of its text with their shares of the score; None if they are not known.
+        layers: the tracked layers with their shares of the score; empty if they are not known.
+        percentile: percent of the searched rows that rank below it; None if it is not known.
+        relative: its score divided by the largest absolute score shown.
+        also_under: number of other queries of the same batch that show it too; None outside of a batch.
     """
 
     rank: int
@@ -60,16 +68,28 @@ class Hit:
     tokens: tuple[float, ...] | None = None
     columns: tuple[tuple[str, str], ...] = ()
     turns: tuple[Turn, ...] = ()
+    training_tokens: tuple[TrainingToken, ...] | None = None
+    layers: tuple[LayerShare, ...] = ()
+    percentile: float | None = None
+    relative: float = 0.0
+    also_under: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTotal:
-    """Sums of the positive and of the negative scores over the searched rows of a file, and their number."""
+    """Sums of the positive and of the negative scores over the searched rows of a file, and their number.
+
+    Attributes:
+        corpus_share: tokens of these rows over those of all searched rows, from 0 to 1.
+        influence_share: `positive` over that of all searched rows, from 0 to 1.
+    """
 
     uri: str
     rows: int
     positive: float
     negative: float
+    corpus_share: float = 0.0
+    influence_share: float = 0.0
 
     @property
     def total(self) -> float:
@@ -87,6 +107,11 @@ class QuerySection:
         unexplained: why a requested explanation is missing; None otherwise.
         totals: over all rows, by file, largest first; None if they were not computed.
         turns: role and text of each message, if the query consists of messages.
+        unshaded: why some examples have no `training_tokens`; None if all have, or none were requested.
+        layers: the tracked layers with their shares of the summed scores of the proponents that are explained.
+        answer_tokens: the tokens of the query with their losses; empty for several queries in one.
+        likelihood: how likely the model finds the query; None for several queries in one.
+        distribution: of the scores of all searched rows; None if it was not counted.
     """
 
     query_id: str
@@ -99,6 +124,11 @@ class QuerySection:
     unexplained: str | None = None
     totals: tuple[SourceTotal, ...] | None = None
     turns: tuple[tuple[str, str], ...] = ()
+    unshaded: str | None = None
+    layers: tuple[LayerShare, ...] = ()
+    answer_tokens: tuple[AnswerToken, ...] = ()
+    likelihood: Likelihood | None = None
+    distribution: Distribution | None = None
 
     @property
     def hits(self) -> tuple[Hit, ...]:

@@ -1,8 +1,9 @@
 """Writes the answers of a batch attribution: scores.parquet, report.html and summary.json in one folder."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -13,7 +14,7 @@ from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.report.answer import answer_section
-from lorif_core.report.answer_sections import QuerySection
+from lorif_core.report.answer_sections import Hit, QuerySection
 from lorif_core.report.block_answers import Attribution
 from lorif_core.report.changes import Change
 from lorif_core.report.page import Report, SelfCheckRow, Storage, render
@@ -120,12 +121,32 @@ def write_answers(
 
 @dataclass(slots=True)
 class _Written:
-    """Counts of the rows in scores.parquet, and the queries that the report shows."""
+    """Counts of the rows in scores.parquet, the queries that the report shows, and of those of each example."""
 
     queries: int = 0
     scores: int = 0
     sections: list[QuerySection] = field(default_factory=list)
     are_hits_omitted: bool = False
+    queries_of: Counter[str] = field(default_factory=Counter)
+
+    def count(self, answers: Iterable[Attribution]) -> None:
+        """Count under how many queries each example is shown; of later queries only examples of the report."""
+        is_complete = len(self.sections) == QUERIES_IN_REPORT
+        for answer in answers:
+            names = set(answer.example_ids)
+            self.queries_of.update(names & self.queries_of.keys() if is_complete else names)
+
+    def shown(self) -> tuple[QuerySection, ...]:
+        """The sections, whose examples state how many other queries show them too."""
+        return tuple(
+            replace(
+                section, proponents=self._counted(section.proponents), opponents=self._counted(section.opponents)
+            )
+            for section in self.sections
+        )
+
+    def _counted(self, hits: Iterable[Hit]) -> tuple[Hit, ...]:
+        return tuple(replace(hit, also_under=self.queries_of[hit.example_id] - 1) for hit in hits)
 
     @property
     def omitted(self) -> str | None:
@@ -153,6 +174,7 @@ def _write_scores(
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCORES_SCHEMA))
                 written.queries += len(group)
                 written.scores += len(rows)
+                written.count(group)
                 for answer in group[: QUERIES_IN_REPORT - len(written.sections)]:
                     written.sections.append(_section(answer, rows_by_id))
                     written.are_hits_omitted |= answer.top.k > HITS_IN_REPORT
@@ -210,7 +232,7 @@ def _report(
         spec=generation.spec,
         created_at=generation.created_at.strftime("%Y-%m-%d %H:%M UTC"),
         curvature=generation.newest.curvature_kind,
-        queries=tuple(written.sections),
+        queries=written.shown(),
         layers=layer_sections(store, generation),
         coverage=Coverage(
             coverage["tracked"], coverage["total"], tuple((name, count) for name, count in coverage["untracked"])
@@ -233,7 +255,10 @@ def _report(
 def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
     top = answer.top
     shown = TopK(HITS_IN_REPORT, top.proponents[:HITS_IN_REPORT], top.opponents[:HITS_IN_REPORT])
-    return answer_section(answer.query, answer.loss, shown, details, answer.explanation)
+    return answer_section(
+        answer.query, answer.loss, shown, details, answer.explanation, spoken=answer.spoken,
+        distribution=answer.distribution,
+    )  # fmt: skip
 
 
 def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:

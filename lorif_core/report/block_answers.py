@@ -1,6 +1,6 @@
 """Answers of one block of queries as a parquet file. A batch attribution stores them until all blocks are done."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,31 +8,64 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.search.distribution import Distribution
 from lorif_core.search.explanation import Explanation
+from lorif_core.search.likelihood import NOT_SPOKEN, AnswerToken, Likelihood, SpokenAnswer
 from lorif_core.search.queries import Query
+from lorif_core.search.shares import LayerShare, TrainingToken
 from lorif_core.search.top_k import Scored, TopK
 
 _HITS = pa.list_(pa.struct([("score", pa.float32()), ("example_id", pa.string())]))
 _CONTRIBUTIONS = pa.list_(pa.struct([("example_id", pa.string()), ("contributions", pa.list_(pa.float32()))]))
+_TRAINING_TOKENS = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("share", pa.float64())]))
+_LAYERS = pa.list_(
+    pa.struct([("layer", pa.string()), ("block", pa.int32()), ("kind", pa.string()), ("share", pa.float64())])
+)
 _EXPLANATION = pa.struct(
-    [("tokens", pa.list_(pa.string())), ("by_example", _CONTRIBUTIONS), ("reason", pa.string())]
+    [
+        ("tokens", pa.list_(pa.string())), ("by_example", _CONTRIBUTIONS), ("reason", pa.string()),
+        ("training_tokens", pa.map_(pa.string(), _TRAINING_TOKENS)), ("layers", pa.map_(pa.string(), _LAYERS)),
+        ("unshaded", pa.string()),
+    ]
+)  # fmt: skip
+_SPOKEN = pa.struct(
+    [
+        ("tokens", pa.list_(pa.struct([("text", pa.string()), ("loss", pa.float64())]))),
+        (
+            "likelihood",
+            pa.struct(
+                [
+                    ("nats_per_token", pa.float64()), ("own_nats_per_token", pa.float64()), ("words", pa.string()),
+                ]
+            ),
+        ),
+    ]
+)  # fmt: skip
+_DISTRIBUTION = pa.struct(
+    [("edges", pa.list_(pa.float64())), ("counts", pa.list_(pa.int64())), ("scores", pa.string())]
 )
 _SCHEMA = pa.schema(
     [
         ("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS),
-        ("explanation", _EXPLANATION),
+        ("explanation", _EXPLANATION), ("spoken", _SPOKEN), ("distribution", _DISTRIBUTION),
     ]
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Answer to one query: its token-summed loss, both ends of the ranking, and the explanation if requested."""
+    """Answer to one query: its token-summed loss, both ends of the ranking, and the explanation if requested.
+
+    `distribution` is that of the scores of all rows. `spoken` has the losses of the query's tokens. Both may be
+    missing.
+    """
 
     query: Query
     loss: float
     top: TopK
     explanation: Explanation | None = None
+    spoken: SpokenAnswer = NOT_SPOKEN
+    distribution: Distribution | None = None
 
     @property
     def example_ids(self) -> list[str]:
@@ -49,6 +82,8 @@ def to_parquet(answers: Sequence[Attribution]) -> bytes:
             "proponents": [asdict(hit) for hit in answer.top.proponents],
             "opponents": [asdict(hit) for hit in answer.top.opponents],
             "explanation": None if answer.explanation is None else _explanation_row(answer.explanation),
+            "spoken": asdict(answer.spoken),
+            "distribution": None if answer.distribution is None else asdict(answer.distribution),
         }
         for answer in answers
     ]
@@ -70,7 +105,20 @@ def from_parquet(content: bytes | None, queries: Sequence[Query], k: int) -> lis
 
 def _answer(query: Query, row: dict[str, Any], k: int) -> Attribution:
     ends = ([Scored(**hit) for hit in row[end]] for end in ("proponents", "opponents"))
-    return Attribution(query, row["loss"], TopK(k, *ends), _explanation(row["explanation"]))
+    spoken, counted = row["spoken"], row["distribution"]
+    return Attribution(
+        query,
+        row["loss"],
+        TopK(k, *ends),
+        _explanation(row["explanation"]),
+        SpokenAnswer(
+            tuple(AnswerToken(**token) for token in spoken["tokens"]),
+            None if spoken["likelihood"] is None else Likelihood(**spoken["likelihood"]),
+        ),
+        None
+        if counted is None
+        else Distribution(tuple(counted["edges"]), tuple(counted["counts"]), counted["scores"]),
+    )
 
 
 def _explanation_row(explanation: Explanation) -> dict[str, Any]:
@@ -78,11 +126,23 @@ def _explanation_row(explanation: Explanation) -> dict[str, Any]:
         {"example_id": example_id, "contributions": contributions_T.tolist()}
         for example_id, contributions_T in explanation.by_example.items()
     ]
-    return {"tokens": list(explanation.tokens), "by_example": by_example, "reason": explanation.reason}
+    return {
+        "tokens": list(explanation.tokens), "by_example": by_example, "reason": explanation.reason,
+        "training_tokens": _as_rows(explanation.training_tokens), "layers": _as_rows(explanation.layers),
+        "unshaded": explanation.unshaded,
+    }  # fmt: skip
+
+
+def _as_rows(shares: Mapping[str, Sequence[TrainingToken | LayerShare]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(example_id, [asdict(share) for share in of_example]) for example_id, of_example in shares.items()]
 
 
 def _explanation(row: dict[str, Any] | None) -> Explanation | None:
     if row is None:
         return None
     by_example = {hit["example_id"]: np.array(hit["contributions"], np.float32) for hit in row["by_example"]}
-    return Explanation(tuple(row["tokens"]), by_example, row["reason"])
+    tokens, layers = (
+        {example_id: tuple(kind(**share) for share in shares) for example_id, shares in row[name]}
+        for name, kind in (("training_tokens", TrainingToken), ("layers", LayerShare))
+    )
+    return Explanation(tuple(row["tokens"]), by_example, row["reason"], tokens, layers, row["unshaded"])

@@ -139,6 +139,7 @@ def _check_finite(query: QuerySection) -> None:
     contributions = [token.contribution for token in query.tokens or ()]
     for hit in query.hits:
         contributions.extend(hit.tokens or ())
+        contributions.extend(token.share for token in hit.training_tokens or ())
         if not math.isfinite(hit.score):
             raise LorifError(f"query {query.query_id!r}: the score of {hit.example_id!r} is {hit.score}")
     if not math.isfinite(query.loss):

@@ -7,31 +7,29 @@ Shapes: T tokens of the query, L layers or layer groups, R requested rows, D = d
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import decode_rows
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import DEFAULT_OPTIONS
-from lorif_core.search.queries import QueryInput, parse_queries
+from lorif_core.search.queries import Query, QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput, QueryEncoder, QueryGradients
-from lorif_core.search.scoring import queries_at_once, scaled, score_rows
+from lorif_core.search.scoring import FoldedQueries, queries_at_once, scaled, score_rows
+from lorif_core.search.token_texts import token_texts
 from lorif_core.spec import MASKED
 from lorif_core.tables.blocks import Block
 
 OTHER_GROUP = "other"
 _MEMORY_GB = 0.25  # for the gradients of a block of tokens
-_REPLACEMENT = "\ufffd"  # what a part of a character is decoded to, and a character of its own
-_MAX_CONTINUATION = 3  # bytes of a character after its first, and so tokens that can complete it
 
 
 @dataclass(frozen=True, slots=True)
-class _RequestedRows:
+class RequestedRows:
     """A block of requested rows of one part (by its number), and their columns in the result."""
 
     part: int
@@ -57,29 +55,46 @@ def token_scores(
             tokens), or a row does not exist.
     """
     (parsed,) = parse_queries([query])
-    if any(part.part.factored_query for part in index.parts):
-        raise UserError("this index factors queries (query.factored), so a score is not a sum over tokens")
-    encoders = index.encoders(model)
-    example = encoders[-1].example(parsed)
-    requested = list(_requested_rows(index, example_ids))
-    scales = [
-        part.scale(encoder.gradients([parsed]))
-        for part, encoder in zip(index.own_checkpoint_parts, encoders, strict=True)
-    ]
-    scores_TR = np.zeros((len(example.input_ids), len(example_ids)), np.float32)
-    for tokens in _token_blocks(index, example):
-        copies = [_with_single_label(example, token) for token in tokens]
-        folded = index.for_all_parts(
-            [
-                scaled(part.fold_unscaled(_example_gradients(encoder, copies)), scale.expand(len(copies)))
-                for part, encoder, scale in zip(index.own_checkpoint_parts, encoders, scales, strict=True)
-            ]
-        )
+    ids, folded_tokens = by_token(index, parsed, model)
+    requested = list(requested_rows(index, example_ids))
+    scores_TR = np.zeros((len(ids), len(example_ids)), np.float32)
+    for tokens, folded in folded_tokens:
         for rows in requested:
             layout, block = index.parts[rows.part].layout, rows.block
             scores = score_rows(block.codes, block.scales, layout, folded[rows.part]).numpy()
             scores_TR[np.ix_(np.array(tokens), rows.columns)] = scores
-    return token_texts(example.input_ids.tolist(), encoders[-1].tokenizer), scores_TR
+    return token_texts(ids, index.encoder(model).tokenizer), scores_TR
+
+
+def by_token(
+    index: GenerationReader, query: Query, model: ModelInput
+) -> tuple[list[int], Iterator[tuple[list[int], list[FoldedQueries]]]]:
+    """The ids of a query's tokens; and block by block the positions of its scored tokens, each folded as a query.
+
+    Raises:
+        UserError: as in `token_scores`.
+    """
+    if any(part.part.factored_query for part in index.parts):
+        raise UserError("this index factors queries (query.factored), so a score is not a sum over tokens")
+    encoders = index.encoders(model)
+    example = encoders[-1].example(query)
+    parts = list(zip(index.own_checkpoint_parts, encoders, strict=True))
+    scales = [part.scale(encoder.gradients([query])) for part, encoder in parts]
+
+    def folded() -> Iterator[tuple[list[int], list[FoldedQueries]]]:
+        for tokens in _token_blocks(index, example):
+            copies = [_with_single_label(example, token) for token in tokens]
+            yield (
+                tokens,
+                index.for_all_parts(
+                    [
+                        scaled(part.fold_unscaled(_example_gradients(encoder, copies)), scale.expand(len(copies)))
+                        for (part, encoder), scale in zip(parts, scales, strict=True)
+                    ]
+                ),
+            )
+
+    return example.input_ids.tolist(), folded()
 
 
 def layer_scores(
@@ -105,17 +120,26 @@ def layer_scores(
     names = [_group_of(layer.name, groups) for layer in index.parts[-1].spec.layers]
     distinct = list(dict.fromkeys(names))
     folded = index.fold(index.encode([query], model), DEFAULT_OPTIONS)
-    scores_LR = np.zeros((len(distinct), len(example_ids)), np.float64)
-    for rows in _requested_rows(index, example_ids):
+    scores_LR = scores_of_layers(index, folded, requested_rows(index, example_ids), len(example_ids))
+    grouped_LR = np.zeros((len(distinct), len(example_ids)), np.float64)
+    np.add.at(grouped_LR, [distinct.index(name) for name in names], scores_LR)
+    return distinct, grouped_LR.astype(np.float32)
+
+
+def scores_of_layers(
+    index: GenerationReader, folded: Sequence[FoldedQueries], requested: Iterable[RequestedRows], columns: int
+) -> np.ndarray:
+    """The part of each layer in the scores of requested rows, (L, columns) float64, for one folded query."""
+    scores_LR = np.zeros((len(index.parts[-1].spec.layers), columns), np.float64)
+    for rows in requested:
         layout = index.parts[rows.part].layout
-        for number, (name, weight_1D) in enumerate(zip(names, folded[rows.part].weights, strict=True)):
+        for number, weight_1D in enumerate(folded[rows.part].weights):
             size = decode_rows(layout.slots[number].layer.dim)
             for start in range(0, len(rows.columns), size):
                 chunk = slice(start, start + size)
                 decoded_BD = layout.decode(rows.block.codes[chunk], rows.block.scales[chunk], number)
-                scores = (decoded_BD @ weight_1D[0]).double().numpy()
-                scores_LR[distinct.index(name), rows.columns[chunk]] += scores
-    return distinct, scores_LR.astype(np.float32)
+                scores_LR[number, rows.columns[chunk]] = (decoded_BD @ weight_1D[0]).double().numpy()
+    return scores_LR
 
 
 def _group_of(layer: str, groups: str | None) -> str:
@@ -130,7 +154,7 @@ def _group_of(layer: str, groups: str | None) -> str:
     return (match[1] if match.re.groups else match[0]) or OTHER_GROUP
 
 
-def _requested_rows(index: GenerationReader, example_ids: Sequence[str]) -> Iterator[_RequestedRows]:
+def requested_rows(index: GenerationReader, example_ids: Sequence[str]) -> Iterator[RequestedRows]:
     """Blocks of the requested rows of all parts. Raises UserError at the end if a row does not exist."""
     columns: dict[str, list[int]] = {}
     for column, example_id in enumerate(example_ids):
@@ -142,7 +166,7 @@ def _requested_rows(index: GenerationReader, example_ids: Sequence[str]) -> Iter
             pairs = [(row, column) for row, name in enumerate(block.example_ids) for column in columns[name]]
             rows, row_columns = np.array(pairs).T
             repeated = Block([block.example_ids[row] for row in rows], block.codes[rows], block.scales[rows])
-            yield _RequestedRows(number, row_columns, repeated)
+            yield RequestedRows(number, row_columns, repeated)
     if missing:
         raise UserError(f"generation {index.generation.generation} has no example {min(missing)!r}")
 
@@ -163,29 +187,3 @@ def _with_single_label(example: Example, token: int) -> Example:
 
 def _example_gradients(encoder: QueryEncoder, examples: Sequence[Example]) -> QueryGradients:
     return encoder.example_gradients(examples, range(len(examples)), [1.0] * len(examples))
-
-
-def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """The text of each token, so that their concatenation is the whole text, with the special tokens.
-
-    Tokens are decoded in context, since a token decoded alone may lose its leading space. If several tokens form a
-    character, the last of them gets its text and the others are empty.
-    """
-    if tokenizer is None:
-        return [f" {token}" for token in ids]
-    texts: list[str] = []
-    start = done = 0  # tokens from `start` are decoded together; tokens before `done` have their text
-    for stop in range(1, len(ids) + 1):
-        earlier, text = _decode(ids[start:done], tokenizer), _decode(ids[start:stop], tokenizer)
-        is_certain = not text.endswith(_REPLACEMENT)
-        further = range(stop + 1, min(stop + _MAX_CONTINUATION, len(ids)) + 1)
-        if is_certain or all(_decode(ids[start:end], tokenizer).startswith(text) for end in further):
-            texts.append(text[len(earlier) :])
-            start, done = done if is_certain else start, stop
-        else:
-            texts.append("")
-    return texts
-
-
-def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)

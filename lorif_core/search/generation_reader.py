@@ -69,6 +69,15 @@ class GenerationReader:
         """The encoder for the newest checkpoint."""
         return self.parts[-1].encoder(model)
 
+    def run_encoder(self, part: int, model: ModelInput = None) -> QueryEncoder:
+        """An encoder that runs rows of a part again, at the checkpoint that they are scored at."""
+        of_specs = zip(
+            (reader.part.spec for reader in self.own_checkpoint_parts), self.encoders(model), strict=True
+        )
+        encoders, reader = dict(of_specs), self.parts[part]
+        followed = reader.part.follows
+        return encoders[reader.part.spec] if followed is None else reader.encoder(encoders[followed].loaded)
+
     def fold(
         self, gradients: Sequence[QueryGradients], options: SearchOptions = DEFAULT_OPTIONS
     ) -> list[FoldedQueries]:

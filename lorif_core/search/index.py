@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from lorif_core.config import StorageConfig
 from lorif_core.config_file import parse_storage
-from lorif_core.search import contributions, selection, totals
+from lorif_core.search import contributions, pair_shares, selection, totals, training_shares
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import Normalisation
+from lorif_core.search.pair_shares import PairShares
 from lorif_core.search.queries import QueryInput
 from lorif_core.search.query_encoder import ModelInput
 from lorif_core.search.top_k import TopK
+from lorif_core.search.training_shares import TrainingShares
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 
@@ -93,8 +95,10 @@ class Index(GenerationReader):
     ) -> pa.Table:
         """Sums of scores over the rows that share a value, ordered by query, then from the largest total.
 
-        The columns are `query_id`; the value, under the name of its column; `rows`; `total` = `positive` +
-        `negative`, the sums of the scores above and below zero; `proponents` and `opponents`, their numbers.
+        The columns are `query_id`; the value, under the name of its column; `rows` and their `tokens`; `total` =
+        `positive` + `negative`, the sums of the scores above and below zero; `proponents` and `opponents`, their
+        numbers; and the shares of the value in all searched rows: `share_of_rows`, `share_of_tokens`,
+        `share_of_positive` and `share_of_negative`.
 
         Args:
             queries: as in `scores`.
@@ -179,6 +183,40 @@ class Index(GenerationReader):
             UserError: `groups` is not a valid regular expression, or a row does not exist.
         """
         return contributions.layer_scores(self, query, example_ids, groups, model)
+
+    def training_shares(
+        self, query: QueryInput, example_ids: Sequence[str], model: ModelInput = None
+    ) -> TrainingShares:
+        """The shares of the tokens of training texts, and of the layers, in the scores of these examples.
+
+        An example whose tokens are not known cannot be run again; the result says why.
+
+        Args:
+            query: a query of any kind.
+            example_ids: ids of the examples, each once.
+            model: as in `scores`.
+
+        Raises:
+            UserError: an example does not exist.
+        """
+        return training_shares.training_shares(self, self.fold(self.encode([query], model)), example_ids, model)
+
+    def pair_shares(
+        self, query: QueryInput, example_id: str, start: int, end: int, model: ModelInput = None
+    ) -> PairShares:
+        """What a span of a training text adds to the score of each token of a query.
+
+        Args:
+            query: one query that is neither a group nor a contrast.
+            example_id: the training example.
+            start: first character of the span in its stored text.
+            end: the character after the last.
+            model: as in `scores`.
+
+        Raises:
+            UserError: as in `token_scores`; or the example cannot be run again, or no token of it is in the span.
+        """
+        return pair_shares.pair_shares(self, query, example_id, start, end, model)
 
 
 def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:

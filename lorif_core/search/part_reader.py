@@ -67,6 +67,7 @@ class PartReader:
         self.layout = CodeLayout(self.spec.layers, self.spec.code)
         self._has_one_checkpoint = len(generation.own_checkpoint_parts) == 1
         self._encoders: dict[ModelConfig, QueryEncoder] = {}
+        self._given: QueryEncoder | None = None  # for a model that was given last
         self._self_influence: dict[tuple[tuple[int, ...] | None, str | None], np.ndarray] = {}
         self._resident = Resident()
         self._two_stage: TwoStage | None = None
@@ -74,7 +75,9 @@ class PartReader:
     def encoder(self, model: ModelInput = None) -> QueryEncoder:
         """The encoder for the part's checkpoint, cached so that the model loads once."""
         if isinstance(model, LoadedModel):
-            return self._new_encoder(model)
+            if self._given is None or self._given.loaded is not model:
+                self._given = self._new_encoder(model)
+            return self._given
         config = model if isinstance(model, ModelConfig) else model_config_of(self.part, model)
         if config not in self._encoders:
             self._encoders[config] = self._new_encoder(load_matching(self.spec, config, self._store.storage))
@@ -175,6 +178,11 @@ class PartReader:
         """Reuse the encoders, and so the loaded models, of an earlier reader of the same spec."""
         if (earlier.spec, earlier.part.factored_query) == (self.spec, self.part.factored_query):
             self._encoders.update(earlier._encoders)
+
+    @property
+    def known_checkpoint(self) -> ModelConfig | None:
+        """Where a checkpoint of the part that is in memory was loaded from; None if there is none."""
+        return next(iter(self._encoders), None)
 
     def fragments(self) -> list[int]:
         """Fragments of the table that have the part's rows; workers divide a scan by fragments."""

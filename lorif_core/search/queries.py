@@ -23,10 +23,11 @@ from lorif_core.corpus.tokenise import (
     make_example,
 )
 from lorif_core.errors import UserError
+from lorif_core.search.query_spans import only_span, parse_span
 from lorif_core.storage.filesystem import SourceFile, find_files
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-_FIELDS = ("id", "text", "messages", "tools", "prompt", "completion", "tokens", "labels", MASK_NAME)
+_FIELDS = ("id", "text", "messages", "tools", "prompt", "completion", "span", "tokens", "labels", MASK_NAME)
 _COMPOUND = ("group", "contrast")
 _NEEDED = "text, or prompt and completion, or tokens, or messages"
 
@@ -39,6 +40,7 @@ class Query:
     (A, B) is A's loss minus B's. The same holds for gradients and scores. Members cannot be groups or contrasts.
     Prompt and completion are tokenised as one text. `mask` is 0 for tokens that are padding, which is cut off.
     Messages are rendered by the chat template of the index, and what the assistant says is scored.
+    `span` is (start, end) in characters of the completion, or of the text: only tokens that overlap it are scored.
     """
 
     query_id: str
@@ -48,6 +50,7 @@ class Query:
     tokens: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
     mask: tuple[int, ...] | None = None
+    span: tuple[int, int] | None = None
     group: "tuple[Query, ...] | None" = None
     contrast: "tuple[Query, Query] | None" = None
     messages: tuple[Message, ...] | None = None
@@ -88,7 +91,8 @@ def read_queries(path: str, storage: StorageConfig) -> list[Query]:
     """Queries of a .jsonl(.gz, .zst) or .parquet file: `text`, `prompt` and `completion`, `messages`, or `tokens`.
 
     `tokens` may come with `labels` and with an `attention_mask`, which marks padding with 0, and `messages` with
-    `tools`. Every row may have an `id`; the default is its position in the file, from 0.
+    `tools`. Every row may have an `id`; the default is its position in the file, from 0. A text or completion may
+    come with a `span`, an object with `start` and `end` in characters, whose tokens alone are scored.
     Instead of these a row may have `group`, a list of queries, or `contrast`, a list of two queries.
 
     Raises:
@@ -173,6 +177,9 @@ def query_example(
     if query.group is not None or query.contrast is not None:
         raise UserError(f"{subject} consists of several queries; here it must be a single query, with {_NEEDED}")
     sequence = _encode(query, tokenizer, vocab_size, template)
+    if query.span is not None:
+        before, text = query.prompt or "", query.text if query.completion is None else query.completion
+        sequence = only_span(sequence, query.span, before, text, tokenizer, subject)
     short = sequence.truncated(max_length)
     example = make_example(query.query_id, 0, short.ids, short.labels, sequence.text)
     if example.scored == 0:
@@ -242,6 +249,8 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
     if compound is not None:
         return _parse_compound(given, compound, str(query_id), subject, single)
     if "tokens" in given:
+        if "span" in given:
+            raise UserError(f"{subject} has tokens and a span; mark the scored tokens by labels")
         tokens, labels, mask = (
             _integers(given[field], f"the {field} of {subject}") if field in given else None
             for field in ("tokens", "labels", MASK_NAME)
@@ -256,7 +265,8 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
     for field in fields:
         if not isinstance(given[field], str):
             raise UserError(f"the {field} of {subject} must be a string, it is {given[field]!r}")
-    return Query(str(query_id), **{field: given[field] for field in fields})
+    span = parse_span(given["span"], subject) if "span" in given else None
+    return Query(str(query_id), span=span, **{field: given[field] for field in fields})
 
 
 def _parse_chat(given: Mapping[str, Any], query_id: str, subject: str) -> Query:

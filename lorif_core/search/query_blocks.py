@@ -6,6 +6,7 @@ Beyond the codes of a few blocks of rows, the memory of a pass does not depend o
                    plus its copy for the prefilter
     scores         16 B x rows of a scanned block                an eighth
     top k          400 B x 2 k, stored and during a merge        an eighth
+                   and 4 KiB for the counts of all scores
 
 The codes take another eighth (`blocks.scan_rows`). While queries are encoded, their gradients take as much memory
 as the folded queries do later.
@@ -17,6 +18,7 @@ from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.generation import Generation
 
 _BYTES_PER_SCORE = 16  # the score, two temporaries of a contraction, the comparison in the heaps
+_BYTES_OF_COUNTS = 4096
 _BYTES_PER_HIT = 400  # a score and an id as Python objects, in the top k and in the one that is merged into it
 
 
@@ -31,7 +33,7 @@ def queries_per_block(generation: Generation, k: int, memory_gb: float) -> int:
         min(
             int(memory / 4 / sum(map(_bytes_of_query, layouts))),
             int(memory / 8 / (_BYTES_PER_SCORE * rows)),
-            int(memory / 8 / (_BYTES_PER_HIT * 2 * k)),
+            int(memory / 8 / (_BYTES_PER_HIT * 2 * k + _BYTES_OF_COUNTS)),
         ),
     )
 

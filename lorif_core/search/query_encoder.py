@@ -3,8 +3,9 @@
 Shapes: Q queries, D = d1 d2 of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
 from lorif_core.gradients.roots import SideMatrices
 from lorif_core.gradients.token_budget import TokenBudget
+from lorif_core.gradients.token_parts import TokenParts
 from lorif_core.model.loading import LoadedModel, check_same_tokenizer, check_same_weights, load_model
 from lorif_core.search.queries import Query, query_example
 from lorif_core.spec import CodeSpec, IndexSpec
@@ -65,6 +67,11 @@ class QueryEncoder:
         code = CodeSpec("rank", spec.code.rank, "float32") if factored else _DENSE
         self._extractor = Extractor(loaded, spec.layers, spec.projection, code, roots)
         self._budget = TokenBudget(_QUERY_TOKENS_PER_BATCH, spec.tokenisation.max_length, loaded.devices)
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model."""
+        return self._loaded
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -115,6 +122,25 @@ class QueryEncoder:
 
         self._budget.run(lengths, add)
         return QueryGradients(losses, layers)
+
+    def token_parts(
+        self,
+        examples: Sequence[Example],
+        take: Callable[[Sequence[int], int, TokenParts], None],
+        restart: Callable[[], None],
+    ) -> None:
+        """Run training examples.
+
+        Args:
+            examples: the examples.
+            take: gets the numbers of the examples in a batch, that of a layer, and their parts.
+            restart: undoes all that was taken, when memory ran out and smaller batches follow.
+        """
+        self._budget.run(
+            [len(example.input_ids) for example in examples],
+            lambda indices: self._extractor.token_parts(collate(examples, indices), partial(take, indices)),
+            restart=restart,
+        )
 
 
 def model_config_of(part: Part, path: str | None = None) -> ModelConfig:

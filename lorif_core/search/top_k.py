@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lorif_core.search.distribution import Distribution, ScoreCounts
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -17,11 +19,15 @@ class Scored:
 
 @dataclass(slots=True)
 class TopK:
-    """The k highest and the k lowest scores so far; memory is O(k) plus the ties of one block."""
+    """The k highest and the k lowest scores so far; memory is O(k) plus the ties of one block.
+
+    `counts` has the distribution of all scores; None if they are not counted.
+    """
 
     k: int
     proponents: list[Scored] = field(default_factory=list)
     opponents: list[Scored] = field(default_factory=list)
+    counts: ScoreCounts | None = field(default=None, compare=False)
 
     def may_enter(self, scores: np.ndarray, margins: np.ndarray) -> np.ndarray:
         """(B,) whether a row may be among the k highest or lowest, if its score is wrong by at most its margin."""
@@ -43,22 +49,41 @@ class TopK:
         """Add the top-k of another scan."""
         self.proponents = self._best(self.proponents + other.proponents, 1.0)
         self.opponents = self._best(self.opponents + other.opponents, -1.0)
+        if other.counts is not None:
+            self.counts = self.counts or ScoreCounts()
+            self.counts.merge(other.counts)
+
+    @property
+    def distribution(self) -> Distribution | None:
+        """The distribution of the scores of all searched rows; None if they were not counted."""
+        return None if self.counts is None else self.counts.distribution
 
     def first(self, k: int) -> "TopK":
         """Only the first k of each end."""
-        return TopK(k, self.proponents[:k], self.opponents[:k])
+        return TopK(k, self.proponents[:k], self.opponents[:k], self.counts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As plain lists: workers send thousands of these, and pickled `Scored` objects take ten times as long."""
         sides = (self.proponents, self.opponents)
-        return _top_k_of, (self.k, *([(hit.score, hit.example_id) for hit in side] for side in sides))
+        plain = ([(hit.score, hit.example_id) for hit in side] for side in sides)
+        return _top_k_of, (self.k, *plain, self.counts)
 
     def _best(self, hits: Iterable[Scored], sign: float) -> list[Scored]:
         return sorted(hits, key=lambda hit: (-sign * hit.score, hit.example_id))[: self.k]
 
 
-def _top_k_of(k: int, proponents: Iterable[tuple[float, str]], opponents: Iterable[tuple[float, str]]) -> TopK:
-    return TopK(k, [Scored(*hit) for hit in proponents], [Scored(*hit) for hit in opponents])
+def largest_score(top: TopK) -> float:
+    """The largest absolute score of both ends; 0 without rows."""
+    return max((abs(hit.score) for hit in (*top.proponents, *top.opponents)), default=0.0)
+
+
+def _top_k_of(
+    k: int,
+    proponents: Iterable[tuple[float, str]],
+    opponents: Iterable[tuple[float, str]],
+    counts: ScoreCounts | None,
+) -> TopK:
+    return TopK(k, [Scored(*hit) for hit in proponents], [Scored(*hit) for hit in opponents], counts)
 
 
 def _candidates(scores: np.ndarray, ids: Sequence[str], k: int, sign: float) -> list[Scored]:

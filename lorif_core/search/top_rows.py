@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lorif_core.gradients.codes import CodeLayout
+from lorif_core.search.distribution import ScoreCounts
 from lorif_core.search.heaps import Heaps
 from lorif_core.search.prefilter import PrefilterQueries, prefilter_kind, prefilter_queries, prefilter_scorer
 from lorif_core.search.scoring import FoldedQueries, score_rows
@@ -71,7 +72,9 @@ def margin_rows(blocks: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[to
 
 
 class Search:
-    """Both ends of the ranking of every query, block after block.
+    """Both ends of the ranking of every query, and the distribution of its scores, block after block.
+
+    Rows that a prefilter excludes are counted by their approximate scores.
 
     Args:
         layout: layout of the codes.
@@ -88,6 +91,9 @@ class Search:
         self._worth_sharing = 1 + count / 128 if layout.code.kind == "dense" else count / 2
         self._heaps = Heaps(queries.folded.count, k)
         self.best = self._heaps.top
+        self._counts = [ScoreCounts("exact" if self._scorer is None else "prefilter") for _ in self.best]
+        for top, counts in zip(self.best, self._counts, strict=True):
+            top.counts = counts
 
     def update(
         self,
@@ -99,7 +105,9 @@ class Search:
         """Add a block of rows as they are stored; their scores are multiplied by `multiplier_B` > 0."""
         if self._scorer is None or self._queries.margins is None:
             exact_QB = score_rows(codes, scales_BS, self._layout, self._queries.folded).numpy()
-            self._heaps.update(_multiplied(exact_QB, multiplier_B), ids)
+            exact_QB = _multiplied(exact_QB, multiplier_B)
+            self._heaps.update(exact_QB, ids)
+            self._count(exact_QB)
             return
         approximate_QB = _multiplied(self._scorer(codes, scales_BS).numpy(), multiplier_B)
         norms_B = _multiplied(_scale_norms(scales_BS), multiplier_B)
@@ -111,12 +119,19 @@ class Search:
             ]
         )
         rows = np.flatnonzero(may_enter_QB.any(axis=0))
+        scores_QB, folded = approximate_QB, self._queries.folded
         if may_enter_QB.sum() > len(rows) * self._worth_sharing:
-            self._add_exact(self._queries.folded, self.best, codes, scales_BS, ids, multiplier_B, rows)
-            return
-        for query, top in enumerate(self.best):
-            rows = np.flatnonzero(may_enter_QB[query])
-            self._add_exact(self._queries.folded.single(query), [top], codes, scales_BS, ids, multiplier_B, rows)
+            exact_QR = self._add_exact(folded, self.best, codes, scales_BS, ids, multiplier_B, rows)
+            scores_QB[:, rows] = exact_QR
+        else:
+            for query, top in enumerate(self.best):
+                rows, single = np.flatnonzero(may_enter_QB[query]), folded.single(query)
+                scores_QB[query, rows] = self._add_exact(single, [top], codes, scales_BS, ids, multiplier_B, rows)
+        self._count(scores_QB)
+
+    def _count(self, scores_QB: np.ndarray) -> None:
+        for counts, scores_B in zip(self._counts, scores_QB, strict=True):
+            counts.add(scores_B)
 
     def _margins(self, approximate_B: np.ndarray, estimated_B: np.ndarray) -> np.ndarray:
         """(B,) margins of prefilter scores: the estimated error, plus the relative error if there is one."""
@@ -133,16 +148,17 @@ class Search:
         ids: Sequence[str],
         multiplier_B: np.ndarray | None,
         rows: np.ndarray,
-    ) -> None:
-        """Score some rows of a block exactly and add them to the best rows of some queries."""
+    ) -> np.ndarray:
+        """Score some rows of a block exactly, add them to the best rows of some queries; returns (Q, rows)."""
         if not len(rows):
-            return
+            return np.zeros((len(best), 0), np.float32)
         numbers = torch.from_numpy(rows)
         exact_QB = score_rows(codes[numbers], scales_BS[numbers], self._layout, folded).numpy()
         exact_QB = _multiplied(exact_QB, None if multiplier_B is None else multiplier_B[rows])
         row_ids = [ids[row] for row in rows.tolist()]
         for top, scores in zip(best, exact_QB, strict=True):
             top.update(scores, row_ids)
+        return exact_QB
 
 
 def _scale_norms(scales_BS: torch.Tensor) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
+from lorif_core.search.distribution import ScoreCounts
 from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions
 from lorif_core.search.prefilter import prefilter_queries, prefilter_scorer
 from lorif_core.search.resident import ROW_ADDRESS, matching_rows
@@ -141,10 +142,15 @@ class TwoStage:
     def top_k(self, folded: FoldedQueries, k: int, where: str | None, memory_gb: float) -> list[TopK]:
         """Both ends of the ranking of every query among the rows that match a condition; scores are exact."""
         matching, sketch_QN = self._matching(where), self._sketch_scores(folded)
-        return [
-            self._best(folded.single(query), _candidate_rows(sketch_N, matching, k), k, memory_gb)
-            for query, sketch_N in enumerate(sketch_QN)
-        ]
+        tops = []
+        for query, sketch_N in enumerate(sketch_QN):
+            rows = _candidate_rows(sketch_N, matching, k)
+            top = self._best(folded.single(query), rows, k, memory_gb)
+            others = ScoreCounts("sketch")
+            others.add(sketch_N[np.setdiff1d(matching, rows, assume_unique=True)])
+            top.merge(TopK(k, counts=others))
+            tops.append(top)
+        return tops
 
     def _matching(self, where: str | None) -> np.ndarray:
         """Numbers, in the order of a scan, of the rows that match a condition."""

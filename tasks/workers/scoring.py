@@ -7,6 +7,7 @@ import torch
 from lorif_core.config import ModelConfig
 from lorif_core.search.explanation import Explanation, explain
 from lorif_core.search.index import Index
+from lorif_core.search.likelihood import SpokenAnswer, spoken_answer
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import TopK
@@ -35,9 +36,13 @@ class QueryRole:
             self._index.fold(gradients, options), self._memory_gb
         )
 
-    def explain(self, queries: Sequence[Query], best: Sequence[TopK]) -> list[Explanation]:
-        """Explain the best examples of each query; see `explain`."""
-        return [explain(self._index, query, top, self._model) for query, top in zip(queries, best, strict=True)]
+    def explain(self, queries: Sequence[Query], best: Sequence[TopK]) -> list[tuple[Explanation, SpokenAnswer]]:
+        """Explain the best examples of each query, and how likely the model finds the query."""
+        encoder = self._index.encoder(self._model)
+        return [
+            (explain(self._index, query, top, self._model), spoken_answer(encoder, query))
+            for query, top in zip(queries, best, strict=True)
+        ]
 
 
 class ScoreRole:

@@ -10,7 +10,7 @@ from lorif_core.search.index import Index
 
 
 def check_agreement(index: Index, queries: list[object]) -> None:
-    """Tokens, layers, totals, selections and normalised scores agree with plain scores and self-influence."""
+    """Tokens of both sides, layers, totals, selections and normalised scores agree with plain scores."""
     ids, scores = index.scores(queries)  # type: ignore[arg-type]
     rows = [0, len(ids) // 2, len(ids) - 1]
     row_ids = [ids[row] for row in rows]
@@ -19,6 +19,11 @@ def check_agreement(index: Index, queries: list[object]) -> None:
             _, parts = contributions(query, row_ids)  # type: ignore[arg-type]
             tolerance = 1e-4 * np.abs(parts).sum()
             np.testing.assert_allclose(parts.sum(axis=0), expected[rows], rtol=1e-3, atol=tolerance)
+        training = index.training_shares(query, row_ids)  # type: ignore[arg-type]
+        assert training.reason is None
+        for row, row_id in zip(rows, row_ids, strict=True):
+            for shares in (training.tokens[row_id], training.layers[row_id]):
+                assert sum(share.share for share in shares) == pytest.approx(expected[row], rel=1e-2)
     check_resident(index, queries)
     check_two_stage(index, queries)
     totals = index.totals(queries, by="checkpoint").to_pydict()  # type: ignore[arg-type]

@@ -16,8 +16,8 @@ from transformers import ByT5Tokenizer
 
 from lorif_core.corpus.tokenise import TokenSequence, encode_pair, encode_text
 from lorif_core.errors import UserError
-from lorif_core.search.contributions import token_texts
 from lorif_core.search.queries import Query, query_example
+from lorif_core.search.token_texts import token_texts
 from tests import tokenizer_kinds as kinds
 from tests.tokenizer_kinds import Kind, made
 

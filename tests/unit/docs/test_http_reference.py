@@ -9,6 +9,8 @@ def test_the_page_has_all_that_the_openapi_document_has() -> None:
         for method, operation in methods.items():
             assert f"## {method.upper()} {path} " in page
             assert operation["description"]
+            section = page.partition(f"## {method.upper()} {path} ")[2].partition("\n## ")[0]
+            assert all(f"`{parameter['name']}`" in section for parameter in operation.get("parameters", ()))
             assert all(
                 f'<a id="status-{status}"></a>' in page for status in operation["responses"] if status != "200"
             )
@@ -29,4 +31,4 @@ def test_every_documented_status_has_a_code() -> None:
     for methods in openapi_document()["paths"].values():
         for operation in methods.values():
             assert set(operation["responses"]) - {"200"} <= set(codes)
-    assert codes["429"] == {"busy"} and codes["404"] == {"no_such_path"}
+    assert codes["429"] == {"busy"} and codes["404"] == {"no_such_path", "no_such_example"}

@@ -10,9 +10,9 @@ from lorif_core.report.answer import answer_section, source_totals
 from lorif_core.report.answer_sections import QuerySection, Source
 from lorif_core.report.drawing import QueryTokens, source_rows
 from lorif_core.report.page import render_answer
-from lorif_core.search.contributions import token_texts
 from lorif_core.search.explanation import Explanation
 from lorif_core.search.queries import Query
+from lorif_core.search.token_texts import token_texts
 from lorif_core.search.top_k import Scored, TopK
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -97,6 +97,7 @@ def test_files_are_listed_with_shown_examples_and_totals_of_all_rows(section: Qu
         {
             "query_id": ["q"] * 2, "uri": ["x/three.jsonl", "x/one.jsonl"], "rows": [7, 9], "total": [5.0, -3.0],
             "positive": [6.0, 1.0], "negative": [-1.0, -4.0], "proponents": [4, 1], "opponents": [3, 8],
+            "share_of_tokens": [0.4, 0.6], "share_of_positive": [6 / 7, 1 / 7],
         }
     )  # fmt: skip
     with_totals = answer_section(QUERY, 1.5, TOP, ROWS, None, source_totals(table))

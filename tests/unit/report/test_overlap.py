@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorif_core.report.excerpt import EXCERPT_CHARS, excerpt, pieces
+from lorif_core.report.excerpt import EXCERPT_CHARS, excerpt, pieces, strongest_span
 from lorif_core.report.overlap import STOP_WORDS, Overlap, words_of
+from lorif_core.search.shares import TrainingToken
 from tests.patience import patience
 
 WORDS = st.lists(st.sampled_from(["loop", "else", "the", "of", "break", "Break", "if", "\n", "é"]), max_size=30)
@@ -84,3 +85,37 @@ def test_an_excerpt_covers_shared_words_if_the_beginning_has_none() -> None:
     part = excerpt(text, [(start, start + 12)])
     assert part is not None and part[0] <= start < part[1] and text[part[0] - 1] == " "
     assert excerpt(text, [(5, 12), (start, start + 12)])[0] == 0  # type: ignore[index]
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(-5, 9)), min_size=1, max_size=60))
+def test_the_strongest_span_is_short_and_no_other_span_of_whole_tokens_is_stronger(
+    sizes: list[tuple[int, int]],
+) -> None:
+    tokens, stop = [], 0
+    for length, share in sizes:
+        tokens.append(TrainingToken(stop, stop + length, float(share)))
+        stop += length
+    sign = 1 if sum(token.share for token in tokens) >= 0 else -1
+
+    def strength(start: int, end: int) -> float:
+        return sign * sum(token.share for token in tokens if start <= token.start and token.end <= end)
+
+    start, end = strongest_span(tokens)
+    assert end - start <= 80
+    for first in tokens:
+        for last in tokens:
+            if first.start < last.end <= first.start + 80:
+                assert strength(first.start, last.end) <= strength(start, end)
+
+
+def test_an_excerpt_surrounds_the_strongest_span_with_context_on_both_sides() -> None:
+    words = [f"word{number:03d}" for number in range(200)]
+    text, tokens = " ".join(words), []
+    for number, word in enumerate(words):
+        start = 8 * number
+        tokens.append(TrainingToken(start, start + len(word), 5.0 if 120 <= number < 124 else 0.1))
+    start, end = excerpt(text, [(0, 50)], tokens) or (0, 0)
+    assert start + 60 < 8 * 120 < 8 * 124 < end - 60 and end - start <= EXCERPT_CHARS
+    assert (excerpt(text, [], None) or (1, 1))[0] == 0
+    opposed = [TrainingToken(token.start, token.end, -token.share) for token in tokens]
+    assert excerpt(text, [], opposed) == (start, end), "an opponent is shown where it opposes"

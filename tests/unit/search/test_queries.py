@@ -244,3 +244,34 @@ def test_a_field_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_bytes(b'{"text": "x"}\n{"text": "y", "text": "z"}\n')
     with pytest.raises(UserError, match=r"line 2 of .*q\.jsonl has the key 'text' twice"):
         read_queries(str(tmp_path / "q.jsonl"), StorageConfig())
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_span_scores_the_tokens_that_overlap_it(bos: bool) -> None:
+    tokenizer = byte_tokenizer(bos=bos)
+    text = "the Zürich tree"  # ü has two tokens
+    lead = 1 if bos else 0
+
+    def scored(query: dict[str, object]) -> list[int]:
+        example = query_example(as_query(query, 0), tokenizer, VOCAB, 64)
+        return [t - lead for t in np.flatnonzero(example.labels != -100).tolist()]
+
+    assert scored({"text": text, "span": {"start": 5, "end": 7}}) == [5, 6, 7]
+    assert scored({"prompt": text[:4], "completion": text[4:], "span": {"start": 1, "end": 2}}) == [5, 6]
+    grouped = as_query({"group": [{"text": text, "span": {"start": 5, "end": 7}}]}, 0)
+    assert grouped.group is not None and grouped.group[0].span == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ({"text": "the cat", "span": {"start": 3, "end": 8}}, "it must be a part of its 7 characters"),
+        ({"text": "the cat", "span": {"start": 3, "end": 3}}, "it must be a part of its 7 characters"),
+        ({"text": "the cat", "span": [3, 4]}, "must be an object with the integers start and end"),
+        ({"text": "the cat", "span": {"start": 0, "end": 1}}, "has no token to score"),
+        ({"tokens": [1, 2, 3], "span": {"start": 0, "end": 1}}, "mark the scored tokens by labels"),
+    ],
+)
+def test_a_span_that_marks_nothing_is_refused(query: dict[str, object], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        query_example(as_query(query, 0), byte_tokenizer(), VOCAB, 64)

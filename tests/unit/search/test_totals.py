@@ -4,12 +4,17 @@ from collections import defaultdict
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorif_core.search.selection import best_fraction
 from lorif_core.search.totals import Sums
 
+SHARES = {
+    "share_of_rows": "rows", "share_of_tokens": "tokens", "share_of_positive": "positive",
+    "share_of_negative": "negative",
+}  # fmt: skip
 SCORES = st.sampled_from([-2.0, -0.5, 0.0, 0.5, 3.0])
 
 
@@ -25,7 +30,8 @@ def test_totals_of_blocks_equal_totals_of_all_rows(
     expected: dict[tuple[str, str | None], list[float]] = defaultdict(list)
     for start in range(0, len(rows), block):
         values, *scores = zip(*rows[start : start + block], strict=True)
-        sums.add(pa.array(values, pa.string()), np.array(scores, np.float32))
+        tokens = pa.array(range(start, start + len(values)), pa.int32())
+        sums.add(pa.array(values, pa.string()), tokens, np.array(scores, np.float32))
     for value, *scores in rows:
         for query, score in zip("pq", scores, strict=True):
             expected[query, value].append(score)
@@ -36,6 +42,14 @@ def test_totals_of_blocks_equal_totals_of_all_rows(
         above, below = scores[scores > 0], scores[scores < 0]
         assert (row["rows"], row["proponents"], row["opponents"]) == (len(scores), len(above), len(below))
         assert (row["total"], row["positive"], row["negative"]) == (scores.sum(), above.sum(), below.sum())
+        assert row["tokens"] == sum(number for number, (value, *_) in enumerate(rows) if value == row["uri"])
+    for query in {row["query_id"] for row in table}:
+        of_query = [row for row in table if row["query_id"] == query]
+        for share, column in SHARES.items():
+            whole = sum(row[column] for row in of_query)
+            assert [row[share] for row in of_query] == [
+                pytest.approx(row[column] / whole if whole else 0.0) for row in of_query
+            ]
     order = [(row["query_id"], -row["total"], str(row["uri"])) for row in table]
     assert order == sorted(order)
 

@@ -1,0 +1,78 @@
+"""How likely the model finds an answer: the loss of each of its tokens, and a sentence in plain words.
+
+The words compare an answer with what the model says by itself. Its greedy continuation consists of its first
+choices, so the measure is the mean loss of the answer's tokens above that of the first choice in each place. It is
+0 for the greedy continuation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorif_core.model.token_losses import token_losses
+from lorif_core.search.queries import Query
+from lorif_core.search.query_encoder import QueryEncoder
+from lorif_core.search.token_texts import token_texts
+
+_WORDS = (
+    (0.1, "the model says this by itself"),
+    (1.0, "the model could well say this by itself"),
+    (2.5, "the model might say this, but says something else more often"),
+    (4.0, "the model would rarely say this by itself"),
+    (float("inf"), "the model would hardly say this by itself"),
+)
+"""Upper limits of the mean loss above the first choice, in nats, and what it means."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerToken:
+    """A token of a query as text, and its loss in nats; None if it is not scored."""
+
+    text: str
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely the model finds the scored tokens of a query.
+
+    Attributes:
+        nats_per_token: their mean loss.
+        own_nats_per_token: the mean loss that the model's first choice would have had in the same places.
+        words: what the difference means, as a sentence without a full stop.
+    """
+
+    nats_per_token: float
+    own_nats_per_token: float
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenAnswer:
+    """The tokens of a query with their losses, and what they mean; empty for several queries in one."""
+
+    tokens: tuple[AnswerToken, ...] = ()
+    likelihood: Likelihood | None = None
+
+
+NOT_SPOKEN = SpokenAnswer()
+
+
+def spoken_answer(encoder: QueryEncoder, query: Query) -> SpokenAnswer:
+    """How likely the model of an encoder finds a query; one forward pass."""
+    if query.group is not None or query.contrast is not None:
+        return NOT_SPOKEN
+    example = encoder.example(query)
+    losses_T, first_T = token_losses(encoder.loaded, example)
+    texts = token_texts(example.input_ids.tolist(), encoder.tokenizer)
+    tokens = (
+        AnswerToken(text, None if np.isnan(loss) else float(loss))
+        for text, loss in zip(texts, losses_T, strict=True)
+    )
+    nats, own = float(np.nanmean(losses_T)), float(np.nanmean(first_T))
+    return SpokenAnswer(tuple(tokens), Likelihood(nats, own, words_of(nats - own)))
+
+
+def words_of(above: float) -> str:
+    """What a mean loss above that of the first choices means, in nats per token."""
+    return next(words for limit, words in _WORDS if above <= limit)

@@ -1,0 +1,35 @@
+"""Invariant: the words for a likelihood follow from the loss above that of the model's own first choices."""
+
+from pathlib import Path
+
+import pytest
+
+from lorif_core.model.generation import generate
+from lorif_core.search.likelihood import spoken_answer, words_of
+from lorif_core.search.queries import as_query
+from tests.small_index import build_small, save_model
+
+
+def test_the_models_own_continuation_is_what_it_says_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "the cat sees it"}\n' * 8)
+    corpus = {"uri": str(tmp_path / "c.jsonl"), "max_length": 48}
+    encoder = build_small(tmp_path / "index", save_model(tmp_path / "model"), corpus, preset="quality").encoder()
+    own = generate(encoder.loaded, "the cat ", 10).text
+    spoken = spoken_answer(encoder, as_query({"prompt": "the cat ", "completion": own}, 0))
+    assert spoken.likelihood is not None
+    assert spoken.likelihood.words == "the model says this by itself"
+    assert spoken.likelihood.nats_per_token == pytest.approx(spoken.likelihood.own_nats_per_token, abs=1e-4)
+    assert "".join(token.text for token in spoken.tokens) == f"the cat {own}"
+    query = as_query({"prompt": "the cat ", "completion": "zzzz"}, 0)
+    other = spoken_answer(encoder, query)
+    assert other.likelihood is not None
+    assert other.likelihood.nats_per_token > other.likelihood.own_nats_per_token + 1
+    losses = [token.loss for token in other.tokens if token.loss is not None]
+    assert len(losses) == 4 and sum(losses) == pytest.approx(float(encoder.gradients([query]).losses[0]), rel=1e-4)
+    assert other.likelihood.nats_per_token == pytest.approx(sum(losses) / 4)
+    assert spoken_answer(encoder, as_query({"group": ["the cat"]}, 0)).likelihood is None
+
+
+def test_words_go_from_likely_to_unlikely() -> None:
+    words = [words_of(above) for above in (0.0, 0.5, 2.0, 3.0, 9.0)]
+    assert len(set(words)) == 5 and words[0].endswith("by itself") and "hardly" in words[-1]

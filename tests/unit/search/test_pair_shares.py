@@ -1,0 +1,51 @@
+"""Invariant: what a span of a passage adds to the tokens of an answer adds up over spans and over tokens."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorif_core.errors import UserError
+from lorif_core.search.index import Index
+from tests.small_index import build_small, save_model
+
+QUERY = {"prompt": "the dog ", "completion": "likes the tree"}
+TEXTS = ["the old dog likes the red tree", "a bird runs and then it sees the cat", "Zürich likes the λ tree"]
+
+
+@pytest.fixture(scope="module", params=["compact", "quality"])
+def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in 4 * TEXTS))
+    corpus = {"uri": str(folder / "c.jsonl"), "max_length": 24}
+    sections: dict[str, Any] = {"preset": request.param}
+    if request.param == "compact":
+        sections["code"] = {"kind": "cut", "rank": 2, "dtype": "sign"}
+    return build_small(folder / "index", save_model(folder / "model", bos=True), corpus, **sections)
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_spans_add_up_to_the_tokens_of_the_answer_and_tokens_to_the_span(index: Index, row: int) -> None:
+    name = f"c.jsonl#{row}"
+    tokens, by_token = index.token_scores(QUERY, [name])
+    shares = index.training_shares(QUERY, [name]).tokens[name]
+    cuts = [0, 5, 11, shares[-1].end]
+    pairs = [index.pair_shares(QUERY, name, start, end) for start, end in pairwise(cuts)]
+    largest = np.abs([token.share for token in shares]).sum()
+    assert all(pair.tokens == tuple(tokens) for pair in pairs)
+    np.testing.assert_allclose(sum(pair.shares for pair in pairs), by_token[:, 0], atol=1e-4 * largest)
+    for pair, (start, end) in zip(pairs, pairwise(cuts), strict=True):
+        expected = sum(token.share for token in shares if token.start < end and start < token.end)
+        assert pair.shares.sum() == pytest.approx(expected, abs=1e-4 * largest)
+
+
+def test_a_span_without_tokens_is_refused(index: Index) -> None:
+    for start, end in ((40, 50), (3, 3), (100, 200)):
+        with pytest.raises(UserError, match=r"no token of 'c\.jsonl#1' that was indexed"):
+            index.pair_shares(QUERY, "c.jsonl#1", start, end)  # its last words are beyond max_length
+    with pytest.raises(UserError, match="has no example 'x'"):
+        index.pair_shares(QUERY, "x", 0, 5)
+    with pytest.raises(UserError, match="consists of several queries"):
+        index.pair_shares({"group": [QUERY]}, "c.jsonl#1", 0, 5)
