@@ -1,32 +1,38 @@
 """The commands `lorif query`, `select`, `serve` and `attribute`: questions to an index."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flows.commands.result import Result, listed
 from flows.commands.shared import log_failures_once, read_config
-from flows.tables import totals_text
+from flows.tables import ranking_text, totals_text
 from lorif_core.errors import UserError
 from tasks.environment import fast_imports
 
-_EXCERPT = 160
-_CONTRIBUTIONS = 5
 _PRINTED_KEYS = ("queries", "scores", "generation", "rows", "skipped", "timings")
 
 
 def run_attribute(
-    config: str, overrides: Sequence[str], queries: str, out: str, top_k: int, where: str | None, normalise: str
+    config: str | None,
+    overrides: Sequence[str],
+    queries: str,
+    out: str,
+    top_k: int,
+    where: str | None,
+    normalise: str,
 ) -> Result:
     """`lorif attribute`."""
     settings = read_config(config, overrides)
-    from tasks.attribute import check_attribution
+    with fast_imports():
+        from tasks.attribute import check_attribution
 
     check_attribution(settings, queries, out, top_k, where, normalise)
     from flows.attribute import attribute
 
     log_failures_once()
     summary = attribute(settings, queries, out, top_k, where, normalise)
-    return listed({"out": out, **{key: summary[key] for key in _PRINTED_KEYS}})
+    data = {"out": out, **{key: summary[key] for key in _PRINTED_KEYS}}
+    return listed(data, f"read the answers in {out.rstrip('/')}/report.html")
 
 
 def run_query(
@@ -42,23 +48,25 @@ def run_query(
     explain: bool,
 ) -> Result:
     """`lorif query`: runs on this machine, without Ray and Prefect."""
-    with fast_imports():
-        from flows.questions import answer, open_for_questions
-    from lorif_core.search.queries import as_query
-
     if explain and normalise != "none":
         raise UserError("--explain shows the parts of plain scores; leave out --normalise")
+    with fast_imports():
+        from flows.questions import answer, open_for_questions
+    from rich.console import Group
+
+    from lorif_core.search.queries import as_query
+
     opened, checkpoint = open_for_questions(index, overrides, model)
     query = as_query({"text": text} if completion is None else {"prompt": text, "completion": completion}, 0)
     options = opened.options(where, normalise)
     ranking = answer(opened, checkpoint, query, top_k, options, explain=explain)
     data: dict[str, Any] = {"generation": opened.generation.generation, **ranking}
-    texts = [_ranking_text(ranking)]
+    texts = [ranking_text(ranking)]
     if totals is not None:
         sums = opened.totals([query], totals, checkpoint, where=where, normalise=options.normalise)
         data["totals"] = sums.drop_columns(["query_id"]).to_pylist()
         texts.append(totals_text(data["totals"], totals))
-    return Result(data, "\n".join(texts))
+    return Result(data, Group(*texts))
 
 
 def run_select(
@@ -74,13 +82,13 @@ def run_select(
     normalise: str,
 ) -> Result:
     """`lorif select`: runs on this machine, without Ray and Prefect."""
+    if self_influence and normalise != "none":
+        raise UserError("--self-influence cannot be normalised; leave out --normalise")
     with fast_imports():
         from flows.questions import open_for_questions
     from lorif_core.search.queries import read_queries
     from lorif_core.search.selection import check_new_file, write_selection
 
-    if self_influence and normalise != "none":
-        raise UserError("--self-influence cannot be normalised; leave out --normalise")
     opened, checkpoint = open_for_questions(index, overrides, model)
     storage = opened.store.storage
     check_new_file(out, storage)
@@ -118,21 +126,3 @@ def run_serve(
         "answered": serving.queue.answered,
     }
     yield Result(data, f"answered {serving.queue.answered} questions")
-
-
-def _ranking_text(answer: dict[str, list[dict[str, Any]]]) -> str:
-    lines = []
-    for side, hits in answer.items():
-        lines.append(side)
-        for hit in hits:
-            excerpt = " ".join((hit["text"] or "").split())[:_EXCERPT]
-            lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
-            if "tokens" in hit:
-                lines.append(f"       tokens  {_strongest(hit['tokens'])}")
-                lines.append(f"       layers  {_strongest(hit['layers'].items())}")
-    return "\n".join(lines)
-
-
-def _strongest(contributions: Iterable[tuple[str, float]]) -> str:
-    ordered = sorted(contributions, key=lambda contribution: -abs(contribution[1]))[:_CONTRIBUTIONS]
-    return ", ".join(f"{name!r} {value:+.3g}" for name, value in ordered)
