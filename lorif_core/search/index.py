@@ -1,17 +1,14 @@
 """An index opened for queries: scores, strongest rows, sums, selections, and contributions to a score.
 
-`Index` composes the other modules of this folder; notebooks and commands start with `open_index`. It needs neither
-Ray nor Prefect. Shapes: Q queries, N rows, T tokens, L layers.
+`Index` composes the other modules of this folder; `lorif_core.open_index` opens one. It needs neither Ray nor
+Prefect. Shapes: Q queries, N rows, T tokens, L layers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from lorif_core.config import StorageConfig
-from lorif_core.config_file import parse_storage
 from lorif_core.search import contributions, selection, totals
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import Normalisation
@@ -19,7 +16,6 @@ from lorif_core.search.queries import QueryInput
 from lorif_core.search.query_encoder import ModelInput
 from lorif_core.search.top_k import TopK
 from lorif_core.tables.generation import Generation
-from lorif_core.tables.store import Store
 
 
 class Index(GenerationReader):
@@ -29,13 +25,17 @@ class Index(GenerationReader):
     query's influence on itself at the checkpoint of the row.
     """
 
+    def __repr__(self) -> str:
+        number, rows = self.generation.generation, self.generation.rows
+        return f"Index({self.store.uri!r}, generation {number}, {rows:,} rows)"
+
     def generations(self) -> list[Generation]:
         """All published generations, newest last."""
         return self.store.generations()
 
     def scores(
         self,
-        queries: Sequence[QueryInput],
+        queries: QueryInput | Sequence[QueryInput],
         model: ModelInput = None,
         *,
         where: str | None = None,
@@ -44,7 +44,7 @@ class Index(GenerationReader):
         """Ids of all rows, and scores (Q, N) float32; the largest scores belong to proponents.
 
         Args:
-            queries: strings, dicts with the fields of a queries file, or `Query` objects.
+            queries: strings, dicts with the fields of a queries file, or `Query` objects; or one of these.
             model: a checkpoint folder or a loaded model; needed if the newest checkpoint has moved since the index
                 was built.
             where: SQL condition on the descriptive columns of `factors`; only rows that meet it are scored.
@@ -58,7 +58,7 @@ class Index(GenerationReader):
 
     def top_k(
         self,
-        queries: Sequence[QueryInput],
+        queries: QueryInput | Sequence[QueryInput],
         k: int,
         model: ModelInput = None,
         *,
@@ -84,7 +84,7 @@ class Index(GenerationReader):
 
     def totals(
         self,
-        queries: Sequence[QueryInput],
+        queries: QueryInput | Sequence[QueryInput],
         by: str = "uri",
         model: ModelInput = None,
         *,
@@ -110,7 +110,7 @@ class Index(GenerationReader):
 
     def select(
         self,
-        queries: Sequence[QueryInput] | None,
+        queries: QueryInput | Sequence[QueryInput] | None,
         fraction: float,
         model: ModelInput = None,
         *,
@@ -179,17 +179,3 @@ class Index(GenerationReader):
             UserError: `groups` is not a valid regular expression, or a row does not exist.
         """
         return contributions.layer_scores(self, query, example_ids, groups, model)
-
-
-def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:
-    """Open the newest generation of an index at a local folder or an object-store URI.
-
-    Args:
-        uri: the folder or URI.
-        storage: the section `storage` of the config, as an object or as a dict of its keys.
-
-    Raises:
-        UserError: there is no index at the URI, or it has no published generation.
-    """
-    section = storage if isinstance(storage, StorageConfig) else parse_storage(dict(storage or {}))
-    return Index(Store(uri, section))

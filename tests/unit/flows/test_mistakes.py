@@ -44,8 +44,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "three misspelt keys": (
         ["check", "-c", "GOOD", "corpus.txet=a", "corpus.max_lenght=3", "modell.path=x"],
-        "3 mistakes: (1) unknown key 'corpus.txet'; did you mean 'corpus.text'? (2) unknown key 'corpus.max_lenght'; "
-        "did you mean 'corpus.max_length'? (3) unknown key 'modell'; did you mean 'model'?",
+        "3 mistakes: (1) unknown key 'corpus.txet'; did you mean 'corpus.text'? "
+        "(2) unknown key 'corpus.max_lenght'; did you mean 'corpus.max_length'? "
+        "(3) unknown key 'modell'; did you mean 'model'?",
     ),
     "a misspelt key and a wrong value": (
         ["check", "-c", "GOOD", "preset=best", "code.rnk=3"],

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 SCRIPT = (
     "from flows.tables import ranking_text; from flows.terminal import write_error, write_text\n"
-    "hits = [{'rank': 1, 'score': 12.5, 'example_id': 'docs/[red]a', 'text': 'words of any language, 日本 ' * 9}]\n"
+    "hits = [{'rank': 1, 'score': 12.5, 'example_id': 'docs/[red]a', 'text': 'words in any language 日本 ' * 9}]\n"
     "write_text(ranking_text({'proponents': hits, 'opponents': []}))\n"
     "write_error('a [bold]sentence[/bold]')"
 )
