@@ -14,7 +14,8 @@ _INTRODUCTION = """\
 # Commands
 
 `lorif COMMAND --help` prints the same. Every command takes `--json`, which prints one line of JSON last on
-stdout; logs and progress go to stderr. Arguments of the form `key.sub=value` set a key of the
+stdout; logs and progress go to stderr. `lorif --version` prints the version, and `lorif --print-completion SHELL` the script
+that completes commands and options in bash, zsh, fish or tcsh: `source <(lorif --print-completion bash)`. Arguments of the form `key.sub=value` set a key of the
 [configuration](config.md); they may stand before or after the options.
 """
 EXIT_CODES = {
