@@ -46,7 +46,7 @@ def require_extras(name: str, extras: tuple[str, ...]) -> None:
 def require_file(path: str, kind: str) -> None:
     """Raise UserError if a local file or folder is missing."""
     if "://" not in path and not Path(path).exists():
-        raise UserError(f"the {kind} {path} does not exist")
+        raise UserError(f"the {kind} {path} cannot be read: it does not exist")
 
 
 def _require_index(index: str) -> None:

@@ -1,4 +1,4 @@
-"""Invariant: the wheel works in another environment with what its metadata name, and says which extra is missing."""
+"""Invariant: the wheel works elsewhere with what its metadata name, and says which extra is missing."""
 
 import json
 import os

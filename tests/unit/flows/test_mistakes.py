@@ -54,13 +54,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "a missing corpus": (
         ["build", "i", "--model", "m", "--corpus", "nowhere"],
-        "the corpus nowhere does not exist",
+        "the corpus nowhere cannot be read: it does not exist",
     ),
     "a missing index": (["query", "nowhere", "x"], "the index nowhere does not exist; run lorif build first"),
     "a file for an index": (["status", "GOOD"], "GOOD is a file; name the folder or URI of an index"),
     "a missing queries file": (
         ["attribute", "-c", "GOOD", "--queries", "q.jsonl", "--out", "o"],
-        "file q.jsonl does not exist",
+        "the queries file q.jsonl cannot be read: it does not exist",
     ),
     "no text": (["query", "FOLDER"], 'give a text: lorif query INDEX "the text"'),
     "a text without quotes": (
