@@ -26,7 +26,6 @@ import torch
 
 from benchmarks.run_record import write_result
 from benchmarks.workload import DEFAULT_TEXT, load_paragraphs, make_model, train_tokenizer, write_corpus
-from lorif_core import open_index
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
 from lorif_core.curvature.randomized_svd import fit_layers
@@ -36,6 +35,7 @@ from lorif_core.lifecycle.calibrate import ShardCalibrator, calibration_sample, 
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.plan import curvature_spec, make_plan, make_spec
 from lorif_core.model.loading import load_skeleton
+from lorif_core.search.index import open_index
 from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.generation import Part, generation_of, now
 from lorif_core.tables.store import Store

@@ -148,7 +148,7 @@ def described(model: Path) -> str:
 
 def rows_of(index_uri: str) -> int:
     """Number of rows of an index."""
-    from lorif_core import open_index
+    from lorif_core.search.index import open_index
 
     return open_index(index_uri).generation.rows
 

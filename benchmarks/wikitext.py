@@ -113,7 +113,7 @@ def drop_from_cache(folder: Path) -> None:
 def split_query(index_uri: str, launched: float) -> dict[str, float]:
     """Seconds of the consecutive steps of `lorif query`."""
     laps = Laps(launched)
-    from lorif_core import open_index
+    from lorif_core.search.index import open_index
 
     laps.end("import")
     index = open_index(index_uri)

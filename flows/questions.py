@@ -6,12 +6,11 @@ from typing import Any
 
 from lorif_core.config import ModelConfig
 from lorif_core.config_file import parse_model, parse_options, parse_storage
-from lorif_core.search.index import Index
+from lorif_core.search.index import Index, open_index
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.queries import Query
 from lorif_core.search.query_encoder import model_config_of
 from lorif_core.search.top_k import Scored, TopK
-from lorif_core.tables.store import Store
 
 _SIDES = ("proponents", "opponents")
 
@@ -29,7 +28,7 @@ class QueryResult:
 def open_for_questions(index: str, overrides: Sequence[str], model: str | None) -> tuple[Index, ModelConfig]:
     """Open an index; returns it and the current location of its newest checkpoint."""
     options = parse_options(list(overrides), ("storage", "model"))
-    opened = Index(Store(index, parse_storage(options.get("storage", {}))))
+    opened = open_index(index, parse_storage(options.get("storage", {})))
     recorded = model_config_of(opened.generation.newest, model)
     return opened, parse_model({"revision": recorded.revision, **options.get("model", {})}, recorded.path)
 

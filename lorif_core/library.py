@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from lorif_core.answer import Answer
 from lorif_core.config import StorageConfig
-from lorif_core.config_file import parse_config, parse_storage
+from lorif_core.config_file import parse_config
 from lorif_core.report.answer import answer_section
+from lorif_core.search import index as search_index
 from lorif_core.search.explanation import explain as explain_query
-from lorif_core.search.index import Index as SearchIndex
 from lorif_core.search.options import Normalisation
 from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput
-from lorif_core.tables.store import Store
 
 if TYPE_CHECKING:
     from lorif_core.corpus.in_memory import Records
@@ -24,7 +23,7 @@ _PUBLIC = (
 )  # fmt: skip
 
 
-class Index(SearchIndex):
+class Index(search_index.Index):
     """An index opened for reading; every call reads the same complete generation.
 
     A score is a change of loss per step. In a generation with parts at several checkpoints it is divided by the
@@ -79,8 +78,8 @@ def open_index(uri: str | Path, storage: StorageConfig | Mapping[str, Any] | Non
     Raises:
         UserError: there is no index at the URI, or it has no published generation.
     """
-    section = storage if isinstance(storage, StorageConfig) else parse_storage(dict(storage or {}))
-    return Index(Store(str(uri), section))
+    found = search_index.open_index(str(uri), storage)
+    return Index(found.store, found.generation)
 
 
 def build(

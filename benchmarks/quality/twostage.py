@@ -29,14 +29,13 @@ import torch
 
 from benchmarks.quality.prefilter import build_index
 from benchmarks.run_record import write_result
-from lorif_core import open_index
 from lorif_core.config import StorageConfig
 from lorif_core.evaluation.config import load_evaluation
 from lorif_core.evaluation.ground_truth import TruthFolder
 from lorif_core.evaluation.recall import recall_at
 from lorif_core.evaluation.search_recall import search_recall
 from lorif_core.gradients.codes import CodeLayout
-from lorif_core.search.index import Index
+from lorif_core.search.index import Index, open_index
 from lorif_core.search.part_reader import PartReader
 from lorif_core.search.queries import read_queries
 from lorif_core.search.scoring import FoldedQueries

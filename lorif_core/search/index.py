@@ -1,14 +1,17 @@
 """An index opened for queries: scores, strongest rows, sums, selections, and contributions to a score.
 
-`Index` composes the other modules of this folder; `lorif_core.open_index` opens one. It needs neither Ray nor
-Prefect. Shapes: Q queries, N rows, T tokens, L layers.
+`Index` composes the other modules of this folder; notebooks and commands start with `open_index`. It needs neither
+Ray nor Prefect. Shapes: Q queries, N rows, T tokens, L layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from lorif_core.config import StorageConfig
+from lorif_core.config_file import parse_storage
 from lorif_core.search import contributions, selection, totals
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import Normalisation
@@ -16,6 +19,7 @@ from lorif_core.search.queries import QueryInput
 from lorif_core.search.query_encoder import ModelInput
 from lorif_core.search.top_k import TopK
 from lorif_core.tables.generation import Generation
+from lorif_core.tables.store import Store
 
 
 class Index(GenerationReader):
@@ -179,3 +183,17 @@ class Index(GenerationReader):
             UserError: `groups` is not a valid regular expression, or a row does not exist.
         """
         return contributions.layer_scores(self, query, example_ids, groups, model)
+
+
+def open_index(uri: str, storage: StorageConfig | Mapping[str, Any] | None = None) -> Index:
+    """Open the newest generation of an index at a local folder or an object-store URI.
+
+    Args:
+        uri: the folder or URI.
+        storage: the section `storage` of the config, as an object or as a dict of its keys.
+
+    Raises:
+        UserError: there is no index at the URI, or it has no published generation.
+    """
+    section = storage if isinstance(storage, StorageConfig) else parse_storage(dict(storage or {}))
+    return Index(Store(uri, section))

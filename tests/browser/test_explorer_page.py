@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from lorif_core import open_index
 from lorif_core.config import Config
+from lorif_core.search.index import open_index
 from lorif_core.tables.generation import now
 from lorif_core.tables.store import Store
 from tests.browser.conftest import ATTACK, TOP_K, Open, serving
