@@ -37,6 +37,7 @@ from lorif_core.free_memory import peak_memory
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import STORED_DTYPES
 from lorif_core.lifecycle.manifest import compare, known_files
+from lorif_core.lifecycle.waves import Waves
 from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ProjectionSpec, ShardRef, TokenSpec
 from lorif_core.tables.blocks import scan_codes, scan_rows
 from lorif_core.tables.datasets import Tables
@@ -44,7 +45,6 @@ from lorif_core.tables.generation import Part, generation_of, now
 from lorif_core.tables.receipts import JoinedReceipt, Receipt, Receipts
 from lorif_core.tables.schema import ShardRows
 from lorif_core.tables.store import Store
-from tasks.waves import Waves
 
 STORAGE = StorageConfig()
 SPEC = IndexSpec(

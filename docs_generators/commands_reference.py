@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 from docs_generators.markdown import code, fenced, page, sentence, table
+from flows.argument_parser import subcommands
 from flows.parser import command_parser
 
 _USAGE_WIDTH = 78
@@ -16,6 +17,9 @@ _INTRODUCTION = """\
 `lorif COMMAND --help` prints the same. Every command takes `--json`, which prints one line of JSON last on
 stdout; logs and progress go to stderr. Arguments of the form `key.sub=value` set a key of the
 [configuration](config.md); they may stand before or after the options.
+
+`lorif --version` prints the version. `lorif --print-completion SHELL` prints the script that completes commands
+and options in bash, zsh, fish or tcsh, for example `source <(lorif --print-completion bash)`.
 """
 EXIT_CODES = {
     0: "The command succeeded.",
@@ -34,26 +38,18 @@ environment shows the traceback of a failure.
 
 def commands_page() -> str:
     """The page `reference/commands.md`."""
-    subcommands = commands(command_parser())
+    commands = subcommands(command_parser())
     return page(
         _INTRODUCTION,
         table(
             ["Command", "Purpose"],
-            [[f"[`lorif {name}`](#{name})", sentence(parser.description)] for name, parser in subcommands.items()],
+            [[f"[`lorif {name}`](#{name})", sentence(parser.description)] for name, parser in commands.items()],
         ),
-        *(block for name, parser in subcommands.items() for block in _command(name, parser)),
+        *(block for name, parser in commands.items() for block in _command(name, parser)),
         "## Exit codes {#exit-codes}",
         table(["Code", "Meaning"], [[code(number), meaning] for number, meaning in EXIT_CODES.items()]),
         _AFTER_EXIT_CODES,
     )
-
-
-def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of the subcommands, by name."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    raise ValueError("the parser has no subcommands")
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:

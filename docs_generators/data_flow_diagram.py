@@ -28,8 +28,8 @@ BUILDING = (
     Stage("codes", "factors or signs, packed", ("gradients/codes.py", "gradients/extract.py")),
     Stage("Lance fragment", "written, not yet committed", ("lifecycle/index_shard.py", "tables/rows.py")),
     Stage("receipt", "record of a finished shard", ("tables/receipts.py", "tasks/dispatch.py")),
-    Stage("large fragment", "the rows of many shards", ("tables/rows.py", "tasks/waves.py")),
-    Stage("wave commit", "many shards in one transaction", ("tasks/waves.py", "tables/datasets.py")),
+    Stage("large fragment", "the rows of many shards", ("tables/rows.py", "lifecycle/waves.py")),
+    Stage("wave commit", "many shards in one transaction", ("lifecycle/waves.py", "tables/datasets.py")),
     Stage("curvature", "of all committed rows", ("tasks/curvature.py", "curvature/randomized_svd.py")),
     Stage("generation", "versions that belong together", ("lifecycle/publishing.py", "tables/store.py")),
 )

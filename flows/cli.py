@@ -10,10 +10,12 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from flows.command_words import parse_command
 from flows.commands import COMMANDS
+from flows.commands.early_checks import check_early
 from flows.commands.result import Result
 from flows.interrupts import SIGINT_EXIT_CODE, SIGTERM_EXIT_CODE, Interrupts, Terminated
-from flows.parser import command_parser
+from flows.terminal import write_error, write_text
 from lorif_core.errors import LorifError
 from lorif_core.out_of_memory import MemorySetting, is_out_of_memory, memory_exhausted
 from tasks.environment import fast_imports
@@ -28,14 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the words of the command line; None for those of this process, whose signals are then handled too.
     """
     interrupts = Interrupts() if argv is None else None
-    parser = command_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # argparse accepts overrides in one place only; we also accept them before and after options
-    misplaced = [word.partition("=")[0] for word in rest if word.startswith("-") or "overrides" not in arguments]
-    if misplaced:
-        parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
-    if rest:
-        arguments.overrides += rest
+    arguments = parse_command(argv)
     _configure_logging()
     code = run(arguments)
     if interrupts is not None:
@@ -46,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run a parsed command and print its result, or each result as soon as it arrives; returns the exit code."""
     options = vars(arguments)
-    as_json, code = options.pop("json"), 0
+    as_json, command, code = options.pop("json"), options.pop("command"), 0
     try:
-        results = _implementation(options.pop("command"))(**options)
+        check_early(command, options)
+        results = _implementation(command)(**options)
         for result in [results] if isinstance(results, Result) else results:
-            sys.stdout.write((json.dumps(result.data) if as_json else result.text) + "\n")
-            sys.stdout.flush()
+            write_text(json.dumps(result.data) if as_json else result.text)
             code = max(code, result.exit_code)
     except LorifError as error:
         return _fail(as_json, str(error), error.exit_code)
@@ -100,7 +95,7 @@ def _memory_message(error: Exception, options: Mapping[str, Any]) -> str:
 
 
 def _fail(as_json: bool, message: str, code: int) -> int:
-    sys.stderr.write(f"lorif: error: {message}\n")
+    write_error(message)
     if as_json:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
     return code

@@ -1,32 +1,54 @@
 """The parser of the `lorif` command line: all commands, their options and their help texts."""
 
 import argparse
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 from flows.answer_options import add_answer_options
-from flows.option_types import gigabytes, port, positive
+from flows.argument_parser import ArgumentParser, PrintCompletion, PrintVersion
+from flows.common_options import (
+    INDEX_HELP,
+    add_config,
+    add_index,
+    add_model,
+    add_overrides,
+    add_publish_incomplete,
+    add_search_options,
+    add_top_k,
+)
+from flows.option_types import gigabytes, number, port, positive, share
 
-_CONFIG_HELP = "YAML file of the config; key.sub=value overrides any of its keys"
-_INDEX_HELP = "folder or URI of the index"
+_START = """\
+start with one of these:
+  lorif demo                                   the whole pipeline on a small model, in minutes
+  lorif init FOLDER                            write a CONFIG for your model and data
+  lorif build INDEX --model M --corpus C       build an index without a CONFIG
+  lorif query INDEX "The prompt" --completion " and what the model said"
+"""
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Print one sentence instead of the usage text."""
-        self.exit(2, f"lorif: error: {message}; see {self.prog} --help\n")
-
-
-_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[ArgumentParser]"
 
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of all commands; the reference of commands in `docs/` is generated from it."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="lorif",
         description="Which training examples made the model say this? Training data attribution with LoRIF.",
+        epilog=_START,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action=PrintVersion, nargs=0, dest=argparse.SUPPRESS, help="print the version"
+    )
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        dest=argparse.SUPPRESS,
+        choices=["bash", "zsh", "fish", "tcsh"],
+        help="print the script that completes commands and options in a shell",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_init(commands)
     _add_check(commands)
     _add_build(commands)
     _add_update(commands)
@@ -58,23 +80,31 @@ def _add_demo(commands: _Commands) -> None:
     )
 
 
+def _add_init(commands: _Commands) -> None:
+    init = _add_command(commands, "init", "look at a folder with a model and data, and write a CONFIG for them")
+    init.add_argument("folder", nargs="?", default=".", help="the folder (default: .)")
+    init.add_argument("--model", help="the checkpoint, if it is not in the folder")
+    init.add_argument("--corpus", help="the training data, if they are not in the folder")
+    init.add_argument("--out", default="config.yaml", help="a new file for the CONFIG (default: config.yaml)")
+
+
 def _add_check(commands: _Commands) -> None:
     check = _add_command(commands, "check", "validate a CONFIG without building anything, and print the plan")
-    _add_config(check)
+    add_config(check)
 
 
 def _add_build(commands: _Commands) -> None:
     build = _add_command(commands, "build", "build an index over a corpus and publish a generation")
-    _add_config(build)
-    _add_publish_incomplete(build)
+    add_config(build)
+    add_publish_incomplete(build)
 
 
 def _add_update(commands: _Commands) -> None:
     update = _add_command(
         commands, "update", "index what is new in the corpus of an existing index and publish a generation"
     )
-    _add_config(update)
-    _add_publish_incomplete(update)
+    add_config(update)
+    add_publish_incomplete(update)
     update.add_argument(
         "--remove-vanished",
         action="store_true",
@@ -86,11 +116,11 @@ def _add_attribute(commands: _Commands) -> None:
     attribute = _add_command(
         commands, "attribute", "attribute a file of queries; write the scores, a report and a summary"
     )
-    _add_config(attribute)
+    add_config(attribute)
     attribute.add_argument("--queries", required=True, help="JSON Lines or Parquet file of queries")
     attribute.add_argument("--out", required=True, help="a new or empty folder for the output, or an s3:// URI")
-    _add_top_k(attribute)
-    _add_search_options(attribute)
+    add_top_k(attribute)
+    add_search_options(attribute)
 
 
 def _add_evaluate(commands: _Commands) -> None:
@@ -102,7 +132,7 @@ def _add_evaluate(commands: _Commands) -> None:
         "training step on the proponents (tail-patch)",
     )
     evaluate.add_argument("-c", "--config", required=True, help="YAML file of the evaluation")
-    _add_overrides(evaluate, "override a key of the file")
+    add_overrides(evaluate, "override a key of the file")
     evaluate.add_argument(
         "--out",
         required=True,
@@ -112,15 +142,22 @@ def _add_evaluate(commands: _Commands) -> None:
 
 def _add_query(commands: _Commands) -> None:
     query = _add_command(commands, "query", "ask an index one question, on this machine")
-    query.add_argument("--text", required=True, help="the text to attribute, or the prompt of --completion")
+    query.add_argument("index", help=INDEX_HELP)
+    query.add_argument(
+        "question",
+        nargs="?",
+        metavar="TEXT",
+        help="the text to attribute, or the prompt of --completion; - reads it from stdin",
+    )
+    query.add_argument("--text", help="the same, for a text that looks like an option or like key.sub=value")
     add_answer_options(query)
     query.add_argument(
         "--totals", metavar="COLUMN", help="also print sums of scores by the values of a column, such as uri"
     )
-    _add_top_k(query)
-    _add_model(query)
-    _add_search_options(query)
-    _add_index(query, "storage.* and model.*")
+    add_top_k(query)
+    add_model(query)
+    add_search_options(query)
+    add_overrides(query, "override a key of the config: storage.* and model.*")
 
 
 def _add_select(commands: _Commands) -> None:
@@ -137,15 +174,15 @@ def _add_select(commands: _Commands) -> None:
         "--self-influence", action="store_true", help="rank rows by the influence of each example on itself"
     )
     select.add_argument(
-        "--fraction", type=float, required=True, help="the share of the rows to select, above 0 and at most 1"
+        "--fraction", type=share, required=True, help="the share of the rows to select, above 0 and at most 1"
     )
     select.add_argument(
         "--bottom", action="store_true", help="select the rows with the lowest scores instead of the highest"
     )
     select.add_argument("--out", required=True, help="a new Parquet file, or an s3:// URI")
-    _add_model(select)
-    _add_search_options(select)
-    _add_index(select, "storage.* and model.*")
+    add_model(select)
+    add_search_options(select)
+    add_index(select, "storage.* and model.*")
 
 
 def _add_serve(commands: _Commands) -> None:
@@ -170,8 +207,8 @@ def _add_serve(commands: _Commands) -> None:
         help="keep a sixteenth of the codes in memory and score few candidates exactly; some rows may be missed, "
         "see docs/how-to/serve.md",
     )
-    _add_model(serve)
-    _add_index(serve, "storage.* and model.*")
+    add_model(serve)
+    add_index(serve, "storage.* and model.*")
 
 
 def _add_status(commands: _Commands) -> None:
@@ -180,14 +217,16 @@ def _add_status(commands: _Commands) -> None:
         "status",
         "list the generations of an index with rows, bytes and checkpoint, and the command that changes it now",
     )
-    _add_index(status, "storage.*")
+    add_index(status, "storage.*")
 
 
 def _add_rollback(commands: _Commands) -> None:
     rollback = _add_command(commands, "rollback", "publish an earlier generation again")
-    rollback.add_argument("index", help=_INDEX_HELP)
-    rollback.add_argument("generation", type=int, help="the number of the generation, as `lorif status` prints it")
-    _add_overrides(rollback, "override a key of the config: storage.*")
+    rollback.add_argument("index", help=INDEX_HELP)
+    rollback.add_argument(
+        "generation", type=number, help="the number of the generation, as `lorif status` prints it"
+    )
+    add_overrides(rollback, "override a key of the config: storage.*")
 
 
 def _add_remove(commands: _Commands) -> None:
@@ -199,7 +238,7 @@ def _add_remove(commands: _Commands) -> None:
         metavar="EXPR",
         help="SQL condition on the columns of the table `factors`, except its codes; matching rows are removed",
     )
-    _add_index(remove, "storage.*, compute.* and update.*")
+    add_index(remove, "storage.*, compute.* and update.*")
 
 
 def _add_gc(commands: _Commands) -> None:
@@ -214,14 +253,14 @@ def _add_gc(commands: _Commands) -> None:
     gc.add_argument(
         "--keep", type=positive, default=5, help="the number of newest generations to keep (default: 5)"
     )
-    _add_index(gc, "storage.*")
+    add_index(gc, "storage.*")
 
 
 def _add_compact(commands: _Commands) -> None:
     compact = _add_command(
         commands, "compact", "join small fragments of an index, as updates leave them, and publish a generation"
     )
-    _add_index(compact, "storage.*")
+    add_index(compact, "storage.*")
 
 
 def _add_verify(commands: _Commands) -> None:
@@ -233,64 +272,11 @@ def _add_verify(commands: _Commands) -> None:
         action="store_true",
         help="publish a generation without the damaged shards, with curvatures that are fitted again",
     )
-    _add_index(verify, "storage.* and compute.*")
+    add_index(verify, "storage.* and compute.*")
 
 
-def _add_command(commands: _Commands, name: str, summary: str) -> argparse.ArgumentParser:
+def _add_command(commands: _Commands, name: str, summary: str) -> ArgumentParser:
     command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     command.add_argument("--json", action="store_true", help="print the result as one line of JSON on stdout")
     command.set_defaults(command=name)
     return command
-
-
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-c", "--config", required=True, help=_CONFIG_HELP)
-    _add_overrides(command, "override a key of the config")
-
-
-def _add_index(command: argparse.ArgumentParser, keys: str) -> None:
-    command.add_argument("index", help=_INDEX_HELP)
-    _add_overrides(command, f"override a key of the config: {keys}")
-
-
-def _add_overrides(command: argparse.ArgumentParser, help_text: str) -> None:
-    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help=help_text)
-
-
-def _add_publish_incomplete(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--publish-incomplete",
-        action="store_true",
-        help="publish without the shards that failed every attempt, and record them",
-    )
-
-
-def _add_top_k(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--top-k",
-        type=positive,
-        default=10,
-        help="the number of proponents, and of opponents, per query (default: 10)",
-    )
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", help="path or hub id of the checkpoint, if it is no longer where the index was built from"
-    )
-
-
-def _add_search_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--where",
-        metavar="EXPR",
-        help="SQL condition on the columns of the table `factors`; only the matching rows are searched",
-    )
-    command.add_argument(
-        "--normalise",
-        "--normalize",
-        choices=["none", "cosine", "self"],
-        default="none",
-        help="divide each score by the roots of the self-influences of query and example (cosine), or by that of "
-        "the example only (self) (default: none)",
-    )

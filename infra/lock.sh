@@ -11,11 +11,11 @@ compile() {
 
 [ -n "${UV_FIND_LINKS:-}" ] || export UV_TORCH_BACKEND=cpu
 # setuptools builds the project, which is installed without looking for it elsewhere
-compile pyproject.toml - --no-emit-package torch --output-file constraints.txt "$@" <<<"setuptools>=77"
+compile pyproject.toml - --extra build --extra serve --no-emit-package torch --output-file constraints.txt "$@" <<<"setuptools>=77"
 mapfile -t listed < <(sed --quiet 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package=\1/p' constraints.txt)
 compile pyproject.toml --all-extras --constraint constraints.txt --no-emit-package torch "${listed[@]}" \
     --output-file constraints-dev.txt "$@"
-torch=$(grep --only-matching 'torch==[0-9.]*' pyproject.toml)
+torch=$(grep --only-matching 'torch>=[0-9.]*,<[0-9.]*' pyproject.toml)
 compile - --constraint constraints.txt "${listed[@]}" --output-file infra/torch-cpu.txt "$@" <<<"$torch"
 compile - --output-file tests/servers/swift-constraints.txt "$@" <<<"swift"
 unset UV_FIND_LINKS UV_TORCH_BACKEND

@@ -2,21 +2,22 @@
 
 import lorif_core as lc
 index = lc.open_index("s3://bucket/indexes/my-model")
-ids, scores = index.scores(["a query"])
+answer = index.query("What the model said")
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorif_core.search.index import Index, open_index
+    from lorif_core.answer import Answer
+    from lorif_core.library import Index, build, open_index
 
-__all__ = ["Index", "open_index"]
+__all__ = ["Answer", "Index", "build", "open_index"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the index on first use, so that the mathematics modules also work without Lance."""
+    """Import the library on first use, so that the mathematics modules also work without Lance."""
     if name in __all__:
-        from lorif_core.search import index
+        from lorif_core import library
 
-        return getattr(index, name)
+        return getattr(library, name)
     raise AttributeError(f"module 'lorif_core' has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""Reads CONFIG: YAML, `key.sub=value` overrides, and one clear message for the first error."""
+"""Reads CONFIG: YAML, `key.sub=value` overrides, and one message that has every mistake."""
 
 import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,15 +14,23 @@ from lorif_core.errors import UserError
 Validated = TypeVar("Validated", bound=BaseModel)
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config:
     """Read CONFIG from a YAML file and apply `key.sub=value` overrides (values are YAML).
+
+    Args:
+        path: the file; None if the overrides are all there is.
+        overrides: overrides.
 
     Raises:
         UserError: the file does not exist or is not YAML, a key is unknown (the message names the nearest one), a
             value is out of range, or an override is malformed.
     """
-    path = Path(path)
-    raw = read_keys(path, "config", "index, model and corpus", overrides)
+    if path is None:
+        raw: dict[str, Any] = {}
+        for override in overrides or []:
+            apply_override(raw, override)
+        return parse_config(raw, "the command")
+    raw = read_keys(Path(path), "config", "index, model and corpus", overrides)
     return parse_config(raw, str(path))
 
 
@@ -54,12 +63,16 @@ def validate_keys(model: type[Validated], raw: dict[str, Any], source: str) -> V
     """A section, or a whole file, from plain keys.
 
     Raises:
-        UserError: one sentence for the first error; it begins with `source`.
+        UserError: all mistakes in one line; it begins with `source`.
     """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain_invalid(error, model)}") from None
+        mistakes = _mistakes(error, raw, model)
+    if len(mistakes) == 1:
+        raise UserError(f"{source}: {mistakes[0]}")
+    numbered = " ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, start=1))
+    raise UserError(f"{source}: {len(mistakes)} mistakes: {numbered}")
 
 
 def parse_config(raw: dict[str, Any], source: str = "the config") -> Config:
@@ -79,7 +92,9 @@ def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, d
     for section, keys in raw.items():
         if section not in allowed or not isinstance(keys, dict):
             listed = " and ".join(f"{name}.*" for name in allowed)
-            raise UserError(f"{section} cannot be set here; this command takes keys of {listed}")
+            near = difflib.get_close_matches(section, allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and near[0] != section else ""
+            raise UserError(f"{section} cannot be set here{hint}; this command takes keys of {listed}")
     return raw
 
 
@@ -123,26 +138,56 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"the value of the override {key!r} is not valid YAML; quote it") from None
 
 
-def _explain_invalid(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first problem as one sentence; unknown keys come first, because they can cause missing ones."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+def _mistakes(error: ValidationError, raw: Mapping[str, Any], root: type[BaseModel]) -> list[str]:
+    """Each mistake as a sentence, unknown keys first; without those that an unknown key may have caused."""
+    unknown = list(_unknown_keys(raw, root))
+    by_key: dict[str, list[Any]] = {}
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        if problem["type"] == "missing" and any(_nearest_key(key, root) == location for key in unknown):
+            continue
+        of_section = problem["type"] == "value_error" and any(key[: len(location)] == location for key in unknown)
+        if problem["type"] not in ("extra_forbidden", "invalid_key") and not of_section:
+            by_key.setdefault(".".join(_without_union_tags(location, root)), []).append(problem)
+    found = [_explain_unknown(key, root) for key in unknown]
+    return found + [_explain_invalid(key, problems, root) for key, problems in by_key.items()]
+
+
+def _unknown_keys(
+    raw: Mapping[str, Any], model: type[BaseModel], parents: Sequence[str] = ()
+) -> Iterator[list[str]]:
+    """The keys that no section has. pydantic names them only if it finds nothing else in the section or file."""
+    for name, value in raw.items():
+        child = _child_model(model, str(name))
+        if name not in model.model_fields:
+            yield [*parents, str(name)]
+        elif child is not None and isinstance(value, Mapping):
+            yield from _unknown_keys(value, child, [*parents, str(name)])
+
+
+def _explain_unknown(location: list[str], root: type[BaseModel]) -> str:
+    near, parents = _nearest_key(location, root), location[:-1]
+    if near is None:
+        keys = [".".join([*parents, name]) for name in _section(parents, root).model_fields]
+        hint = f"; the keys there are {', '.join(keys)}"
+    else:
+        hint = f"; did you mean {'.'.join(near)!r}?"
+    if location[:1] == ["storage"] or root is StorageConfig:
+        hint += "; credentials come from the environment, a profile or a role, never from the config"
+    return f"unknown key {'.'.join(location)!r}{hint}"
+
+
+def _explain_invalid(key: str, problems: Sequence[Any], root: type[BaseModel]) -> str:
+    """The problems of one key as a sentence; a value that may have several types has one of each."""
     problem = problems[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(_without_union_tags(location, root))
-    in_storage = location[:1] == ["storage"] or root is StorageConfig
-    if problem["type"] == "extra_forbidden" and in_storage:
-        advice = "credentials come from the environment, a profile or a role, never from the config"
-        return f"unknown key {key!r}{_nearest(location, root)}; {advice}"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(location, root)}"
     if problem["type"] == "missing":
         return f"the key {key!r} is missing"
     if problem["type"] == "value_error":
         reason = str(problem["ctx"]["error"])
         return f"{key}: {reason}" if key else reason
-    same_key = [p for p in problems if _without_union_tags([str(x) for x in p["loc"]], root) == key.split(".")]
-    reasons = " or ".join(dict.fromkeys(_one_line(str(p["msg"])) for p in same_key))
+    reasons = " or ".join(dict.fromkeys(_one_line(str(problem["msg"])) for problem in problems))
     # a value of the storage section, or a nested value, may contain a credential by mistake, so it is not shown
+    in_storage = key.partition(".")[0] == "storage" or root is StorageConfig
     shown = "" if in_storage or isinstance(problem["input"], dict | list) else f" = {problem['input']!r}"
     return f"{key}{shown} is not allowed: {reasons}"
 
@@ -165,15 +210,18 @@ def _child_model(model: Any, key: str) -> Any:
     return field.annotation if is_section and issubclass(field.annotation, BaseModel) else None
 
 
-def _nearest(location: list[str], root: Any) -> str:
-    model = root
-    for part in location[:-1]:
-        model = _child_model(model, part)
-    prefix = ".".join([*location[:-1], ""])
-    matches = difflib.get_close_matches(location[-1], model.model_fields, n=1, cutoff=0.5)
-    if matches:
-        return f"; did you mean {prefix + matches[0]!r}?"
-    return f"; the keys there are {', '.join(prefix + name for name in model.model_fields)}"
+def _section(location: Sequence[str], root: Any) -> Any:
+    """The model of a section."""
+    for part in location:
+        root = _child_model(root, part)
+    return root
+
+
+def _nearest_key(location: list[str], root: Any) -> list[str] | None:
+    """The key of the same section that resembles an unknown one most, if any does."""
+    *parents, name = location
+    matches = difflib.get_close_matches(name, _section(parents, root).model_fields, n=1, cutoff=0.5)
+    return [*parents, matches[0]] if matches else None
 
 
 def _yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:

@@ -1,14 +1,15 @@
 """The first and the last step of a build: plan it, and publish the generation."""
 
 from lorif_core.config import Config
+from lorif_core.lifecycle.curvature_fit import Fit
+from lorif_core.lifecycle.indexing import IndexedRows
 from lorif_core.lifecycle.plan import BuildPlan, make_plan
+from lorif_core.lifecycle.publishing import new_part
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation
-from tasks.curvature import Fit
-from tasks.indexing import IndexedRows
 from tasks.listing import list_on_workers
 from tasks.orchestration import run_log, task
-from tasks.publish import new_part, publish
+from tasks.publish import publish
 
 
 @task("plan")

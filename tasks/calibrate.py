@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorif_core.config import Config
-from lorif_core.errors import LorifError, UserError
-from lorif_core.gradients.roots import whitening_name
+from lorif_core.errors import LorifError
 from lorif_core.lifecycle.calibrate import (
     Counts,
     GroupSummary,
@@ -17,17 +16,20 @@ from lorif_core.lifecycle.calibrate import (
     SampledShard,
     calibration_sample,
     layer_ranges,
+    part_count,
     sample_size,
+    total_counts,
+    whitening_header,
 )
+from lorif_core.lifecycle.indexing import no_scored_token
 from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.store import Store
-from lorif_core.tables.whitenings import WhiteningHeader
 from tasks.dispatch import Failed, Workers
 from tasks.model_workers import ModelWorkers
 from tasks.orchestration import run_log, task
-from tasks.sample import over_sample, part_count
+from tasks.sample import over_sample
 from tasks.workers.host import Host
 
 
@@ -46,10 +48,7 @@ def calibrate(config: Config, plan: BuildPlan, lease: Lease, model_workers: Mode
     sample = calibration_sample(plan.shards, sample_size(plan.spec.projection, plan.rows))
     measured = measure(model_workers, spec, store, lease, sample)
     if measured is None:
-        raise UserError(
-            f"no example of the corpus {config.corpus.uri} has a scored token; check the columns that the section "
-            f"corpus names"
-        )
+        raise no_scored_token(config)
     run_log().info("calibrated on %d examples, %d tokens", measured.counts.examples, measured.counts.tokens)
     spec = spec.with_whitening(measured.name)  # from now on fixed for all rows of this checkpoint
     return replace(plan, spec=spec, calibration_seconds=model_workers.clock() - started)
@@ -100,7 +99,7 @@ def measure(
             counts, *sums[number] = host.call("sums", spec_json, part, layers, results=1 + len(layers))
             return counts
 
-        counts = _total(
+        counts = total_counts(
             over_sample(
                 workers, sample, sum_up, lambda part: (part.examples, part.tokens), "calibrate", "calibrating on"
             )
@@ -115,7 +114,7 @@ def measure(
             return summary
 
         groups: list[GroupSummary] = _each(workers, range(len(layers)), whiten)
-        header = _header(spec, counts, groups, mixture)
+        header = whitening_header(spec, counts, groups, mixture)
         lease.confirm()
         store.whitenings.create()
         fragments = _each(
@@ -125,21 +124,6 @@ def measure(
     lease.confirm()
     store.whitenings.commit(header.name, [fragment for written in fragments for fragment in written])
     return MeasuredWhitening(header.name, counts, groups)
-
-
-def _total(parts: Sequence[Counts]) -> Counts:
-    return Counts(sum(part.tokens for part in parts), sum(part.examples for part in parts))
-
-
-def _header(
-    spec: IndexSpec, counts: Counts, groups: Sequence[GroupSummary], mixture: Mixture | None
-) -> WhiteningHeader:
-    sides = [side for group in groups for side in group.sides]
-    if mixture is None:
-        name = whitening_name(counts.tokens, counts.examples, sides)
-        return WhiteningHeader(name, spec.with_whitening(name).hash, counts.tokens, counts.examples)
-    tokens, examples = mixture.base_tokens + mixture.tokens, mixture.base_examples + counts.examples
-    return WhiteningHeader(whitening_name(tokens, examples, sides), None, tokens, examples)
 
 
 def _each(workers: Workers, items: Sequence[int], call: Callable[[Host, int], Any]) -> list[Any]:

@@ -1,20 +1,27 @@
 """The distributed fit of a curvature: workers sum over their own fragments, and the driver orthonormalises."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import ray
 
 from lorif_core.config import ComputeConfig, Config
-from lorif_core.curvature.randomized_svd import fit_layers, layer_groups
+from lorif_core.curvature.randomized_svd import fit_layers
 from lorif_core.curvature.scan import NO_ROWS, ScanRequest, ScanResult
 from lorif_core.curvature.woodbury import CurvatureSpec, LayerCurvature
 from lorif_core.errors import LorifError
 from lorif_core.gradients.codes import CodeLayout
+from lorif_core.lifecycle.curvature_fit import (
+    Fit,
+    count_passes,
+    fit_id,
+    memory_groups,
+    missing_layers,
+    write_group,
+)
+from lorif_core.lifecycle.indexing import IndexedRows
 from lorif_core.lifecycle.plan import BuildPlan, check_curvature
 from lorif_core.out_of_memory import MemorySetting
 from lorif_core.spec import IndexSpec
@@ -24,34 +31,11 @@ from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
-from tasks.indexing import IndexedRows
 from tasks.memory import scan_settings
 from tasks.orchestration import task
 from tasks.progress import Progress
 from tasks.workers.curvature import CurvatureRole
 from tasks.workers.start import start
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A curvature that is stored in the table `curvature`.
-
-    Attributes:
-        curvature: its id.
-        version: version of the table.
-        how: `none` if the settings have no curvature, `kept` if it did not change, `fitted` over all rows, or
-            `merged` from the former one and new rows.
-        left: rows that were taken out since the last fit over all rows.
-        seconds: time of the fit.
-        sampled: rows of older checkpoints that the curvature represents by a sample.
-    """
-
-    curvature: str
-    version: int
-    how: Literal["none", "kept", "fitted", "merged"]
-    left: int
-    seconds: float
-    sampled: int = 0
 
 
 @task("fit curvature", retried=True)
@@ -81,26 +65,6 @@ def fit_rows(
     return Fit(curvature_id, store.curvatures.version(), how, 0, time.perf_counter() - started)
 
 
-def fit_id(*inputs: Any) -> str:
-    """The id of a fit: 16 hex digits, a hash of its inputs."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def missing_layers(store: Store, spec: IndexSpec, curvature_id: str) -> list[int]:
-    """Layers that are not stored yet under an id."""
-    return sorted(set(range(len(spec.layers))) - store.curvatures.fitted_layers(curvature_id))
-
-
-def write_group(
-    store: Store, spec: IndexSpec, curvature_id: str, group: dict[int, LayerCurvature], lease: Lease
-) -> None:
-    """Write fitted layers after confirming the lease."""
-    lease.confirm()
-    store.curvatures.write(
-        curvature_id, {index: (spec.layers[index].name, layer) for index, layer in group.items()}
-    )
-
-
 def fit_distributed(
     store: Store,
     compute: ComputeConfig,
@@ -117,19 +81,6 @@ def fit_distributed(
     with row_scanners(store, compute, spec, rows, resources, "fit curvature", passes) as scanners:
         for group in groups:
             yield fit_layers(group, dims, rows.rows, settings, scanners.scan)
-
-
-def count_passes(settings: CurvatureSpec) -> int:
-    """The number of passes over the rows that the fit of one group of layers takes."""
-    return 1 + (settings.power_iterations if settings.kind == "woodbury" else 0)
-
-
-def memory_groups(
-    spec: IndexSpec, settings: CurvatureSpec, rows: int, compute: ComputeConfig, layers: Sequence[int]
-) -> list[list[int]]:
-    """The given layers, in groups that fit into a worker's memory."""
-    groups = layer_groups([layer.dim for layer in spec.layers], rows, settings, compute.memory_gb)
-    return [chosen for group in groups if (chosen := [layer for layer in group if layer in layers])]
 
 
 def row_scanners(

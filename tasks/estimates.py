@@ -7,12 +7,11 @@ from lorif_core.config import Config
 from lorif_core.corpus.file_listing import SHARD_ROWS
 from lorif_core.gradients.footprint import BatchShape
 from lorif_core.gradients.memory_gauge import GpuGauge, HostGauge
-from lorif_core.lifecycle.calibrate import sample_size
+from lorif_core.lifecycle.calibrate import part_count, sample_size
 from lorif_core.lifecycle.memory_plan import WORKER_PROCESS, plan_memory
 from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.lifecycle.trial import Step, Trial
 from tasks.cluster import Resources
-from tasks.sample import part_count
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,15 @@ from lorif_core.curvature.merge import downdate, merge
 from lorif_core.curvature.randomized_svd import fit_layers
 from lorif_core.curvature.scan import ScanRequest
 from lorif_core.curvature.woodbury import LayerCurvature
+from lorif_core.lifecycle.curvature_fit import (
+    Fit,
+    count_passes,
+    fit_id,
+    memory_groups,
+    missing_layers,
+    write_group,
+)
+from lorif_core.lifecycle.indexing import IndexedRows
 from lorif_core.lifecycle.plan import check_curvature
 from lorif_core.lifecycle.update import UpdatePlan, refit_reason
 from lorif_core.storage.lease import Lease
@@ -15,18 +24,7 @@ from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
 from tasks.cluster import Resources, cluster
-from tasks.curvature import (
-    Fit,
-    Scanners,
-    count_passes,
-    fit_id,
-    fit_rows,
-    memory_groups,
-    missing_layers,
-    row_scanners,
-    write_group,
-)
-from tasks.indexing import IndexedRows
+from tasks.curvature import Scanners, fit_rows, row_scanners
 from tasks.older import fit_with_sample
 from tasks.orchestration import run_log, task
 

@@ -11,7 +11,15 @@ from lorif_core.config import Config
 from lorif_core.curvature.merge import extrapolate, merge
 from lorif_core.curvature.randomized_svd import fit_layers
 from lorif_core.curvature.woodbury import LayerCurvature
-from lorif_core.lifecycle.calibrate import SampledShard, calibration_sample
+from lorif_core.lifecycle.calibrate import SampledShard, calibration_sample, part_count
+from lorif_core.lifecycle.curvature_fit import (
+    Fit,
+    count_passes,
+    fit_id,
+    memory_groups,
+    missing_layers,
+    write_group,
+)
 from lorif_core.lifecycle.drift import CheckpointDrift
 from lorif_core.lifecycle.update import UpdatePlan
 from lorif_core.report.changes import PartDrift
@@ -22,21 +30,12 @@ from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
 from tasks.calibrate import calibrate
 from tasks.cluster import cluster
-from tasks.curvature import (
-    Fit,
-    Scanners,
-    count_passes,
-    fit_id,
-    memory_groups,
-    missing_layers,
-    row_scanners,
-    write_group,
-)  # fmt: skip
+from tasks.curvature import Scanners, row_scanners
 from tasks.dispatch import Workers
 from tasks.memory import model_settings
 from tasks.model_workers import ModelWorkers
 from tasks.orchestration import run_log, task
-from tasks.sample import over_sample, part_count
+from tasks.sample import over_sample
 from tasks.workers.encoding import DriftRole, SampleRole
 from tasks.workers.start import start
 

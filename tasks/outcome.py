@@ -6,12 +6,12 @@ from typing import Any
 
 from lorif_core.config import Config
 from lorif_core.gradients.codes import CodeLayout
+from lorif_core.lifecycle.indexing import IndexedRows
 from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import parse_shard_key
 from lorif_core.storage.objects import Objects
 from lorif_core.tables.generation import Generation
 from tasks.artifacts import show_markdown, show_table
-from tasks.indexing import IndexedRows
 from tasks.orchestration import current_run, task
 
 _LISTED = 200

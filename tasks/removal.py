@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from lorif_core.config import ComputeConfig, UpdateConfig
 from lorif_core.errors import UserError
+from lorif_core.lifecycle.curvature_fit import Fit
 from lorif_core.lifecycle.publishing import publish_next
 from lorif_core.lifecycle.removal import REMOVED, apply_removals, read_removals, same_content
 from lorif_core.lifecycle.update import refit_reason
@@ -15,7 +16,7 @@ from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation, Part
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
-from tasks.curvature import Fit, fit_rows
+from tasks.curvature import fit_rows
 from tasks.merge import Merger
 
 log = logging.getLogger(__name__)

@@ -4,17 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lorif_core.errors import LorifError
-from lorif_core.lifecycle.calibrate import SampledShard
+from lorif_core.lifecycle.calibrate import SampledShard, sample_parts
 from tasks.dispatch import Failed, Workers
 from tasks.progress import Progress
 from tasks.workers.host import Host
-
-_PARTS = 8  # independent of the number of workers, so that sums over the parts repeat
-
-
-def part_count(sample: Sequence[Any]) -> int:
-    """Number of parts into which `over_sample` splits a sample; more workers would not be busy."""
-    return min(_PARTS, len(sample))
 
 
 def over_sample(
@@ -38,8 +31,7 @@ def over_sample(
     Raises:
         LorifError: a part failed every attempt.
     """
-    count = part_count(sample)
-    parts = [(number, sample[number::count]) for number in range(count)]
+    parts = list(enumerate(sample_parts(sample)))
     results: dict[int, Any] = {}
     with Progress(title, sum(shard.examples for shard in sample)) as progress:
         for outcome in workers.run(parts, lambda host, part: call(host, *part), in_flight=1):
@@ -47,4 +39,4 @@ def over_sample(
                 raise LorifError(f"{activity} {len(outcome.item[1])} shards failed: {outcome.cause}")
             results[outcome.item[0]] = outcome.result
             progress.advance(*counts(outcome.result))
-    return [results[number] for number in range(count)]
+    return [results[number] for number, _ in parts]

@@ -8,19 +8,20 @@ from lorif_core.config import Config
 from lorif_core.curvature.metric import Drift, drift
 from lorif_core.lifecycle.calibrate import Mixture, calibration_sample, sample_size
 from lorif_core.lifecycle.compaction import compact_rows
+from lorif_core.lifecycle.curvature_fit import Fit
 from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
+from lorif_core.lifecycle.indexing import IndexedRows
+from lorif_core.lifecycle.publishing import new_part
 from lorif_core.lifecycle.update import UpdatePlan, make_update_plan
 from lorif_core.report.changes import PartDrift
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 from tasks.calibrate import measure
-from tasks.curvature import Fit
-from tasks.indexing import IndexedRows
 from tasks.listing import list_on_workers
 from tasks.model_workers import ModelWorkers
 from tasks.orchestration import run_log, task
-from tasks.publish import new_part, publish
+from tasks.publish import publish
 
 _SURPLUS_FRAGMENTS = 32  # that joining small fragments must save
 _MIN_EXAMPLES = 32  # of new data, for measuring covariances

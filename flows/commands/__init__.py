@@ -6,6 +6,7 @@ Open `building.py` first. `COMMANDS` names the file of each command; a file is i
 COMMANDS = {
     "demo": "building",
     "check": "building",
+    "init": "starting",
     "build": "building",
     "update": "building",
     "attribute": "asking",
@@ -21,3 +22,15 @@ COMMANDS = {
     "verify": "maintenance",
 }
 """Command -> module of this package that defines `run_<command>`."""
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "demo": ("build",),
+    "check": ("build",),
+    "build": ("build",),
+    "update": ("build",),
+    "attribute": ("build",),
+    "evaluate": ("build", "evaluate"),
+    "serve": ("serve",),
+    "remove": ("build",),
+}
+"""Command -> the extras of the distribution without whose packages it does not run."""

@@ -1,33 +1,39 @@
 """The commands `lorif query`, `select`, `serve` and `attribute`: questions to an index."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from flows.commands.result import Result, listed
 from flows.commands.shared import log_failures_once, read_config
-from flows.tables import totals_text
+from flows.tables import ranking_text, totals_text
 from lorif_core.errors import UserError
 from tasks.environment import fast_imports
 
-_EXCERPT = 160
-_CONTRIBUTIONS = 5
 _PRINTED_KEYS = ("queries", "scores", "generation", "rows", "skipped", "timings")
 
 
 def run_attribute(
-    config: str, overrides: Sequence[str], queries: str, out: str, top_k: int, where: str | None, normalise: str
+    config: str | None,
+    overrides: Sequence[str],
+    queries: str,
+    out: str,
+    top_k: int,
+    where: str | None,
+    normalise: str,
 ) -> Result:
     """`lorif attribute`."""
     settings = read_config(config, overrides)
-    from tasks.attribute import check_attribution
+    with fast_imports():
+        from tasks.attribute import check_attribution
 
     check_attribution(settings, queries, out, top_k, where, normalise)
     from flows.attribute import attribute
 
     log_failures_once()
     summary = attribute(settings, queries, out, top_k, where, normalise)
-    return listed({"out": out, **{key: summary[key] for key in _PRINTED_KEYS}})
+    data = {"out": out, **{key: summary[key] for key in _PRINTED_KEYS}}
+    return listed(data, f"read the answers in {out.rstrip('/')}/report.html")
 
 
 def run_query(
@@ -46,15 +52,17 @@ def run_query(
     explain: bool,
 ) -> Result:
     """`lorif query`: runs on this machine, without Ray and Prefect."""
-    with fast_imports():
-        from flows.questions import answer, generated_query, open_for_questions
-    from lorif_core.search.likelihood import spoken_answer
-    from lorif_core.search.queries import as_query
-
     if explain and normalise != "none":
         raise UserError("--explain shows the parts of plain scores; leave out --normalise")
     if generate and (completion is not None or span is not None):
         raise UserError("--generate lets the model write the completion; leave out --completion and --span")
+    with fast_imports():
+        from flows.questions import answer, generated_query, open_for_questions
+    from rich.console import Group
+
+    from lorif_core.search.likelihood import spoken_answer
+    from lorif_core.search.queries import as_query
+
     asked = {"text": text} if completion is None else {"prompt": text, "completion": completion}
     query = as_query({**asked, "span": span}, 0)
     opened, checkpoint = open_for_questions(index, overrides, model)
@@ -71,13 +79,13 @@ def run_query(
         "likelihood": asdict(likelihood),
         **ranking,
     }
-    texts = [f"the model adds  {query.completion!r}"] if generate else []
-    texts += [f"{likelihood.words} ({likelihood.nats_per_token:.2f} nats a token)", _ranking_text(ranking)]
+    texts: list[Any] = [f"the model adds  {query.completion!r}"] if generate else []
+    texts += [f"{likelihood.words} ({likelihood.nats_per_token:.2f} nats a token)", ranking_text(ranking)]
     if totals is not None:
         sums = opened.totals([query], totals, checkpoint, where=where, normalise=options.normalise)
         data["totals"] = sums.drop_columns(["query_id"]).to_pylist()
         texts.append(totals_text(data["totals"], totals))
-    return Result(data, "\n".join(texts))
+    return Result(data, Group(*texts))
 
 
 def run_select(
@@ -93,13 +101,13 @@ def run_select(
     normalise: str,
 ) -> Result:
     """`lorif select`: runs on this machine, without Ray and Prefect."""
+    if self_influence and normalise != "none":
+        raise UserError("--self-influence cannot be normalised; leave out --normalise")
     with fast_imports():
         from flows.questions import open_for_questions
     from lorif_core.search.queries import read_queries
     from lorif_core.search.selection import check_new_file, write_selection
 
-    if self_influence and normalise != "none":
-        raise UserError("--self-influence cannot be normalised; leave out --normalise")
     opened, checkpoint = open_for_questions(index, overrides, model)
     storage = opened.store.storage
     check_new_file(out, storage)
@@ -137,26 +145,3 @@ def run_serve(
         "answered": serving.queue.answered,
     }
     yield Result(data, f"answered {serving.queue.answered} questions")
-
-
-def _ranking_text(answer: dict[str, list[dict[str, Any]]]) -> str:
-    from lorif_core.corpus.turns import Turn, spoken_line  # imports numpy
-
-    lines = []
-    for side, hits in answer.items():
-        lines.append(side)
-        for hit in hits:
-            turns = [Turn(**turn) for turn in hit.get("turns", ())]
-            excerpt = spoken_line(hit["text"] or "", turns)[:_EXCERPT]
-            lines.append(f"  {hit['rank']:>3}  {hit['score']:+.4g}  {hit['example_id']}  {excerpt}")
-            if "tokens" in hit:
-                lines.append(f"       tokens  {_strongest(hit['tokens'])}")
-                lines.append(f"       layers  {_strongest(hit['layers'].items())}")
-            if hit.get("training_tokens"):
-                lines.append(f"       passage {_strongest(hit['training_tokens'])}")
-    return "\n".join(lines)
-
-
-def _strongest(contributions: Iterable[tuple[str, float]]) -> str:
-    ordered = sorted(contributions, key=lambda contribution: -abs(contribution[1]))[:_CONTRIBUTIONS]
-    return ", ".join(f"{name!r} {value:+.3g}" for name, value in ordered)

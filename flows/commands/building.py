@@ -1,34 +1,42 @@
 """The commands `lorif check`, `build`, `update` and `demo`: check without Prefect and Ray, then run the flow."""
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flows.commands.result import Result, listed
-from flows.commands.shared import generation_summary, log_failures_once, read_config, with_notes
-from flows.tables import change_lines
-from lorif_core.config import StorageConfig
-from lorif_core.formatting import format_bytes, format_seconds
-from tasks.environment import prepare_run
+from flows.commands.early_checks import require_file
+from flows.commands.result import Result
+from flows.commands.shared import command_line, generation_summary, log_failures_once, read_config, with_notes
+from flows.tables import change_lines, plan_sentence, step_table
+from tasks.environment import fast_imports, prepare_run
+
+if TYPE_CHECKING:
+    from lorif_core.config import Config
 
 
-def run_build(config: str, overrides: Sequence[str], publish_incomplete: bool) -> Result:
+def run_build(config: str | None, overrides: Sequence[str], publish_incomplete: bool) -> Result:
     """`lorif build`."""
-    from lorif_core.lifecycle.plan import preflight
+    settings = _read_local_config(config, overrides)
+    with fast_imports():
+        from lorif_core.lifecycle.plan import preflight
 
-    settings = read_config(config, overrides)
     preflight(settings)  # takes a second or two; Prefect and Ray take longer to start
     from flows.build import build
 
     log_failures_once()
-    return with_notes(generation_summary(settings.index, build(settings, publish_incomplete)))
+    summary = generation_summary(settings.index, build(settings, publish_incomplete))
+    return with_notes(summary, f"next: {_question(settings.index)}")
 
 
-def run_update(config: str, overrides: Sequence[str], remove_vanished: bool, publish_incomplete: bool) -> Result:
+def run_update(
+    config: str | None, overrides: Sequence[str], remove_vanished: bool, publish_incomplete: bool
+) -> Result:
     """`lorif update`."""
-    from lorif_core.lifecycle.update import preflight_update
+    settings = _read_local_config(config, overrides)
+    with fast_imports():
+        from lorif_core.lifecycle.update import preflight_update
 
-    settings = read_config(config, overrides)
     base = preflight_update(settings)
     from flows.update import update
 
@@ -40,35 +48,31 @@ def run_update(config: str, overrides: Sequence[str], remove_vanished: bool, pub
     return with_notes({**summary, "published": published, "changes": changes})
 
 
-def run_check(config: str, overrides: Sequence[str]) -> Result:
+def run_check(config: str | None, overrides: Sequence[str]) -> Result:
     """`lorif check`."""
     settings = read_config(config, overrides)
-    from tasks.check import check
+    with fast_imports():
+        from tasks.check import check
 
     data = check(settings)
-    passed = "\n".join(f"ok  {name}: {finding}" for name, finding in data["checks"].items())
+    return Result(data, _check_text(data, command_line("build", config, overrides)))
+
+
+def _check_text(data: Mapping[str, Any], next_command: str) -> Any:
+    from rich.console import Group
+
+    passed = [f"ok  {name}: {finding}" for name, finding in data["checks"].items()]
     costs = {key: value for key, value in data.items() if key not in ("checks", "corpus", "memory", "seconds")}
-    return Result(data, "\n".join([passed, listed(costs).text, *_memory_lines(data), *_time_lines(data)]))
-
-
-def _memory_lines(data: dict[str, Any]) -> Iterator[str]:
-    for name, peak in data["memory"].items():
-        sizes = [f"{kind} {format_bytes(size)}" for kind, size in peak.items() if size is not None]
-        yield f"memory of {name}: {', '.join(sizes) or 'nothing to do, or unknown'}"
-
-
-def _time_lines(data: dict[str, Any]) -> Iterator[str]:
-    for name, seconds in data["seconds"].items():
-        yield f"time of {name}: {format_seconds(seconds)}"
+    listed = [f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}" for key, value in costs.items()]
+    text = "\n".join([*passed, "", *listed, ""])
+    return Group(text, step_table(data), "", f"{plan_sentence(data)} Nothing was built.", f"next: {next_command}")
 
 
 def run_demo(out: str, store: str) -> Result:
     """`lorif demo`."""
-    from lorif_core.report.batch_outputs import check_out_folder
-
-    check_out_folder(out, StorageConfig())
     prepare_run("local")
-    from flows.demo import demo
+    with fast_imports():
+        from flows.demo import demo
 
     log_failures_once()
     summary = demo(Path(out).resolve(), store)
@@ -76,4 +80,19 @@ def run_demo(out: str, store: str) -> Result:
         f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
         for row in summary["self_check"]
     ]
-    return Result(summary, "\n".join([*change_lines(summary["change"]), *checks, f"report: {summary['report']}"]))
+    places = [f"next: {_question(str(Path(out) / 'index'))}"] if store == "local" else []
+    return Result(
+        summary, "\n".join([*change_lines(summary["change"]), *checks, *places, f"report: {summary['report']}"])
+    )
+
+
+def _read_local_config(config: str | None, overrides: Sequence[str]) -> "Config":
+    """CONFIG, whose corpus exists if it is local."""
+    settings = read_config(config, overrides)
+    if not any(character in settings.corpus.uri for character in "*?["):
+        require_file(settings.corpus.uri, "corpus")
+    return settings
+
+
+def _question(index: str) -> str:
+    return f'lorif query {shlex.quote(index)} "a text that the model wrote"'

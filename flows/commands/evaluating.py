@@ -6,12 +6,13 @@ from pathlib import Path
 from flows.commands.result import Result
 from flows.commands.shared import log_failures_once
 from flows.tables import figures_text, lds_text
-from tasks.environment import prepare_run
+from tasks.environment import fast_imports, prepare_run
 
 
 def run_evaluate(measure: str, config: str, overrides: Sequence[str], out: str) -> Result:
     """`lorif evaluate`."""
-    from lorif_core.evaluation.config import load_evaluation
+    with fast_imports():
+        from lorif_core.evaluation.config import load_evaluation
     from lorif_core.evaluation.frontier import require_plotting
 
     evaluation = load_evaluation(config, list(overrides))

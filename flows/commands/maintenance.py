@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Group
+
+from flows.commands.early_checks import require_extras
 from flows.commands.result import Result, listed
 from flows.commands.shared import Bars, generation_summary, with_notes
-from flows.tables import verification_text
+from flows.tables import generations_table, verification_text
 from lorif_core.config_file import parse_compute, parse_options, parse_storage, parse_update
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.compaction import compact
@@ -27,14 +30,9 @@ def run_status(index: str, overrides: Sequence[str]) -> Result:
     if holder is None:
         store.latest()
     rows = [_status_row(store, generation) for generation in store.generations()]
-    lines = [
-        f"{row['generation']:>4}  {row['created_at'][:19]}  {row['rows']:>10,} rows  "
-        f"{row['bytes_per_example']:>10,.0f} bytes/example  {row['checkpoint']}"
-        for row in rows
-    ]
     under_way = [] if holder is None else [str(holder)]
-    lines += [f"under way: {name}" for name in under_way]
-    return Result({"index": index, "generations": rows, "under_way": under_way}, "\n".join(lines))
+    text = Group(generations_table(rows), *(f"under way: {name}" for name in under_way))
+    return Result({"index": index, "generations": rows, "under_way": under_way}, text)
 
 
 def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str | None) -> Result:
@@ -65,7 +63,7 @@ def run_remove(index: str, overrides: Sequence[str], ids: str | None, where: str
         "changes": generation.changes,
     }
     advice = "earlier generations still have the rows; lorif gc --apply --keep 1 deletes them from storage"
-    return Result(data, f"{listed(data).text}\n{advice}")
+    return listed(data, advice)
 
 
 def run_rollback(index: str, overrides: Sequence[str], generation: int) -> Result:
@@ -112,6 +110,8 @@ def run_compact(index: str, overrides: Sequence[str]) -> Result:
 
 def run_verify(index: str, overrides: Sequence[str], repair: bool) -> Result:
     """`lorif verify`: exit code 1 if something is damaged; with `repair` also publishes what can be repaired."""
+    if repair:
+        require_extras("lorif verify --repair", ("build",))
     options = parse_options(list(overrides), ("storage", "compute"))
     compute = parse_compute(options.get("compute", {}))
     prepare_run(compute.ray)

@@ -2,22 +2,24 @@
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from flows.commands.result import Result, listed
-from lorif_core.config import Config
 from lorif_core.config_file import load_config
-from lorif_core.corpus.notes import CorpusNotes
 from lorif_core.errors import LorifError
-from lorif_core.tables.generation import Generation
 from tasks.environment import prepare_run
 
+if TYPE_CHECKING:  # these take seconds to import, and a mistake is answered at once
+    from tqdm import tqdm
 
-def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
+    from lorif_core.config import Config
+    from lorif_core.tables.generation import Generation
+
+
+def generation_summary(index: str, generation: "Generation") -> dict[str, Any]:
     """What a command reports about the generation that is current at its end."""
     skipped, quarantined = json.loads(generation.skipped_json), json.loads(generation.quarantined_json)
     return {
@@ -34,14 +36,22 @@ def generation_summary(index: str, generation: Generation) -> dict[str, Any]:
     }
 
 
-def with_notes(data: dict[str, Any]) -> Result:
-    """A result whose text has one line per key, and then one per remark on the corpus (`corpus`)."""
+def with_notes(data: dict[str, Any], *lines: str) -> Result:
+    """A result whose text has one line per key, then one per remark on the corpus (`corpus`), then more lines."""
+    from lorif_core.corpus.notes import CorpusNotes
+
     notes = CorpusNotes.from_dict(data["corpus"]).sentences() if data["corpus"] else []
-    lines = listed({key: value for key, value in data.items() if key != "corpus"}).text
-    return Result(data, "\n".join([lines, *notes]))
+    text = listed({key: value for key, value in data.items() if key != "corpus"}, *notes, *lines).text
+    return Result(data, text)
 
 
-def read_config(config_path: str, overrides: Sequence[str]) -> Config:
+def command_line(command: str, config: str | None, overrides: Sequence[str], *more: str) -> str:
+    """A command with the same CONFIG, as one types it."""
+    words = [] if config is None else ["-c", config]
+    return shlex.join(["lorif", command, *words, *overrides, *more])
+
+
+def read_config(config_path: str | None, overrides: Sequence[str]) -> "Config":
     """Read CONFIG with overrides; prepare its run before anything imports Prefect or Ray."""
     config = load_config(config_path, list(overrides))
     prepare_run(config.compute.ray)
@@ -64,6 +74,8 @@ class Bars:
     def show(self, title: str, done: int, total: int) -> None:
         """Show how many items of a title are done."""
         if sys.stderr.isatty():
+            from tqdm import tqdm
+
             bar = self._bars.setdefault(title, tqdm(total=total, desc=title, file=sys.stderr))
             bar.total = total
             bar.update(done - bar.n)

@@ -18,7 +18,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.curvature.metric import mixed_mean, side_drift, side_metric
 from lorif_core.errors import ShardInputError
 from lorif_core.gradients.extract import Calibrator
-from lorif_core.gradients.roots import SideMatrices, SideSummary, WhitenedSide, whitened_sides
+from lorif_core.gradients.roots import SideMatrices, SideSummary, WhitenedSide, whitened_sides, whitening_name
 from lorif_core.gradients.symmetric import PackedSum
 from lorif_core.gradients.whitening import Covariances, SideKey, covariance_bytes, summed
 from lorif_core.lifecycle.index_shard import load_for, read_examples, token_budget
@@ -26,12 +26,14 @@ from lorif_core.lifecycle.removal import read_removals
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import IndexSpec, LayerSpec, ProjectionSpec, ShardRef
 from lorif_core.tables.store import Store
+from lorif_core.tables.whitenings import WhiteningHeader
 
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 256  # of `auto`
 _ROWS_PER_EXAMPLE = 16
 _FEWEST_EXAMPLES = 128
+_PARTS = 8
 _GROUP_BYTES = 512 * 2**20  # of the covariances of a group of layers, in float64
 _SIBLINGS = 4  # layers of a group at least, so that most of those that share an input are in one
 CALIBRATION_TOKENS = 1024
@@ -108,6 +110,34 @@ def calibration_sample(shards: Sequence[ShardRef], examples: int) -> list[Sample
             sample.append(SampledShard(shard, min(count, shard.rows)))
         before = after
     return sample
+
+
+def total_counts(parts: Sequence[Counts]) -> Counts:
+    """The tokens and examples of all parts of a sample."""
+    return Counts(sum(part.tokens for part in parts), sum(part.examples for part in parts))
+
+
+def whitening_header(
+    spec: IndexSpec, counts: Counts, groups: Sequence[GroupSummary], mixture: Mixture | None
+) -> WhiteningHeader:
+    """The name of a measured whitening, which follows from its covariances, and what it was measured on."""
+    sides = [side for group in groups for side in group.sides]
+    if mixture is None:
+        name = whitening_name(counts.tokens, counts.examples, sides)
+        return WhiteningHeader(name, spec.with_whitening(name).hash, counts.tokens, counts.examples)
+    tokens, examples = mixture.base_tokens + mixture.tokens, mixture.base_examples + counts.examples
+    return WhiteningHeader(whitening_name(tokens, examples, sides), None, tokens, examples)
+
+
+def part_count(shards: Sequence[object]) -> int:
+    """Number of parts of a sample of shards. It depends on no cluster, so that sums over the parts repeat."""
+    return min(_PARTS, len(shards))
+
+
+def sample_parts(sample: Sequence[SampledShard]) -> list[Sequence[SampledShard]]:
+    """A sample in parts for workers."""
+    count = part_count(sample)
+    return [sample[number::count] for number in range(count)]
 
 
 def read_sample(sample: Sequence[SampledShard], config: Config, loaded: LoadedModel) -> list[Example]:

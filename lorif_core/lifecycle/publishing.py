@@ -3,8 +3,9 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lorif_core.errors import UserError
 from lorif_core.lifecycle.removal import apply_removals, clean_fragments, read_removals
@@ -12,6 +13,12 @@ from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation, Part, generation_of, now
 from lorif_core.tables.inventory import Inventory, recount_parts
 from lorif_core.tables.store import Store
+
+if TYPE_CHECKING:  # a rollback needs neither the plan nor transformers, whose import takes a second
+    from lorif_core.config import Config
+    from lorif_core.lifecycle.curvature_fit import Fit
+    from lorif_core.lifecycle.indexing import IndexedRows
+    from lorif_core.lifecycle.plan import BuildPlan
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +59,51 @@ def publish_next(
         return previous[-1]
     lease.confirm()
     return store.publish(generation)
+
+
+def new_part(config: "Config", plan: "BuildPlan", fit: "Fit", metric: str | None = None) -> Part:
+    """The part for the rows of a plan; publishing fills in its counts from the inventory."""
+    return Part(
+        spec_json=plan.spec.to_json(),
+        checkpoint=plan.spec.checkpoint,
+        model_path=_absolute(config.model.path),
+        model_revision=config.model.revision,
+        curvature=fit.curvature,
+        curvature_kind=plan.curvature.kind,
+        curvature_json=json.dumps(asdict(plan.curvature)),
+        factored_query=config.query.factored,
+        rows=0,
+        tokens=0,
+        metric=metric,
+        left=fit.left,
+        sampled=fit.sampled,
+    )
+
+
+def publish_rows(
+    config: "Config",
+    plan: "BuildPlan",
+    parts: Sequence[Part],
+    indexed: "IndexedRows",
+    fit: "Fit",
+    lease: Lease,
+    timings: Mapping[str, float],
+    changes: Mapping[str, Any],
+) -> Generation:
+    """Publish the rows that a build or an update has indexed; see `publish_next`."""
+    return publish_next(
+        Store(config.index, config.storage),
+        lease,
+        parts,
+        indexed.inventory,
+        curvature_version=fit.version,
+        coverage_json=json.dumps(asdict(plan.coverage)),
+        skipped=indexed.skipped,
+        quarantined_json=json.dumps(indexed.quarantined),
+        timings=timings,
+        changes=changes,
+        removals=indexed.removals,
+    )
 
 
 def rollback(store: Store, lease: Lease, number: int) -> Generation:
@@ -96,3 +148,8 @@ def find_generation(store: Store, number: int) -> Generation:
         available = ", ".join(str(generation.generation) for generation in generations)
         raise UserError(f"generation {number} of {store.uri} was collected; available generations: {available}")
     raise UserError(f"the index {store.uri} has never had a generation {number}; its newest is {newest}")
+
+
+def _absolute(path: str) -> str:
+    """The absolute path of a local checkpoint, so that queries from other folders find it; a hub id as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path

@@ -232,6 +232,11 @@ def _loading(config: ModelConfig) -> Iterator[None]:
                 f"there is not enough memory for the weights of {config.path}; use fewer compute.workers, a "
                 f"model.dtype of fewer bits, or a larger machine"
             ) from None
+        if isinstance(error, ModuleNotFoundError):
+            raise UserError(
+                f"the model {config.path} needs {error.name}, which is not installed: "
+                f"pip install 'lorif-pipeline[build]'"
+            ) from error
         if isinstance(error, _LOADING_ERRORS):
             raise UserError(f"the model {config.path} cannot be loaded: {one_line(error)}") from error
         raise

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from lorif_core.errors import LorifError
 from lorif_core.report.answer_sections import QuerySection
@@ -98,14 +99,23 @@ def render(report: Report) -> str:
     """
     for query in report.queries:
         _check_finite(query)
+    return render_template("report.html.j2", report=report, title=report.title, **_inlined())
+
+
+def render_answer_page(section: QuerySection, relative: bool) -> str:
+    """Render one answered query as an HTML document, as `render` does for many; see `render_answer`."""
+    _check_finite(section)
+    return render_template("answer_page.html.j2", query=section, relative=relative, title="Answer", **_inlined())
+
+
+def _inlined() -> dict[str, Any]:
+    """Style sheet and script of a document, and the policy that allows nothing else."""
     style, script = asset("style.css"), asset("answers.js")
     policy = (
         f"default-src 'none'; style-src {csp_hash(style)}; script-src {csp_hash(script)}; base-uri 'none'; "
         f"form-action 'none'"
     )
-    return render_template(
-        "report.html.j2", report=report, title=report.title, style=style, script=script, policy=policy, nonce=None
-    )
+    return {"style": style, "script": script, "policy": policy, "nonce": None}
 
 
 def render_answer(section: QuerySection, relative: bool) -> str:

@@ -56,7 +56,7 @@ class GenerationReader:
             check_two_stage(part.layout, options)
         return options
 
-    def encode(self, queries: Sequence[QueryInput], model: ModelInput = None) -> list[QueryGradients]:
+    def encode(self, queries: QueryInput | Sequence[QueryInput], model: ModelInput = None) -> list[QueryGradients]:
         """Gradients of the queries at every checkpoint that rows are scored at, newest last."""
         parsed = parse_queries(queries)
         return [encoder.gradients(parsed) for encoder in self.encoders(model)]

@@ -31,13 +31,17 @@ class Index(GenerationReader):
     query's influence on itself at the checkpoint of the row.
     """
 
+    def __repr__(self) -> str:
+        number, rows = self.generation.generation, self.generation.rows
+        return f"Index({self.store.uri!r}, generation {number}, {rows:,} rows)"
+
     def generations(self) -> list[Generation]:
         """All published generations, newest last."""
         return self.store.generations()
 
     def scores(
         self,
-        queries: Sequence[QueryInput],
+        queries: QueryInput | Sequence[QueryInput],
         model: ModelInput = None,
         *,
         where: str | None = None,
@@ -46,7 +50,7 @@ class Index(GenerationReader):
         """Ids of all rows, and scores (Q, N) float32; the largest scores belong to proponents.
 
         Args:
-            queries: strings, dicts with the fields of a queries file, or `Query` objects.
+            queries: strings, dicts with the fields of a queries file, or `Query` objects; or one of these.
             model: a checkpoint folder or a loaded model; needed if the newest checkpoint has moved since the index
                 was built.
             where: SQL condition on the descriptive columns of `factors`; only rows that meet it are scored.
@@ -60,7 +64,7 @@ class Index(GenerationReader):
 
     def top_k(
         self,
-        queries: Sequence[QueryInput],
+        queries: QueryInput | Sequence[QueryInput],
         k: int,
         model: ModelInput = None,
         *,
@@ -86,7 +90,7 @@ class Index(GenerationReader):
 
     def totals(
         self,
-        queries: Sequence[QueryInput],
+        queries: QueryInput | Sequence[QueryInput],
         by: str = "uri",
         model: ModelInput = None,
         *,
@@ -114,7 +118,7 @@ class Index(GenerationReader):
 
     def select(
         self,
-        queries: Sequence[QueryInput] | None,
+        queries: QueryInput | Sequence[QueryInput] | None,
         fraction: float,
         model: ModelInput = None,
         *,

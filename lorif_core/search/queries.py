@@ -136,12 +136,14 @@ def as_query(value: str | Mapping[str, Any], position: int) -> Query:
     return _as_query(value, position, f"query {position}")
 
 
-def parse_queries(queries: Sequence[QueryInput]) -> list[Query]:
-    """Parse queries of the Python API.
+def parse_queries(queries: QueryInput | Sequence[QueryInput]) -> list[Query]:
+    """Parse queries of the Python API; one that is in no list is the only one.
 
     Raises:
         UserError: there are no queries, or as in `as_query`.
     """
+    if isinstance(queries, str | Mapping | Query):
+        queries = [queries]
     parsed = [
         query if isinstance(query, Query) else as_query(query, position) for position, query in enumerate(queries)
     ]

@@ -44,6 +44,8 @@ class Objects:
         storage: how to access it.
     """
 
+    folder = _FOLDER
+
     def __init__(self, uri: str, storage: StorageConfig) -> None:
         self.uri = uri.rstrip("/")
         self._storage = storage

@@ -113,6 +113,10 @@ class Generation:
     changes_json: str = "{}"
     removals: int = 0
 
+    def __repr__(self) -> str:
+        created = f"{self.created_at:%Y-%m-%d %H:%M} UTC"
+        return f"Generation({self.generation}, {self.rows:,} rows, checkpoint {self.checkpoint}, {created})"
+
     def shows_same_as(self, other: "Generation") -> bool:
         """Whether readers see the same in both generations."""
         invisible: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "curvature_version": 0}

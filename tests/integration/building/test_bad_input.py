@@ -230,7 +230,8 @@ def test_an_output_folder_that_is_not_empty_is_refused(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(built.model_dump(exclude_unset=True)))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
-    arguments = ["attribute", "-c", str(tmp_path / "config.yaml"), "--queries", "q.jsonl"]
+    (tmp_path / "q.jsonl").write_text('{"text": "the cat"}\n')
+    arguments = ["attribute", "-c", str(tmp_path / "config.yaml"), "--queries", str(tmp_path / "q.jsonl")]
     code, _, err = run(capsys, *arguments, "--out", str(tmp_path / "out"))
     assert code == 2 and "not empty" in err
     code, _, err = run(capsys, "demo", "--out", str(tmp_path / "out"))

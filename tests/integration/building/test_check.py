@@ -43,6 +43,12 @@ def test_check_estimates_memory_and_time_without_weights_in_its_process(
 
     code, out, _ = run(capsys, "check", "-c", str(tmp_path / "config.yaml"))
     assert code == 0
-    for line in ("memory of calibration: estimate ", "memory of driver: estimate ", "time of roots: "):
-        assert line in out
-    assert "measured" in out
+    steps = {
+        line.split()[0]: line for line in out.splitlines() if line.startswith(("calib", "roots", "index", "query"))
+    }
+    assert list(steps) == ["calibration", "roots", "indexing", "query"] and "peak memory, estimated" in out
+    assert steps["calibration"].count("iB") == 2 and steps["roots"].count("iB") == 0
+    *_, plan, following = out.splitlines()
+    assert plan.startswith("1,100 examples with ") and plan.endswith("Nothing was built.")
+    assert "less than a minute on one worker" in plan and "iB" in plan
+    assert following == f"next: lorif build -c {tmp_path / 'config.yaml'}"

@@ -61,8 +61,8 @@ def test_a_build_without_an_api_of_prefect_starts_no_server(
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
     end_idle_hosts()  # those of this process would reserve the cores that the command needs
     code = (
-        "import sys; from flows.cli import command_parser, run; "
-        "code = run(command_parser().parse_args(sys.argv[1:])); sys.exit(3 if 'prefect' in sys.modules else code)"
+        "import sys; from flows.cli import parse_command, run; "
+        "code = run(parse_command(sys.argv[1:])); sys.exit(3 if 'prefect' in sys.modules else code)"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     command = subprocess.run(

@@ -9,11 +9,12 @@ from prefect import flow
 from flows.build import build
 from lorif_core.config import Config
 from lorif_core.lifecycle.calibrate import calibration_sample
+from lorif_core.lifecycle.indexing import IndexedRows
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.storage.lease import hold_lease
 from lorif_core.tables.store import Store
 from tasks.calibrate import measure
-from tasks.indexing import IndexedRows, index_shards
+from tasks.indexing import index_shards
 from tasks.model_workers import ModelWorkers
 from tests.integration.conftest import MakeConfig
 

@@ -1,6 +1,7 @@
 """The reference of the command line has every command, argument and exit code, with its meaning."""
 
-from docs_generators.commands_reference import EXIT_CODES, arguments_of, commands, commands_page
+from docs_generators.commands_reference import EXIT_CODES, arguments_of, commands_page
+from flows.argument_parser import subcommands
 from flows.interrupts import SIGINT_EXIT_CODE, SIGTERM_EXIT_CODE
 from flows.parser import command_parser
 from lorif_core.errors import LorifError
@@ -8,7 +9,7 @@ from lorif_core.errors import LorifError
 
 def test_every_command_and_argument_is_on_the_page_with_its_help() -> None:
     page = commands_page()
-    for name, parser in commands(command_parser()).items():
+    for name, parser in subcommands(command_parser()).items():
         section = page.partition(f"## lorif {name} {{#{name}}}")[2].partition("\n## ")[0]
         assert parser.description
         for argument in arguments_of(parser):

@@ -7,14 +7,14 @@ import pytest
 
 from lorif_core.errors import LorifError
 from lorif_core.lifecycle.garbage import find_garbage
+from lorif_core.lifecycle.indexing import adopt
 from lorif_core.lifecycle.verify import verify
+from lorif_core.lifecycle.waves import Waves
 from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.receipts import Receipt, Receipts
 from lorif_core.tables.store import Store
 from tasks import waves
-from tasks.indexing import _adopt
-from tasks.waves import Waves
 from tests.unit.tables.small_store import (
     LEASE,
     SPEC,
@@ -141,7 +141,7 @@ def test_a_kill_at_any_moment_loses_no_finished_shard(store: Store, killed_after
     index(store, 3)
     resumed = new_waves(store)
     present = shard_numbers(store)
-    _adopt(store, SPEC.hash, {shard(number).key for number in range(5) if number not in present}, resumed)
+    adopt(store, SPEC.hash, {shard(number).key for number in range(5) if number not in present}, resumed)
     keep_only(store, *range(5))
     assert shard_numbers(store) == {0, 1, 2, 3} and store.rows.counts() == (16, 48)
     garbage = find_garbage(store, 1)
@@ -155,7 +155,7 @@ def test_a_joined_shard_that_is_no_longer_wanted_is_left_out(store: Store) -> No
     joined = store.rows.join(index(store, 0, 1, 2))
     Receipts(store.uri, store.storage).write(joined, SPEC.hash)
     resumed = new_waves(store)
-    _adopt(store, SPEC.hash, {shard(number).key for number in (0, 2, 5)}, resumed)
+    adopt(store, SPEC.hash, {shard(number).key for number in (0, 2, 5)}, resumed)
     keep_only(store, 0, 2, 5)
     assert shard_numbers(store) == {0, 2} and store.rows.counts() == (8, 24)
 

@@ -1,0 +1,237 @@
+"""Looks at a folder for a checkpoint and training data, and writes a first CONFIG with the reasons as comments."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from lorif_core.config import CorpusConfig, ModelConfig, StorageConfig
+from lorif_core.corpus.columns import needed_columns
+from lorif_core.corpus.files import find_corpus_files
+from lorif_core.corpus.records import ENDINGS, column_kinds, read_records, reason_against_json
+from lorif_core.corpus.tokenise import make_examples
+from lorif_core.errors import LorifError, UserError
+from lorif_core.formatting import format_bytes, listed
+from lorif_core.model.loading import Skeleton, load_skeleton
+from lorif_core.storage.filesystem import SourceFile
+
+_SAMPLE = 200  # records
+_LISTED = 8
+_DEPTH = 3
+_SHORTEST = 64
+_COVERED = 95  # percent of the sampled records that are not truncated
+_PAIRS = (
+    ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
+    ("question", "answer"), ("input", "output"), ("query", "response"),
+)  # fmt: skip
+_TOKENS = ("input_ids", "tokens", "token_ids")
+_TEXTS = ("text", "content", "body", "document")
+_IDS = ("id", "_id", "uuid", "doc_id", "example_id", "key")
+_PLAIN = re.compile(r"[\w./~][\w./~-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLook:
+    """What was found, and the settings that follow from it.
+
+    Attributes:
+        model: path or hub id of the checkpoint.
+        model_facts: what it is, as a comment.
+        corpus: path or URI of the data.
+        corpus_facts: files and bytes, as a comment.
+        columns: name and kind of each column of the first file.
+        roles: keys of the section `corpus` that name columns.
+        max_length: `corpus.max_length`; None if no record could be tokenised.
+        length_facts: where it comes from, as a comment.
+        machine: cores and GPUs, as a comment.
+    """
+
+    model: str
+    model_facts: str
+    corpus: str
+    corpus_facts: str
+    columns: dict[str, str]
+    roles: dict[str, str]
+    max_length: int | None
+    length_facts: str
+    machine: str
+
+    def config_text(self) -> str:
+        """A CONFIG in YAML, with comments."""
+        columns = ", ".join(f"{name} ({kind})" for name, kind in self.columns.items())
+        lines = [
+            "# Written by lorif init. `lorif check -c` this file says what a build will take.",
+            "index: ./lorif-index  # a new folder, or an s3:// URI",
+            "model:",
+            f"  path: {_yaml(self.model)}  # {self.model_facts}",
+            "corpus:",
+            f"  uri: {_yaml(self.corpus)}  # {self.corpus_facts}",
+            f"  # columns: {columns}",
+            *(f"  {key}: {_yaml(column)}" for key, column in self.roles.items()),
+        ]
+        if self.max_length is not None:
+            lines.append(f"  max_length: {self.max_length}  # {self.length_facts}")
+        lines += [
+            "# preset: balanced  # or compact (smaller rows), fine, quality (more accurate scores)",
+            f"# compute: {{workers: auto}}  # {self.machine}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def look(folder: str, model: str | None, corpus: str | None) -> FirstLook:
+    """Look at a folder; `model` and `corpus` name what is elsewhere, or which of several is meant.
+
+    Raises:
+        UserError: there is no checkpoint or no data, the model cannot be loaded, or no column can be an example.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"the folder {folder} does not exist")
+    checkpoints = sorted(_checkpoints(root), key=_newest_first)
+    if model is None:
+        if not checkpoints:
+            raise UserError(f"{folder} has no checkpoint, a folder with config.json; name one with --model")
+        model = str(checkpoints[0])
+    skeleton = load_skeleton(ModelConfig(path=model), StorageConfig())
+    corpus = _largest_data(root, checkpoints) if corpus is None else corpus
+    files, columns = _first_columns(corpus)
+    roles = _roles(columns, corpus)
+    max_length, length_facts = _length(files, roles, corpus, skeleton)
+    others = [str(path) for path in checkpoints if str(path) != model]
+    also = f"; also there: {listed(others, _LISTED)}" if others else ""
+    size = format_bytes(sum(file.size for file in files))
+    names = listed([file.name for file in files], 3)
+    return FirstLook(
+        model, f"{type(skeleton.model).__name__}, {skeleton.dtype}{also}", corpus, f"{size} in {names}", columns,
+        roles, max_length, length_facts, _machine(),
+    )  # fmt: skip
+
+
+def _checkpoints(root: Path) -> Iterator[Path]:
+    """Folders with the config of a causal language model, or of an adapter."""
+    for path, folders, names in os.walk(root):
+        here = Path(path)
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        if len(here.relative_to(root).parts) >= _DEPTH:
+            folders.clear()
+        if "adapter_config.json" in names or ("config.json" in names and _has_model_type(here / "config.json")):
+            folders.clear()
+            yield here
+
+
+def _has_model_type(path: Path) -> bool:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
+
+
+def _newest_first(checkpoint: Path) -> tuple[int, float]:
+    return len(checkpoint.parts), -checkpoint.stat().st_mtime
+
+
+def _largest_data(root: Path, checkpoints: Sequence[Path]) -> str:
+    """The file, folder or glob below a folder with the most bytes of data, without those of checkpoints."""
+    sizes: dict[str, int] = {}
+    for path, folders, names in os.walk(root):
+        here = Path(path)
+        is_index = any(name.endswith(".lance") for name in folders)
+        if is_index or here in checkpoints:
+            folders.clear()
+            if here != root:
+                continue
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        data = [name for name in names if name.lower().endswith(ENDINGS) and not name.startswith((".", "_"))]
+        for name in data:
+            below = here.relative_to(root).parts
+            ending = next(ending for ending in ENDINGS if name.lower().endswith(ending))
+            if not below and ending.startswith(".json") and not ending.startswith(".jsonl"):
+                continue  # beside a checkpoint most of these are settings
+            place = str(root / below[0]) if below else str(root / f"*{ending}")
+            sizes[place] = sizes.get(place, 0) + (here / name).stat().st_size
+    if not sizes:
+        raise UserError(f"{root} has no training data ({', '.join(ENDINGS)}); name them with --corpus")
+    return max(sizes, key=lambda place: sizes[place])
+
+
+def _first_columns(corpus: str) -> tuple[list[SourceFile], dict[str, str]]:
+    """The files of the corpus, from the first that has rows, and the columns of that one."""
+    files = list(find_corpus_files(corpus, StorageConfig()).readable)
+    for number, file in enumerate(files):
+        kinds = column_kinds(file) if reason_against_json(file, ()) is None else None
+        if kinds:
+            return files[number:], kinds
+    raise UserError(f"{corpus} has no file with rows in a format that is read ({', '.join(ENDINGS)})")
+
+
+def _roles(columns: Mapping[str, str], corpus: str) -> dict[str, str]:
+    """The keys of the section `corpus` that name columns, by the usual names and by the kinds of the values."""
+    lower = {name.lower(): name for name in columns}
+
+    def of_kind(names: Sequence[str], *kinds: str) -> str | None:
+        return next((lower[name] for name in names if name in lower and columns[lower[name]] in kinds), None)
+
+    roles: dict[str, str] = {}
+    tokens = of_kind(_TOKENS, "integers")
+    pair = next((pair for pair in _PAIRS if all(of_kind([name], "text") for name in pair)), None)
+    text = of_kind(_TEXTS, "text") or next((name for name, kind in columns.items() if kind == "text"), None)
+    if tokens is not None:
+        others = {"labels": of_kind(["labels"], "integers"), "mask": of_kind(["attention_mask"], "integers")}
+        roles = {"tokens": tokens, **{key: name for key, name in others.items() if name is not None}}
+    elif pair is not None:
+        roles = {"prompt": lower[pair[0]], "completion": lower[pair[1]]}
+    elif text is not None:
+        roles = {"text": text}
+    else:
+        found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        raise UserError(f"no column of {corpus} has text or token ids; its columns are {found}")
+    identity = of_kind(_IDS, "text", "integer")
+    return roles if identity is None else {**roles, "id": identity}
+
+
+def _length(
+    files: Sequence[SourceFile], roles: dict[str, str], corpus: str, skeleton: Skeleton
+) -> tuple[int | None, str]:
+    """The number of tokens that most records of a sample have at most, as a power of two, and a comment."""
+    lengths = _lengths(files[0], CorpusConfig(uri=corpus, max_length=2**30, **roles), skeleton.tokenizer)
+    if not len(lengths):
+        return None, ""
+    limit = skeleton.max_positions
+    usual = int(np.percentile(lengths, _COVERED))
+    length = max(_SHORTEST, 1 << (usual - 1).bit_length())
+    facts = f"{_COVERED} % of the first {len(lengths)} records have at most {usual:,} tokens, all {max(lengths):,}"
+    if limit is None:
+        return length, facts
+    return min(length, limit), f"{facts}; the model has {limit:,} positions"
+
+
+def _lengths(file: SourceFile, corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Tokens of the first records; none if they cannot be tokenised."""
+    if tokenizer is None and corpus.tokens is None:
+        return []
+    records = islice(read_records(file, needed_columns(corpus)), _SAMPLE)
+    try:
+        examples = [make_examples(row, record, file.name, tokenizer, corpus, 2**31) for row, record in records]
+    except LorifError:  # lorif check says what is wrong with them
+        return []
+    return [len(example.input_ids) for (example,) in examples if example.scored]
+
+
+def _machine() -> str:
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return f"this machine has {os.cpu_count()} cores and {', '.join(gpus) or 'no GPU'}"
+
+
+def _yaml(value: str) -> str:
+    """A text as a YAML scalar on one line."""
+    is_plain = _PLAIN.fullmatch(value) and yaml.safe_load(value) == value
+    return value if is_plain else json.dumps(value)
