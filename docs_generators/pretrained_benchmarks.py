@@ -26,8 +26,8 @@ once."""
     yield sourced(table(["Command", "Seconds", "Peak, GiB"], rows), _NAME)
     yield f"""\
 Builds next to training on the same paragraphs in the same run, at {result["training_tokens_per_second"]:.0f}
-tokens per second: a forward and a full backward pass, without an optimiser. The ratio has the seconds of the steps of a
-build, for as many tokens. Builds with a budget have fewer rows, so the calibration weighs more:"""
+tokens per second: a forward and a full backward pass, without an optimiser. The ratio has the seconds of the
+steps of a build, for as many tokens. Builds with a budget have fewer rows, so the calibration weighs more:"""
     builds = {"all defaults": build, **{f"`code.bytes`: {name}": row for name, row in result["budgets"].items()}}
     header = ["Build", "Rows", *(f"{code(step)}, s" for step in _STEPS), "Peak, GiB", "Of training"]
     yield sourced(table(header, [_build_row(name, row) for name, row in builds.items()]), _NAME)
