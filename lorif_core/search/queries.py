@@ -272,6 +272,8 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
 
 
 def _parse_chat(given: Mapping[str, Any], query_id: str, subject: str) -> Query:
+    if "span" in given:
+        raise UserError(f"{subject} has messages and a span; leave out the span")
     chat = parse_conversation(given["messages"], given.get("tools"), f"the messages of {subject}")
     if not chat.scored:
         raise UserError(f"the messages of {subject} have no turn of the assistant, which is what is attributed")

@@ -136,6 +136,10 @@ def test_python_values() -> None:
             {"messages": [{"role": "user", "content": "hi"}]},
             "the messages of query 5 have no turn of the assistant",
         ),
+        (
+            {"messages": TALK, "span": {"start": 0, "end": 1}},
+            "query 5 has messages and a span; leave out the span",
+        ),
         ({"messages": [{"role": "user"}]}, "message 1 of the messages of query 5 has no content"),
         (
             {"messages": [{"role": "assistant", "content": "a"}], "tools": 3},
