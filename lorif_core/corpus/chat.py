@@ -6,6 +6,7 @@ Both must be prefixes of the rendering of all messages.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,8 +75,14 @@ def tokenise_chat(
         raise UserError(f"{where} has half of a surrogate pair, which is not text; correct or remove it")
     ids, is_scored = tokenise_spans(text, spans, tokenizer)
     known = dict(zip(scored, spans, strict=True)) if len(scored) == len(spans) else {}
-    turns = find_turns(text, conversation.messages, known, tokenizer.all_special_tokens)
+    turns = find_turns(text, conversation.messages, known, _special_tokens(tokenizer, len(tokenizer)))
     return ChatTokens(ids, is_scored, text, turns, len(ids) > 0 and ids[0] == tokenizer.bos_token_id)
+
+
+@lru_cache(maxsize=4)
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase", _size: int) -> frozenset[str]:
+    """The special tokens, also those that have no role such as BOS."""
+    return frozenset(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def _marked_spans(conversation: Conversation, template: ChatTemplate, where: str) -> tuple[str, Spans]:

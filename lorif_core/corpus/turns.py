@@ -58,7 +58,7 @@ def find_turns(
             place = _without_markup(text, place, special)
         places.append(place)
         cursor = cursor if place is None else max(cursor, place[1])
-    turns = []
+    turns: list[Turn] = []
     for number, message in enumerate(messages):
         place = places[number]
         if place is None:  # the template has written it in another way: all that stands between its neighbours

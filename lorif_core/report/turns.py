@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from lorif_core.corpus.messages import ASSISTANT
 from lorif_core.corpus.turns import TEMPLATE, Turn
 from lorif_core.report.answer_sections import Hit, QuerySection
 from lorif_core.report.drawing import QueryTokens, Shade
@@ -59,7 +60,9 @@ def shaded_turns(query: QuerySection, tokens: QueryTokens) -> list[ShadedTurn] |
         end = position + len(shade.space) + len(shade.text)
         pieces = list(_pieces(turns, position, end))
         if shade.level is None:
-            owned += [(number, Shade("", text[start:stop], None)) for number, start, stop in pieces]
+            owned += [
+                (_context(number, turns), Shade("", text[start:stop], None)) for number, start, stop in pieces
+            ]
         else:
             owned.append((next((number for number, _, _ in pieces if number is not None), None), shade))
         position = end
@@ -67,6 +70,11 @@ def shaded_turns(query: QuerySection, tokens: QueryTokens) -> list[ShadedTurn] |
         ShadedTurn(None if number is None else turns[number].role, tuple(shade for _, shade in group))
         for number, group in groupby(owned, lambda pair: pair[0])
     ]
+
+
+def _context(number: int | None, turns: Sequence[Turn]) -> int | None:
+    """The turn of a text without a loss; in a turn of the assistant such a text is markup."""
+    return None if number is None or turns[number].role == ASSISTANT else number
 
 
 def _turns_in_text(turns: Sequence[tuple[str, str]], text: str) -> list[Turn] | None:

@@ -183,7 +183,7 @@ def query_example(
         before, text = query.prompt or "", query.text if query.completion is None else query.completion
         sequence = only_span(sequence, query.span, before, text, tokenizer, subject)
     short = sequence.truncated(max_length)
-    example = make_example(query.query_id, 0, short.ids, short.labels, sequence.text)
+    example = make_example(query.query_id, 0, short.ids, short.labels, sequence.text, sequence.turns)
     if example.scored == 0:
         raise UserError(
             f"{subject} has no token to score ({len(example.input_ids)} tokens in all); at least one unmasked "
@@ -272,6 +272,8 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
 
 
 def _parse_chat(given: Mapping[str, Any], query_id: str, subject: str) -> Query:
+    if "span" in given:
+        raise UserError(f"{subject} has messages and a span; leave out the span")
     chat = parse_conversation(given["messages"], given.get("tools"), f"the messages of {subject}")
     if not chat.scored:
         raise UserError(f"the messages of {subject} have no turn of the assistant, which is what is attributed")

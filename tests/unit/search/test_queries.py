@@ -136,8 +136,15 @@ def test_python_values() -> None:
             {"messages": [{"role": "user", "content": "hi"}]},
             "the messages of query 5 have no turn of the assistant",
         ),
+        (
+            {"messages": TALK, "span": {"start": 0, "end": 1}},
+            "query 5 has messages and a span; leave out the span",
+        ),
         ({"messages": [{"role": "user"}]}, "message 1 of the messages of query 5 has no content"),
-        ({"messages": [{"role": "assistant", "content": "a"}], "tools": 3}, "the tools of query 5 must be a list"),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}], "tools": 3},
+            "the tools of .*query 5 must be a list",
+        ),
         ({"group": []}, "the group of query 5 must be a list of queries, it is \\[\\]"),
         ({"group": "abc"}, "the group of query 5 must be a list of queries, it is 'abc'"),
         ({"group": ["a", 3]}, "member 1 of the group of query 5 is a int; give a string or a dict with text"),
