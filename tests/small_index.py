@@ -1,6 +1,6 @@
 """Builds a small index of one part in this process, without Ray and Prefect."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,3 @@ def build_small(
         )
     )  # fmt: skip
     return lc.open_index(config.index)
-
-
-def column(index: Index, ids: Sequence[str], scores: Any, example_id: str) -> float:
-    """The score of an example in the result of `Index.scores` for one query."""
-    return float(scores[0][ids.index(example_id)])
