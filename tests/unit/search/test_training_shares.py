@@ -152,7 +152,7 @@ def test_a_conversation_is_restored_from_its_turns(after: int) -> None:
     stored = make_example("x", 0, ids, labels, text)
     row = {
         "example_id": "x", "row": 0, "text": text, "tokens": len(ids), "content_hash": stored.content_hash,
-        "turns": json.dumps(turns),
+        "chat_turns": json.dumps(turns),
     }  # fmt: skip
     spec = TokenSpec("t", None, None, None, None, None, None, 512, False)
     restored = StoredExamples(spec, byte_tokenizer(), VOCAB, StorageConfig()).restore(row)
