@@ -11,7 +11,7 @@ from lorif_core.errors import LorifError
 from lorif_core.search.example_record import example_record
 
 _FIELDS = ("example_id", "text", "uri", "row", "tokens", "loss", "checkpoint")
-_HIDDEN = ("shard", "content_hash", "spec")
+_HIDDEN = ("shard", "content_hash", "spec", "chat_turns")
 
 
 class Neighbour(BaseModel):
