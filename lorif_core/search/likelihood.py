@@ -63,7 +63,7 @@ def spoken_answer(encoder: QueryEncoder, query: Query) -> SpokenAnswer:
     if query.group is not None or query.contrast is not None:
         return NOT_SPOKEN
     example = encoder.example(query)
-    losses_T, first_T = token_losses(encoder.loaded, example)
+    losses_T, first_T = token_losses(encoder.loaded, example.input_ids, example.labels)
     texts = token_texts(example.input_ids.tolist(), encoder.tokenizer)
     tokens = (
         AnswerToken(text, None if np.isnan(loss) else float(loss))
