@@ -3,6 +3,10 @@
 The words compare an answer with what the model says by itself. Its greedy continuation consists of its first
 choices, so the measure is the mean loss of the answer's tokens above that of the first choice in each place. It is
 0 for the greedy continuation.
+
+The limits come from SmolLM2-135M after 12 beginnings of WikiText-2, 25 words each (mean, and from the 10th to the
+90th percentile): 2.6 nats a token (1.8 to 3.2) for its own random samples, 2.3 (1.4 to 3.0) for how the text goes on,
+3.6 (2.7 to 4.6) for how another one goes on, 5.3 (4.4 to 6.3) for the right words in a random order.
 """
 
 from dataclasses import dataclass
@@ -16,9 +20,9 @@ from lorif_core.search.token_texts import token_texts
 
 _WORDS = (
     (0.1, "the model says this by itself"),
-    (1.0, "the model could well say this by itself"),
-    (2.5, "the model might say this, but says something else more often"),
-    (4.0, "the model would rarely say this by itself"),
+    (1.5, "the model could well say this by itself"),
+    (3.2, "the model might say this by itself"),
+    (4.5, "the model would rarely say this by itself"),
     (float("inf"), "the model would hardly say this by itself"),
 )
 """Upper limits of the mean loss above the first choice, in nats, and what it means."""
