@@ -4,9 +4,10 @@ The words compare an answer with what the model says by itself. Its greedy conti
 choices, so the measure is the mean loss of the answer's tokens above that of the first choice in each place. It is
 0 for the greedy continuation.
 
-The limits come from SmolLM2-135M after 12 beginnings of WikiText-2, 25 words each (mean, and from the 10th to the
-90th percentile): 2.6 nats a token (1.8 to 3.2) for its own random samples, 2.3 (1.4 to 3.0) for how the text goes on,
-3.6 (2.7 to 4.6) for how another one goes on, 5.3 (4.4 to 6.3) for the right words in a random order.
+The limits come from SmolLM2-135M after 12 beginnings of WikiText-2 of 25 words. Mean of the measure, and from the
+10th to the 90th percentile: 2.6 (1.8 to 3.2) nats a token for the model's own random samples, 2.3 (1.4 to 3.0) for
+how the text goes on, 3.6 (2.7 to 4.6) for how another one goes on, and 5.3 (4.4 to 6.3) for the right words in a
+random order.
 """
 
 from dataclasses import dataclass
