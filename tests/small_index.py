@@ -1,6 +1,6 @@
 """Builds a small index of one part in this process, without Ray and Prefect."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,27 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> Path:
 
 
 def save_model(folder: Path, *, bos: bool = False) -> Path:
-    """A tiny GPT-2 with a byte tokenizer, whose gradients depend on their texts."""
+    """A tiny GPT-2 with a byte tokenizer, whose gradients depend on their texts, and which writes ASCII."""
+    import torch
+
     from tests.models import gpt2, scaled
     from tests.tiny_tokenizer import byte_tokenizer
 
-    return save_checkpoint(scaled(gpt2(vocab_size=VOCAB)), byte_tokenizer(bos=bos), folder)
+    model, tokenizer = scaled(gpt2(vocab_size=VOCAB)), byte_tokenizer(bos=bos)
+    others = sorted({*range(VOCAB)} - {*tokenizer.convert_tokens_to_ids([chr(code) for code in range(33, 127)])})
+    with torch.no_grad():
+        model.transformer.wte.weight[others] *= 0.1
+    return save_checkpoint(model, tokenizer, folder)
 
 
 def build_small(
-    folder: Path, model: Path, corpus: Mapping[str, Any], *, factored: bool = False, **sections: Any
+    folder: Path,
+    model: Path,
+    corpus: Mapping[str, Any],
+    *,
+    factored: bool = False,
+    layers: str = "all",
+    **sections: Any,
 ) -> Index:
     """An index without curvature, of all rows of a corpus, opened.
 
@@ -43,11 +55,12 @@ def build_small(
         model: a checkpoint.
         corpus: section `corpus`.
         factored: factor queries, as the preset `paper`.
+        layers: `model.layers`.
         sections: other sections, or `preset`.
     """
     settings: dict[str, Any] = {"curvature": {"kind": "none"}, "compute": {"tokens_per_batch": 1024}}
     config = parse_config(
-        {"index": str(folder), "model": {"path": str(model), "layers": "all"}, "corpus": dict(corpus)}
+        {"index": str(folder), "model": {"path": str(model), "layers": layers}, "corpus": dict(corpus)}
         | settings
         | sections
     )
@@ -70,8 +83,3 @@ def build_small(
         )
     )  # fmt: skip
     return lc.open_index(config.index)
-
-
-def column(index: Index, ids: Sequence[str], scores: Any, example_id: str) -> float:
-    """The score of an example in the result of `Index.scores` for one query."""
-    return float(scores[0][ids.index(example_id)])

@@ -78,6 +78,7 @@ class ComputedAnswer:
         """The answer as JSON of the form `Answer`."""
         top, explanation, spoken = self._result.top, self._explanation, self._spoken
         tokens = [AnswerToken.model_validate(token) for token in spoken.tokens]
+        likelihood, distribution = spoken.likelihood, top.distribution
         return Answer(
             generation=self.generation.generation,
             checkpoint=self.generation.checkpoint,
@@ -92,8 +93,8 @@ class ComputedAnswer:
             layers=None if explanation is None else _layers(summed_layers(explanation, top.proponents)),
             completion=self._completion,
             answer_tokens=tokens or None,
-            likelihood=spoken.likelihood and Likelihood.model_validate(spoken.likelihood),
-            distribution=top.distribution and Distribution.model_validate(top.distribution),
+            likelihood=None if likelihood is None else Likelihood.model_validate(likelihood),
+            distribution=None if distribution is None else Distribution.model_validate(distribution),
             totals=None if self._totals is None else self._totals.drop_columns(["query_id"]).to_pylist(),
             seconds=round(seconds, 4),
         ).model_dump_json()

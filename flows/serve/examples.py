@@ -11,7 +11,7 @@ from lorif_core.errors import LorifError
 from lorif_core.search.example_record import example_record
 
 _FIELDS = ("example_id", "text", "uri", "row", "tokens", "loss", "checkpoint")
-_HIDDEN = ("shard", "content_hash", "spec")
+_HIDDEN = ("shard", "content_hash", "spec", "chat_turns")
 
 
 class Neighbour(BaseModel):
@@ -51,9 +51,10 @@ def read_example(opened: OpenGeneration, example_id: str) -> ExampleRecord:
     if record is None:
         raise ApiError(404, "no_such_example", f"generation {generation} has no example with this id")
     columns = {name: value for name, value in record.columns.items() if name not in (*_FIELDS, *_HIDDEN)}
+    fields: dict[str, Any] = {name: record.columns.get(name) for name in _FIELDS}
     return ExampleRecord(
         generation=generation,
-        **{name: record.columns.get(name) for name in _FIELDS},
+        **fields,
         columns={name: _plain(value) for name, value in columns.items()},
         neighbours=[
             Neighbour(example_id=other.example_id, row=other.row, beginning=other.beginning)

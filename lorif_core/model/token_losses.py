@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lorif_core.corpus.batches import TokenRow
 from lorif_core.model.head import inner_model, logits_function
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import MASKED
@@ -17,21 +16,26 @@ _CHUNK_BYTES = 128 * 2**20  # of float32 logits
 
 
 @torch.no_grad()
-def token_losses(loaded: LoadedModel, example: TokenRow) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of the tokens of an example and of the model's first choices, (T,) float64 each; NaN if not scored.
+def token_losses(loaded: LoadedModel, input_ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of the tokens of a text and of the model's first choices, (T,) float64 each; NaN if not scored.
 
     One forward pass. Of the usual heads, all logits are never in memory at once.
+
+    Args:
+        loaded: the model.
+        input_ids: (T,) the tokens.
+        labels: (T,) targets, -100 where not scored.
     """
-    positions = np.flatnonzero(example.labels[1:] != MASKED)
-    losses, first = np.full((2, len(example.labels)), np.nan)
-    ids = torch.from_numpy(example.input_ids[None].astype(np.int64)).to(loaded.device)
+    positions = np.flatnonzero(labels[1:] != MASKED)
+    losses, first = np.full((2, len(labels)), np.nan)
+    ids = torch.from_numpy(input_ids[None].astype(np.int64)).to(loaded.device)
     rows, logits_of = _before_logits(loaded, ids)
     size = max(1, _CHUNK_BYTES // 4 // loaded.head.width)
     for start in range(0, len(positions), size):
         chunk = positions[start : start + size]
         logits = logits_of(rows[torch.from_numpy(chunk).to(rows.device)])
         wide_NV = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
-        targets = torch.from_numpy(example.labels[chunk + 1].astype(np.int64)).to(wide_NV.device)
+        targets = torch.from_numpy(labels[chunk + 1].astype(np.int64)).to(wide_NV.device)
         losses[chunk + 1] = -wide_NV.gather(1, targets[:, None])[:, 0].double().numpy(force=True)
         first[chunk + 1] = -wide_NV.amax(dim=1).double().numpy(force=True)
     return losses, first

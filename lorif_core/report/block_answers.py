@@ -104,12 +104,12 @@ def from_parquet(content: bytes | None, queries: Sequence[Query], k: int) -> lis
 
 
 def _answer(query: Query, row: dict[str, Any], k: int) -> Attribution:
-    ends = ([Scored(**hit) for hit in row[end]] for end in ("proponents", "opponents"))
+    proponents, opponents = ([Scored(**hit) for hit in row[end]] for end in ("proponents", "opponents"))
     spoken, counted = row["spoken"], row["distribution"]
     return Attribution(
         query,
         row["loss"],
-        TopK(k, *ends),
+        TopK(k, proponents, opponents),
         _explanation(row["explanation"]),
         SpokenAnswer(
             tuple(AnswerToken(**token) for token in spoken["tokens"]),
@@ -141,8 +141,6 @@ def _explanation(row: dict[str, Any] | None) -> Explanation | None:
     if row is None:
         return None
     by_example = {hit["example_id"]: np.array(hit["contributions"], np.float32) for hit in row["by_example"]}
-    tokens, layers = (
-        {example_id: tuple(kind(**share) for share in shares) for example_id, shares in row[name]}
-        for name, kind in (("training_tokens", TrainingToken), ("layers", LayerShare))
-    )
+    tokens = {name: tuple(TrainingToken(**share) for share in shares) for name, shares in row["training_tokens"]}
+    layers = {name: tuple(LayerShare(**share) for share in shares) for name, shares in row["layers"]}
     return Explanation(tuple(row["tokens"]), by_example, row["reason"], tokens, layers, row["unshaded"])

@@ -61,6 +61,7 @@ class ScoreCounts:
         """Count a block of scores; those that are not finite count as zero."""
         if not len(scores_B):
             return
+        scores_B = scores_B.astype(np.float64)  # in float32 the smallest scores would become zero
         low, high = float(scores_B.min()), float(scores_B.max())
         if not np.isfinite(low) or not np.isfinite(high):
             scores_B = np.nan_to_num(scores_B, nan=0.0, posinf=0.0, neginf=0.0)

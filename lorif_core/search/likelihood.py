@@ -3,6 +3,11 @@
 The words compare an answer with what the model says by itself. Its greedy continuation consists of its first
 choices, so the measure is the mean loss of the answer's tokens above that of the first choice in each place. It is
 0 for the greedy continuation.
+
+The limits come from SmolLM2-135M after 12 beginnings of WikiText-2 of 25 words. Mean of the measure, and from the
+10th to the 90th percentile: 2.6 (1.8 to 3.2) nats a token for the model's own random samples, 2.3 (1.4 to 3.0) for
+how the text goes on, 3.6 (2.7 to 4.6) for how another one goes on, and 5.3 (4.4 to 6.3) for the right words in a
+random order.
 """
 
 from dataclasses import dataclass
@@ -16,9 +21,9 @@ from lorif_core.search.token_texts import token_texts
 
 _WORDS = (
     (0.1, "the model says this by itself"),
-    (1.0, "the model could well say this by itself"),
-    (2.5, "the model might say this, but says something else more often"),
-    (4.0, "the model would rarely say this by itself"),
+    (1.5, "the model could well say this by itself"),
+    (3.2, "the model might say this by itself"),
+    (4.5, "the model would rarely say this by itself"),
     (float("inf"), "the model would hardly say this by itself"),
 )
 """Upper limits of the mean loss above the first choice, in nats, and what it means."""
@@ -63,7 +68,7 @@ def spoken_answer(encoder: QueryEncoder, query: Query) -> SpokenAnswer:
     if query.group is not None or query.contrast is not None:
         return NOT_SPOKEN
     example = encoder.example(query)
-    losses_T, first_T = token_losses(encoder.loaded, example)
+    losses_T, first_T = token_losses(encoder.loaded, example.input_ids, example.labels)
     texts = token_texts(example.input_ids.tolist(), encoder.tokenizer)
     tokens = (
         AnswerToken(text, None if np.isnan(loss) else float(loss))

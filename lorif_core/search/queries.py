@@ -7,11 +7,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import StorageConfig
-from lorif_core.corpus import columnar, jsonl
 from lorif_core.corpus.chat_template import ChatTemplate, template_of
 from lorif_core.corpus.messages import Conversation, Message, display_text, parse_conversation, turns_of
 from lorif_core.corpus.padding import MASK_NAME
-from lorif_core.corpus.records import checking_file, column_kinds, is_jsonl
 from lorif_core.corpus.tokenise import (
     Example,
     TokenSequence,
@@ -23,10 +21,9 @@ from lorif_core.corpus.tokenise import (
     make_example,
 )
 from lorif_core.errors import UserError
+from lorif_core.search.query_files import query_records
 from lorif_core.search.query_spans import only_span, parse_span
-from lorif_core.storage.filesystem import SourceFile, find_files
 
-_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _FIELDS = ("id", "text", "messages", "tools", "prompt", "completion", "span", "tokens", "labels", MASK_NAME)
 _COMPOUND = ("group", "contrast")
 _NEEDED = "text, or prompt and completion, or tokens, or messages"
@@ -99,7 +96,7 @@ def read_queries(path: str, storage: StorageConfig) -> list[Query]:
         UserError: the file is missing, damaged, empty or of another format, a row has none of these columns (the
             message lists its columns), a value has the wrong type, or an id occurs twice.
     """
-    records = _records(path, storage, "queries", (*_FIELDS, *_COMPOUND))
+    records = query_records(path, storage, "queries", (*_FIELDS, *_COMPOUND), _NEEDED)
     queries = [_parse(record, position, f"query {position} of {path}") for position, record in enumerate(records)]
     _check_unique(queries, path)
     return queries
@@ -114,7 +111,7 @@ def read_pairs(path: str, storage: StorageConfig) -> list[tuple[Query, Query]]:
         UserError: as in `read_queries`, or a row has no source.
     """
     pairs = []
-    for position, record in enumerate(_records(path, storage, "pairs", (*_FIELDS, "source"))):
+    for position, record in enumerate(query_records(path, storage, "pairs", (*_FIELDS, "source"), _NEEDED)):
         subject = f"pair {position} of {path}"
         query, source = _parse(record, position, subject), record.get("source")
         if isinstance(source, str):
@@ -217,30 +214,6 @@ def _check_unique(queries: Sequence[Query], path: str) -> None:
         seen[query.query_id] = position
 
 
-def _records(path: str, storage: StorageConfig, content: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """All rows, in memory since queries are few; only the columns of the fields where the format allows it."""
-    files = find_files(path, storage, _ENDINGS)
-    if len(files) > 1:
-        raise UserError(f"{path} has {len(files)} {content} files; name one of them")
-    records = _rows(files[0], content, fields)
-    if not records:
-        raise UserError(f"the {content} file {path} is empty; give at least one query")
-    return records
-
-
-def _rows(file: SourceFile, content: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    kinds = column_kinds(file) or {}
-    with checking_file(file):
-        if is_jsonl(file):
-            return [record for _, record in jsonl.read_records(file, columns=fields)]
-        known = [field for field in fields if field in kinds]
-        if not known:
-            raise UserError(
-                f"the {content} file {file.uri} has {', '.join(kinds) or 'no columns'}; it needs {_NEEDED}"
-            )
-        return [record for _, record in columnar.read_records(file, known)]
-
-
 def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bool = False) -> Query:
     """Parse by precedence: a group or contrast, tokens, messages, prompt and completion, text; null is absent."""
     given = {field: record[field] for field in (*_FIELDS, *_COMPOUND) if record.get(field) is not None}
@@ -250,9 +223,9 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
     compound = next((field for field in _COMPOUND if field in given), None)
     if compound is not None:
         return _parse_compound(given, compound, str(query_id), subject, single)
+    if "span" in given and ("tokens" in given or "messages" in given):
+        raise UserError(f"{subject} has a span, but no text or completion; mark the scored tokens by labels")
     if "tokens" in given:
-        if "span" in given:
-            raise UserError(f"{subject} has tokens and a span; mark the scored tokens by labels")
         tokens, labels, mask = (
             _integers(given[field], f"the {field} of {subject}") if field in given else None
             for field in ("tokens", "labels", MASK_NAME)

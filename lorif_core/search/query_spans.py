@@ -15,12 +15,12 @@ from lorif_core.spec import MASKED
 
 def parse_span(value: Any, subject: str) -> tuple[int, int]:
     """(start, end) of an object with these two integers. Raises UserError, with the subject, if it is another."""
-    bounds = [value.get(name) for name in ("start", "end")] if isinstance(value, Mapping) else [None]
-    if not all(type(bound) is int for bound in bounds):
+    start, end = (value.get(name) for name in ("start", "end")) if isinstance(value, Mapping) else (None, None)
+    if type(start) is not int or type(end) is not int:
         raise UserError(
             f"the span of {subject} must be an object with the integers start and end, but it is {value!r}"
         )
-    return bounds[0], bounds[1]
+    return start, end
 
 
 def only_span(

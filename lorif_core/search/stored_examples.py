@@ -8,7 +8,6 @@ to look for one record in it.
 Shapes: T tokens of an example.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,12 +16,16 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.corpus.chat_template import ChatTemplate
 from lorif_core.corpus.columns import needed_columns, optional_columns
+from lorif_core.corpus.messages import ASSISTANT
 from lorif_core.corpus.shards import read_rows
 from lorif_core.corpus.tokenise import Example, TokenSequence, make_example, make_examples
+from lorif_core.corpus.turns import Turn, turns_from_json
 from lorif_core.errors import LorifError
 from lorif_core.search.token_texts import token_spans
 from lorif_core.spec import MASKED, ShardRef, TokenSpec, parse_shard_key
+from lorif_core.tables.checksums import TURNS
 
 _MOST_ENDS = 3  # tokens that end a turn of a conversation, and are scored with it
 _MAX_FILE_BYTES = 2**28  # lines have no index, so a record in the middle is found by reading all before it
@@ -70,7 +73,7 @@ class StoredExamples:
         text = row.get("text")
         if text is None:
             return "the index stores no texts"
-        for guess in self._guesses(text, row["tokens"], json.loads(row.get("turns") or "[]")):
+        for guess in self._guesses(text, row["tokens"], turns_from_json(row.get(TURNS))):
             example = make_example(row["example_id"], row["row"], guess.ids, guess.labels, text)
             if example.content_hash == row["content_hash"]:
                 return StoredExample(example, [guess.spans[number] for number in guess.numbers])
@@ -82,7 +85,7 @@ class StoredExamples:
             return "its tokens cannot be found in its text"
         return StoredExample(read, spans)
 
-    def _guesses(self, text: str, count: int, turns: Sequence[tuple[str, int, int]]) -> Iterator["_Guess"]:
+    def _guesses(self, text: str, count: int, turns: Sequence[Turn]) -> Iterator["_Guess"]:
         """What the text may have been as `count` tokens."""
         if self._tokenizer is None:
             return
@@ -101,14 +104,14 @@ class StoredExamples:
                     yield _Guess(ids[cut.ids], cut.labels, cut.ids, spans)
 
     def _labels(
-        self, ids: np.ndarray, spans: Sequence[tuple[int, int]], turns: Sequence[tuple[str, int, int]]
+        self, ids: np.ndarray, spans: Sequence[tuple[int, int]], turns: Sequence[Turn]
     ) -> Iterator[np.ndarray]:
         """Labels (T,) that the tokens may have had."""
         if self._spec.text is not None:
             yield ids
             return
         starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
-        said = [(starts < end) & (ends > start) for role, start, end in turns if role == "assistant"]
+        said = [(starts < turn.end) & (ends > turn.start) for turn in turns if turn.role == ASSISTANT]
         for after in range(_MOST_ENDS + 1 if said else 0):
             scored = np.any([_extended(turn, after) for turn in said], axis=0)
             yield np.where(scored, ids, MASKED).astype(np.int32)
@@ -120,10 +123,7 @@ class StoredExamples:
         file, _, _ = parse_shard_key(row["shard"])
         if file.size > _MAX_FILE_BYTES and not file.name.lower().endswith((".parquet", ".arrow")):
             return None
-        fields = {name: value for name, value in asdict(self._spec).items() if name in CorpusConfig.model_fields}
-        corpus = CorpusConfig(
-            uri=row["uri"], **{name: fields[name] for name in fields if fields[name] is not None}
-        )
+        corpus = _corpus_of(self._spec, row["uri"])
         shard = ShardRef(row["uri"], file.name, file.etag, file.size, row["row"], 1)
         try:
             records = list(read_rows(shard, needed_columns(corpus), self._storage, optional_columns(corpus)))
@@ -135,6 +135,17 @@ class StoredExamples:
             return None
         examples = (example for examples in made for example in examples)
         return next((example for example in examples if example.content_hash == row["content_hash"]), None)
+
+
+def _corpus_of(spec: TokenSpec, uri: str) -> CorpusConfig:
+    """The section `corpus` that a spec comes from, except the parts of it that a spec does not have."""
+    known = {name: value for name, value in asdict(spec).items() if value is not None}
+    columns = {name: value for name, value in known.items() if name in CorpusConfig.model_fields}
+    if "+" in (spec.prompt or ""):
+        columns["prompt"] = tuple((spec.prompt or "").split("+"))
+    if spec.chat is not None:
+        columns["chat_template"] = ChatTemplate.from_json(spec.chat).source
+    return CorpusConfig(uri=uri, **columns)
 
 
 def _tokenised(

@@ -93,10 +93,9 @@ def test_parts_equal_autograd_by_position_in_float64(family: str) -> None:
         scores_BT = parts[number].scores(weight, stored[number].double() @ weight.flatten())
         for example, scores_T in zip(examples, scores_BT, strict=True):
             expected_T = (autograd_by_position(reference, layer, example) * weight).sum(dim=(1, 2))
-            length = len(expected_T)
-            torch.testing.assert_close(
-                scores_T[:length], expected_T, rtol=1e-9, atol=1e-9 * expected_T.abs().max()
-            )
+            length, error = len(expected_T), 1e-5 if family == "gemma2" else 1e-9  # its norms are in float32
+            atol = error * float(expected_T.abs().max())
+            torch.testing.assert_close(scores_T[:length], expected_T, rtol=error, atol=atol)
             assert not scores_T[length:].any(), "padding has no part"
 
 

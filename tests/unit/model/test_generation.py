@@ -54,7 +54,7 @@ def test_a_continuation_is_greedy(name: str, bos: bool) -> None:
     assert [len(text) for text in seen] == sorted(len(text) for text in seen)
     assert seen[-1] == result.text and not any(text.endswith("\ufffd") for text in seen)
     scored = make_example(expected, [-100] * len(ids) + expected[len(ids) :])
-    losses, first = token_losses(loaded, scored)
+    losses, first = token_losses(loaded, scored.input_ids, scored.labels)
     np.testing.assert_allclose(losses, first, atol=1e-5)
     assert np.isnan(losses[: len(ids)]).all() and not np.isnan(losses[len(ids) :]).any()
 
@@ -68,7 +68,7 @@ def test_losses_of_tokens_add_up_to_the_loss(name: str, monkeypatch: pytest.Monk
     example = make_example(list(range(3, 33)), [-100] * 4 + list(range(7, 33)))
     ids, labels = (torch.tensor(values[None].astype(np.int64)) for values in (example.input_ids, example.labels))
     monkeypatch.setattr("lorif_core.model.token_losses._CHUNK_BYTES", 4 * loaded.head.width * 7)
-    losses, first = token_losses(loaded, example)
+    losses, first = token_losses(loaded, example.input_ids, example.labels)
     assert np.nansum(losses) == pytest.approx(float(loaded.backward(ids, labels)[0]), rel=1e-5)
     assert (np.nan_to_num(first) <= np.nan_to_num(losses) + 1e-6).all()
 

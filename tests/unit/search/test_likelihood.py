@@ -23,7 +23,7 @@ def test_the_models_own_continuation_is_what_it_says_by_itself(tmp_path: Path) -
     query = as_query({"prompt": "the cat ", "completion": "zzzz"}, 0)
     other = spoken_answer(encoder, query)
     assert other.likelihood is not None
-    assert other.likelihood.nats_per_token > other.likelihood.own_nats_per_token + 1
+    assert other.likelihood.nats_per_token > other.likelihood.own_nats_per_token
     losses = [token.loss for token in other.tokens if token.loss is not None]
     assert len(losses) == 4 and sum(losses) == pytest.approx(float(encoder.gradients([query]).losses[0]), rel=1e-4)
     assert other.likelihood.nats_per_token == pytest.approx(sum(losses) / 4)
@@ -31,5 +31,5 @@ def test_the_models_own_continuation_is_what_it_says_by_itself(tmp_path: Path) -
 
 
 def test_words_go_from_likely_to_unlikely() -> None:
-    words = [words_of(above) for above in (0.0, 0.5, 2.0, 3.0, 9.0)]
+    words = [words_of(above) for above in (0.0, 0.5, 2.0, 4.0, 9.0)]
     assert len(set(words)) == 5 and words[0].endswith("by itself") and "hardly" in words[-1]

@@ -116,22 +116,24 @@ def test_an_example_that_cannot_be_restored_is_named_a_reason(model: Path, tmp_p
     assert len(explained.layers) == len(explained.by_example) >= 2
 
 
-def test_shares_are_those_of_a_corpus_text_at_its_own_words(model: Path, tmp_path: Path) -> None:
-    """Of a text that begins with another sentence, the half that the query repeats has the greater share."""
-    texts = [f"{first}. the old cat likes the red tree and runs" for first in sentences(8, seed=2)]
-    corpus = write(tmp_path / "c.jsonl", [{"text": text} for text in texts]) | {"max_length": 512}
-    index = build_small(
-        tmp_path / "index", model, corpus,
-        projection={"kind": "random", "factor": 1}, code={"kind": "dense", "dtype": "float32"},
-    )  # fmt: skip
-    query = as_query("the old cat likes the red tree and runs", 0)
-    (top,) = index.top_k([query], 3)
-    explained = explain(index, query, top)
+@pytest.mark.parametrize("preset", ["compact", "quality"])
+def test_the_token_that_is_predicted_gets_the_share(preset: str, model: Path, tmp_path: Path) -> None:
+    """In the MLP of the last block, a gradient comes from the prediction of the next token alone."""
+    records: list[dict[str, Any]] = []
+    for number, text in enumerate(sentences(20, seed=3)):
+        ids = byte_tokenizer()(text.replace("ü", "u").replace("λ", "l"))["input_ids"][:40]
+        scored = 1 + number % (len(ids) - 1)
+        records.append({"tokens": ids, "labels": [ids[t] if t == scored else -100 for t in range(len(ids))]})
+    corpus = write(tmp_path / "c.jsonl", records) | {"tokens": "tokens", "labels": "labels"}
+    index = build_small(tmp_path / "index", model, corpus, preset=preset, layers=r"h\.1\.mlp")
+    (top,) = index.top_k([QUERY], 5)
+    shares = index.training_shares(QUERY, [hit.example_id for hit in top.proponents])
     for hit in top.proponents:
-        tokens = explained.training_tokens[hit.example_id]
-        boundary = texts[int(hit.example_id.rpartition("#")[2])].index(".")
-        after = sum(token.share for token in tokens if token.start > boundary)
-        assert after > 0.7 * hit.score
+        labels = records[int(hit.example_id.rpartition("#")[2])]["labels"]
+        (scored,) = [t for t, label in enumerate(labels) if label != -100]
+        (token,) = [token for token in shares.tokens[hit.example_id] if abs(token.share) > 1e-6 * abs(hit.score)]
+        assert (token.start, token.end) == (scored, scored + 1)
+        assert token.share == pytest.approx(hit.score, rel=1e-2)
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -142,7 +144,7 @@ def test_a_conversation_is_restored_from_its_turns(after: int) -> None:
         text += f"<{role[0]}>"
         turns.append((role, len(text), len(text) + len(said)))
         text += f"{said}//"
-    ids = np.array(list(text.encode()), np.int32)
+    ids = np.array(byte_tokenizer()(text)["input_ids"], np.int32)
     labels = np.full_like(ids, -100)
     for role, start, end in turns:
         if role == "assistant":
@@ -150,7 +152,7 @@ def test_a_conversation_is_restored_from_its_turns(after: int) -> None:
     stored = make_example("x", 0, ids, labels, text)
     row = {
         "example_id": "x", "row": 0, "text": text, "tokens": len(ids), "content_hash": stored.content_hash,
-        "turns": json.dumps(turns),
+        "chat_turns": json.dumps(turns),
     }  # fmt: skip
     spec = TokenSpec("t", None, None, None, None, None, None, 512, False)
     restored = StoredExamples(spec, byte_tokenizer(), VOCAB, StorageConfig()).restore(row)

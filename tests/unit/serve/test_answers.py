@@ -19,6 +19,7 @@ from lorif_core.model.generation import generate
 from lorif_core.tables.store import Store
 from tests.patience import patience
 from tests.small_index import build_small, save_model
+from tests.tiny_tokenizer import byte_tokenizer
 
 TEXTS = ["the old dog likes the red tree", "a bird runs and sees the cat", "the cat likes the old tree"]
 ANSWER = {"prompt": "the dog ", "completion": "likes the tree"}
@@ -96,7 +97,7 @@ def test_an_answer_states_its_parts_and_how_unusual_it_is(index: str) -> None:
 def test_a_span_is_scored_like_its_labels(index: str) -> None:
     async def test(http: httpx.AsyncClient) -> None:
         text = "the dog likes the tree"
-        ids = list(text.encode())
+        ids = byte_tokenizer()(text)["input_ids"]
         labels = [token if 8 <= i < 13 else -100 for i, token in enumerate(ids)]
         questions: list[dict[str, Any]] = [
             {"tokens": ids, "labels": labels},
