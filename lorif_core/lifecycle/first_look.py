@@ -202,7 +202,9 @@ def _length(
     files: Sequence[SourceFile], roles: dict[str, str], corpus: str, skeleton: Skeleton
 ) -> tuple[int | None, str]:
     """The number of tokens that most records of a sample have at most, as a power of two, and a comment."""
-    lengths = _lengths(files[0], CorpusConfig(uri=corpus, max_length=2**30, **roles), skeleton.tokenizer)
+    lengths = _lengths(
+        files[0], CorpusConfig.model_validate({"uri": corpus, "max_length": 2**30, **roles}), skeleton.tokenizer
+    )
     if not len(lengths):
         return None, ""
     limit = skeleton.max_positions
