@@ -68,7 +68,7 @@ class PrintCompletion(argparse.Action):
         for command in subcommands(parser).values():
             for action in command._actions:
                 if action.choices is None and action.nargs != 0:
-                    action.complete = shtab.FILE
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
         sys.stdout.write(shtab.complete(parser, str(shell)) + "\n")
         parser.exit()
 

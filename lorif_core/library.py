@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lorif_core.corpus.in_memory import Records
 
 _PUBLIC = (
-    "generation", "generations", "layer_scores", "query", "scores", "select", "self_influence", "token_scores",
-    "top_k", "totals",
+    "generation", "generations", "layer_scores", "pair_shares", "query", "scores", "select", "self_influence",
+    "token_scores", "top_k", "totals", "training_shares",
 )  # fmt: skip
 
 

@@ -25,6 +25,6 @@ def run_init(folder: str, model: str | None, corpus: str | None, out: str) -> Re
         file.write(text)
     data = {
         "config": out, "model": found.model, "corpus": found.corpus, "columns": found.columns,
-        "roles": found.roles, "max_length": found.max_length,
+        "roles": found.roles,
     }  # fmt: skip
     return Result(data, f"{text}\nwritten to {out}\nnext: lorif check -c {shlex.quote(out)}")

@@ -65,7 +65,7 @@ def _of_dataset(dataset: Any) -> pa.Table:
     return dataset.with_format("arrow")[:]
 
 
-def _of_dicts(records: Sequence[Mapping[str, Any]]) -> pa.Table:
+def _of_dicts(records: Sequence[Any]) -> pa.Table:
     names = dict.fromkeys(name for record in records for name in record)
     try:
         return pa.table({name: [record.get(name) for record in records] for name in names})

@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from lorif_core.config import CorpusConfig, ModelConfig, StorageConfig
 from lorif_core.corpus.columns import needed_columns
 from lorif_core.corpus.files import find_corpus_files
+from lorif_core.corpus.messages import TOOLS_NAME
 from lorif_core.corpus.records import ENDINGS, column_kinds, read_records, reason_against_json
+from lorif_core.corpus.token_files import TOKEN_ENDINGS
 from lorif_core.corpus.tokenise import make_examples
 from lorif_core.errors import LorifError, UserError
 from lorif_core.formatting import format_bytes, listed
@@ -26,8 +28,8 @@ from lorif_core.storage.filesystem import SourceFile
 _SAMPLE = 200  # records
 _LISTED = 8
 _DEPTH = 3
-_SHORTEST = 64
-_COVERED = 95  # percent of the sampled records that are not truncated
+_USUAL = 95  # percent of the sampled records
+_READ = tuple(ending for ending in ENDINGS if ending not in TOKEN_ENDINGS)  # files of tokens need more keys
 _PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
     ("question", "answer"), ("input", "output"), ("query", "response"),
@@ -49,8 +51,7 @@ class FirstLook:
         corpus_facts: files and bytes, as a comment.
         columns: name and kind of each column of the first file.
         roles: keys of the section `corpus` that name columns.
-        max_length: `corpus.max_length`; None if no record could be tokenised.
-        length_facts: where it comes from, as a comment.
+        lengths: tokens of the records, as a comment.
         machine: cores and GPUs, as a comment.
     """
 
@@ -59,9 +60,8 @@ class FirstLook:
     corpus: str
     corpus_facts: str
     columns: dict[str, str]
-    roles: dict[str, str]
-    max_length: int | None
-    length_facts: str
+    roles: dict[str, str | list[str]]
+    lengths: str
     machine: str
 
     def config_text(self) -> str:
@@ -77,9 +77,8 @@ class FirstLook:
             f"  # columns: {columns}",
             *(f"  {key}: {_yaml(column)}" for key, column in self.roles.items()),
         ]
-        if self.max_length is not None:
-            lines.append(f"  max_length: {self.max_length}  # {self.length_facts}")
         lines += [
+            f"  # max_length: auto  # {self.lengths}",
             "# preset: balanced  # or compact (smaller rows), fine, quality (more accurate scores)",
             f"# compute: {{workers: auto}}  # {self.machine}",
         ]
@@ -104,14 +103,13 @@ def look(folder: str, model: str | None, corpus: str | None) -> FirstLook:
     corpus = _largest_data(root, checkpoints) if corpus is None else corpus
     files, columns = _first_columns(corpus)
     roles = _roles(columns, corpus)
-    max_length, length_facts = _length(files, roles, corpus, skeleton)
     others = [str(path) for path in checkpoints if str(path) != model]
     also = f"; also there: {listed(others, _LISTED)}" if others else ""
     size = format_bytes(sum(file.size for file in files))
     names = listed([file.name for file in files], 3)
     return FirstLook(
         model, f"{type(skeleton.model).__name__}, {skeleton.dtype}{also}", corpus, f"{size} in {names}", columns,
-        roles, max_length, length_facts, _machine(),
+        roles, _length_facts(files[0], roles, corpus, skeleton), _machine(),
     )  # fmt: skip
 
 
@@ -150,68 +148,69 @@ def _largest_data(root: Path, checkpoints: Sequence[Path]) -> str:
             if here != root:
                 continue
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        data = [name for name in names if name.lower().endswith(ENDINGS) and not name.startswith((".", "_"))]
+        data = [name for name in names if name.lower().endswith(_READ) and not name.startswith((".", "_"))]
         for name in data:
             below = here.relative_to(root).parts
-            ending = next(ending for ending in ENDINGS if name.lower().endswith(ending))
+            ending = next(ending for ending in _READ if name.lower().endswith(ending))
             if not below and ending.startswith(".json") and not ending.startswith(".jsonl"):
                 continue  # beside a checkpoint most of these are settings
             place = str(root / below[0]) if below else str(root / f"*{ending}")
             sizes[place] = sizes.get(place, 0) + (here / name).stat().st_size
     if not sizes:
-        raise UserError(f"{root} has no training data ({', '.join(ENDINGS)}); name them with --corpus")
+        raise UserError(f"{root} has no training data ({', '.join(_READ)}); name them with --corpus")
     return max(sizes, key=lambda place: sizes[place])
 
 
 def _first_columns(corpus: str) -> tuple[list[SourceFile], dict[str, str]]:
     """The files of the corpus, from the first that has rows, and the columns of that one."""
-    files = list(find_corpus_files(corpus, StorageConfig()).readable)
+    files = list(find_corpus_files(CorpusConfig(uri=corpus), StorageConfig()).readable)
     for number, file in enumerate(files):
         kinds = column_kinds(file) if reason_against_json(file, ()) is None else None
         if kinds:
             return files[number:], kinds
-    raise UserError(f"{corpus} has no file with rows in a format that is read ({', '.join(ENDINGS)})")
+    raise UserError(f"{corpus} has no file with rows in a format that is read ({', '.join(_READ)})")
 
 
-def _roles(columns: Mapping[str, str], corpus: str) -> dict[str, str]:
+def _roles(columns: Mapping[str, str], corpus: str) -> dict[str, str | list[str]]:
     """The keys of the section `corpus` that name columns, by the usual names and by the kinds of the values."""
     lower = {name.lower(): name for name in columns}
 
     def of_kind(names: Sequence[str], *kinds: str) -> str | None:
         return next((lower[name] for name in names if name in lower and columns[lower[name]] in kinds), None)
 
-    roles: dict[str, str] = {}
+    roles: dict[str, str | list[str]] = {}
     tokens = of_kind(_TOKENS, "integers")
+    messages = next((name for name, kind in columns.items() if kind == "messages" and name != TOOLS_NAME), None)
     pair = next((pair for pair in _PAIRS if all(of_kind([name], "text") for name in pair)), None)
     text = of_kind(_TEXTS, "text") or next((name for name, kind in columns.items() if kind == "text"), None)
     if tokens is not None:
         others = {"labels": of_kind(["labels"], "integers"), "mask": of_kind(["attention_mask"], "integers")}
         roles = {"tokens": tokens, **{key: name for key, name in others.items() if name is not None}}
+    elif messages is not None:
+        roles = {"messages": messages}
     elif pair is not None:
-        roles = {"prompt": lower[pair[0]], "completion": lower[pair[1]]}
+        context = of_kind(["input"], "text") if pair[0] == "instruction" else None
+        prompt: str | list[str] = lower[pair[0]] if context is None else [lower[pair[0]], context]
+        roles = {"prompt": prompt, "completion": lower[pair[1]]}
     elif text is not None:
         roles = {"text": text}
     else:
         found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-        raise UserError(f"no column of {corpus} has text or token ids; its columns are {found}")
+        raise UserError(f"no column of {corpus} has text, messages or token ids; its columns are {found}")
     identity = of_kind(_IDS, "text", "integer")
     return roles if identity is None else {**roles, "id": identity}
 
 
-def _length(
-    files: Sequence[SourceFile], roles: dict[str, str], corpus: str, skeleton: Skeleton
-) -> tuple[int | None, str]:
-    """The number of tokens that most records of a sample have at most, as a power of two, and a comment."""
-    lengths = _lengths(files[0], CorpusConfig(uri=corpus, max_length=2**30, **roles), skeleton.tokenizer)
-    if not len(lengths):
-        return None, ""
-    limit = skeleton.max_positions
-    usual = int(np.percentile(lengths, _COVERED))
-    length = max(_SHORTEST, 1 << (usual - 1).bit_length())
-    facts = f"{_COVERED} % of the first {len(lengths)} records have at most {usual:,} tokens, all {max(lengths):,}"
-    if limit is None:
-        return length, facts
-    return min(length, limit), f"{facts}; the model has {limit:,} positions"
+def _length_facts(file: SourceFile, roles: Mapping[str, str | list[str]], corpus: str, skeleton: Skeleton) -> str:
+    """What a sample of the records says about their lengths, and the model about its own."""
+    limit = "" if skeleton.max_positions is None else f"; the model has {skeleton.max_positions:,} positions"
+    section = CorpusConfig.model_validate({"uri": corpus, "max_length": 2**30, **roles})
+    lengths = _lengths(file, section, skeleton.tokenizer)
+    if not lengths:
+        return f"no record could be tokenised, lorif check says why{limit}"
+    usual = int(np.percentile(lengths, _USUAL))
+    found = f"{_USUAL} % of the first {len(lengths)} records have at most {usual:,} tokens, all {max(lengths):,}"
+    return f"{found}{limit}"
 
 
 def _lengths(file: SourceFile, corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
@@ -231,7 +230,9 @@ def _machine() -> str:
     return f"this machine has {os.cpu_count()} cores and {', '.join(gpus) or 'no GPU'}"
 
 
-def _yaml(value: str) -> str:
-    """A text as a YAML scalar on one line."""
+def _yaml(value: str | list[str]) -> str:
+    """A text, or a list of texts, as YAML on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
     is_plain = _PLAIN.fullmatch(value) and yaml.safe_load(value) == value
     return value if is_plain else json.dumps(value)

@@ -24,6 +24,7 @@ from lorif_core.lifecycle.calibrate import (
     whitening_header,
 )
 from lorif_core.lifecycle.curvature_fit import Fit, fit_id, memory_groups, missing_layers, write_group
+from lorif_core.lifecycle.example_length import settled
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing, no_scored_token
 from lorif_core.lifecycle.plan import BuildPlan, check_curvature, make_plan
@@ -50,6 +51,7 @@ def build_here(config: Config) -> Generation:
         LorifError: as `lorif build`.
     """
     plan = make_plan(config)
+    config = settled(config, plan.spec)
     for sentence in plan.notes.sentences():
         log.warning("%s", sentence)
     with hold_lease(config.index, config.storage, "build") as lease:

@@ -16,7 +16,7 @@ from lorif_core.search import contributions, pair_shares, selection, totals, tra
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import Normalisation
 from lorif_core.search.pair_shares import PairShares
-from lorif_core.search.queries import QueryInput
+from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput
 from lorif_core.search.top_k import TopK
 from lorif_core.search.training_shares import TrainingShares
@@ -114,7 +114,7 @@ class Index(GenerationReader):
         Raises:
             UserError: the column does not exist, or it has too many values for so many queries.
         """
-        return totals.totals(self, queries, by, model, self.options(where, normalise))
+        return totals.totals(self, parse_queries(queries), by, model, self.options(where, normalise))
 
     def select(
         self,
@@ -142,7 +142,8 @@ class Index(GenerationReader):
             UserError: the fraction is out of range, or as in `scores`.
         """
         options = self.options(where, normalise)
-        return selection.select(self, queries, fraction, model, options, bottom=bottom)
+        parsed = None if queries is None else parse_queries(queries)
+        return selection.select(self, parsed, fraction, model, options, bottom=bottom)
 
     def self_influence(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
         """Ids and s(x, x) float32 of the rows, block by block; comparable within one checkpoint only."""

@@ -44,7 +44,9 @@ def test_check_estimates_memory_and_time_without_weights_in_its_process(
     code, out, _ = run(capsys, "check", "-c", str(tmp_path / "config.yaml"))
     assert code == 0
     steps = {
-        line.split()[0]: line for line in out.splitlines() if line.startswith(("calib", "roots", "index", "query"))
+        line.split()[0]: line
+        for line in out.splitlines()
+        if line.startswith(("calibration ", "roots ", "indexing ", "query "))
     }
     assert list(steps) == ["calibration", "roots", "indexing", "query"] and "peak memory, estimated" in out
     assert steps["calibration"].count("iB") == 2 and steps["roots"].count("iB") == 0

@@ -1,10 +1,13 @@
 """Invariant: a build in one process makes the index that `lorif build` makes of the same corpus."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
+import torch
 
 import lorif_core as lc
 from flows.build import build
@@ -23,6 +26,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "curvature": {"kind": "none"},
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads_as_a_worker() -> Iterator[None]:
+    """Sums depend on the number of threads in their last bits; the one worker has all cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(ray.cluster_resources()["CPU"]))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

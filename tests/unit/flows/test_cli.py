@@ -28,8 +28,8 @@ PLACES = {
     "build": ("lorif_core.lifecycle.plan.preflight", ["-c", "CONFIG"], COMPUTE),
     "check": ("tasks.check.check", ["-c", "CONFIG"], COMPUTE),
     "update": ("lorif_core.lifecycle.update.preflight_update", ["-c", "CONFIG"], COMPUTE),
-    "serve": ("flows.serve.live_index.LiveIndex._open", ["x", "--memory-gb", "8"], "--memory-gb from 8 to 4"),
-    "query": ("flows.questions.open_for_questions", ["x", "--text", "y"], "give it more memory"),
+    "serve": ("flows.serve.live_index.LiveIndex._open", ["FOLDER", "--memory-gb", "8"], "--memory-gb from 8 to 4"),
+    "query": ("flows.questions.open_for_questions", ["FOLDER", "y"], "give it more memory"),
 }  # fmt: skip
 
 
@@ -48,7 +48,8 @@ def test_a_command_that_lacks_memory_says_what_to_lower(
         raise error
 
     monkeypatch.setattr(place, fail)
-    code, _, err = run(capsys, command, *(config if word == "CONFIG" else word for word in words))
+    paths = {"CONFIG": config, "FOLDER": str(Path(config).parent)}
+    code, _, err = run(capsys, command, *(paths.get(word, word) for word in words))
     last = err.splitlines()[-1]
     assert code == 1 and last.startswith("lorif: error: this process ran out of memory") and expected in last
     assert "corpus" not in last and "Traceback" not in err

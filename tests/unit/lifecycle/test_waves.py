@@ -6,6 +6,7 @@ import lance
 import pytest
 
 from lorif_core.errors import LorifError
+from lorif_core.lifecycle import waves
 from lorif_core.lifecycle.garbage import find_garbage
 from lorif_core.lifecycle.indexing import adopt
 from lorif_core.lifecycle.verify import verify
@@ -14,7 +15,6 @@ from lorif_core.tables.datafiles import DataFiles
 from lorif_core.tables.datasets import Tables
 from lorif_core.tables.receipts import Receipt, Receipts
 from lorif_core.tables.store import Store
-from tasks import waves
 from tests.unit.tables.small_store import (
     LEASE,
     SPEC,
