@@ -3,7 +3,6 @@
 from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.markdown import page
 from docs_generators.plans_benchmarks import plans_sections
-from docs_generators.pretrained_benchmarks import pretrained_sections
 from docs_generators.quality_benchmarks import quality_sections
 from docs_generators.speed_benchmarks import speed_sections
 
@@ -26,6 +25,5 @@ def benchmarks_page() -> str:
         *layers_sections(),
         "## Speed and memory {#speed}",
         *speed_sections(),
-        *pretrained_sections(),
         *plans_sections(),
     )

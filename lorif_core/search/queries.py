@@ -223,7 +223,7 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
     compound = next((field for field in _COMPOUND if field in given), None)
     if compound is not None:
         return _parse_compound(given, compound, str(query_id), subject, single)
-    if "span" in given and ("tokens" in given or "messages" in given):
+    if "span" in given and "tokens" in given:
         raise UserError(f"{subject} has a span, but no text or completion; mark the scored tokens by labels")
     if "tokens" in given:
         tokens, labels, mask = (

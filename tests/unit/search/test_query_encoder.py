@@ -87,4 +87,4 @@ def test_queries_for_which_memory_runs_out_are_encoded_in_smaller_batches(
     assert sum(sizes) == len(queries)
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
     for ours, theirs in zip(found.layers, expected.layers, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)  # of other paddings

@@ -163,7 +163,8 @@ def test_a_client_that_hangs_up_ends_the_continuation_and_frees_its_place(
     steps: list[str] = []
 
     def endless(loaded: Any, prompt: str, more: int, seconds: float, goes_on: Callable[[str], bool]) -> Any:
-        while goes_on("x" * (len(steps) + 1)):
+        steps.append("step")
+        while goes_on("x" * len(steps)):
             steps.append("step")
         return generate(loaded, prompt, 1)
 

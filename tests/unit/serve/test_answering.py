@@ -6,9 +6,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from flows.serve import request_queue
+from flows.serve import answering
+from flows.serve.answering import _answer_in_one_scan
 from flows.serve.errors import ApiError, error_of
-from flows.serve.request_queue import _answer_in_one_scan
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")], ids=repr)
@@ -28,15 +28,15 @@ def test_only_the_question_that_lacks_memory_fails(monkeypatch: pytest.MonkeyPat
 
     def waiting(query: str) -> Any:
         return SimpleNamespace(
-            query=query, options=(), question=SimpleNamespace(top_k=1, is_long=False),
-            answer=SimpleNamespace(cancelled=lambda: False),
+            query=query, is_withdrawn=False,
+            question=SimpleNamespace(
+                query=lambda: query, generate=None, where=None, normalise="none", top_k=1, is_long=False
+            ),
         )  # fmt: skip
 
-    monkeypatch.setattr(request_queue, "search_queries", search)
-    monkeypatch.setattr(request_queue, "replace", lambda result, **_: result)
-    monkeypatch.setattr(
-        request_queue, "ComputedAnswer", lambda _current, _question, result, _options: result.query
-    )
+    monkeypatch.setattr(answering, "search_queries", search)
+    monkeypatch.setattr(answering, "replace", lambda result, **_: result)
+    monkeypatch.setattr(answering, "ComputedAnswer", lambda _current, _question, result, _options: result.query)
     index = SimpleNamespace(options=lambda *_, **__: None)
     current = cast(Any, SimpleNamespace(index=index, checkpoint=None, two_stage=False))
     batch = [waiting(query) for query in ("short", "long", "other")]
