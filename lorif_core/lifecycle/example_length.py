@@ -19,7 +19,7 @@ from lorif_core.tables.store import Store
 
 log = logging.getLogger(__name__)
 
-_LEAST, _MOST, _STEP = 512, 2048, 64  # tokens; a batch of `auto` on a CPU has as many as the longest
+_LEAST, _MOST, _STEP = 512, 2048, 64  # tokens; more must be asked for, since memory grows with the longest example
 _UNCUT_SHARE = 0.99
 _ROWS, _SHARDS = 1024, 32  # of the sample
 _UNLIMITED = 2**31 - 1
