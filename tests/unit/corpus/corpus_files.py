@@ -22,7 +22,7 @@ Rows = list[dict[str, Any]]
 
 
 def corpus(path: Path | str, **columns: Any) -> CorpusConfig:
-    return CorpusConfig(uri=str(path), **columns)
+    return CorpusConfig(uri=str(path), **{"max_length": 512, **columns})
 
 
 def make_rows(count: int) -> Rows:

@@ -19,7 +19,7 @@ PADS_WITH_EOS = made(kinds.gpt2)  # has no padding token
 
 
 def single_example(record: dict[str, Any], tokenizer: Any = None, **corpus: Any) -> Example:
-    config = CorpusConfig(uri="x", tokens="t", **corpus)
+    config = CorpusConfig(uri="x", tokens="t", **{"max_length": 512, **corpus})
     (example,) = make_examples(7, record, "f", tokenizer, config, 1000)
     return example
 

@@ -25,7 +25,9 @@ def ids_of(text: str) -> list[int]:
 
 
 def examples(record: dict[str, Any], tokenizer: Any = PLAIN, **corpus: Any) -> list[Example]:
-    return make_examples(7, record, "a/b.jsonl", tokenizer, CorpusConfig(uri="x", **corpus), VOCAB)
+    return make_examples(
+        7, record, "a/b.jsonl", tokenizer, CorpusConfig(uri="x", **{"max_length": 512, **corpus}), VOCAB
+    )
 
 
 def single_example(record: dict[str, Any], tokenizer: Any = PLAIN, **corpus: Any) -> Example:
