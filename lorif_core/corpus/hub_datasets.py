@@ -70,22 +70,24 @@ def _choose(uri: str, place: HubDataset, commit: str) -> Sequence[str] | None:
     if first in default and not second:
         return default[first]
     if first and first not in known.names:
-        return _unless_absent(
-            uri, place, _listed(base, default) if default else _listed(base, known.names, "/SPLIT")
-        )
+        _require_path(uri, place, _listed(base, default) if default else _listed(base, known.names, "/SPLIT"))
+        return None
     config = first or known.default
     if config is None:
         raise UserError(f"{uri} has several configurations; name one: {_listed(base, known.names, '/SPLIT')}")
     files = files_by_split(place.repository, commit, config, uri)
     splits = _listed(base if config == known.default else f"{base}/{config}", files)
+    if second and second not in files:
+        _require_path(uri, place, splits)
+        return None
     if second:
-        return files[second] if second in files else _unless_absent(uri, place, splits)
+        return files[second]
     if len(files) > 1:
         raise UserError(f"{uri} has several splits; name the one that the model was trained on: {splits}")
     return next(iter(files.values()))
 
 
-def _unless_absent(uri: str, place: HubDataset, names: str) -> None:
+def _require_path(uri: str, place: HubDataset, names: str) -> None:
     """Raise UserError if a path that is no split does not exist either."""
     try:
         hub_files().info(place.uri.removeprefix(HUB_SCHEME))
