@@ -9,6 +9,7 @@ import pyarrow as pa
 from lorif_core.errors import UserError
 from lorif_core.report.answer_sections import Hit, QuerySection
 from lorif_core.report.page import render_answer_page
+from lorif_core.search.likelihood import Likelihood
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,11 @@ class Answer:
     def loss(self) -> float:
         """Loss of the query, summed over its scored tokens, in nats."""
         return self.section.loss
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """How likely the model finds the query, also in plain words; None for several queries in one."""
+        return self.section.likelihood
 
     def to_arrow(self) -> pa.Table:
         """One row per example: side (`proponent` or `opponent`), rank, example_id, score, uri, row, text.

@@ -92,8 +92,8 @@ def parse_options(overrides: list[str], allowed: tuple[str, ...]) -> dict[str, d
     for section, keys in raw.items():
         if section not in allowed or not isinstance(keys, dict):
             listed = " and ".join(f"{name}.*" for name in allowed)
-            near = difflib.get_close_matches(section, allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near and near[0] != section else ""
+            near = [] if section in Config.model_fields else difflib.get_close_matches(section, allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"{section} cannot be set here{hint}; this command takes keys of {listed}")
     return raw
 

@@ -36,6 +36,7 @@ def test_an_answer_has_the_texts_of_the_strongest_examples(index: lc.Index) -> N
         assert [(hit.example_id, hit.score) for hit in hits] == [(hit.example_id, hit.score) for hit in expected]
         assert [hit.text for hit in hits] == [TEXTS[int(hit.example_id[1:])] for hit in hits]
     assert answer.loss > 0 and answer.generation == 1
+    assert answer.likelihood is not None and answer.likelihood.words.startswith("the model ")
 
 
 def test_an_answer_is_a_table(index: lc.Index, monkeypatch: pytest.MonkeyPatch) -> None:

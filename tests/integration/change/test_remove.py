@@ -215,5 +215,6 @@ def test_keys_that_do_not_apply_to_the_command_are_refused(
 ) -> None:
     path = Path(config.index).parent / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
+    Path(config.index).mkdir()
     code, _, err = run(capsys, "remove", config.index, "--where", "row < 5", "corpus.uri=x")
     assert code == 2 and "corpus cannot be set here" in err
