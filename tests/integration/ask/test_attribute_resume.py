@@ -53,7 +53,7 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def small_blocks(built: Config) -> Config:
     """A CONFIG with so little memory that a block has three queries."""
-    return built.model_copy(update={"compute": built.compute.model_copy(update={"memory_gb": 6e-5})})
+    return built.model_copy(update={"compute": built.compute.model_copy(update={"memory_gb": 1.5e-4})})
 
 
 def answer(config: Config, run: BatchRun, blocks: list[QueryBlock]) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 import lorif_core as lc
 from flows.build import build
-from flows.commands.asking import run_query
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
 from lorif_core.corpus.turns import turns_from_json
@@ -19,6 +18,7 @@ from lorif_core.lifecycle.update import make_update_plan
 from lorif_core.lifecycle.verify import verify
 from lorif_core.tables.checksums import TURNS
 from tests.chat_templates import CASES, WEATHER, with_template
+from tests.integration.lorif import run
 from tests.models import gpt2, scaled
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -77,14 +77,17 @@ def test_a_conversation_is_its_own_strongest_example(chat: Config) -> None:
     )
 
 
-def test_the_turns_are_stored_beside_the_rendered_text_and_printed(chat: Config) -> None:
+def test_the_turns_are_stored_beside_the_rendered_text_and_printed(
+    chat: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     index = lc.open_index(chat.index)
     row = index.store.rows.details(index.generation.factors_version, ["talks.parquet#0"])["talks.parquet#0"]
     said = {turn.role: row["text"][turn.start : turn.end] for turn in turns_from_json(row[TURNS])}
     assert said["user"] == "Rain in Ulm?" and said["tool"] == "dry" and said["assistant"] == "Ulm: dry."
-    result = run_query(chat.index, [], "Rain", None, 2, None, None, "none", None, False)
-    assert "user: Rain in " in result.text and "<|im_start|>" not in result.text
-    assert result.data["proponents"][0]["turns"][1]["role"] == "user"
+    code, printed, _ = run(capsys, "query", chat.index, "Rain", "--top-k", "2")
+    assert code == 0 and "user: Rain in " in printed and "<|im_start|>" not in printed
+    _, printed, _ = run(capsys, "query", chat.index, "Rain", "--top-k", "2", "--json")
+    assert json.loads(printed.splitlines()[-1])["proponents"][0]["turns"][1]["role"] == "user"
     assert not verify(index.store).damage
 
 

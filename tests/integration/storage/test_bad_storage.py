@@ -165,7 +165,7 @@ def missing_queries(scenario: Scenario) -> None:
 
 def out_not_empty(scenario: Scenario) -> None:
     out = scenario.put("out/mine.txt", b"precious").rsplit("/", 1)[0]
-    scenario.command = ["attribute", "--queries", "q.jsonl", "--out", out]
+    scenario.command = ["attribute", "--queries", f"{URI}/q.jsonl", "--out", out]
 
 
 URI = f"s3://{BUCKET}"
