@@ -6,9 +6,9 @@ training, steps a to b". Open `recorder.py` first.
 Design:
 
 - **Capture.** Every forward pass that needs gradients opens a `Pass`. Hooks on the tracked layers keep their
-  inputs and project the gradients that the ordinary backward pass sends to their outputs (`capture.py`). They change no
-  tensor of the training. A layer that runs again within a backward pass (gradient checkpointing) counts only where
-  the first run had no gradient. Rows are cut out of packed sequences (`segments.py`).
+  inputs and project the gradients that the ordinary backward pass sends to their outputs (`capture.py`). They
+  change no tensor of the training. A layer that runs again within a backward pass (gradient checkpointing)
+  counts only where the first run had no gradient. Rows are cut out of packed sequences (`segments.py`).
 - **Scale.** At the output head the gradient of a token-summed cross-entropy is softmax - onehot. The one that
   arrives is a multiple of it: the product of whatever the loss was divided and multiplied by. This factor is
   measured at a few tokens of every pass and undone (`loss_scale.py`), so no setting of the training must be known.

@@ -1,7 +1,7 @@
 """What a loss was divided and multiplied by on its way, measured at the output head, and the examples' losses.
 
 The gradient of the token-summed cross-entropy at the logits z of a token with target y is softmax(z) - onehot(y).
-A mean over tokens, gradient accumulation, loss scaling and several processes make this r an s r, with one s for the batch.
+A mean over tokens, gradient accumulation, loss scaling and several processes multiply this r by an s of the batch.
 s is the least-squares fit over the logits of a few tokens; what the fit leaves tells another loss.
 
 Shapes: B rows, T tokens, V vocabulary, K tokens that are looked at.

@@ -9,25 +9,23 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
-from lorif_core.corpus.in_memory import store_records
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.curvature_fit import Fit, fit_id
-from lorif_core.lifecycle.index_shard import NO_SCORED_TOKEN, Tokenising, read_examples
+from lorif_core.lifecycle.index_shard import Tokenising, read_examples
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing
 from lorif_core.lifecycle.plan import BuildPlan, covered, curvature_spec, list_corpus, make_spec
 from lorif_core.lifecycle.publishing import new_part, publish_rows
-from lorif_core.lifecycle.removal import REMOVED, read_removals
+from lorif_core.lifecycle.removal import Removals, read_removals
 from lorif_core.lifecycle.tracking import tracked_layers
 from lorif_core.lifecycle.waves import Waves
 from lorif_core.model.limits import embedding_rows
 from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.recording.journal import Journal, Recording, require_open
+from lorif_core.recording.recorded_examples import NOT_RECORDED, reason_against, with_recorded_corpus
 from lorif_core.recording.sightings import (
     Sighting,
     Sightings,
@@ -48,7 +46,6 @@ from lorif_core.tables.whitenings import WhiteningHeader
 
 log = logging.getLogger(__name__)
 
-NOT_RECORDED = "no row was recorded during training"
 COMMAND = "record"
 
 
@@ -103,8 +100,9 @@ class _Publication:
         whitening = self._journal.whitening(self._recording)
         if whitening is None:
             raise UserError(
-                f"the recording of {self._store.uri} has no rows yet, because training ended before "
-                f"enough examples were seen for the metric; lower projection.calibration_examples, or run lorif build"
+                f"the recording of {self._store.uri} has no rows yet, because training ended "
+                f"before enough examples were seen for the metric; lower projection.calibration_examples, or "
+                f"run lorif build"
             )
         sightings = read_sightings(self._journal, self._recording)
         self._config = with_recorded_corpus(self._config, self._journal, self._recording, sightings)
@@ -221,12 +219,12 @@ class _Publication:
         return index_missing(self._config, plan, self._lease, False, index_shards, log)
 
     def _store_shard(
-        self, shard: _Shard, rows: Mapping[Any, Any], plan: BuildPlan, layout: CodeLayout, removals: Any
+        self, shard: _Shard, rows: Mapping[Any, Any], plan: BuildPlan, layout: CodeLayout, removals: Removals
     ) -> Receipt:
         """Write the rows of a shard, and why other examples of it have none."""
         stored, skipped = list[int](), list[tuple[str, str]]()
         for number, (example, seen) in enumerate(zip(shard.examples, shard.sightings, strict=True)):
-            reason = _reason(example, seen, removals)
+            reason = reason_against(example, seen, removals)
             if reason is None:
                 stored.append(number)
             else:
@@ -273,46 +271,9 @@ class _Publication:
         }  # fmt: skip
         if missing:
             log.warning(
-                "%d examples of the corpus have no row, because training showed them before the metric was "
-                "there, or never; lorif update CONFIG update.policy=refresh computes all rows at the trained model", missing
+                "%d examples of the corpus have no row, because training showed them before the "
+                "metric was there, or never; lorif update CONFIG update.policy=refresh computes all rows at the "
+                "trained model", missing,
             )  # fmt: skip
         parts = [*(part for part in others if part.spec not in own), recorded.following(newest), newest]
         return publish_rows(self._config, plan, parts, indexed, fit, self._lease, {}, changes)
-
-
-def _reason(example: Example, seen: Sequence[Sighting], removals: Any) -> str | None:
-    """Why an example gets no row; None if it gets one."""
-    if removals.has(example.example_id, example.content_hash):
-        return REMOVED
-    if example.fault is not None:
-        return example.fault
-    if example.scored == 0:
-        return NO_SCORED_TOKEN
-    return seen[-1].fault if seen else NOT_RECORDED
-
-
-def with_recorded_corpus(config: Config, journal: Journal, recording: Recording, sightings: Sightings) -> Config:
-    """CONFIG whose corpus is what training saw, if the recording has ids instead of a corpus."""
-    if recording.ids is None:
-        return config
-    latest: dict[str, tuple[int, Any, Any]] = {}
-    for piece in sightings.pieces:
-        table = journal.read_rows(recording, piece, ["id", "step", "tokens", "labels"])
-        valid = recording.are_valid(journal.attempt_of(piece), table.column("step").to_numpy())
-        for row in table.filter(pa.array(valid)).to_pylist():
-            if row["id"] not in latest or latest[row["id"]][0] <= row["step"]:
-                latest[row["id"]] = row["step"], row["tokens"], row["labels"]
-    names = sorted(latest)
-    records = pa.table(
-        {
-            "id": pa.array(names, pa.string()),
-            "tokens": pa.array([latest[name][1] for name in names], pa.list_(pa.int32())),
-            "labels": pa.array([latest[name][2] for name in names], pa.list_(pa.int32())),
-        }
-    )
-    longest = max((len(tokens) for _, tokens, _ in latest.values()), default=2)
-    section = {
-        "uri": store_records(records, config.index, config.storage), "tokens": "tokens", "labels": "labels",
-        "id": "id", "max_length": max(longest, 2), "store_text": config.corpus.store_text,
-    }  # fmt: skip
-    return config.model_copy(update={"corpus": type(config.corpus)(**section)})

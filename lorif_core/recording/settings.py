@@ -49,8 +49,9 @@ class RecordingSettings:
         config = self.config
         if config.curvature.kind != "none" or config.projection.kind != "folded" or not config.projection.whiten:
             raise UserError(
-                f"recording needs folded, whitened projections and curvature.kind none, as of the presets "
-                f"compact, balanced, fine and quality; preset {config.preset} has others, so run lorif build after training"
+                f"recording needs folded, whitened projections and curvature.kind none, as of the "
+                f"presets compact, balanced, fine and quality; preset {config.preset} has others, so run lorif "
+                f"build after training"
             )
         if config.corpus.chunk:
             raise UserError(

@@ -1,4 +1,4 @@
-"""A thread that takes rows from the training and writes them in pieces; training waits only if it is far behind."""
+"""A thread that takes rows from the training and writes pieces; training waits only if it is far behind."""
 
 import queue
 import threading
