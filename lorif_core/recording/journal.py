@@ -37,9 +37,6 @@ class Recording:
         ids: key of the ids in a batch; None if rows are known by their tokens.
         sightings: which row an example has that training saw several times.
         attempts: the step that each attempt goes on from.
-        step: the newest step that is known to be durable.
-        rows: number of rows in the journal, void ones included.
-        stopped: why recording has stopped; None while it goes on.
         generation: the generation that it was published as; None until then.
     """
 
@@ -49,9 +46,6 @@ class Recording:
     ids: str | None
     sightings: str
     attempts: tuple[int, ...] = ()
-    step: int = 0
-    rows: int = 0
-    stopped: str | None = None
     generation: int | None = None
 
     @property
@@ -75,7 +69,24 @@ class Recording:
 
     def with_attempt(self, start_step: int) -> "Recording":
         """The recording with a new attempt that goes on from a step."""
-        return replace(self, attempts=(*self.attempts, start_step), stopped=None)
+        return replace(self, attempts=(*self.attempts, start_step))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a process of an attempt has come.
+
+    Attributes:
+        attempt: number of the attempt.
+        step: the newest step whose rows are durable.
+        rows: number of its rows.
+        stopped: why recording has stopped; None while it goes on.
+    """
+
+    attempt: int
+    step: int
+    rows: int
+    stopped: str | None = None
 
 
 class Journal:
@@ -144,6 +155,18 @@ class Journal:
         """The whitening of the rows; None if it has not been made."""
         content = self._objects.get_bytes(f"{_FOLDER}/{recording.run}/whitening.npz")
         return None if content is None else whitening_of(content)
+
+    def write_progress(self, recording: Recording, process: int, progress: Progress) -> None:
+        """Store how far a process has come; attempts have progress of their own, so none overwrites a newer one's."""
+        name = f"progress-{progress.attempt:04d}-{process:04d}.json"
+        self._objects.put(f"{_FOLDER}/{recording.run}/{name}", asdict(progress))
+
+    def progress(self, recording: Recording) -> list[Progress]:
+        """How far the processes of the newest attempt have come."""
+        newest = f"progress-{len(recording.attempts) - 1:04d}-"
+        names = [name for name in self._names(recording) if name.startswith(newest)]
+        values = (self._objects.get(f"{_FOLDER}/{recording.run}/{name}") for name in names)
+        return [Progress(**value) for value in values if value is not None]
 
     def write_moments(self, recording: Recording, attempt: int, process: int, sums: Covariances) -> None:
         """Store the sums of a process so far, in place of its earlier ones."""

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from lorif_core.errors import LorifError
@@ -14,7 +16,7 @@ from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.recording import processes
 from lorif_core.recording.capture import IDS_KEY, Pass, TrainingCapture
-from lorif_core.recording.journal import Journal, Recording
+from lorif_core.recording.journal import Journal, Progress, Recording
 from lorif_core.recording.metric import RecordedWhitening, whiten
 from lorif_core.recording.settings import RecordingSettings
 from lorif_core.recording.tracked_model import TrackedModel
@@ -40,6 +42,7 @@ class Recorder:
     Attributes:
         step: optimiser steps that training has made.
         stopped: why recording has stopped; None while it goes on.
+        enabled: set it to False to leave batches out, such as those of all epochs but the last.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Recorder:
     ) -> None:
         self._tracked, self._settings, self._journal, self.recording = tracked, settings, journal, recording
         self.step, self.stopped = recording.attempts[-1], None
+        self.enabled = True
         self._layout = CodeLayout(tracked.layers, settings.code(tracked.layers))
         self._device = tracked.modules[0][0].weight.device
         self._sums = CovarianceSink([(layer.d1, layer.d2) for layer in tracked.layers])
         self._sinks: dict[int, CodeSink] = {}
-        self._passes = self._serial = self._summed = 0
+        self._passes = self._serial = self._summed = self._rows = 0
+        self._durable = self.step
         self._has_seen_loss = False
         self._roots: Any = None
         self._calibrating = True
@@ -63,6 +68,11 @@ class Recorder:
             tracked.called, tracked.layers, tracked.modules, tracked.projections, self._open_pass, self._take,
             self._close_pass, self._guard,
         )  # fmt: skip
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of the code of an example."""
+        return self._layout.bytes_per_example
 
     def end_step(self, step: int | None = None) -> None:
         """An optimiser step was made. Every process calls this after each of its steps.
@@ -90,6 +100,7 @@ class Recorder:
         """Remove the hooks, when training ends by an error; what is durable stays."""
         self._capture.remove()
         self._writer.close()
+        self._guard(self._write_progress)
 
     def _guard(self, function: Callable[[], Any]) -> Any:
         """Call a function within the training; whatever fails stops the recording only."""
@@ -113,7 +124,7 @@ class Recorder:
 
     def _open_pass(self, inputs: Mapping[str, Any]) -> TrainingBatch | None:
         step = self.step + 1
-        if self.stopped is not None or step <= self._settings.begin:
+        if self.stopped is not None or not self.enabled or step <= self._settings.begin:
             return None
         if self._whitening is not None and step <= self._whitening.step:
             return None  # an undisturbed training had no whitening here yet
@@ -200,10 +211,17 @@ class Recorder:
         if projection_spec(self._settings.config.projection).is_folded:
             self._roots = whitening.roots.of_layers(likes)
 
-    def _write(self, rows: Any) -> None:
+    def _write(self, rows: pa.Table) -> None:
         attempt, process = len(self.recording.attempts) - 1, processes.process_number()
         self._journal.write_rows(self.recording, attempt, process, self._serial, rows)
         self._serial += 1
+        self._rows += len(rows)
+        self._durable = max(self._durable, pc.max(rows.column("step")).as_py())
+        self._write_progress()
+
+    def _write_progress(self) -> None:
+        progress = Progress(len(self.recording.attempts) - 1, self._durable, self._rows, self.stopped)
+        self._journal.write_progress(self.recording, processes.process_number(), progress)
 
     def _flush(self) -> None:
         self._writer.flush()
