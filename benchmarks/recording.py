@@ -1,4 +1,4 @@
-"""Tokens per second of a training with and without recording, in interleaved blocks of steps of one run, and memory.
+"""Tokens per second and memory of a training with and without recording, in interleaved blocks of one run.
 
     python -m benchmarks.recording [--shape 4x256 --steps 4 --blocks 4 --preset balanced --out FILE]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorif_core.errors import LorifError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.recording import processes
 from lorif_core.recording.capture import IDS_KEY
 from lorif_core.recording.record import finish, is_checkpoint, make_settings, start
@@ -61,6 +61,8 @@ class LorifCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin an attempt at the step that the trainer goes on from."""
+        if args.torch_compile:
+            raise UserError("recording needs hooks that compiled code does not call; set torch_compile=False")
         begin = args.get_warmup_steps(state.max_steps)
         checkpoint = self._checkpoint or Path(args.output_dir) / "recorded"
         self._settings = self._make_settings(checkpoint, begin)
@@ -91,7 +93,7 @@ class LorifCallback(TrainerCallback):
         if recorder is None or settings is None:
             return
         try:
-            if self._checkpoint is None and recorder.stopped is None and processes.process_number() == 0:
+            if self._checkpoint is None and processes.process_number() == 0 and not _is_sharded(kwargs["model"]):
                 _save(kwargs, settings.config.model.path)
             finish(recorder, settings)
         except LorifError as error:  # the trained model is worth more than its index
@@ -105,6 +107,11 @@ def _save(kwargs: Mapping[str, Any], folder: str) -> None:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     assert is_checkpoint(folder)
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether FSDP2 has cut the weights, so that one process cannot save them."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 class WithIds:

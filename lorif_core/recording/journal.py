@@ -157,7 +157,7 @@ class Journal:
         return None if content is None else whitening_of(content)
 
     def write_progress(self, recording: Recording, process: int, progress: Progress) -> None:
-        """Store how far a process has come; attempts have progress of their own, so none overwrites a newer one's."""
+        """Store how far a process has come; no attempt overwrites the progress of a newer one."""
         name = f"progress-{progress.attempt:04d}-{process:04d}.json"
         self._objects.put(f"{_FOLDER}/{recording.run}/{name}", asdict(progress))
 

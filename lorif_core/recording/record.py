@@ -167,16 +167,16 @@ def _next_attempt(journal: Journal, new: Recording, start_step: int) -> Recordin
     current = journal.current()
     if current is None or not current.is_open:
         return new.with_attempt(start_step)
-    if _settings_of(current) == _settings_of(new):
-        return current.with_attempt(start_step)
-    if start_step:
+    if not start_step:
+        log.warning("training begins anew, so the rows of the unfinished recording %s are given up", current.run)
+        journal.empty(current)
+        return new.with_attempt(0)
+    if _settings_of(current) != _settings_of(new):
         raise UserError(
             "the index has an unfinished recording with other settings or layers, which this training cannot go "
             "on with; use its settings, or another index"
         )
-    log.warning("an unfinished recording with other settings is given up")
-    journal.empty(current)
-    return new.with_attempt(start_step)
+    return current.with_attempt(start_step)
 
 
 def _settings_of(recording: Recording) -> str:

@@ -181,5 +181,5 @@ def test_other_settings_cannot_go_on_with_a_recording(tmp_path: Path) -> None:
         record(llama(), start_step=2, **arguments(tmp_path, **other)),
     ):
         pass
-    with record(llama(), **arguments(tmp_path, **other)) as recorder:
-        assert recorder.recording.run != first
+    with record(llama(), **arguments(tmp_path)) as recorder:
+        assert recorder.recording.run != first, "a training that begins anew replaces all rows"
