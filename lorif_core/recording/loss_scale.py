@@ -15,9 +15,10 @@ import torch
 from lorif_core.recording.segments import Segments
 from lorif_core.spec import MASKED
 
-LARGEST_RESIDUAL = 0.01
+LARGEST_RESIDUAL = 1e-3
 """Share of the gradient's energy that another loss leaves at least; rounding to bfloat16 leaves 1e-5."""
 _TOKENS = 8
+_REFERENCES = 16  # tokens of the vocabulary, of which the likeliest stands for all
 _LEAST_PROBABILITY = 1e-30
 
 
@@ -45,9 +46,12 @@ class HeadWatch:
         logits_BTV: outputs of the head.
         labels_BT: targets on the host, aligned with the tokens; None if the forward pass has none.
         segments: the examples of the batch.
+        ids_BT: the tokens, which are the targets most likely if the forward pass has none.
     """
 
-    def __init__(self, logits_BTV: torch.Tensor, labels_BT: np.ndarray | None, segments: Segments) -> None:
+    def __init__(
+        self, logits_BTV: torch.Tensor, labels_BT: np.ndarray | None, segments: Segments, ids_BT: np.ndarray
+    ) -> None:
         self._labels_BT, self._segments = labels_BT, segments
         scored = np.ones((logits_BTV.shape[0], logits_BTV.shape[1] - 1), bool)
         if labels_BT is not None:
@@ -55,7 +59,20 @@ class HeadWatch:
         places = np.argwhere(scored)
         chosen = places[np.linspace(0, len(places) - 1, min(_TOKENS, len(places))).astype(int)]
         self._places = torch.from_numpy(chosen).to(logits_BTV.device).unbind(1)
-        self._logits_KV = logits_BTV.detach()[self._places].double()
+        logits_BTV = logits_BTV.detach()
+        self._logits_KV = logits_BTV[self._places].double()
+        likely = torch.from_numpy(ids_BT if labels_BT is None else labels_BT).to(logits_BTV.device)
+        self._likely_BT = likely[:, 1:].clamp_min(0)
+        self._keep_references(logits_BTV)
+
+    def _keep_references(self, logits_BTV: torch.Tensor) -> None:
+        """How far the logit of the target is above that of a token whose gradient has full precision."""
+        references = torch.linspace(0, logits_BTV.shape[2] - 1, _REFERENCES, device=logits_BTV.device).long()
+        at_references = logits_BTV[:, :-1, references].float()
+        is_target = references == self._likely_BT[:, :, None]
+        best, places = at_references.masked_fill(is_target, -torch.inf).max(dim=2)
+        self._reference_BT = references[places]
+        self._above_BT = logits_BTV[:, :-1].gather(2, self._likely_BT[:, :, None])[:, :, 0].float() - best
 
     def measure(self, grad_BTV: torch.Tensor) -> LossScale:
         """The scale of the gradient of the logits, and what follows from it."""
@@ -86,11 +103,19 @@ class HeadWatch:
         return labels
 
     def _losses(self, grad_BTV: torch.Tensor, labels_BT: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """(S,) losses: the gradient at the target is s (p - 1), so it tells the probability p."""
+        """(S,) losses: the gradient at another token is s p, and p at the target is above it by their logits.
+
+        Where the targets are not the likely ones, the gradient s (p - 1) at the target tells p, but only roughly.
+        """
         targets = labels_BT[:, 1:]
-        at_target = grad_BTV[:, :-1].gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0].double()
-        probability = (1 + at_target / scale).clamp(_LEAST_PROBABILITY, 1.0)
-        by_token = torch.where(targets != MASKED, -probability.log(), 0.0)
+        at_reference = grad_BTV[:, :-1].gather(2, self._reference_BT[:, :, None])[:, :, 0].double()
+        probability = (at_reference / scale).clamp_min(_LEAST_PROBABILITY)
+        by_token = -(probability.log() + self._above_BT)
+        if self._labels_BT is None:
+            at_target = grad_BTV[:, :-1].gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0].double()
+            rough = -(1 + at_target / scale).clamp(_LEAST_PROBABILITY, 1.0).log()
+            by_token = torch.where(targets == self._likely_BT, by_token, rough)
+        by_token = torch.where(targets != MASKED, by_token, 0.0)
         by_token = torch.nn.functional.pad(by_token, (0, 1))[:, :, None]
         if self._segments.are_rows:
             return by_token.sum(dim=(1, 2)).float()

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 @contextmanager
 def record(
     model: torch.nn.Module,
+    /,
     index: str | Path,
     *,
     checkpoint: str | Path,

@@ -20,13 +20,13 @@ def test_any_factor_is_found(scale: float, dtype: torch.dtype, told: bool) -> No
         logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
     ).sum(1)
     segments = Segments((3, 9), [(0, 0, 9), (1, 0, 9), (2, 0, 9)])
-    watch = HeadWatch(logits, labels.numpy() if told else None, segments)
+    watch = HeadWatch(logits, labels.numpy() if told else None, segments, labels.clamp_min(0).numpy())
     (gradient,) = torch.autograd.grad(scale * losses.sum(), logits)
     measured = watch.measure(gradient)
     exact = dtype == torch.float32
     assert float(measured.inverse) * scale == pytest.approx(1.0, rel=1e-5 if exact else 2e-3)
     assert float(measured.residual) < LARGEST_RESIDUAL / 10
-    torch.testing.assert_close(measured.losses, losses.detach(), rtol=1e-4 if exact else 0.05, atol=1e-3)
+    torch.testing.assert_close(measured.losses, losses.detach(), rtol=1e-4 if exact else 2e-3, atol=1e-3)
     if not told:
         assert measured.labels is not None
         np.testing.assert_array_equal(measured.labels[:, 1:], labels[:, 1:])
@@ -39,6 +39,6 @@ def test_another_loss_leaves_a_residual() -> None:
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.3
     )
-    watch = HeadWatch(logits, labels.numpy(), Segments((2, 5), [(0, 0, 5), (1, 0, 5)]))
+    watch = HeadWatch(logits, labels.numpy(), Segments((2, 5), [(0, 0, 5), (1, 0, 5)]), labels.numpy())
     (gradient,) = torch.autograd.grad(loss, logits)
     assert float(watch.measure(gradient).residual) > LARGEST_RESIDUAL
