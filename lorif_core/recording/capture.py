@@ -149,8 +149,6 @@ class TrainingCapture:
             batch = current.batch
             logits = output.view(*segments.shape, -1)
             watched = HeadWatch(logits, batch.labels, segments, batch.input_ids)
-                output.view(*segments.shape, -1), current.batch.labels, segments, current.batch.input_ids
-            )
             output.register_hook(lambda grad: self._guard(lambda: self._at_head(current, watched, grad)))
 
         self._guard(watch)
