@@ -49,7 +49,7 @@ def record(
 ) -> Iterator[Recorder]:
     """Record the rows of an index while a loop trains a model, and publish them when the loop ends.
 
-    Steps are counted by the first optimiser that has parameters of the model. In a distributed training every
+    Steps of the first optimiser that has parameters of the model are counted. In a distributed training every
     process enters this with the same arguments.
 
     Args:
@@ -87,18 +87,18 @@ def record(
 
 
 class _StepCounter:
-    """Counts the steps of the first optimiser that has parameters of a model."""
+    """Counts the steps of one parameter of a model, because several optimisers may share the others."""
 
     def __init__(self, recorder: Recorder, model: torch.nn.Module) -> None:
         self._recorder, self._model = recorder, model
-        self._optimizer: Any = None
+        self._counted: int | None = None
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self._optimizer is None:
-            parameters = {id(parameter) for parameter in self._model.parameters()}
-            if any(id(own) in parameters for group in optimizer.param_groups for own in group["params"]):
-                self._optimizer = optimizer
-        if optimizer is self._optimizer:
+        stepped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        if self._counted is None:
+            own = {id(parameter) for parameter in self._model.parameters()}
+            self._counted = next((parameter for parameter in stepped if parameter in own), None)
+        if self._counted in stepped:
             self._recorder.end_step()
 
 

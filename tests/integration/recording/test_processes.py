@@ -56,7 +56,10 @@ def train_one_of_two(number: int, folder: str, kind: str) -> None:
         assert recorder.stopped is None, recorder.stopped
         if kind == "ddp" and number == 0:
             rows = journal_rows(Path(folder))[2]
-            torch.save(differing(rows, built_rows(model.module, recorder, EXAMPLES), EXAMPLES), f"{folder}/found")
+            torch.save(
+                differing(rows, built_rows(model.module, recorder, EXAMPLES), EXAMPLES, recorder),
+                f"{folder}/found",
+            )
         assert recorder._whitening is not None
         Path(folder, f"name-{number}").write_text(recorder._whitening.name)
     finally:
@@ -72,4 +75,4 @@ def test_two_processes_record_all_examples(kind: str, tmp_path: Path) -> None:
     assert (tmp_path / "name-0").read_text() == (tmp_path / "name-1").read_text()
     if kind == "ddp":
         found = torch.load(tmp_path / "found")
-        assert found["missing"] == 0 and found["scales"] < 2e-4, found
+        assert found["missing"] == 0 and found["gradients"][-1] < 2e-4, found

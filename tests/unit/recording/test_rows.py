@@ -48,7 +48,10 @@ def packed_batches() -> list[dict[str, torch.Tensor]]:
 
     collator = DataCollatorWithFlattening(return_tensors="pt")
     return [
-        dict(collator([{"input_ids": e.input_ids.tolist(), "labels": e.labels.tolist()} for e in batch]))
+        {
+            **collator([{"input_ids": e.input_ids.tolist(), "labels": e.labels.tolist()} for e in batch]),
+            "use_cache": False,  # a cache lets documents see one another
+        }
         for batch in batches_of(EXAMPLES, 4)
     ]
 
@@ -72,29 +75,35 @@ def model_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.
 def rows_and_built(
     model: torch.nn.Module, folder: Path, batches: Sequence[dict[str, torch.Tensor]], settings: dict[str, Any],
     examples: Sequence[Example] = EXAMPLES, **loop: Any,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Differences between rows recorded at frozen weights over two epochs, and built ones."""
     with record(model, **recorded(folder, corpus=CORPUS, columns=COLUMNS, **settings)) as recorder:
         train(model, [*batches, *batches], recorder, **loop)
     assert recorder.stopped is None
-    return differing(journal_rows(folder)[2], built_rows(model, recorder, examples), examples)
+    return differing(journal_rows(folder)[2], built_rows(model, recorder, examples), examples, recorder)
 
 
-def check(found: dict[str, float], tolerance: float = 2e-4) -> None:
+def check(found: dict[str, Any], tolerance: float = 2e-4) -> None:
     assert found["missing"] == 0
-    assert found["scales"] < tolerance and found["losses"] < max(tolerance, 1e-3), found
+    assert found["gradients"][-1] < tolerance and found["losses"] < 1e-3, found
 
 
 @pytest.mark.parametrize("make", [gpt2, llama, neox], ids=["gpt2", "llama", "neox"])
-@pytest.mark.parametrize("settings", [EXACT, {**EXACT, "code": {"kind": "cut", "rank": 2, "dtype": "sign"}}])
-def test_rows_equal_those_of_a_build(make: Callable[[], Any], settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", ["rank", "cut", "dense"])
+def test_rows_equal_those_of_a_build(make: Callable[[], Any], code: str, tmp_path: Path) -> None:
     model = scaled(make())
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    found = rows_and_built(model, tmp_path, padded_batches(), settings)
-    check(found)
-    assert found["codes"] < (2e-2 if settings is EXACT else 2e-3), found
+    if code == "rank":
+        check(rows_and_built(model, tmp_path, padded_batches(), EXACT))
+        return
+    signs = {"kind": "cut", "rank": 2, "dtype": "sign"} if code == "cut" else {"kind": "dense", "dtype": "sign"}
+    found = rows_and_built(model, tmp_path, padded_batches(), {**EXACT, "code": signs})
+    gradients = found["gradients"]
+    assert found["missing"] == 0 and gradients[len(gradients) // 2] < 2e-4, found
+    # a value near zero may get the other sign, of which a search makes more
+    assert gradients[-1] < (0.02 if code == "dense" else 1.0), found
 
 
 @pytest.mark.parametrize("loss", [model_loss, own_loss, loss_per_item])
@@ -136,7 +145,7 @@ def test_rows_under_autocast_are_near_those_of_a_build(tmp_path: Path) -> None:
             return model(**batch).loss
 
     found = rows_and_built(llama(), tmp_path, padded_batches(), EXACT, loss=half)
-    assert found["missing"] == 0 and found["scales"] < 0.1 and found["losses"] < 0.05, found
+    assert found["missing"] == 0 and found["gradients"][-1] < 0.3 and found["losses"] < 0.05, found
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

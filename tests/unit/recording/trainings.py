@@ -118,19 +118,30 @@ def built_rows(model: torch.nn.Module, recorder: Recorder, examples: Sequence[Ex
 
 
 def differing(
-    rows: dict[bytes, list[dict[str, Any]]], built: ExtractedBatch, examples: Sequence[Example]
+    rows: dict[bytes, list[dict[str, Any]]], built: ExtractedBatch, examples: Sequence[Example], recorder: Recorder
 ) -> dict[str, float]:
-    """The largest relative differences of losses and decoded codes, and the share of rows that are missing."""
-    worst = {"codes": 0.0, "scales": 0.0, "losses": 0.0, "missing": 0.0}
+    """The largest relative difference of losses, the share of examples that have no row, and by example, sorted,
+    the relative differences of what the codes decode to.
+    """
+    layout = recorder._layout
+    worst: dict[str, Any] = {"losses": 0.0, "missing": 0.0, "gradients": []}
     for number, example in enumerate(examples):
         found = rows.get(content_key(example.input_ids, example.labels))
         if not found:
             worst["missing"] += 1 / len(examples)
             continue
-        row = found[-1]
-        levels = np.asarray(row["codes"], np.float64), built.codes[number].astype(np.float64)
-        worst["codes"] = max(worst["codes"], float(np.mean(np.abs(levels[0] - levels[1]) > 1e-3)))
-        scale = np.abs(built.scales[number]).max()
-        worst["scales"] = max(worst["scales"], float(np.abs(row["scales"] - built.scales[number]).max() / scale))
-        worst["losses"] = max(worst["losses"], abs(row["loss"] - built.losses[number]) / built.losses[number])
+        codes = np.asarray(found[-1]["codes"], built.codes.dtype), built.codes[number]
+        scales = np.asarray(found[-1]["scales"], np.float32), built.scales[number]
+        mine, theirs = (
+            torch.cat([
+                layout.decode(torch.from_numpy(c[None]), torch.from_numpy(s[None]), layer)
+                for layer in range(len(layout.slots))
+            ], dim=1)
+            for c, s in zip(codes, scales, strict=True)
+        )  # fmt: skip
+        worst["gradients"].append(float((mine - theirs).norm() / theirs.norm()))
+        worst["losses"] = max(
+            worst["losses"], abs(found[-1]["loss"] - built.losses[number]) / built.losses[number]
+        )
+    worst["gradients"].sort()
     return worst
