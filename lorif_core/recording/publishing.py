@@ -5,7 +5,7 @@ last. All rows are a part of their own, which follows a part of the trained mode
 """
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from lorif_core.config import Config
 from lorif_core.config_file import parse_config
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
-from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.curvature_fit import Fit, fit_id
 from lorif_core.lifecycle.index_shard import Tokenising, read_examples
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing
@@ -27,6 +26,7 @@ from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.recording.journal import Journal, Recording, require_open
 from lorif_core.recording.recorded_examples import NOT_RECORDED, reason_against, with_recorded_corpus
 from lorif_core.recording.sightings import (
+    Place,
     Sighting,
     Sightings,
     grouped,
@@ -51,10 +51,9 @@ COMMAND = "record"
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A shard of the corpus, its examples, and the sightings of each."""
+    """A shard of the corpus, and the sightings of each of its examples."""
 
     ref: ShardRef
-    examples: list[Example]
     sightings: list[list[Sighting]]
 
 
@@ -113,7 +112,7 @@ class _Publication:
         final = self._newest_metric(final)
         shards = self._shards(skeleton, sightings)
         plan = self._plan(rows_spec, skeleton, [shard.ref for shard in shards])
-        indexed = self._index(plan, shards, sightings)
+        indexed = self._index(plan, skeleton, shards, sightings)
         generation = self._publish(plan, final, skeleton, indexed, sightings)
         self._journal.put(replace(self._recording, generation=generation.generation))
         self._journal.empty(self._recording)
@@ -150,19 +149,21 @@ class _Publication:
         self._lease.confirm()
         return final.with_whitening(self._store.whitenings.add(sums, final.layers, final))
 
+    def _read(self, ref: ShardRef, skeleton: Skeleton) -> Iterator[Example]:
+        """The examples of a shard, which are read twice, so that those of one shard are in memory."""
+        tokenising = Tokenising(skeleton.tokenizer, embedding_rows(skeleton.model))
+        return read_examples(ref, self._config, tokenising)
+
     def _shards(self, skeleton: Skeleton, sightings: Sightings) -> list[_Shard]:
         """The shards of the corpus of which some example was recorded."""
-        vocabulary = embedding_rows(skeleton.model)
-        reader = Tokenising(skeleton.tokenizer, vocabulary)
         only_last, found, seen = self._recording.sightings == "last", list[_Shard](), 0
         for ref in list_corpus(self._config).shards:
-            examples = list(read_examples(ref, self._config, reader))
             of_examples = [
                 sightings.of(content_key(example.input_ids, example.labels), only_last=only_last)
-                for example in examples
+                for example in self._read(ref, skeleton)
             ]
             if any(of_examples):
-                found.append(_Shard(ref, examples, of_examples))
+                found.append(_Shard(ref, of_examples))
             seen += sum(map(bool, of_examples))
         if not seen:
             raise UserError(
@@ -190,8 +191,9 @@ class _Publication:
             curvature=curvature_spec(self._config), retained=retained, base_version=base,
         )  # fmt: skip
 
-    def _index(self, plan: BuildPlan, shards: Sequence[_Shard], sightings: Sightings) -> IndexedRows:
-        layout = CodeLayout(plan.spec.layers, plan.spec.code)
+    def _index(
+        self, plan: BuildPlan, skeleton: Skeleton, shards: Sequence[_Shard], sightings: Sightings
+    ) -> IndexedRows:
         budget = int(self._config.compute.memory_gb * 2**30 / 2)
         by_key = {shard.ref.key: shard for shard in shards}
         removals = read_removals(self._store, plan.spec)
@@ -199,7 +201,7 @@ class _Publication:
 
         def index_shards(pending: Sequence[ShardRef], waves: Waves) -> list[FailedShard]:
             chosen = [by_key[ref.key] for ref in pending]
-            sizes = [sum(map(len, shard.sightings)) * layout.bytes_per_example for shard in chosen]
+            sizes = [sum(map(len, shard.sightings)) * plan.layout.bytes_per_example for shard in chosen]
             for group in grouped(sizes, budget):
                 places = {
                     sighting.place
@@ -209,7 +211,8 @@ class _Publication:
                 }
                 rows = read_codes(self._journal, self._recording, sightings.pieces, sorted(places))
                 for number in group:
-                    receipt = self._store_shard(chosen[number], rows, plan, layout, removals)
+                    examples = list(self._read(chosen[number].ref, skeleton))
+                    receipt = self._store_shard(chosen[number], examples, rows, plan, removals)
                     receipts.write(receipt, plan.spec.hash)
                     self._join(waves, waves.add(receipt), receipts, plan.spec.hash)
             self._join(waves, waves.rest(), receipts, plan.spec.hash)
@@ -219,11 +222,16 @@ class _Publication:
         return index_missing(self._config, plan, self._lease, False, index_shards, log)
 
     def _store_shard(
-        self, shard: _Shard, rows: Mapping[Any, Any], plan: BuildPlan, layout: CodeLayout, removals: Removals
+        self,
+        shard: _Shard,
+        examples: Sequence[Example],
+        rows: Mapping[Place, Any],
+        plan: BuildPlan,
+        removals: Removals,
     ) -> Receipt:
         """Write the rows of a shard, and why other examples of it have none."""
         stored, skipped = list[int](), list[tuple[str, str]]()
-        for number, (example, seen) in enumerate(zip(shard.examples, shard.sightings, strict=True)):
+        for number, (example, seen) in enumerate(zip(examples, shard.sightings, strict=True)):
             reason = reason_against(example, seen, removals)
             if reason is None:
                 stored.append(number)
@@ -232,16 +240,13 @@ class _Publication:
         parts = []
         if stored:
             groups = [[rows[sighting.place] for sighting in shard.sightings[number]] for number in stored]
-            codes = one_of_each(groups, layout, unbiased=plan.spec.projection.is_whitened)
+            codes = one_of_each(groups, plan.layout, unbiased=plan.spec.projection.is_whitened)
             steps = [shard.sightings[number][-1].step for number in stored]
-            parts.append(
-                ShardRows(
-                    [shard.examples[number] for number in stored], codes.losses, codes.codes, codes.scales,
-                    [self._recording.row_checkpoint(step) for step in steps],
-                )
-            )  # fmt: skip
+            checkpoints = [self._recording.row_checkpoint(step) for step in steps]
+            chosen = [examples[number] for number in stored]
+            parts.append(ShardRows(chosen, codes.losses, codes.codes, codes.scales, checkpoints))
         fragments = self._store.rows.write(iter(parts), shard.ref, plan.spec)
-        tokens = sum(len(shard.examples[number].input_ids) for number in stored)
+        tokens = sum(len(examples[number].input_ids) for number in stored)
         return Receipt(shard.ref.key, tuple(fragments), len(stored), tokens, tokens, tuple(skipped), 0.0)
 
     def _join(self, waves: Waves, group: tuple[Receipt, ...], receipts: Receipts, spec: str) -> None:

@@ -197,3 +197,15 @@ def test_recorded_rows_are_taken_down(tmp_path: Path, model_folder: Path, corpus
     assert "s25" not in metadata_of(config) and store.latest().rows == ROWS - 1
     again = record_training(tmp_path, model_folder, corpus)
     assert "s25" not in metadata_of(again), "a later training does not bring it back"
+
+
+def test_status_shows_a_recording_that_is_under_way(tmp_path: Path, model_folder: Path, corpus: Path) -> None:
+    index, model = tmp_path / "index", load(model_folder)
+    with lc.record(
+        model, index, checkpoint=tmp_path / "none", corpus=corpus, columns=COLUMNS, **SETTINGS
+    ) as recorder:
+        train(model, batches_of(corpus), 1e-4)
+        recorder.flush()
+        (sentence,) = run_status(str(index), []).data["under_way"]
+        assert f"the training {recorder.recording.run}, attempt 1 from step 1: 24 rows up to step 10" in sentence
+    assert run_status(str(index), []).data["under_way"] == [sentence], "it was not published"
