@@ -7,6 +7,7 @@ arrive, such as that of a frozen layer under an adapter, begins the graph there.
 Shapes: B rows, T tokens, S examples, L tokens of the longest one, d1 and d2 projected sizes.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Pass:
         scale: what the loss was multiplied by, as soon as its gradient has passed the head.
         is_running: whether its backward pass has begun.
         is_done: whether its backward pass has ended, so that later gradients do not count.
+        is_checked: whether the scale at the head was seen to be right.
         kept: layers whose calls outside of the backward pass had a gradient.
         pairs: what has been captured and not passed on, by layer.
     """
@@ -52,6 +54,7 @@ class Pass:
     scale: LossScale | None = None
     is_running: bool = False
     is_done: bool = False
+    is_checked: bool = False
     kept: set[int] = field(default_factory=set)
     pairs: defaultdict[int, _Pairs] = field(default_factory=lambda: defaultdict(_Pairs))
 
@@ -147,7 +150,7 @@ class TrainingCapture:
 
         def watch() -> None:
             batch = current.batch
-            logits = output.view(*segments.shape, -1)
+            logits = output.detach().reshape(*segments.shape, -1)
             watched = HeadWatch(logits, batch.labels, segments, batch.input_ids)
             output.register_hook(lambda grad: self._guard(lambda: self._at_head(current, watched, grad)))
 
@@ -155,12 +158,19 @@ class TrainingCapture:
 
     def _at_head(self, current: Pass, watched: HeadWatch, grad: torch.Tensor) -> None:
         self._begin(current)
-        measured = watched.measure(grad.view(*current.batch.segments.shape, -1))
+        measured = watched.measure(grad.reshape(*current.batch.segments.shape, -1))
         current.scale = self._checked(current, measured)
 
     def _checked(self, current: Pass, measured: LossScale) -> LossScale:
-        """The scale at the head, or that of the returned loss if the head is not linear; later passes wait not."""
-        if current.batch.is_first and not float(measured.residual) <= current.batch.largest_residual:
+        """The scale at the head, or that of the returned loss if the head is not linear.
+
+        Only the first passes wait for it; a loss scaler may make their gradients overflow.
+        """
+        if not current.batch.is_first:
+            return measured
+        residual = float(measured.residual)
+        current.is_checked = math.isfinite(residual)
+        if residual > current.batch.largest_residual:
             if current.scale is None:
                 raise UserError(
                     "the gradient at the output head is not that of a next-token cross-entropy, so its scale is "

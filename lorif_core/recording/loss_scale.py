@@ -18,6 +18,7 @@ from lorif_core.spec import MASKED
 LARGEST_RESIDUAL = 1e-3
 """Share of the gradient's energy that another loss leaves at least; rounding to bfloat16 leaves 1e-5."""
 _TOKENS = 8
+_UNTOLD_TOKENS = 64  # where it is not known which tokens have a loss
 _REFERENCES = 16  # tokens of the vocabulary, of which the likeliest stands for all
 _LEAST_PROBABILITY = 1e-30
 
@@ -57,7 +58,8 @@ class HeadWatch:
         if labels_BT is not None:
             scored = labels_BT[:, 1:] != MASKED
         places = np.argwhere(scored)
-        chosen = places[np.linspace(0, len(places) - 1, min(_TOKENS, len(places))).astype(int)]
+        count = min(_TOKENS if labels_BT is not None else _UNTOLD_TOKENS, len(places))
+        chosen = places[np.linspace(0, len(places) - 1, count).astype(int)]
         self._places = torch.from_numpy(chosen).to(logits_BTV.device).unbind(1)
         logits_BTV = logits_BTV.detach()
         self._logits_KV = logits_BTV[self._places].double()
@@ -88,7 +90,7 @@ class HeadWatch:
         expected_KV = torch.where(is_scored, expected_KV, 0.0)
         scale = (grad_KV * expected_KV).sum() / expected_KV.square().sum()
         energy = grad_KV.square().sum()
-        residual = (grad_KV - scale * expected_KV).square().sum() / energy
+        residual = (grad_KV - scale * expected_KV).square().sum() / energy  # NaN without a gradient
         losses = self._losses(grad_BTV, labels_BT, scale)
         inferred = labels_BT if self._labels_BT is None else None
         return LossScale((1 / scale).float(), residual.float(), losses, inferred)

@@ -165,7 +165,7 @@ class Recorder:
         sink = self._sinks.pop(id(current), None)
         if sink is None or self.stopped is not None:
             return
-        self._has_seen_loss = True
+        self._has_seen_loss |= current.is_checked
         if self._calibrating or current.scale is None:
             return
         with torch.no_grad():
