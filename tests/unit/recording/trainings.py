@@ -140,8 +140,7 @@ def differing(
             for c, s in zip(codes, scales, strict=True)
         )  # fmt: skip
         worst["gradients"].append(float((mine - theirs).norm() / theirs.norm()))
-        worst["losses"] = max(
-            worst["losses"], abs(found[-1]["loss"] - built.losses[number]) / built.losses[number]
-        )
+        loss = float(built.losses[number])
+        worst["losses"] = max(worst["losses"], abs(found[-1]["loss"] - loss) / loss)
     worst["gradients"].sort()
     return worst
