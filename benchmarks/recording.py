@@ -69,9 +69,9 @@ def measure(arguments: argparse.Namespace, folder: Path, device: torch.device) -
         return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "peak": float(peak or 0)}
 
     arms: dict[bool, list[dict[str, float]]] = {False: [], True: []}
-    settings = {"projection": {"calibration_examples": 2 * shape.rows}, "preset": arguments.preset}
+    settings: dict[str, Any] = {"projection": {"calibration_examples": 2 * shape.rows}, "preset": arguments.preset}
     corpus = [{"tokens": [1, 2]}]  # nothing is published
-    where = {"corpus": corpus, "columns": {"tokens": "tokens"}, "checkpoint": folder / "none"}
+    where: dict[str, Any] = {"corpus": corpus, "columns": {"tokens": "tokens"}, "checkpoint": folder / "none"}
     with record(model, folder / "index", **where, **settings) as recorder:
         block(4)  # makes the whitening, and warms both arms up
         for number in range(arguments.blocks):

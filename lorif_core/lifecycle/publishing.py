@@ -56,10 +56,9 @@ def publish_next(
         changes_json=json.dumps(changes),
         removals=removals,
     )
-    if previous and generation.shows_same_as(previous[-1]):
-        # the drift of recorded rows is worth a generation, so that the next update does not measure it again
-        if not changes.get("older_rows") or generation.changes_json == previous[-1].changes_json:
-            return previous[-1]
+    # a measured drift of recorded rows is worth a generation, so that the next update does not measure it again
+    if previous and generation.shows_same_as(previous[-1], with_changes=bool(changes.get("older_rows"))):
+        return previous[-1]
     lease.confirm()
     return store.publish(generation)
 

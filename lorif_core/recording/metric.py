@@ -80,7 +80,7 @@ def whitening_of(content: bytes) -> RecordedWhitening:
             PackedMatrix(arrays[f"{layer}/{side}/{kind}/scales"], arrays[f"{layer}/{side}/{kind}/levels"])
             for kind in ("matrix", "covariance")
         )
-        name = SIDES[SIDES.index(side)]  # type: ignore[arg-type]
+        name = SIDES[SIDES.index(side)]
         summary = SideSummary(layer, name, matrix.size, layer, matrix.digest, covariance.digest)
         sides.append(WhitenedSide(summary, matrix, covariance))
     return RecordedWhitening(str(arrays["name"]), tokens, examples, step, sides)
@@ -107,13 +107,13 @@ def moments_of(content: bytes) -> Covariances:
         layer, side = key.split("/")
         size, unit = arrays[f"{key}/unit"].tolist()
         packed = PackedSum(int(size), unit, arrays[key])
-        sums[int(layer), SIDES[SIDES.index(side)]] = add_sums([packed], _CPU)  # type: ignore[arg-type]
+        sums[int(layer), SIDES[SIDES.index(side)]] = add_sums([packed], _CPU)
     return Covariances(sums, tokens, examples)
 
 
 def _written(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 

@@ -47,7 +47,7 @@ def with_recorded_corpus(config: Config, journal: Journal, recording: Recording,
         }
     )
     longest = max((len(tokens) for _, tokens, _ in latest.values()), default=2)
-    section = {
+    section: dict[str, Any] = {
         "uri": store_records(records, config.index, config.storage), "tokens": "tokens", "labels": "labels",
         "id": "id", "max_length": max(longest, 2), "store_text": config.corpus.store_text,
     }  # fmt: skip

@@ -49,7 +49,8 @@ class Recorder:
         self, tracked: TrackedModel, settings: RecordingSettings, journal: Journal, recording: Recording
     ) -> None:
         self._tracked, self._settings, self._journal, self.recording = tracked, settings, journal, recording
-        self.step, self.stopped = recording.attempts[-1], None
+        self.step = recording.attempts[-1]
+        self.stopped: str | None = None
         self.enabled = True
         self._layout = CodeLayout(tracked.layers, settings.code(tracked.layers))
         self._device = tracked.modules[0][0].weight.device

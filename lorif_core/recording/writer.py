@@ -123,7 +123,7 @@ class Writer:
         examples = batch.examples(labels)
         columns = {
             "key": pa.array([content_key(*example) for example in examples], pa.binary()),
-            "id": pa.array(batch.ids or [None] * len(examples), pa.string()),
+            "id": pa.array(batch.ids, pa.string()) if batch.ids else pa.nulls(len(examples), pa.string()),
             "step": pa.array([batch.step] * len(examples), pa.int64()),
             "loss": pa.array(result.losses),
             "fault": pa.array(result.faults, pa.string()),
