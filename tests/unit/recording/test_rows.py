@@ -125,6 +125,20 @@ def test_a_checkpointed_pass_counts_once(reentrant: bool, tmp_path: Path) -> Non
     check(rows_and_built(model, tmp_path, padded_batches(), EXACT))
 
 
+def test_a_head_that_caps_logits_is_scaled_by_the_returned_loss(tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=12, vocab_size=61, final_logit_softcapping=2.0, max_position_embeddings=64, pad_token_id=0,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = scaled(Gemma2ForCausalLM(config))
+    found = rows_and_built(model, tmp_path, padded_batches(), EXACT, accumulate=2)
+    assert found["missing"] == 0 and found["gradients"][-1] < 1e-3, found
+
+
 def test_two_forward_passes_may_come_before_one_backward_pass(tmp_path: Path) -> None:
     def both(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         halves = [{key: value[half] for key, value in batch.items()} for half in (slice(0, 2), slice(2, 4))]
