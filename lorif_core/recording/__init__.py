@@ -20,7 +20,7 @@ Design:
   nothing is doubled, and a training that is killed ends with the rows of an undisturbed one.
 - **Identity.** Rows are joined to the examples of the corpus by their tokens and labels, which a build must have
   alike anyway, so neither a sampler nor a collator has to be trusted. Without a corpus, ids come in a column of
-  the batch, and what the training saw becomes the corpus (`identity.py`).
+  the batch, and what the training saw becomes the corpus (`training_batch.py`, `recorded_examples.py`).
 - **Publishing.** At the end the corpus is read once, each example takes its last row (or the mean of its rows),
   and shards are written, receipted and committed in waves as in a build (`publishing.py`). The rows are a part of
   their own that follows the final checkpoint, as after continued pretraining: queries are asked there, in the
