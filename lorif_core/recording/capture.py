@@ -42,6 +42,7 @@ class Pass:
 
     Attributes:
         batch: the examples.
+        head: the head of this pass, if its outputs are the logits.
         scale: what the loss was multiplied by, as soon as its gradient has passed the head.
         is_running: whether its backward pass has begun.
         is_done: whether its backward pass has ended, so that later gradients do not count.
@@ -51,6 +52,7 @@ class Pass:
     """
 
     batch: TrainingBatch
+    head: HeadWatch | None = None
     scale: LossScale | None = None
     is_running: bool = False
     is_done: bool = False
@@ -121,6 +123,8 @@ class TrainingCapture:
 
     def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         current, self._pass = self._pass, None
+        if current is not None and current.head is not None and current.batch.is_first:
+            self._guard(lambda: self._compare_head(current, getattr(output, "logits", None)))
         loss = getattr(output, "loss", None)
         if current is None or loss is None or not loss.requires_grad or current.batch.labels is None:
             return
@@ -132,6 +136,13 @@ class TrainingCapture:
             loss.register_hook(lambda upstream: self._guard(lambda: self._at_loss(current, returned, upstream)))
 
         self._guard(watch)
+
+    def _compare_head(self, current: Pass, logits: Any) -> None:
+        """Watch the head no longer if the logits are not its outputs, which may be capped or scaled behind it."""
+        if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != current.batch.segments.shape:
+            return
+        if current.head is not None and not current.head.has_seen(logits):
+            self._watches_head, current.head = False, None
 
     def _at_loss(self, current: Pass, returned: ReturnedLoss, upstream: torch.Tensor) -> None:
         self._begin(current)
@@ -151,14 +162,16 @@ class TrainingCapture:
         def watch() -> None:
             batch = current.batch
             logits = output.detach().reshape(*segments.shape, -1)
-            watched = HeadWatch(logits, batch.labels, segments, batch.input_ids)
-            output.register_hook(lambda grad: self._guard(lambda: self._at_head(current, watched, grad)))
+            current.head = HeadWatch(logits, batch.labels, segments, batch.input_ids)
+            output.register_hook(lambda grad: self._guard(lambda: self._at_head(current, grad)))
 
         self._guard(watch)
 
-    def _at_head(self, current: Pass, watched: HeadWatch, grad: torch.Tensor) -> None:
+    def _at_head(self, current: Pass, grad: torch.Tensor) -> None:
         self._begin(current)
-        measured = watched.measure(grad.reshape(*current.batch.segments.shape, -1))
+        if current.head is None:
+            return
+        measured = current.head.measure(grad.reshape(*current.batch.segments.shape, -1))
         current.scale = self._checked(current, measured)
 
     def _checked(self, current: Pass, measured: LossScale) -> LossScale:

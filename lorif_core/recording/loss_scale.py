@@ -67,6 +67,10 @@ class HeadWatch:
         self._likely_BT = likely[:, 1:].clamp_min(0)
         self._keep_references(logits_BTV)
 
+    def has_seen(self, logits_BTV: torch.Tensor) -> bool:
+        """Whether these logits are the outputs of the head."""
+        return torch.equal(logits_BTV.detach()[self._places].double(), self._logits_KV)
+
     def _keep_references(self, logits_BTV: torch.Tensor) -> None:
         """How far the logit of the target is above that of a token whose gradient has full precision."""
         references = torch.linspace(0, logits_BTV.shape[2] - 1, _REFERENCES, device=logits_BTV.device).long()
