@@ -18,7 +18,7 @@ over interleaved blocks of one run on one thread, with the preset `balanced`:"""
         result = load(name)
         added, rates = result["overhead"], result["tokens_per_cpu_second"]
         row = [
-            result["description"],
+            result["description"].partition(", vocabulary")[0],
             *(f"{decimals(100 * added[key], 1)} %" for key in ("cpu", "wall", "peak")),
             *(decimals(rates[arm], 1) for arm in ("without", "with")),
         ]
