@@ -102,7 +102,7 @@ def test_a_killed_attribution_ends_with_the_same_scores(
     assert (out / "scores.parquet").read_bytes() == (tmp_path / "undisturbed" / "scores.parquet").read_bytes()
     assert sorted(file.name for file in out.iterdir()) == ["report.html", "scores.parquet", "summary.json"]
     resumed_page, undisturbed_page = (
-        (folder / "report.html").read_text().partition('<section class="query"')[2].partition('id="layers"')[0]
+        (folder / "report.html").read_text().partition('<section class="query"')[2].partition('<section class="more"')[0]
         for folder in (out, tmp_path / "undisturbed")
     )
     assert resumed_page == undisturbed_page
