@@ -102,8 +102,10 @@ def test_a_killed_attribution_ends_with_the_same_scores(
     assert (out / "scores.parquet").read_bytes() == (tmp_path / "undisturbed" / "scores.parquet").read_bytes()
     assert sorted(file.name for file in out.iterdir()) == ["report.html", "scores.parquet", "summary.json"]
     pages = [(folder / "report.html").read_text() for folder in (out, tmp_path / "undisturbed")]
-    answers = [page.partition('<section class="query"')[2].partition('<section class="more"')[0] for page in pages]
-    assert answers[0] == answers[1] != ""
+    resumed_page, undisturbed_page = (
+        page.partition('<section class="query"')[2].partition('<section class="more"')[0] for page in pages
+    )
+    assert resumed_page == undisturbed_page
     assert resumed_page.count('class="shaded"') == QUERIES_EXPLAINED
 
 
