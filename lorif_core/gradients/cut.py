@@ -43,7 +43,7 @@ def cut_factors(
         unbiased: multiply the scales so that <G, decoded> = |G|^2, with |G|^2 from the probes.
     """
     block = probes(product.sizes[1], rank, product.magnitude.device, product.magnitude.dtype)
-    sketch = product.right(block.expand(len(product.magnitude), -1, -1).contiguous())
+    sketch = product.right_of_all(block)
     U, V = (signs(factor) for factor in _leading_factors(product, sketch, rank))
     seen = product.right(V)
     scales = _joint_scales(seen, U, V)

@@ -39,7 +39,7 @@ def quantise(x_Bnc: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tenso
 
 def signs(x: torch.Tensor) -> torch.Tensor:
     """+-1, +1 for zero."""
-    return torch.where(x < 0, -1.0, 1.0).to(x)
+    return torch.ones((), dtype=x.dtype, device=x.device).copysign(x + 0.0)  # -0.0 + 0.0 is 0.0
 
 
 def packed_bytes(levels: int, dtype: str) -> int:

@@ -55,6 +55,14 @@ class WhitenedProduct:
         by_token = whiten_rows(v_Npd, self._right) @ self._E.transpose(1, 2) / self._divisors[1]
         return whiten_rows(by_token @ self._A / self._divisors[0], self._left)
 
+    def right_of_all(self, v_pd: torch.Tensor) -> torch.Tensor:
+        """(N, p, d1): as `right` with the same rows v (p, d2) for all examples, which are whitened once a layer."""
+        by_layer = [v_pd] if self._right is None else [v_pd @ root for root in self._right]
+        parts = self._E.reshape(len(by_layer), -1, v_pd.shape[1])
+        products = torch.stack([part @ v.T for part, v in zip(parts, by_layer, strict=True)])
+        by_token = products.view(*self._E.shape[:2], len(v_pd)).transpose(1, 2) / self._divisors[1]
+        return whiten_rows(by_token @ self._A / self._divisors[0], self._left)
+
     def left(self, u_Npd: torch.Tensor) -> torch.Tensor:
         """(N, p, d2): the rows (G^T u)^T for the rows u (N, p, d1)."""
         by_token = whiten_rows(u_Npd, self._left) @ self._A.transpose(1, 2) / self._divisors[0]
@@ -90,9 +98,9 @@ def bounded(A_NTd: torch.Tensor, E_NTd: torch.Tensor) -> BoundedPair:
 
 
 def _largest(x_NTd: torch.Tensor) -> torch.Tensor:
-    """(N, 1, 1): the largest absolute entry; NaN or infinite if one is. Faster than a norm on the CPU."""
-    low, high = x_NTd.flatten(1).aminmax(dim=1)
-    return torch.maximum(high, -low)[:, None, None]
+    """(N, 1, 1): the largest absolute entry; NaN or infinite if one is. `aminmax` and norms are slower on the CPU."""
+    flat = x_NTd.flatten(1)
+    return torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))[:, None, None]
 
 
 def whiten_rows(x_Npd: torch.Tensor, roots: Sequence[torch.Tensor] | None) -> torch.Tensor:
