@@ -83,7 +83,7 @@ def by_token(
 
     def folded() -> Iterator[tuple[list[int], list[FoldedQueries]]]:
         for tokens in _token_blocks(index, example):
-            copies = [_with_single_label(example, token) for token in tokens]
+            copies = [_up_to(example, token) for token in tokens]
             yield (
                 tokens,
                 index.for_all_parts(
@@ -179,10 +179,11 @@ def _token_blocks(index: GenerationReader, example: Example) -> Iterator[list[in
         yield scored[start : start + size]
 
 
-def _with_single_label(example: Example, token: int) -> Example:
-    labels = np.full_like(example.labels, MASKED)
+def _up_to(example: Example, token: int) -> Example:
+    """The example with this token as its last and only scored one, because later ones don't change its loss."""
+    labels = np.full_like(example.labels[: token + 1], MASKED)
     labels[token] = example.labels[token]
-    return replace(example, labels=labels)
+    return replace(example, input_ids=example.input_ids[: token + 1], labels=labels)
 
 
 def _example_gradients(encoder: QueryEncoder, examples: Sequence[Example]) -> QueryGradients:

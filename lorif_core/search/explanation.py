@@ -17,7 +17,7 @@ HITS_EXPLAINED = 10
 """Examples of each side that are explained."""
 QUERIES_EXPLAINED = 20
 """Queries of a batch that are explained: the first ones, which a report shows."""
-_MAX_TOKENS = 2**15  # tokens the model reads for one query: all of its tokens, once per scored token
+_MAX_TOKENS = 2**14  # tokens the model reads for one query: for each scored token all up to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def _reason_not_to_explain(index: GenerationReader, query: Query, model: ModelIn
     if any(part.part.factored_query for part in index.parts):
         return "this index factors queries, so scores are not sums over tokens"
     example = index.encoder(model).example(query)
-    length, scored = len(example.input_ids), int((example.labels[1:] != MASKED).sum())
-    if length * scored > _MAX_TOKENS:
-        return f"it is too long, with {scored:,} scored tokens of {length:,}"
+    scored = np.flatnonzero(example.labels[1:] != MASKED) + 1
+    if (scored + 1).sum() > _MAX_TOKENS:
+        return f"it is too long, with {len(scored):,} scored tokens of {len(example.input_ids):,}"
     return None
