@@ -3,6 +3,7 @@
 from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.markdown import page
 from docs_generators.plans_benchmarks import plans_sections
+from docs_generators.pretrained_benchmarks import pretrained_sections
 from docs_generators.quality_benchmarks import quality_sections
 from docs_generators.recording_benchmarks import recording_sections
 from docs_generators.speed_benchmarks import speed_sections
@@ -26,6 +27,7 @@ def benchmarks_page() -> str:
         *layers_sections(),
         "## Speed and memory {#speed}",
         *speed_sections(),
+        *pretrained_sections(),
         *plans_sections(),
         *recording_sections(),
     )
