@@ -79,9 +79,13 @@ class Trainer:
 
     def train_copy(self, indices: Sequence[int], seed: int) -> Any:
         """Train a copy of the checkpoint on the examples at these indices; the seed determines the order."""
-        model = copy.deepcopy(self._base)
+        model = self.untrained()
         self.train(model, indices, seed)
         return model
+
+    def untrained(self) -> Any:
+        """A copy of the checkpoint."""
+        return copy.deepcopy(self._base)
 
     def train(self, model: Any, indices: Sequence[int], seed: int) -> None:
         """Train a model further, in place."""
