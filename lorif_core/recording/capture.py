@@ -216,7 +216,7 @@ class TrainingCapture:
         def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             rerun = _in_backward()
             current = self._running if rerun else self._pass
-            if current is None or current.is_done or not torch.is_grad_enabled():
+            if current is None or current.is_done or current.batch.is_early or not torch.is_grad_enabled():
                 return None
             if rerun and index in current.kept:
                 return None  # a checkpoint computes again what the first run has kept for its gradient
