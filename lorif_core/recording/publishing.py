@@ -123,9 +123,14 @@ class _Publication:
         """The code of the index: with `each` it has room for the terms of all rows of an example."""
         if self._recording.sightings != "each" or code.kind == "dense":
             return code
-        stored = self._store.newest_spec()
-        rank = max(sightings.most, 1) * code.rank if stored is None else stored.code.rank
-        log.info("codes have the terms of all rows of an example; an update needs code.rank: %d in CONFIG", rank)
+        stored, needed = self._store.newest_spec(), max(sightings.most, 1) * code.rank
+        rank = needed if stored is None else stored.code.rank
+        if rank < needed:
+            log.warning(
+                "codes of the index have %d terms, and examples up to %d: the mean of those is encoded again",
+                rank, needed,
+            )  # fmt: skip
+        log.info("the codes have rank %d: an update needs code.rank: %d in CONFIG", rank, rank)
         return replace(code, rank=rank)
 
     def _store_whitening(self, spec: IndexSpec) -> None:
