@@ -18,6 +18,7 @@ from flows.update import update
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
 from lorif_core.errors import MemoryExhaustedError, UserError
+from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.local_build import build_here
 from lorif_core.lifecycle.removal import rows_with_ids
 from lorif_core.lifecycle.waves import Waves
@@ -181,6 +182,17 @@ def checkpoints_of(config: Config) -> dict[int, str]:
     return {row["row"]: row["checkpoint"].partition("/")[2] for batch in batches for row in batch.to_pylist()}
 
 
+def decoded(config: Config) -> dict[str, torch.Tensor]:
+    """example_id -> what its code decodes to."""
+    store = Store(config.index)
+    spec, rows = store.latest().index_spec, dict[str, torch.Tensor]()
+    layout = CodeLayout(spec.layers, spec.code)
+    for block in store.rows.scan(store.latest().factors_version, 500):
+        layers = [layout.decode(block.codes, block.scales, layer) for layer in range(len(spec.layers))]
+        rows.update(zip(block.example_ids, torch.cat(layers, dim=1), strict=True))
+    return rows
+
+
 EARLY = range(24)  # rows of two steps of warm-up and four that make the whitening
 
 
@@ -196,10 +208,10 @@ def test_one_epoch_gives_every_example_a_row(tmp_path: Path, model_folder: Path,
     assert checkpoints_of(config) == expected
     twice = record_training(tmp_path / "twice", model_folder, corpus, 0.0, 2, begin=2, **exact)
     assert set(checkpoints_of(twice).values()) == {f"step-{step}" for step in range(11, 21)}
-    mine, theirs = scores_by_id(config.index, QUERIES), scores_by_id(twice.index, QUERIES)
-    largest = max(np.abs(scores).max() for scores in theirs.values())
-    for name, scores in theirs.items():
-        np.testing.assert_allclose(mine[name], scores, atol=0.02 * largest)
+    mine, theirs = decoded(config), decoded(twice)
+    assert mine.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert (mine[name] - gradient).norm() < 1e-3 * gradient.norm(), "weights and whitening are the same"
 
 
 def test_examples_that_only_the_warm_up_saw_are_in_a_corpus_of_ids(
@@ -285,7 +297,7 @@ def test_an_update_measures_the_drift_of_recorded_rows(
     config = config.model_copy(update={"update": config.update.model_copy(update={"max_drift": max_drift})})
     generation = update(config)
     (older,) = generation.changes["older_rows"]
-    assert older["decision"] == decision and 0.5 < older["cosine"] <= 1.0
+    assert older["decision"] == decision and (0.3 if sightings == "each" else 0.5) < older["cosine"] <= 1.0
     assert generation.rows == ROWS
     recorded = [part for part in generation.parts if part.checkpoint.startswith("recorded:") and part.rows]
     assert bool(recorded) == (decision == "follows")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 import lorif_core as lc
@@ -63,31 +63,40 @@ def dataset_of(examples: Sequence[Example], *, masked: bool) -> Dataset:
     return Dataset.from_list(rows)
 
 
-@pytest.mark.parametrize("loss", ["nll", "chunked_nll"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_equal_those_of_a_build(kind: str, loss: str, tmp_path: Path) -> None:
-    masked = "completions" in kind
-    examples = completions(EXAMPLES) if masked else EXAMPLES
+def train(
+    folder: Path, examples: Sequence[Example], *, masked: bool, settings: dict[str, Any]
+) -> tuple[LlamaForCausalLM, Recorder]:
+    """Record a training at learning rate 0."""
     tokenizer, model = byte_tokenizer(), scaled(llama(vocab_size=VOCAB))
     tokenizer.pad_token = tokenizer.eos_token = "<s>"
     arguments = SFTConfig(
-        str(tmp_path / "out"), learning_rate=0.0, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        str(folder / "out"), learning_rate=0.0, per_device_train_batch_size=4, gradient_accumulation_steps=2,
         num_train_epochs=3, save_strategy="no", logging_strategy="no", report_to="none", use_cpu=True, bf16=False,
-        disable_tqdm=True, loss_type=loss, **KINDS[kind],
+        disable_tqdm=True, **settings,
     )  # fmt: skip
     recording = lc.LorifCallback(
-        tmp_path / "index", corpus=corpus_of(examples), columns=COLUMNS, checkpoint=tmp_path / "none",
+        folder / "index", corpus=corpus_of(examples), columns=COLUMNS, checkpoint=folder / "none",
         model={"layers": "all"}, **EXACT,
     )  # fmt: skip
     watch = Watch(recording)
-    trainer = SFTTrainer(
+    SFTTrainer(
         model, arguments, train_dataset=dataset_of(examples, masked=masked), processing_class=tokenizer,
         callbacks=[recording, watch],
-    )  # fmt: skip
-    trainer.train()
-    recorder = watch.recorder
-    assert recorder is not None and recorder.stopped is None, recorder
-    rows = journal_rows(tmp_path)[2]
-    found = differing(rows, built_rows(model, recorder, examples), examples, recorder)
-    assert found["missing"] == 0 and found["gradients"][-1] < 2e-4, found
-    assert found["losses"] < (1e-3 if loss == "nll" else float("inf")), found
+    ).train()  # fmt: skip
+    assert watch.recorder is not None
+    return model, watch.recorder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_equal_those_of_a_build(kind: str, tmp_path: Path) -> None:
+    masked = "completions" in kind
+    examples = completions(EXAMPLES) if masked else EXAMPLES
+    model, recorder = train(tmp_path, examples, masked=masked, settings=KINDS[kind])
+    assert recorder.stopped is None, recorder.stopped
+    found = differing(journal_rows(tmp_path)[2], built_rows(model, recorder, examples), examples, recorder)
+    assert found["missing"] == 0 and found["gradients"][-1] < 2e-4 and found["losses"] < 1e-3, found
+
+
+def test_another_loss_than_cross_entropy_is_refused(tmp_path: Path) -> None:
+    _, recorder = train(tmp_path, EXAMPLES, masked=False, settings={"loss_type": "dft"})
+    assert recorder.stopped is not None and "cross-entropy" in recorder.stopped
