@@ -148,8 +148,10 @@ def _recorded(changes: Mapping[str, Any]) -> str:
     """How the rows of a generation came about, if a training recorded them."""
     if "recorded" not in changes:
         return ""
-    first, last = changes["recorded"]["steps"]
-    return f", recorded during training, steps {first} to {last}"
+    recorded = changes["recorded"]
+    first, last = recorded["steps"]
+    missing = f", {recorded['missing']:,} examples without a row" if recorded["missing"] else ""
+    return f", recorded during training, steps {first} to {last}{missing}"
 
 
 def generations_table(rows: Sequence[Mapping[str, Any]]) -> "Table":

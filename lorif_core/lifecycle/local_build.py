@@ -35,7 +35,6 @@ from lorif_core.spec import ShardRef
 from lorif_core.storage.lease import Lease, hold_lease
 from lorif_core.tables.blocks import scan_rows
 from lorif_core.tables.generation import Generation
-from lorif_core.tables.receipts import Receipt
 from lorif_core.tables.row_sums import RowSums
 from lorif_core.tables.store import Store
 
@@ -117,10 +116,10 @@ class _LocalBuild:
             self._loaded = indexer.loaded
             for shard in tqdm(pending, "index", unit="shard", leave=False):
                 try:
-                    _join(waves, waves.add(indexer.index(shard)), indexer)
+                    waves.join_here(waves.add(indexer.index(shard)))
                 except ShardInputError as error:
                     failed.append(FailedShard(shard.key, str(error), error))
-            _join(waves, waves.rest(), indexer)
+            waves.join_here(waves.rest())
             waves.commit()
             return failed
 
@@ -146,9 +145,3 @@ class _LocalBuild:
         for group in memory_groups(spec, settings, rows.rows, config.compute, missing):
             write_group(store, spec, curvature_id, fit_layers(group, dims, rows.rows, settings, scan), self._lease)
         return Fit(curvature_id, store.curvatures.version(), "fitted", 0, time.perf_counter() - started)
-
-
-def _join(waves: Waves, group: tuple[Receipt, ...], indexer: ShardIndexer) -> None:
-    """Join finished shards in one fragment, if there are enough of them."""
-    if group:
-        waves.add_joined(group, indexer.join(group))

@@ -69,6 +69,13 @@ class Waves:
         self.keep(group)
         return ()
 
+    def join_here(self, group: Sequence[Receipt]) -> None:
+        """Join shards in this process, if there are any, instead of having a worker do it."""
+        if group:
+            joined = self._store.rows.join(group)
+            self._receipts.write(joined, self._spec)
+            self.add_joined(group, joined)
+
     def add_joined(self, group: Sequence[Receipt], joined: JoinedReceipt) -> None:
         """Add shards that a worker has joined; their own files and receipts are no longer needed."""
         self._lease.confirm()  # another process may have committed these files

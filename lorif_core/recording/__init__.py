@@ -21,10 +21,16 @@ Design:
 - **Identity.** Rows are joined to the examples of the corpus by their tokens and labels, which a build must have
   alike anyway, so neither a sampler nor a collator has to be trusted. Without a corpus, ids come in a column of
   the batch, and what the training saw becomes the corpus (`training_batch.py`, `recorded_examples.py`).
-- **Publishing.** At the end the corpus is read once, each example takes its last row (or the mean of its rows),
-  and shards are written, receipted and committed in waves as in a build (`publishing.py`). The rows are a part of
-  their own that follows the final checkpoint, as after continued pretraining: queries are asked there, in the
-  newest metric, and `lorif update` measures the drift of the rows and computes them anew beyond `max_drift`.
+- **Sightings.** An example has one row, however often training shows it, so ids stay unique. It is the last one of
+  the journal, or the mean of all, which has the mean of their scores in the one metric of all queries: encoded
+  once out of finer codes, or as the terms of all rows side by side (`combined_codes.py`). A row for each sighting
+  would cost the bytes of the latter, and every answer, filter and count would have to put them together.
+- **First examples.** Before the whitening the journal only notes what training shows. What it does not show again
+  gets a row at the trained model (`rows_afterwards.py`).
+- **Publishing.** At the end the corpus is read, once if it fits into memory (`recorded_shards.py`), and shards are
+  written, receipted and committed in waves as in a build (`publishing.py`). The rows are a part of their own that
+  follows the final checkpoint, as after continued pretraining: queries are asked there, in the newest metric, and
+  `lorif update` measures the drift of the rows and computes them anew beyond `max_drift`.
 - **Never in training's way.** Whatever fails in a hook, a thread or the store stops the recording with one logged
   sentence. What is in the journal stays; the next restore goes on with it.
 """

@@ -31,7 +31,7 @@ class LorifCallback(TrainerCallback):
         ids: column of ids, instead of a corpus; the trainer then needs the data collator `WithIds`.
         checkpoint: folder of the trained model; None saves it to `recorded` in the trainer's output folder.
         columns: further keys of the section `corpus`.
-        sightings: which row an example has that training saw several times: the last, or the mean of all.
+        sightings: `last`, `mean` or `each`, as for `lorif_core.record`.
         keys: further keys and sections of CONFIG, such as `preset="fine"`.
 
     Raises:

@@ -18,7 +18,7 @@ import torch
 from lorif_core.errors import UserError
 from lorif_core.gradients.projection import ProjectionSet, Side
 from lorif_core.model.token_rows import rows_per_example
-from lorif_core.recording.loss_scale import HeadWatch, LossScale, ReturnedLoss, returned_loss
+from lorif_core.recording.loss_scale import HeadWatch, LogProbs, LossScale, ReturnedLoss, returned_loss
 from lorif_core.recording.training_batch import TrainingBatch
 from lorif_core.spec import LayerSpec, exclusion
 
@@ -42,7 +42,7 @@ class Pass:
 
     Attributes:
         batch: the examples.
-        head: the head of this pass, if its outputs are the logits.
+        head: the logits of this pass, or what stands for them.
         scale: what the loss was multiplied by, as soon as its gradient has passed the head.
         is_running: whether its backward pass has begun.
         is_done: whether its backward pass has ended, so that later gradients do not count.
@@ -52,7 +52,7 @@ class Pass:
     """
 
     batch: TrainingBatch
-    head: HeadWatch | None = None
+    head: HeadWatch | LogProbs | None = None
     scale: LossScale | None = None
     is_running: bool = False
     is_done: bool = False
@@ -123,25 +123,30 @@ class TrainingCapture:
 
     def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         current, self._pass = self._pass, None
-        if current is not None and current.head is not None and current.batch.is_first:
-            self._guard(lambda: self._compare_head(current, getattr(output, "logits", None)))
-        loss = getattr(output, "loss", None)
-        if current is None or loss is None or not loss.requires_grad or current.batch.labels is None:
+        if current is None:
             return
+        if current.head is not None and current.batch.is_first:
+            self._guard(lambda: self._compare_head(current, getattr(output, "logits", None)))
+        if current.batch.labels is not None:
+            self._guard(lambda: self._watch_output(current, output, kwargs.get("num_items_in_batch")))
 
-        def watch() -> None:
-            labels, items = current.batch.labels, kwargs.get("num_items_in_batch")
-            assert labels is not None
-            returned = returned_loss(loss, labels.copy(), items, current.batch.segments)
+    def _watch_output(self, current: Pass, output: Any, items: Any) -> None:
+        """Watch what a model returns with labels: a loss, and under TRL's trainers log-probabilities."""
+        labels, segments = current.batch.labels, current.batch.segments
+        assert labels is not None
+        loss, log_probs = (getattr(output, name, None) for name in ("loss", "log_probs"))
+        if log_probs is not None and log_probs.requires_grad and log_probs.shape == labels[:, 1:].shape:
+            current.head = LogProbs(log_probs.detach(), labels, segments)
+            log_probs.register_hook(lambda grad: self._guard(lambda: self._at_head(current, grad)))
+        elif loss is not None and loss.requires_grad:
+            returned = returned_loss(loss, labels.copy(), items, segments)
             loss.register_hook(lambda upstream: self._guard(lambda: self._at_loss(current, returned, upstream)))
-
-        self._guard(watch)
 
     def _compare_head(self, current: Pass, logits: Any) -> None:
         """Watch the head no longer if the logits are not its outputs, which may be capped or scaled behind it."""
         if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != current.batch.segments.shape:
             return
-        if current.head is not None and not current.head.has_seen(logits):
+        if isinstance(current.head, HeadWatch) and not current.head.has_seen(logits):
             self._watches_head, current.head = False, None
 
     def _at_loss(self, current: Pass, returned: ReturnedLoss, upstream: torch.Tensor) -> None:
@@ -171,8 +176,7 @@ class TrainingCapture:
         self._begin(current)
         if current.head is None:
             return
-        measured = current.head.measure(grad.reshape(*current.batch.segments.shape, -1))
-        current.scale = self._checked(current, measured)
+        current.scale = self._checked(current, current.head.measure(grad))
 
     def _checked(self, current: Pass, measured: LossScale) -> LossScale:
         """The scale at the head, or that of the returned loss if the head is not linear.
@@ -216,7 +220,7 @@ class TrainingCapture:
         def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             rerun = _in_backward()
             current = self._running if rerun else self._pass
-            if current is None or current.is_done or not torch.is_grad_enabled():
+            if current is None or current.is_done or current.batch.is_early or not torch.is_grad_enabled():
                 return None
             if rerun and index in current.kept:
                 return None  # a checkpoint computes again what the first run has kept for its gradient

@@ -21,6 +21,8 @@ from lorif_core.storage.objects import Objects, parse_object
 from lorif_core.tables.checksums import damaged
 from lorif_core.tables.file_digests import sealed, unsealed
 
+BEFORE_METRIC = "training showed it only before the metric was there"
+"""Fault of rows that only note that training saw an example, before the whitening or in the warm-up."""
 _FOLDER = "recording"
 _CURRENT = f"{_FOLDER}/current.json"
 _FORMAT = 1
@@ -35,7 +37,7 @@ class Recording:
         config: CONFIG of the index, as plain keys.
         layers: the tracked layers, as plain keys.
         ids: key of the ids in a batch; None if rows are known by their tokens.
-        sightings: which row an example has that training saw several times.
+        sightings: how the rows of an example become one that training saw several times.
         attempts: the step that each attempt goes on from.
         generation: the generation that it was published as; None until then.
     """
@@ -58,9 +60,14 @@ class Recording:
         """What stands for the changing checkpoint in the spec of the rows."""
         return f"recorded:{self.run}"
 
-    def row_checkpoint(self, step: int) -> str:
-        """The column `checkpoint` of a row: the training, and the step at which the row was made."""
-        return f"{self.checkpoint}/step-{step}"
+    def row_checkpoint(self, steps: Sequence[int]) -> str:
+        """The column `checkpoint` of a row: the training, and the steps at which the row was made.
+
+        Without steps it was made at the trained model.
+        """
+        if not steps:
+            return f"{self.checkpoint}/end"
+        return f"{self.checkpoint}/step{'s' if len(steps) > 1 else ''}-{','.join(map(str, steps))}"
 
     def are_valid(self, attempt: int, steps: np.ndarray) -> np.ndarray:
         """Whether rows of an attempt, made at these steps, were not undone by a later attempt."""

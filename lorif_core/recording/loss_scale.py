@@ -80,8 +80,9 @@ class HeadWatch:
         self._reference_BT = references[places]
         self._above_BT = logits_BTV[:, :-1].gather(2, self._likely_BT[:, :, None])[:, :, 0].float() - best
 
-    def measure(self, grad_BTV: torch.Tensor) -> LossScale:
+    def measure(self, grad: torch.Tensor) -> LossScale:
         """The scale of the gradient of the logits, and what follows from it."""
+        grad_BTV = grad.reshape(*self._segments.shape, -1)
         labels_BT = self._targets(grad_BTV)
         b, t = self._places
         grad_KV = grad_BTV[b, t].double()
@@ -121,11 +122,39 @@ class HeadWatch:
             at_target = grad_BTV[:, :-1].gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0].double()
             rough = -(1 + at_target / scale).clamp(_LEAST_PROBABILITY, 1.0).log()
             by_token = torch.where(targets == self._likely_BT, by_token, rough)
-        by_token = torch.where(targets != MASKED, by_token, 0.0)
-        by_token = torch.nn.functional.pad(by_token, (0, 1))[:, :, None]
-        if self._segments.are_rows:
-            return by_token.sum(dim=(1, 2)).float()
-        return self._segments.split(by_token).sum(dim=(1, 2)).float()
+        return _by_example(torch.where(targets != MASKED, by_token, 0.0), self._segments)
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """The log-probabilities of the targets, where a model returns them instead of logits, as under TRL's trainers.
+
+    Attributes:
+        values: (B, T - 1), of each token after the first.
+        labels_BT: targets, on the host.
+        segments: the examples of the batch.
+    """
+
+    values: torch.Tensor
+    labels_BT: np.ndarray
+    segments: Segments
+
+    def measure(self, grad: torch.Tensor) -> LossScale:
+        """The scale: the gradient at each scored token is -s."""
+        is_scored = torch.from_numpy(self.labels_BT[:, 1:] != MASKED).to(grad.device)
+        grad = torch.where(is_scored, grad.double(), 0.0)
+        scale = -grad.sum() / is_scored.sum()
+        residual = torch.where(is_scored, grad + scale, 0.0).square().sum() / grad.square().sum()
+        losses = _by_example(torch.where(is_scored, -self.values, 0.0), self.segments)
+        return LossScale((1 / scale).float(), residual.float(), losses, None)
+
+
+def _by_example(by_token: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """(S,) sums of losses (B, T - 1), each of the token after its place."""
+    by_token = torch.nn.functional.pad(by_token, (0, 1))[:, :, None]
+    if segments.are_rows:
+        return by_token.sum(dim=(1, 2)).float()
+    return segments.split(by_token).sum(dim=(1, 2)).float()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,37 +5,32 @@ last. All rows are a part of their own, which follows a part of the trained mode
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, replace
 from typing import Any
 
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
-from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
+from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.curvature_fit import Fit, fit_id
-from lorif_core.lifecycle.index_shard import Tokenising, read_examples
+from lorif_core.lifecycle.index_shard import Tokenising
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing
 from lorif_core.lifecycle.plan import BuildPlan, covered, curvature_spec, list_corpus, make_spec
 from lorif_core.lifecycle.publishing import new_part, publish_rows
-from lorif_core.lifecycle.removal import Removals, read_removals
+from lorif_core.lifecycle.removal import read_removals
 from lorif_core.lifecycle.tracking import tracked_layers
 from lorif_core.lifecycle.waves import Waves
 from lorif_core.model.limits import embedding_rows
 from lorif_core.model.loading import Skeleton, load_skeleton
-from lorif_core.recording.journal import Journal, Recording, require_open
-from lorif_core.recording.recorded_examples import NOT_RECORDED, reason_against, with_recorded_corpus
-from lorif_core.recording.sightings import (
-    Place,
-    Sighting,
-    Sightings,
-    grouped,
-    one_of_each,
-    read_codes,
-    read_sightings,
-)
-from lorif_core.recording.training_batch import content_key
-from lorif_core.spec import IndexSpec, LayerSpec, ShardRef
+from lorif_core.recording.combined_codes import JournalRow, combined
+from lorif_core.recording.journal import BEFORE_METRIC, Journal, Recording, require_open
+from lorif_core.recording.recorded_examples import NOT_RECORDED, with_longest, with_recorded_corpus
+from lorif_core.recording.recorded_shards import CorpusReader, RecordedShard, SplitShard, in_order, split_shard
+from lorif_core.recording.rows_afterwards import RowsAfterwards
+from lorif_core.recording.settings import RecordingSettings
+from lorif_core.recording.sightings import Place, Sightings, grouped, read_codes, read_sightings
+from lorif_core.spec import CodeSpec, IndexSpec, LayerSpec, ShardRef
 from lorif_core.storage.lease import Lease, hold_lease
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.inventory import ShardKey
@@ -47,14 +42,7 @@ from lorif_core.tables.whitenings import WhiteningHeader
 log = logging.getLogger(__name__)
 
 COMMAND = "record"
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """A shard of the corpus, and the sightings of each of its examples."""
-
-    ref: ShardRef
-    sightings: list[list[Sighting]]
+_NAMED = 5  # examples without a row, in a message
 
 
 def publish_recording(index: str, checkpoint: str, storage: Mapping[str, Any] | None = None) -> Generation:
@@ -105,20 +93,22 @@ class _Publication:
             )
         sightings = read_sightings(self._journal, self._recording)
         self._config = with_recorded_corpus(self._config, self._journal, self._recording, sightings)
+        self._config = with_longest(self._config, sightings)
         skeleton = load_skeleton(self._config.model, self._config.storage)
-        final = self._final_spec(skeleton)
+        final = self._final_spec(skeleton, sightings)
         rows_spec = replace(final, checkpoint=self._recording.checkpoint).with_whitening(whitening.name)
         self._store_whitening(rows_spec)
         final = self._newest_metric(final)
-        shards = self._shards(skeleton, sightings)
+        corpus = CorpusReader(self._config, Tokenising(skeleton.tokenizer, embedding_rows(skeleton.model)))
+        shards = self._shards(corpus, sightings)
         plan = self._plan(rows_spec, skeleton, [shard.ref for shard in shards])
-        indexed = self._index(plan, skeleton, shards, sightings)
-        generation = self._publish(plan, final, skeleton, indexed, sightings)
+        indexed = self._index(plan, corpus, shards, sightings)
+        generation = self._publish(plan, final, indexed, sightings)
         self._journal.put(replace(self._recording, generation=generation.generation))
         self._journal.empty(self._recording)
         return generation
 
-    def _final_spec(self, skeleton: Skeleton) -> IndexSpec:
+    def _final_spec(self, skeleton: Skeleton, sightings: Sightings) -> IndexSpec:
         """The spec of rows at the trained model. Raises UserError if other layers were recorded."""
         spec = make_spec(self._config, skeleton)
         recorded = tuple(LayerSpec(**layer) for layer in self._recording.layers)
@@ -127,7 +117,21 @@ class _Publication:
                 f"the checkpoint {self._config.model.path} has other tracked layers than the training recorded "
                 f"({len(spec.layers)} against {len(recorded)}); name the checkpoint that the training saved"
             )
-        return spec.with_whitening(None)
+        return replace(spec.with_whitening(None), code=self._stored_code(spec.code, sightings))
+
+    def _stored_code(self, code: CodeSpec, sightings: Sightings) -> CodeSpec:
+        """The code of the index: with `each` it has room for the terms of all rows of an example."""
+        if self._recording.sightings != "each" or code.kind == "dense":
+            return code
+        stored, needed = self._store.newest_spec(), max(sightings.most, 1) * code.rank
+        rank = needed if stored is None else stored.code.rank
+        if rank < needed:
+            log.warning(
+                "codes of the index have %d terms, and examples up to %d: the mean of those is encoded again",
+                rank, needed,
+            )  # fmt: skip
+        log.info("the codes have rank %d: an update needs code.rank: %d in CONFIG", rank, rank)
+        return replace(code, rank=rank)
 
     def _store_whitening(self, spec: IndexSpec) -> None:
         """Store the whitening of the rows as it was used."""
@@ -149,22 +153,11 @@ class _Publication:
         self._lease.confirm()
         return final.with_whitening(self._store.whitenings.add(sums, final.layers, final))
 
-    def _read(self, ref: ShardRef, skeleton: Skeleton) -> Iterator[Example]:
-        """The examples of a shard, which are read twice, so that those of one shard are in memory."""
-        tokenising = Tokenising(skeleton.tokenizer, embedding_rows(skeleton.model))
-        return read_examples(ref, self._config, tokenising)
-
-    def _shards(self, skeleton: Skeleton, sightings: Sightings) -> list[_Shard]:
-        """The shards of the corpus of which some example was recorded."""
-        only_last, found, seen = self._recording.sightings == "last", list[_Shard](), 0
-        for ref in list_corpus(self._config).shards:
-            of_examples = [
-                sightings.of(content_key(example.input_ids, example.labels), only_last=only_last)
-                for example in self._read(ref, skeleton)
-            ]
-            if any(of_examples):
-                found.append(_Shard(ref, of_examples))
-            seen += sum(map(bool, of_examples))
+    def _shards(self, corpus: CorpusReader, sightings: Sightings) -> list[RecordedShard]:
+        """The shards of the corpus of which some example was seen in training."""
+        only_last = self._recording.sightings == "last"
+        found = corpus.recorded(list_corpus(self._config).shards, sightings, only_last=only_last)
+        seen = sum(bool(rows) for shard in found for rows in shard.sightings)
         if not seen:
             raise UserError(
                 f"none of the {len(sightings.by_key):,} examples that training saw has the tokens and labels that "
@@ -192,71 +185,62 @@ class _Publication:
         )  # fmt: skip
 
     def _index(
-        self, plan: BuildPlan, skeleton: Skeleton, shards: Sequence[_Shard], sightings: Sightings
+        self, plan: BuildPlan, corpus: CorpusReader, shards: Sequence[RecordedShard], sightings: Sightings
     ) -> IndexedRows:
         budget = int(self._config.compute.memory_gb * 2**30 / 2)
         by_key = {shard.ref.key: shard for shard in shards}
+        settings = RecordingSettings(self._config, sightings=self._recording.sightings)
+        journal = CodeLayout(plan.spec.layers, settings.journal_code(plan.spec.layers))
         removals = read_removals(self._store, plan.spec)
+        afterwards = RowsAfterwards(
+            self._config, self._recording, plan.spec, sum(shard.early for shard in shards)
+        )
         receipts = Receipts(self._store.uri, self._store.storage)
 
         def index_shards(pending: Sequence[ShardRef], waves: Waves) -> list[FailedShard]:
             chosen = [by_key[ref.key] for ref in pending]
-            sizes = [sum(map(len, shard.sightings)) * plan.layout.bytes_per_example for shard in chosen]
+            sizes = [len(shard.places) * journal.bytes_per_example for shard in chosen]
             for group in grouped(sizes, budget):
-                places = {
-                    sighting.place
-                    for number in group
-                    for of_example in chosen[number].sightings
-                    for sighting in of_example
-                }
-                rows = read_codes(self._journal, self._recording, sightings.pieces, sorted(places))
+                places = sorted(set[Place]().union(*(chosen[number].places for number in group)))
+                rows = read_codes(self._journal, self._recording, sightings.pieces, places)
                 for number in group:
-                    examples = list(self._read(chosen[number].ref, skeleton))
-                    receipt = self._store_shard(chosen[number], examples, rows, plan, removals)
+                    split = split_shard(chosen[number], corpus, removals)
+                    parts, skipped = afterwards.encode(split.early)
+                    parts += self._recorded_rows(split, rows, journal, plan)
+                    receipt = self._store_shard(chosen[number].ref, parts, [*split.skipped, *skipped], plan.spec)
                     receipts.write(receipt, plan.spec.hash)
-                    self._join(waves, waves.add(receipt), receipts, plan.spec.hash)
-            self._join(waves, waves.rest(), receipts, plan.spec.hash)
+                    waves.join_here(waves.add(receipt))
+            waves.join_here(waves.rest())
             waves.commit()
             return []
 
         return index_missing(self._config, plan, self._lease, False, index_shards, log)
 
+    def _recorded_rows(
+        self, split: SplitShard, rows: Mapping[Place, JournalRow], journal: CodeLayout, plan: BuildPlan
+    ) -> list[ShardRows]:
+        """The rows of a shard that were recorded, if there are any."""
+        if not split.recorded:
+            return []
+        groups = [[rows[sighting.place] for sighting in seen] for _, seen in split.recorded]
+        codes = combined(groups, journal, plan.layout, unbiased=plan.spec.projection.is_whitened)
+        steps = [[sighting.step for sighting in seen] for _, seen in split.recorded]
+        checkpoints = [self._recording.row_checkpoint(of_example) for of_example in steps]
+        examples = [example for example, _ in split.recorded]
+        return [ShardRows(examples, codes.losses, codes.codes, codes.scales, checkpoints)]
+
     def _store_shard(
-        self,
-        shard: _Shard,
-        examples: Sequence[Example],
-        rows: Mapping[Place, Any],
-        plan: BuildPlan,
-        removals: Removals,
+        self, ref: ShardRef, parts: Sequence[ShardRows], skipped: Sequence[tuple[str, str]], spec: IndexSpec
     ) -> Receipt:
         """Write the rows of a shard, and why other examples of it have none."""
-        stored, skipped = list[int](), list[tuple[str, str]]()
-        for number, (example, seen) in enumerate(zip(examples, shard.sightings, strict=True)):
-            reason = reason_against(example, seen, removals)
-            if reason is None:
-                stored.append(number)
-            else:
-                skipped.append((example.example_id, reason))
-        parts = []
-        if stored:
-            groups = [[rows[sighting.place] for sighting in shard.sightings[number]] for number in stored]
-            codes = one_of_each(groups, plan.layout, unbiased=plan.spec.projection.is_whitened)
-            steps = [shard.sightings[number][-1].step for number in stored]
-            checkpoints = [self._recording.row_checkpoint(step) for step in steps]
-            chosen = [examples[number] for number in stored]
-            parts.append(ShardRows(chosen, codes.losses, codes.codes, codes.scales, checkpoints))
-        fragments = self._store.rows.write(iter(parts), shard.ref, plan.spec)
-        tokens = sum(len(examples[number].input_ids) for number in stored)
-        return Receipt(shard.ref.key, tuple(fragments), len(stored), tokens, tokens, tuple(skipped), 0.0)
-
-    def _join(self, waves: Waves, group: tuple[Receipt, ...], receipts: Receipts, spec: str) -> None:
-        if group:
-            joined = self._store.rows.join(group)
-            receipts.write(joined, spec)
-            waves.add_joined(group, joined)
+        rows = in_order(parts)
+        fragments = self._store.rows.write(iter(rows), ref, spec)
+        examples = [example for part in rows for example in part.examples]
+        tokens = sum(len(example.input_ids) for example in examples)
+        return Receipt(ref.key, tuple(fragments), len(examples), tokens, tokens, tuple(skipped), 0.0)
 
     def _publish(
-        self, plan: BuildPlan, final: IndexSpec, skeleton: Skeleton, indexed: IndexedRows, sightings: Sightings
+        self, plan: BuildPlan, final: IndexSpec, indexed: IndexedRows, sightings: Sightings
     ) -> Generation:
         settings = curvature_spec(self._config)
         curvature = fit_id(final.hash, indexed.version, asdict(settings))
@@ -266,19 +250,19 @@ class _Publication:
         generations = self._store.generations()
         others = [] if not generations else list(generations[-1].parts)
         own: Set[str] = {newest.spec, recorded.spec}
-        missing = sum(reason == NOT_RECORDED for _, reason in indexed.skipped)
+        missing = [name for name, reason in indexed.skipped if reason in (NOT_RECORDED, BEFORE_METRIC)]
         changes = {
             "command": COMMAND,
             "recorded": {
                 "run": self._recording.run, "steps": [sightings.first_step, sightings.last_step],
-                "sightings": self._recording.sightings, "rows_recorded": sightings.rows, "missing": missing,
+                "sightings": self._recording.sightings, "rows_recorded": sightings.rows, "missing": len(missing),
             },
         }  # fmt: skip
         if missing:
             log.warning(
-                "%d examples of the corpus have no row, because training showed them before the "
-                "metric was there, or never; lorif update CONFIG update.policy=refresh computes all rows at the "
-                "trained model", missing,
+                "%d examples of the corpus have no row (%s), because training did not show them while the metric "
+                "was there; lorif update CONFIG update.policy=refresh computes all rows at the trained model",
+                len(missing), ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else ""),
             )  # fmt: skip
         parts = [*(part for part in others if part.spec not in own), recorded.following(newest), newest]
         return publish_rows(self._config, plan, parts, indexed, fit, self._lease, {}, changes)

@@ -63,7 +63,8 @@ def record(
         start_step: optimiser steps that the training has made, if it goes on from a checkpoint. Rows that an
             earlier attempt made at later steps are replaced.
         begin: optimiser steps without rows at the start, such as those of the warm-up.
-        sightings: which row an example has that training saw several times: the last, or the mean of all.
+        sightings: how the rows of an example become one that training saw several times. `last` takes the last
+            one, `mean` encodes the mean of all of them, and `each` keeps the terms of each in a longer code.
         keys: further keys and sections of CONFIG, such as `preset="fine"`.
 
     Raises:
@@ -199,7 +200,7 @@ def _check_index(config: Config, tracked: TrackedModel, settings: RecordingSetti
         for name, is_same in (
             ("layers", stored.layers == tracked.layers),
             ("projection", same == replace(projection, calibration_examples=None)),
-            ("code", stored.code == settings.code(tracked.layers)),
+            ("code", settings.can_join(stored.code, tracked.layers)),
         )
         if not is_same
     ]

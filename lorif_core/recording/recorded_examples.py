@@ -8,6 +8,7 @@ import pyarrow as pa
 from lorif_core.config import Config
 from lorif_core.corpus.in_memory import store_records
 from lorif_core.corpus.tokenise import Example
+from lorif_core.lifecycle.example_length import with_stored_length
 from lorif_core.lifecycle.index_shard import NO_SCORED_TOKEN
 from lorif_core.lifecycle.removal import REMOVED, Removals
 from lorif_core.recording.journal import Journal, Recording
@@ -25,6 +26,18 @@ def reason_against(example: Example, seen: Sequence[Sighting], removals: Removal
     if example.scored == 0:
         return NO_SCORED_TOKEN
     return seen[-1].fault if seen else NOT_RECORDED
+
+
+def with_longest(config: Config, sightings: Sightings) -> Config:
+    """CONFIG with the length at which training cut texts in the place of `corpus.max_length: auto`.
+
+    It is that of the index, if there is one, else that of the longest example that training saw.
+    """
+    config = with_stored_length(config)
+    if config.corpus.max_length != "auto":
+        return config
+    section = config.corpus.model_copy(update={"max_length": max(sightings.longest, 2)})
+    return config.model_copy(update={"corpus": section})
 
 
 def with_recorded_corpus(config: Config, journal: Journal, recording: Recording, sightings: Sightings) -> Config:

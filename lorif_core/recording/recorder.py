@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -11,12 +12,12 @@ import torch
 from lorif_core.errors import LorifError
 from lorif_core.gradients.capture import CodeSink
 from lorif_core.gradients.codes import CodeLayout
-from lorif_core.gradients.extract import Extraction, to_stored
+from lorif_core.gradients.extract import STORED_DTYPES, ExtractedBatch, Extraction, to_stored
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.recording import processes
 from lorif_core.recording.capture import IDS_KEY, Pass, TrainingCapture
-from lorif_core.recording.journal import Journal, Progress, Recording
+from lorif_core.recording.journal import BEFORE_METRIC, Journal, Progress, Recording
 from lorif_core.recording.metric import RecordedWhitening, whiten
 from lorif_core.recording.settings import RecordingSettings
 from lorif_core.recording.tracked_model import TrackedModel
@@ -52,7 +53,7 @@ class Recorder:
         self.step = recording.attempts[-1]
         self.stopped: str | None = None
         self.enabled = True
-        self._layout = CodeLayout(tracked.layers, settings.code(tracked.layers))
+        self._layout = CodeLayout(tracked.layers, settings.journal_code(tracked.layers))
         self._device = tracked.modules[0][0].weight.device
         self._sums = CovarianceSink([(layer.d1, layer.d2) for layer in tracked.layers])
         self._sinks: dict[int, CodeSink] = {}
@@ -72,7 +73,7 @@ class Recorder:
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of the code of an example."""
+        """Bytes of the code of an example in the journal."""
         return self._layout.bytes_per_example
 
     def end_step(self, step: int | None = None) -> None:
@@ -124,13 +125,13 @@ class Recorder:
         )  # fmt: skip
 
     def _open_pass(self, inputs: Mapping[str, Any]) -> TrainingBatch | None:
-        step = self.step + 1
-        if self.stopped is not None or not self.enabled or step <= self._settings.begin:
+        if self.stopped is not None or not self.enabled:
             return None
-        if self._whitening is not None and step <= self._whitening.step:
-            return None  # an undisturbed training had no whitening here yet
+        step = self.step + 1
+        # until its whitening, an undisturbed training has no codes, either
+        is_early = step <= (self._settings.begin if self._whitening is None else self._whitening.step)
         ids = inputs.get(IDS_KEY if inputs.get(IDS_KEY) is not None else self._settings.ids or IDS_KEY)
-        batch = training_batch(inputs, ids, self._tracked.pad_id, step, not self._has_seen_loss)
+        batch = training_batch(inputs, ids, self._tracked.pad_id, step, not self._has_seen_loss, is_early)
         if self._settings.ids is not None and batch.ids is None:
             raise LorifError(
                 f"a batch has no {IDS_KEY}; give the trainer the data collator WithIds, or record with a corpus"
@@ -164,18 +165,30 @@ class Recorder:
 
     def _close_pass(self, current: Pass) -> None:
         sink = self._sinks.pop(id(current), None)
-        if sink is None or self.stopped is not None:
+        if self.stopped is not None:
             return
         self._has_seen_loss |= current.is_checked
-        if self._calibrating or current.scale is None:
+        if current.scale is None:
             return
-        with torch.no_grad():
-            codes, scales = sink.codes()
-            losses = current.scale.losses.to(codes.device)
-            extraction = Extraction(losses, to_stored(codes, self._layout), scales)
+        extraction: Extraction | ExtractedBatch
+        if current.batch.is_early or self._calibrating:
+            extraction = self._without_codes(len(current.batch.segments.bounds))
+        elif sink is None:
+            return
+        else:
+            with torch.no_grad():
+                codes, scales = sink.codes()
+                losses = current.scale.losses.to(codes.device)
+                extraction = Extraction(losses, to_stored(codes, self._layout), scales)
         residual = host_copy(current.scale.residual)
         assert residual is not None
         self._writer.put(RowsOnTheirWay(current.batch, host_copy(current.scale.labels), extraction, residual))
+
+    def _without_codes(self, examples: int) -> ExtractedBatch:
+        """Rows that say only that training saw these examples, so that publishing can compute their codes."""
+        codes = np.zeros((examples, self._layout.stored_width), STORED_DTYPES[self._layout.code.dtype])
+        scales = np.zeros((examples, self._layout.scales), np.float32)
+        return ExtractedBatch(np.zeros(examples, np.float32), codes, scales, [BEFORE_METRIC] * examples)
 
     def _calibrate(self) -> None:
         """Make the whitening as soon as all processes together have seen enough examples; all of them enter."""
@@ -216,7 +229,7 @@ class Recorder:
         attempt, process = len(self.recording.attempts) - 1, processes.process_number()
         self._journal.write_rows(self.recording, attempt, process, self._serial, rows)
         self._serial += 1
-        self._rows += len(rows)
+        self._rows += pc.sum(pc.not_equal(pc.fill_null(rows.column("fault"), ""), BEFORE_METRIC)).as_py()
         self._durable = max(self._durable, pc.max(rows.column("step")).as_py())
         self._write_progress()
 

@@ -1,7 +1,7 @@
 """What to record, as a CONFIG and what only a recording has."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lorif_core.config import Config
@@ -9,8 +9,9 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.spec import CodeSpec, LayerSpec
 
-Sightings = Literal["last", "mean"]
+Sightings = Literal["last", "mean", "each"]
 _EXAMPLES = 256  # of `calibration_examples: auto`
+_FINER = 4  # times the terms of a row, where several are averaged before the mean is encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class RecordingSettings:
         config: CONFIG of the index; its model is the folder that the trained model is saved to.
         ids: key of the ids in a batch, if rows are known by ids; None if they are known by their tokens.
         begin: optimiser steps before the first one that is used, such as those of the warm-up.
-        sightings: which row an example has that training saw several times.
+        sightings: how the rows of an example become one that training saw several times.
     """
 
     config: Config
@@ -41,8 +42,24 @@ class RecordingSettings:
         return _EXAMPLES if examples == "auto" else examples
 
     def code(self, layers: Sequence[LayerSpec]) -> CodeSpec:
-        """The code of a gradient. Raises UserError as `code_spec`."""
+        """The code of CONFIG. Raises UserError as `code_spec`."""
         return code_spec(self.config.code, layers)
+
+    def journal_code(self, layers: Sequence[LayerSpec]) -> CodeSpec:
+        """The code of a gradient in the journal: a finer one if a mean is made of it. Raises as `code`."""
+        code = self.code(layers)
+        if self.sightings != "mean":
+            return code
+        if code.kind == "dense":
+            return replace(code, dtype="float32" if code.dtype == "float32" else "float16")
+        return replace(code, rank=_FINER * code.rank)
+
+    def can_join(self, stored: CodeSpec, layers: Sequence[LayerSpec]) -> bool:
+        """Whether rows can have the code of an index; `each` fills the terms that it has."""
+        code = self.code(layers)
+        if self.sightings == "each":
+            return stored.rank >= code.rank and replace(stored, rank=code.rank) == code
+        return stored == code
 
     def check(self) -> None:
         """Raise UserError for settings that cannot be recorded."""
@@ -52,6 +69,11 @@ class RecordingSettings:
                 f"recording needs folded, whitened projections and curvature.kind none, as of the "
                 f"presets compact, balanced, fine and quality; preset {config.preset} has others, so run lorif "
                 f"build after training"
+            )
+        if self.sightings == "each" and config.code.kind == "dense":
+            raise UserError(
+                f"sightings each keeps the terms of all rows of an example, and dense codes have no terms; use "
+                f"sightings mean, or another preset than {config.preset}"
             )
         if config.corpus.chunk:
             raise UserError(

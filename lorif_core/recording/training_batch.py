@@ -30,6 +30,7 @@ class TrainingBatch:
         ids: (S,) ids of the examples; None if the batch has none.
         step: the optimiser step that its gradients belong to, from 1.
         is_first: whether it is the first batch that is recorded.
+        is_early: whether it comes before the metric, so that its layers are not looked at.
     """
 
     input_ids: np.ndarray
@@ -38,6 +39,7 @@ class TrainingBatch:
     ids: Sequence[str] | None
     step: int
     is_first: bool
+    is_early: bool = False
     largest_residual: float = LARGEST_RESIDUAL
 
     def examples(self, labels_BT: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -48,7 +50,7 @@ class TrainingBatch:
 
 
 def training_batch(
-    inputs: Mapping[str, Any], ids: Any, pad_id: int | None, step: int, is_first: bool
+    inputs: Mapping[str, Any], ids: Any, pad_id: int | None, step: int, is_first: bool, is_early: bool
 ) -> TrainingBatch:
     """The batch of a forward pass.
 
@@ -58,6 +60,7 @@ def training_batch(
         pad_id: token of the padding, for batches without a mask.
         step: the optimiser step that its gradients belong to.
         is_first: whether it is the first one that is recorded.
+        is_early: whether it comes before the metric.
 
     Raises:
         UserError: the forward pass has no token ids, or another number of ids than of examples.
@@ -75,7 +78,7 @@ def training_batch(
             f"a batch has {len(named)} ids for {len(segments.bounds)} examples; give one id for each example, in "
             f"the order of rows and documents"
         )
-    return TrainingBatch(arrays["input_ids"], arrays.get("labels"), segments, named, step, is_first)
+    return TrainingBatch(arrays["input_ids"], arrays.get("labels"), segments, named, step, is_first, is_early)
 
 
 def content_key(ids: np.ndarray, labels: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from lorif_core.errors import LorifError, UserError
-from lorif_core.gradients.extract import Extraction
+from lorif_core.gradients.extract import ExtractedBatch, Extraction
 from lorif_core.model.transfer import HostCopy
 from lorif_core.recording.training_batch import TrainingBatch, content_key
 
@@ -29,13 +29,13 @@ class RowsOnTheirWay:
     Attributes:
         batch: the examples.
         labels: (B, T) targets, if the forward pass did not get them.
-        extraction: losses, codes and scales.
+        extraction: losses, codes and scales, or why there are none.
         residual: what the loss was besides a cross-entropy.
     """
 
     batch: TrainingBatch
     labels: HostCopy | None
-    extraction: Extraction
+    extraction: Extraction | ExtractedBatch
     residual: HostCopy
 
 
@@ -113,7 +113,8 @@ class Writer:
             self._since = time.monotonic()
 
     def _table(self, item: RowsOnTheirWay) -> pa.Table:
-        batch, result = item.batch, item.extraction.result()
+        batch, found = item.batch, item.extraction
+        result = found.result() if isinstance(found, Extraction) else found
         if float(item.residual.wait()) > batch.largest_residual:
             raise UserError(
                 f"at step {batch.step} the gradient at the output head is not that of a next-token cross-entropy"
@@ -125,6 +126,7 @@ class Writer:
             "key": pa.array([content_key(*example) for example in examples], pa.binary()),
             "id": pa.array(batch.ids, pa.string()) if batch.ids else pa.nulls(len(examples), pa.string()),
             "step": pa.array([batch.step] * len(examples), pa.int64()),
+            "length": pa.array([len(ids) for ids, _ in examples], pa.int32()),
             "loss": pa.array(result.losses),
             "fault": pa.array(result.faults, pa.string()),
             "codes": _lists(result.codes),

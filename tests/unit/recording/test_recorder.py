@@ -113,7 +113,7 @@ def test_a_training_killed_five_times_ends_with_the_rows_of_an_undisturbed_one(t
                 recorder._flush = lambda: None  # type: ignore[method-assign]
         step = checkpoint
     assert torch.equal(weights_of(model), weights_of(calm))
-    expected, found = journal_rows(tmp_path / "calm")[2], journal_rows(tmp_path / "killed")[2]
+    expected, found = (journal_rows(tmp_path / name, with_notes=True)[2] for name in ("calm", "killed"))
     assert found.keys() == expected.keys()
     for key, rows in expected.items():
         same = ("step", "codes", "scales", "loss")
@@ -122,12 +122,24 @@ def test_a_training_killed_five_times_ends_with_the_rows_of_an_undisturbed_one(t
         ]
 
 
-def test_steps_of_the_warm_up_have_no_rows(tmp_path: Path) -> None:
+def test_steps_of_the_warm_up_have_no_rows_but_are_noted(tmp_path: Path) -> None:
     model = scaled(llama())
     with record(model, begin=3, **arguments(tmp_path)) as recorder:
         train(model, BATCHES, recorder, accumulate=1)
-    steps = {row["step"] for rows in journal_rows(tmp_path)[2].values() for row in rows}
-    assert steps == {6, 7, 8}, "steps 4 and 5 made the whitening"
+    rows, noted = (journal_rows(tmp_path, with_notes=notes)[2] for notes in (False, True))
+    assert {row["step"] for of_example in rows.values() for row in of_example} == {6, 7, 8}, "4 and 5 calibrate"
+    assert sorted(row["step"] for of_example in noted.values() for row in of_example) == sorted([*range(1, 9)] * 4)
+
+
+def test_a_warm_up_costs_no_projection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a layer was looked at")
+
+    monkeypatch.setattr("lorif_core.recording.capture.TrainingCapture._project", refuse)
+    model = scaled(llama())
+    with record(model, begin=len(BATCHES), **arguments(tmp_path)) as recorder:
+        train(model, BATCHES, recorder)
+    assert recorder.stopped is None and len(journal_rows(tmp_path, with_notes=True)[2]) == len(EXAMPLES)
 
 
 def test_evaluation_between_steps_leaves_no_rows(tmp_path: Path) -> None:

@@ -1,43 +1,45 @@
-"""Invariant: rows that a restore has undone do not count, and the mean of rows is that of what they decode to."""
+"""Invariant: rows that a restore has undone do not count, nor do notes, and shards are read in groups."""
+
+from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
+import pyarrow as pa
 
-from lorif_core.gradients.codes import CodeLayout, encode
-from lorif_core.gradients.extract import to_stored
-from lorif_core.recording.journal import Recording
-from lorif_core.recording.sightings import grouped, one_of_each
-from lorif_core.spec import CodeSpec, LayerSpec
-
-LAYERS = (LayerSpec("a", 12, 10, 12, 10), LayerSpec("b", 8, 8, 8, 8))
+from lorif_core.config import StorageConfig
+from lorif_core.recording.journal import BEFORE_METRIC, Journal, Recording
+from lorif_core.recording.sightings import grouped, read_sightings
 
 
-@pytest.mark.parametrize("code", [CodeSpec("rank", 8, "float32"), CodeSpec("dense", 1, "float16")])
-def test_the_mean_of_rows_decodes_to_the_mean(code: CodeSpec) -> None:
-    layout, rng = CodeLayout(LAYERS, code), torch.Generator().manual_seed(0)
-    codes, scales = torch.zeros(3, layout.width), torch.zeros(3, layout.scales)
-    for slot in layout.slots:
-        A, E = (torch.randn(3, 2, size, generator=rng) for size in (slot.layer.d1, slot.layer.d2))
-        encoded = encode(A, E, code)
-        codes[:, slot.start : slot.stop], scales[:, slot.scales] = encoded.codes, encoded.scales
-    stored = to_stored(codes, layout)
-    rows = [(1.0 + i, stored[i].numpy(), scales[i].numpy()) for i in range(3)]
-    found = one_of_each([rows, rows[:1]], layout, unbiased=False)
-    np.testing.assert_allclose(found.losses, [2.0, 1.0])
-    np.testing.assert_array_equal(found.codes[1], stored[0])
-    for layer in range(len(LAYERS)):
-        expected = layout.decode(stored, scales, layer).mean(dim=0)
-        mean = layout.decode(torch.from_numpy(found.codes), torch.from_numpy(found.scales), layer)[0]
-        torch.testing.assert_close(mean, expected, rtol=2e-2, atol=2e-3 * float(expected.abs().max()))
+def recording() -> Recording:
+    return Recording("run", {}, [], None, "last").with_attempt(0)
 
 
 def test_rows_above_the_step_of_a_later_attempt_are_undone() -> None:
-    recording = Recording("run", {}, [], None, "last").with_attempt(0).with_attempt(5).with_attempt(3)
+    restored = recording().with_attempt(5).with_attempt(3)
     steps = np.arange(1, 9)
-    assert steps[recording.are_valid(0, steps)].tolist() == [1, 2, 3]
-    assert steps[recording.are_valid(1, steps)].tolist() == [1, 2, 3], "it made none below 6"
-    assert steps[recording.are_valid(2, steps)].tolist() == list(range(1, 9))
+    assert steps[restored.are_valid(0, steps)].tolist() == [1, 2, 3]
+    assert steps[restored.are_valid(1, steps)].tolist() == [1, 2, 3], "it made none below 6"
+    assert steps[restored.are_valid(2, steps)].tolist() == list(range(1, 9))
+
+
+def test_notes_say_what_training_saw_and_are_no_rows(tmp_path: Path) -> None:
+    journal, run = Journal(str(tmp_path), StorageConfig()), recording()
+    rows = [(b"early", 1, BEFORE_METRIC, 9), (b"both", 1, BEFORE_METRIC, 5), (b"both", 3, None, 5)]
+    rows += [(b"both", 4, None, 5), (b"bad", 4, "the gradient is not finite", 7)]
+    columns = dict(zip(("key", "step", "fault", "length"), zip(*rows, strict=True), strict=True))
+    journal.write_rows(run, 0, 0, 0, pa.table({name: pa.array(list(values)) for name, values in columns.items()}))
+    found = read_sightings(journal, run)
+    assert (found.first_step, found.last_step, found.rows, found.longest, found.most) == (3, 4, 3, 9, 2)
+    for only_last, expected in ((True, [4]), (False, [3, 4])):
+        assert [row.step for row in found.of(b"both", only_last=only_last)] == expected
+        assert [row.fault for row in found.of(b"early", only_last=only_last)] == [BEFORE_METRIC]
+    assert not found.of(b"never", only_last=True)
+
+
+def test_a_row_knows_all_of_its_steps() -> None:
+    run = recording()
+    names = [run.row_checkpoint(steps) for steps in ((7,), (3, 7), ())]
+    assert names == ["recorded:run/step-7", "recorded:run/steps-3,7", "recorded:run/end"]
 
 
 def test_groups_stay_within_the_limit_unless_one_count_is_above_it() -> None:

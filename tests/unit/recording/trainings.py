@@ -12,7 +12,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.gradients.extract import ExtractedBatch, Extractor
 from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.model.loading import prepare_model
-from lorif_core.recording.journal import Journal, Recording
+from lorif_core.recording.journal import BEFORE_METRIC, Journal, Recording
 from lorif_core.recording.recorder import Recorder
 from lorif_core.recording.training_batch import content_key
 from lorif_core.spec import CodeSpec
@@ -88,8 +88,13 @@ def recorded(folder: Path, **settings: Any) -> dict[str, Any]:
     return {"index": folder / "index", "checkpoint": folder / "none", "model": {"layers": "all"}, **settings}
 
 
-def journal_rows(folder: Path) -> tuple[Journal, Recording, dict[bytes, list[dict[str, Any]]]]:
-    """The rows of a journal that were not undone, by the key of their example, in the order of steps."""
+def journal_rows(
+    folder: Path, *, with_notes: bool = False
+) -> tuple[Journal, Recording, dict[bytes, list[dict[str, Any]]]]:
+    """The rows of a journal that were not undone, by the key of their example, in the order of steps.
+
+    Notes say that training saw an example before the metric was there.
+    """
     from lorif_core.config import StorageConfig
 
     journal = Journal(str(folder / "index"), StorageConfig())
@@ -100,7 +105,7 @@ def journal_rows(folder: Path) -> tuple[Journal, Recording, dict[bytes, list[dic
         table = journal.read_rows(recording, piece)
         valid = recording.are_valid(journal.attempt_of(piece), table.column("step").to_numpy())
         for row, is_valid in zip(table.to_pylist(), valid, strict=True):
-            if is_valid:
+            if is_valid and (with_notes or row["fault"] != BEFORE_METRIC):
                 rows.setdefault(row["key"], []).append(row)
     for of_example in rows.values():
         of_example.sort(key=lambda row: row["step"])
