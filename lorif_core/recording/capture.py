@@ -102,6 +102,10 @@ class TrainingCapture:
             for module in of_layer:
                 self._handles.append(module.register_forward_hook(self._layer_hook(index)))
 
+    def use(self, projections: ProjectionSet) -> None:
+        """Project with others from the next pass on."""
+        self._projections = projections.layers
+
     def remove(self) -> None:
         """Remove the hooks; those of tensors in a running backward pass do nothing any more."""
         for handle in self._handles:

@@ -16,7 +16,7 @@ from lorif_core.errors import UserError
 from lorif_core.lifecycle.curvature_fit import Fit, fit_id
 from lorif_core.lifecycle.index_shard import Tokenising, read_examples
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing
-from lorif_core.lifecycle.plan import BuildPlan, covered, curvature_spec, list_corpus, make_spec
+from lorif_core.lifecycle.plan import BuildPlan, covered, curvature_spec, list_corpus, make_spec, projection_spec
 from lorif_core.lifecycle.publishing import new_part, publish_rows
 from lorif_core.lifecycle.removal import Removals, read_removals
 from lorif_core.lifecycle.tracking import tracked_layers
@@ -96,8 +96,9 @@ class _Publication:
 
     def run(self) -> Generation:
         """Publish, and empty the journal."""
-        whitening = self._journal.whitening(self._recording)
-        if whitening is None:
+        whitening, scales = self._journal.whitening(self._recording), self._journal.scales(self._recording)
+        projection = projection_spec(self._config)
+        if (projection.is_whitened and whitening is None) or (projection.is_adam and scales is None):
             raise UserError(
                 f"the recording of {self._store.uri} has no rows yet, because training ended "
                 f"before enough examples were seen for the metric; lower projection.calibration_examples, or "
@@ -107,7 +108,8 @@ class _Publication:
         self._config = with_recorded_corpus(self._config, self._journal, self._recording, sightings)
         skeleton = load_skeleton(self._config.model, self._config.storage)
         final = self._final_spec(skeleton)
-        rows_spec = replace(final, checkpoint=self._recording.checkpoint).with_whitening(whitening.name)
+        name = None if whitening is None else whitening.name
+        rows_spec = replace(final, checkpoint=self._recording.checkpoint).with_whitening(name)
         self._store_whitening(rows_spec)
         final = self._newest_metric(final)
         shards = self._shards(skeleton, sightings)
@@ -127,14 +129,19 @@ class _Publication:
                 f"the checkpoint {self._config.model.path} has other tracked layers than the training recorded "
                 f"({len(spec.layers)} against {len(recorded)}); name the checkpoint that the training saved"
             )
-        return spec.with_whitening(None)
+        scales = self._journal.scales(self._recording)
+        return spec.with_whitening(None).with_scales(None if scales is None else scales.scales.name)
 
     def _store_whitening(self, spec: IndexSpec) -> None:
-        """Store the whitening of the rows as it was used."""
+        """Store the scales and the whitening of the rows as they were used."""
         whitening, table = self._journal.whitening(self._recording), self._store.whitenings
-        assert whitening is not None
+        scales = self._journal.scales(self._recording)
         self._lease.confirm()
+        if scales is not None:
+            self._store.scales.add(scales.scales, spec.layers)
         self._store.create(spec)
+        if whitening is None:
+            return
         table.create()
         if whitening.name not in table.specs():
             header = WhiteningHeader(whitening.name, spec.hash, whitening.tokens, whitening.examples)
@@ -143,7 +150,8 @@ class _Publication:
     def _newest_metric(self, final: IndexSpec) -> IndexSpec:
         """The spec of the trained model with the newest covariances as its whitening."""
         whitening = self._journal.whitening(self._recording)
-        assert whitening is not None
+        if whitening is None:
+            return final
         sums = whitening.covariances
         sums.add(self._journal.moments(self._recording))
         self._lease.confirm()
@@ -240,7 +248,7 @@ class _Publication:
         parts = []
         if stored:
             groups = [[rows[sighting.place] for sighting in shard.sightings[number]] for number in stored]
-            codes = one_of_each(groups, plan.layout, unbiased=plan.spec.projection.is_whitened)
+            codes = one_of_each(groups, plan.layout, unbiased=plan.spec.projection.has_metric)
             steps = [shard.sightings[number][-1].step for number in stored]
             checkpoints = [self._recording.row_checkpoint(step) for step in steps]
             chosen = [examples[number] for number in stored]
