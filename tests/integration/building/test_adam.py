@@ -17,7 +17,7 @@ from lorif_core.config_file import parse_config
 from lorif_core.lifecycle.local_build import build_here
 from lorif_core.lifecycle.verify import verify
 from lorif_core.tables.store import Store
-from tests.integration.growing import Folder, codes_of
+from tests.integration.growing import Folder
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")
 
@@ -63,10 +63,9 @@ def test_the_state_of_the_optimiser_is_read_once(
         tmp_path / "here", model, corpus, whiten,
         curvature={"kind": "adam", "optimizer_state": str(tmp_path / "moved.pt")},
     )  # fmt: skip
-    build_here(elsewhere)
-    if not whiten:  # the last bits of a whitening depend on the number of threads
-        assert codes_of(elsewhere) == codes_of(config)
-    assert Store(elsewhere.index).latest().index_spec.projection.scales == projection.scales
+    here = build_here(elsewhere)
+    assert here.rows == generation.rows and here.index_spec.projection.scales == projection.scales
+    assert whiten or here.spec == generation.spec, "the last bits of a whitening depend on the number of threads"
     assert build(config).generation == 1, "nothing has changed"
     corpus.put("b", range(60, 80))
     assert update(config).rows == 60
