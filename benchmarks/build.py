@@ -107,7 +107,7 @@ def extractor_of(loaded: LoadedModel, keys: dict[str, Any], calibration: Batch) 
     required = {"index": "-", "corpus": {"uri": "-"}, "model": {"path": "-", **keys.get("model", {})}}
     config: Config = parse_config({**keys, **required})
     layers = layers_of_model(config, loaded.model, {}).specs
-    projection = projection_spec(config.projection)
+    projection = projection_spec(config)
     roots = None
     if projection.is_whitened:
         calibrator = Calibrator(loaded, layers, projection)

@@ -143,9 +143,7 @@ def spec_of(model: Skeleton, config: Config) -> IndexSpec:
     """The spec of the rows of a model that has no checkpoint."""
     layers = layers_of_model(config, model.model, model.uncapturable).specs
     tokens = TokenSpec("none", "text", None, None, None, None, None, _PLANNED_BATCH.tokens, False)
-    return IndexSpec(
-        "none", model.dtype, layers, projection_spec(config.projection), code_spec(config.code, layers), tokens
-    )
+    return IndexSpec("none", model.dtype, layers, projection_spec(config), code_spec(config.code, layers), tokens)
 
 
 def random_batch(shape: BatchShape) -> Batch:

@@ -13,6 +13,7 @@ from lorif_core.tables.schema import (
     CURVATURE_SCHEMA,
     GENERATIONS_SCHEMA,
     REMOVED_SCHEMA,
+    SCALE_SCHEMA,
     SKIPPED_SCHEMA,
     WHITENING_SCHEMA,
     factors_schema,
@@ -112,6 +113,14 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "covariance_digest": "XXH3 of the covariance, also if the layer `source` has it.",
         "checksum": _CHECKSUM,
     },
+    "scale": {
+        "scales": "Name of the scales: a digest of all of them.",
+        "layer": _LAYER,
+        "layer_index": _LAYER_INDEX,
+        "side": "`in` for the layer's inputs, `out` for the gradients at its output.",
+        "scale": "What each coordinate of the side is multiplied by before it is folded.",
+        "checksum": _CHECKSUM,
+    },
     "generations": {
         "generation": "Number of the generation, from 1.",
         "created_at": "When it was published.",
@@ -166,6 +175,8 @@ _PURPOSES = {
     "curvature": "Eigenpairs of the curvature of each layer; empty with `curvature.kind: none`.",
     "whitening": "Covariances of projected gradients and the roots that whiten with them, one row for each layer "
     "and side.",
+    "scale": "Scales of both sides of each layer, from the second moments of the optimiser; only with "
+    "`curvature.kind: adam`.",
     "generations": "One row for each published state of the index.",
     "skipped": "Examples that were left out of the index.",
     "removed": "Examples that were removed on request; no later build or update brings them back.",
@@ -196,6 +207,7 @@ def all_columns() -> dict[str, list[Column]]:
     fixed = {
         "curvature": CURVATURE_SCHEMA,
         "whitening": WHITENING_SCHEMA,
+        "scale": SCALE_SCHEMA,
         "generations": GENERATIONS_SCHEMA,
         "skipped": SKIPPED_SCHEMA,
         "removed": REMOVED_SCHEMA,

@@ -162,9 +162,14 @@ class CorpusConfig(Section):
 class CurvatureConfig(Section):
     """The preconditioner H = C + lambda I of each layer, whose defaults come from the preset."""
 
-    kind: Literal["woodbury", "exact", "none"] = "woodbury"
-    """`woodbury` uses a truncated SVD of the gradients, `exact` uses all directions (only for small layers), and
-    `none` sets H = I. Use `none` with whitened projections, and `woodbury` with others."""
+    kind: Literal["woodbury", "exact", "adam", "none"] = "woodbury"
+    """`woodbury` uses a truncated SVD of the gradients, `exact` all directions (only for small layers), `adam` the
+    second moments of the optimiser that trained the model, and `none` sets H = I. Use `none` with whitened
+    projections, and `woodbury` with others. `adam` needs folded ones, which may be whitened, too."""
+    optimizer_state: Uri | None = None
+    """State of the optimiser, for `adam`: what `torch.save` made of its `state_dict()`, or safetensors that have
+    `exp_avg_sq.PARAMETER` for each tracked parameter. `null` takes `optimizer.pt` in the folder of the model, else
+    `optimizer.safetensors`. An index keeps what it needs of the file."""
     rank: PositiveInt = 256
     """r, the number of eigenvectors of each layer that `woodbury` uses. The default is lowered to what the data
     allow; an explicit rank above that is refused."""
@@ -181,6 +186,12 @@ class CurvatureConfig(Section):
     tail: Literal["truncated", "tail"] = "truncated"
     """H^-1 outside the r eigenvectors: `truncated` uses 1/lambda, and `tail` uses 1/(lambda + mean of the other
     eigenvalues)."""
+
+    @model_validator(mode="after")
+    def _state_is_for_adam(self) -> "CurvatureConfig":
+        if self.optimizer_state is not None and self.kind != "adam":
+            raise ValueError(f"optimizer_state has no effect with kind {self.kind}; set kind to adam, or drop it")
+        return self
 
 
 class QueryConfig(Section):
@@ -280,4 +291,10 @@ class Config(Section):
         batch, longest = self.compute.tokens_per_batch, self.corpus.max_length
         if batch != "auto" and longest != "auto" and batch < longest:
             raise ValueError(f"compute.tokens_per_batch ({batch}) must be at least corpus.max_length ({longest})")
+        return self
+
+    @model_validator(mode="after")
+    def _adam_scales_folded_sides(self) -> "Config":
+        if self.curvature.kind == "adam" and self.projection.kind != "folded":
+            raise ValueError(f"curvature.kind adam needs projection.kind folded instead of {self.projection.kind}")
         return self

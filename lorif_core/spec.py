@@ -12,12 +12,7 @@ _SHARD_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]@(.*)-(\d+)", re.DOTALL)
 CHECKPOINT_KEYS = frozenset({"checkpoint", "projection.whitening"})
 """Keys of a spec that change when the same model is trained further."""
 
-_LATER_FIELDS = (
-    "mask",
-    "pair",
-    "messages",
-    "chat",
-)  # of the tokenisation; left out of the JSON while they are None
+_LATER_FIELDS = ("mask", "pair", "messages", "chat")  # of the tokenisation; not in the JSON while they are None
 
 MASKED = -100
 """Label of a token that has no loss, as in transformers."""
@@ -122,7 +117,7 @@ class LayerSpec:
         return self.d1 * self.d2
 
 
-ProjectionKind = Literal["random", "whitened", "folded", "folded-whitened"]
+ProjectionKind = Literal["random", "whitened", "folded", "folded-whitened", "folded-adam", "folded-adam-whitened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +125,8 @@ class ProjectionSpec:
     """Two-sided projection, LoRIF section 3.1; the layers have the sizes d1 and d2.
 
     `factor` is that of random projections, and 1 for folded ones. `whitening` is the name of the covariances of a
-    whitened projection, or None until they are measured.
+    whitened projection, or None until they are measured. `scales` is the name of the scales of Adam's metric, or
+    None until they are read; they stay the same when the model is trained further.
     """
 
     kind: ProjectionKind = "random"
@@ -138,6 +134,7 @@ class ProjectionSpec:
     seed: int = 0
     calibration_examples: int | Literal["auto"] | None = None
     whitening: str | None = None
+    scales: str | None = None
 
     @property
     def is_folded(self) -> bool:
@@ -149,9 +146,19 @@ class ProjectionSpec:
         """Whether the projected gradients are whitened."""
         return self.kind.endswith("whitened")
 
+    @property
+    def is_adam(self) -> bool:
+        """Whether both sides are scaled by the second moments of the optimiser."""
+        return "adam" in self.kind
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether a product of projected gradients is an influence, without any curvature."""
+        return self.is_whitened or self.is_adam
+
     def without_whitening(self) -> "ProjectionSpec":
         """The same projection before it is whitened."""
-        kind: ProjectionKind = "folded" if self.is_folded else "random"
+        kind: ProjectionKind = "folded-adam" if self.is_adam else "folded" if self.is_folded else "random"
         return replace(self, kind=kind, whitening=None)
 
 
@@ -227,6 +234,8 @@ class IndexSpec:
         for name in _LATER_FIELDS:
             if tree["tokenisation"][name] is None:
                 del tree["tokenisation"][name]
+        if tree["projection"]["scales"] is None:
+            del tree["projection"]["scales"]
         return json.dumps(tree, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -252,6 +261,10 @@ class IndexSpec:
         """A copy with the covariances of that name."""
         return replace(self, projection=replace(self.projection, whitening=name))
 
+    def with_scales(self, name: str | None) -> "IndexSpec":
+        """A copy with the scales of that name."""
+        return replace(self, projection=replace(self.projection, scales=name))
+
     def differences(self, other: "IndexSpec", ignored: Set[str] = frozenset()) -> list[str]:
         """Dotted keys whose values differ, except ignored ones, each with both values, for an error message."""
         mine, theirs = _flatten(asdict(self)), _flatten(asdict(other))
@@ -262,9 +275,7 @@ class IndexSpec:
         ]
 
     def differences_except_checkpoint(self, other: "IndexSpec") -> list[str]:
-        """Reasons why rows of this spec cannot join an index with rows of the other: `differences` without those
-        of continued training.
-        """
+        """Why rows of this spec cannot join those of the other; continued training is no reason."""
         return self.differences(other, CHECKPOINT_KEYS)
 
 

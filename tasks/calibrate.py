@@ -22,6 +22,7 @@ from lorif_core.lifecycle.calibrate import (
     whitening_header,
 )
 from lorif_core.lifecycle.indexing import no_scored_token
+from lorif_core.lifecycle.optimizer_scales import with_scales
 from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.spec import IndexSpec
 from lorif_core.storage.lease import Lease
@@ -37,12 +38,15 @@ from tasks.workers.host import Host
 def calibrate(config: Config, plan: BuildPlan, lease: Lease, model_workers: ModelWorkers) -> BuildPlan:
     """The plan with a whitening: the one that the index has for the checkpoint, or one that is measured now.
 
+    The scales of Adam's metric come first, because the whitening is that of scaled gradients.
+
     Raises:
-        UserError: no example of the sample has a scored token.
+        UserError: no example of the sample has a scored token, or as `with_scales`.
         LeaseHeldError: another process has taken over the index.
     """
     started, store = model_workers.clock(), Store(config.index, config.storage)
-    spec = store.with_stored_whitening(plan.spec)  # another run may have calibrated since this one was planned
+    # another run may have calibrated since this one was planned
+    spec = store.with_stored_whitening(with_scales(config, plan.spec, lease))
     if not spec.projection.is_whitened or spec.projection.whitening is not None:
         return replace(plan, spec=spec)
     sample = calibration_sample(plan.shards, sample_size(plan.spec.projection, plan.rows))

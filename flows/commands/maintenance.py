@@ -17,7 +17,7 @@ from lorif_core.lifecycle.garbage import find_garbage, remove_garbage
 from lorif_core.lifecycle.publishing import find_generation, rollback
 from lorif_core.storage.lease import current_holder, hold_lease
 from lorif_core.storage.objects import Objects
-from lorif_core.tables.generation import Generation
+from lorif_core.tables.generation import Generation, metric_words
 from lorif_core.tables.store import Store
 from tasks.environment import prepare_run
 
@@ -31,7 +31,8 @@ def run_status(index: str, overrides: Sequence[str]) -> Result:
         store.latest()
     rows = [_status_row(store, generation) for generation in store.generations()]
     under_way = [*([] if holder is None else [str(holder)]), *recordings]
-    text = Group(generations_table(rows), *(f"under way: {name}" for name in under_way))
+    metric = [f"metric: {rows[-1]['metric']}"] if rows else []
+    text = Group(generations_table(rows), *metric, *(f"under way: {name}" for name in under_way))
     return Result({"index": index, "generations": rows, "under_way": under_way}, text)
 
 
@@ -169,6 +170,7 @@ def _status_row(store: Store, generation: Generation) -> dict[str, Any]:
         "checkpoint": generation.checkpoint,
         "spec": generation.spec,
         "created_at": generation.created_at.isoformat(),
+        "metric": metric_words(generation),
         "bytes": size,
         "bytes_per_example": size / max(generation.rows, 1),
         "parts": [

@@ -10,6 +10,7 @@ from lorif_core.gradients.capture import GradientCapture, TakePair
 from lorif_core.gradients.expert_projection import ExpertSide, expert_side
 from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.roots import SideMatrices
+from lorif_core.gradients.side_scales import SideScales
 from lorif_core.gradients.whitened_product import LayerRoots
 from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.experts_forward import observed
@@ -28,6 +29,7 @@ class CapturedModel:
         projection: kind, factor, seed.
         take: receives the pairs, as in `GradientCapture`; those of folded projections are not whitened yet.
         roots: roots for whitened projections; those of folded ones are applied by the sink.
+        scales: scales of Adam's metric.
 
     Attributes:
         loaded: the model.
@@ -47,11 +49,12 @@ class CapturedModel:
         projection: ProjectionSpec,
         take: TakePair,
         roots: SideMatrices | None = None,
+        scales: SideScales | None = None,
     ) -> None:
         self.loaded, self.layers = loaded, layers
         self.modules = _modules(loaded, layers)
         placements = [(first.weight.device, first.weight.dtype) for first, *_ in self.modules]
-        self.projections = ProjectionSet(layers, projection, placements, roots)
+        self.projections = ProjectionSet(layers, projection, placements, roots, scales)
         self.expert_sides: dict[int, ExpertSide] = {}
         for index, ((first, *_), layer) in enumerate(zip(self.modules, layers, strict=True)):
             if isinstance(first, ExpertMatrix):

@@ -43,7 +43,8 @@ class FoldedExperts:
     """Adds neurons with random signs.
 
     With d <= n the neuron j of each expert is added to the bucket j mod d. With d = p n the experts e, e + p,
-    e + 2 p and so on share n buckets. `signs` is (E, n), or None for d = E n, where nothing is added.
+    e + 2 p and so on share n buckets. `signs` is (E, n), as in `FoldedSide`; None for d = E n, where nothing is
+    added, without scales.
     """
 
     signs: torch.Tensor | None

@@ -16,6 +16,7 @@ from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import LEVELS_PER_BYTE, pack
 from lorif_core.gradients.roots import SideMatrices
 from lorif_core.gradients.self_check import check_capture
+from lorif_core.gradients.side_scales import SideScales
 from lorif_core.gradients.token_parts import TokenParts
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
@@ -85,6 +86,7 @@ class Extractor:
         projection: kind, factor, seed.
         code: the code of each gradient.
         roots: roots for whitened projections.
+        scales: scales of Adam's metric.
 
     Raises:
         UserError: the model lacks one of the layers.
@@ -97,12 +99,13 @@ class Extractor:
         projection: ProjectionSpec,
         code: CodeSpec,
         roots: SideMatrices | None = None,
+        scales: SideScales | None = None,
     ) -> None:
         self.layout = CodeLayout(layers, code)
         self._loaded = loaded
         self._roots = layer_roots(loaded, layers, projection, roots)
-        self._sink = CodeSink(self.layout, unbiased=projection.is_whitened, roots=self._roots)
-        self._model = CapturedModel(loaded, layers, projection, self._sink.take, roots)
+        self._sink = CodeSink(self.layout, unbiased=projection.has_metric, roots=self._roots)
+        self._model = CapturedModel(loaded, layers, projection, self._sink.take, roots, scales)
 
     def check(self) -> None:
         """See `check_capture`."""
@@ -154,11 +157,19 @@ class Calibrator:
         loaded: the model.
         layers: tracked layers.
         projection: the projections to whiten.
+        scales: scales of Adam's metric, which come before the whitening.
     """
 
-    def __init__(self, loaded: LoadedModel, layers: tuple[LayerSpec, ...], projection: ProjectionSpec) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        layers: tuple[LayerSpec, ...],
+        projection: ProjectionSpec,
+        scales: SideScales | None = None,
+    ) -> None:
         self._sink = CovarianceSink([(layer.d1, layer.d2) for layer in layers])
-        self._model = CapturedModel(loaded, layers, projection.without_whitening(), self._sink.take)
+        plain = projection.without_whitening()
+        self._model = CapturedModel(loaded, layers, plain, self._sink.take, scales=scales)
 
     def check(self) -> None:
         """See `check_capture`."""

@@ -2,7 +2,8 @@
 
 A random projection multiplies each side by a dense matrix of +-1; d1 = ceil(I/f) and d2 = ceil(O/f). A whitened
 one is the same matrix times a whitening matrix (`whitening.py`). A folded one adds coordinates with random signs,
-which needs no matrix product; its whitening is applied to thin matrices later (`whitened_product.py`).
+which needs no matrix product; its whitening is applied to thin matrices later (`whitened_product.py`). In Adam's
+metric a fold multiplies coordinates by scales, too (`side_scales.py`).
 
 Shapes: I in_features, O out_features, d1 and d2 projected sizes.
 """
@@ -71,9 +72,10 @@ class DenseSide:
 
 @dataclass(frozen=True, slots=True)
 class FoldedSide:
-    """A folded side: bucket j adds the coordinates j, j + d, j + 2 d, ... with random signs.
+    """A folded side: bucket j adds the coordinates j, j + d, j + 2 d, ... times random signs and scales.
 
-    `signs` is (features,) of +-1 in float32 or float64, or None for d = features, where nothing is added.
+    `signs` is (features,) in float32 or float64: +-1 times the scales, if there are some. For d = features, where
+    nothing is added, it is the scales alone, or None.
     """
 
     key: str
@@ -114,6 +116,13 @@ class Whitening(Protocol):
         """A digest of a side's whitening matrix, and the matrix (d, d) float64, to multiply from the right."""
 
 
+class Scales(Protocol):
+    """Source of the scales of the coordinates that folded projections add."""
+
+    def side(self, layer: int, side: SideName) -> tuple[str, torch.Tensor]:
+        """A digest of a side's scales, and the scales (features,)."""
+
+
 class ProjectionSet:
     """The projections of all tracked layers; sides with the same key share one matrix.
 
@@ -122,6 +131,7 @@ class ProjectionSet:
         spec: kind, factor and seed.
         placements: per layer, the (device, dtype) of its weight.
         whitening: whitening matrices of random projections; None leaves them random. Folded ones ignore it.
+        scales: scales of the coordinates of folded projections; None scales nothing.
     """
 
     def __init__(
@@ -130,8 +140,9 @@ class ProjectionSet:
         spec: ProjectionSpec,
         placements: Sequence[tuple[torch.device, torch.dtype]],
         whitening: Whitening | None = None,
+        scales: Scales | None = None,
     ) -> None:
-        self._spec, self._whitening = spec, whitening
+        self._spec, self._whitening, self._scales = spec, whitening, scales
         self._sides: dict[tuple[str, torch.device, torch.dtype], Side] = {}
         self.layers: list[LayerProjection] = []
         for number, (layer, placement) in enumerate(zip(layers, placements, strict=True)):
@@ -146,25 +157,40 @@ class ProjectionSet:
     ) -> Side:
         features, size = (layer.in_features, layer.d1) if side == "in" else (layer.out_features, layer.d2)
         random_key = key = f"{side}/{name}"
-        whiten = None
+        whiten = scale = None
+        if self._scales is not None:
+            digest, scale = self._scales.side(number, side)
+            key = f"{random_key}/{digest}"
         if self._whitening is not None and not self._spec.is_folded:
             digest, whiten = self._whitening.matrix(number, side)
             # c_attn and c_proj have the same parent but not the same activation, so their whitenings differ
             key = f"{random_key}/{digest}"
         if (key, *placement) not in self._sides:
             self._sides[key, *placement] = (
-                self._folded(key, features, size, *placement)
+                self._folded(key, random_key, features, size, scale, *placement)
                 if self._spec.is_folded
                 else self._dense(key, random_key, features, size, whiten, *placement)
             )
         return self._sides[key, *placement]
 
-    def _folded(self, key: str, features: int, size: int, device: torch.device, dtype: torch.dtype) -> FoldedSide:
-        if size == features:
+    def _folded(
+        self,
+        key: str,
+        random_key: str,
+        features: int,
+        size: int,
+        scale: torch.Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> FoldedSide:
+        signs = scale
+        if size < features:
+            signs = torch.from_numpy(rademacher_signs(1, features, self._spec.seed, f"fold/{random_key}"))[0]
+            signs = signs if scale is None else signs * scale
+        if signs is None:
             return FoldedSide(key, None, size)
-        random = torch.from_numpy(rademacher_signs(1, features, self._spec.seed, f"fold/{key}"))[0]
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return FoldedSide(key, random.to(device=device, dtype=wide), size)
+        return FoldedSide(key, signs.to(device=device, dtype=wide), size)
 
     def _dense(
         self,

@@ -56,7 +56,7 @@ class WhitenedProduct:
         return whiten_rows(by_token @ self._A / self._divisors[0], self._left)
 
     def right_of_all(self, v_pd: torch.Tensor) -> torch.Tensor:
-        """(N, p, d1): as `right` with the same rows v (p, d2) for all examples, which are whitened once a layer."""
+        """(N, p, d1): as `right` with the same rows v (p, d2) for all examples, whitened once a layer."""
         by_layer = [v_pd] if self._right is None else [v_pd @ root for root in self._right]
         parts = self._E.reshape(len(by_layer), -1, v_pd.shape[1])
         products = torch.stack([part @ v.T for part, v in zip(parts, by_layer, strict=True)])
@@ -98,8 +98,8 @@ def bounded(A_NTd: torch.Tensor, E_NTd: torch.Tensor) -> BoundedPair:
 
 
 def _largest(x_NTd: torch.Tensor) -> torch.Tensor:
-    """(N, 1, 1): the largest absolute entry; NaN or infinite if one is. `aminmax` and norms are slower on the CPU."""
-    flat = x_NTd.flatten(1)
+    """(N, 1, 1): the largest absolute entry; NaN or infinite if one is."""
+    flat = x_NTd.flatten(1)  # aminmax and norms are many times slower on the CPU
     return torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))[:, None, None]
 
 

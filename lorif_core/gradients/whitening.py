@@ -150,6 +150,11 @@ class CovarianceSink:
         self._sums[index, side] += moment
 
     @property
+    def examples(self) -> int:
+        """Number of examples so far."""
+        return self._examples
+
+    @property
     def covariances(self) -> Covariances:
         """The sums so far, on the devices of the layers; zeros for a layer that received no gradient."""
         sums = {

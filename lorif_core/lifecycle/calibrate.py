@@ -167,10 +167,12 @@ class ShardCalibrator:
         self._config = config
         self._loaded = loaded or load_for(spec, config)
         self._budget = token_budget(config, self._loaded, CALIBRATION_TOKENS)
-        self._calibrator = Calibrator(self._loaded, spec.layers, spec.projection)
+        store = Store(config.index, config.storage)
+        scales = store.scales.read(spec.projection)
+        self._calibrator = Calibrator(self._loaded, spec.layers, spec.projection, scales)
         if loaded is None:
             self._calibrator.check()
-        self._removals = read_removals(Store(config.index, config.storage), spec)
+        self._removals = read_removals(store, spec)
 
     @property
     def loaded(self) -> LoadedModel:

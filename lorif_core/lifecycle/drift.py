@@ -98,12 +98,13 @@ class DriftMeter:
         self._metric = None if frozen is None or newer is None else exact_metric(frozen, newer)
         self._layout = CodeLayout(older.layers, older.code)
         roots = layer_roots(self._loaded, older.layers, older.projection, frozen)
-        self._sink = DriftSink(self._layout, unbiased=older.projection.is_whitened, roots=roots)
-        self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, frozen)
+        scales = self._store.scales.read(older.projection)
+        self._sink = DriftSink(self._layout, unbiased=older.projection.has_metric, roots=roots)
+        self._model = CapturedModel(self._loaded, older.layers, older.projection, self._sink.take, frozen, scales)
         check_capture(self._model)
         self._budget = token_budget(config, self._loaded)
         code = CodeSpec("dense", dtype="float32")
-        self._dense = Extractor(self._loaded, older.layers, older.projection, code, frozen)
+        self._dense = Extractor(self._loaded, older.layers, older.projection, code, frozen, scales)
 
     def measure(self, sample: Sequence[SampledShard]) -> CheckpointDrift:
         """The drift of a sample; examples that are not in the index are ignored."""

@@ -51,7 +51,8 @@ class ShardIndexer:
         self._loaded = loaded or load_for(spec, config)
         self._budget = token_budget(config, self._loaded)
         roots = self._store.whitenings.roots(spec.projection.whitening)
-        self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, roots)
+        scales = self._store.scales.read(spec.projection)
+        self._extractor = Extractor(self._loaded, spec.layers, spec.projection, spec.code, roots, scales)
         if loaded is None:
             self._extractor.check()
         self._rows_at_once = block_rows(self._extractor.layout, config.compute.memory_gb)

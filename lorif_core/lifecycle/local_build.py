@@ -27,6 +27,7 @@ from lorif_core.lifecycle.curvature_fit import Fit, fit_id, memory_groups, missi
 from lorif_core.lifecycle.example_length import settled
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing, no_scored_token
+from lorif_core.lifecycle.optimizer_scales import with_scales
 from lorif_core.lifecycle.plan import BuildPlan, check_curvature, make_plan
 from lorif_core.lifecycle.publishing import new_part, publish_rows
 from lorif_core.lifecycle.waves import Waves
@@ -79,7 +80,7 @@ class _LocalBuild:
     def calibrate(self, plan: BuildPlan) -> BuildPlan:
         """The plan with a whitening: the one that the index has for the checkpoint, or one measured now."""
         started, store = time.perf_counter(), self._store
-        spec = store.with_stored_whitening(plan.spec)
+        spec = store.with_stored_whitening(with_scales(self._config, plan.spec, self._lease))
         if not spec.projection.is_whitened or spec.projection.whitening is not None:
             return replace(plan, spec=spec)
         calibrator = ShardCalibrator(self._config, spec)

@@ -1,12 +1,11 @@
 """The plan of a build, made and checked before anything is written."""
 
 import sys
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lorif_core.config import Config
-from lorif_core.config_sections import ProjectionConfig
 from lorif_core.corpus.chat_template import corpus_template
 from lorif_core.corpus.kept_listings import KeptListings
 from lorif_core.corpus.notes import CorpusNotes
@@ -19,6 +18,7 @@ from lorif_core.gradients.byte_budget import code_spec
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.whitening import covariance_bytes
 from lorif_core.lifecycle.example_length import ExampleLength, measured_length, with_stored_length
+from lorif_core.lifecycle.optimizer_scales import check_optimizer
 from lorif_core.lifecycle.tracking import TrackedLayers, has_automatic_sizes, layers_of_model, tracked_layers
 from lorif_core.model.checkpoint import locate
 from lorif_core.model.layers import coverage
@@ -35,6 +35,10 @@ from lorif_core.spec import (
 )
 from lorif_core.tables.inventory import ShardKey
 from lorif_core.tables.store import Store
+
+_WHITENED: Mapping[str, ProjectionKind] = {
+    "random": "whitened", "folded": "folded-whitened", "folded-adam": "folded-adam-whitened",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,7 @@ def preflight(config: Config) -> None:
     Raises:
         UserError: as `make_plan`.
     """
-    skeleton = load_skeleton(config.model, config.storage)
-    check_settings(config, skeleton, tracked_layers(config, skeleton).specs)
+    skeleton = _checked_skeleton(config)
     store = Store(config.index, config.storage)
     if store.rows.spec() is not None:  # `make_spec` hashes the checkpoint, which a new index does not need yet
         store.check_spec(make_spec(config, skeleton))
@@ -107,14 +110,22 @@ def make_plan(config: Config, on_workers: ListFiles | None = None) -> BuildPlan:
     Raises:
         UserError: the first problem with the model, layers, ranks, index or corpus, in one sentence.
     """
-    skeleton = load_skeleton(config.model, config.storage)
-    check_settings(config, skeleton, tracked_layers(config, skeleton).specs)
+    skeleton = _checked_skeleton(config)
     listing = list_corpus(config, on_workers=on_workers)
     config = with_stored_length(config)
     length = None
     if config.corpus.max_length == "auto":
         config, length = measured_length(config, skeleton, listing.shards)
     return replace(plan_from_listing(config, skeleton, listing), length=length)
+
+
+def _checked_skeleton(config: Config) -> Skeleton:
+    """The skeleton of the model, which the settings and the state of the optimiser fit."""
+    skeleton = load_skeleton(config.model, config.storage)
+    layers = tracked_layers(config, skeleton).specs
+    check_settings(config, skeleton, layers)
+    check_optimizer(config, skeleton, layers)
+    return skeleton
 
 
 def list_corpus(
@@ -165,7 +176,7 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
         checkpoint=locate(config.model, config.storage).fingerprint(),
         model_dtype=skeleton.dtype if config.model.dtype == "auto" else config.model.dtype,
         layers=layers,
-        projection=projection_spec(config.projection),
+        projection=projection_spec(config),
         code=code_spec(config.code, layers),
         tokenisation=TokenSpec(
             tokenizer=tokenizer_fingerprint(skeleton.tokenizer),
@@ -187,12 +198,15 @@ def make_spec(config: Config, skeleton: Skeleton) -> IndexSpec:
     return Store(config.index, config.storage).with_stored_whitening(spec)
 
 
-def projection_spec(section: ProjectionConfig) -> ProjectionSpec:
-    """The section as a spec, without covariances."""
-    base: Literal["random", "folded"] = section.kind
+def projection_spec(config: Config) -> ProjectionSpec:
+    """The projection as a spec, without the names of scales and covariances."""
+    section = config.projection
+    base: Literal["random", "folded", "folded-adam"] = section.kind
+    if config.curvature.kind == "adam":
+        base = "folded-adam"
     kind: ProjectionKind = base
     if section.whiten:
-        kind = "folded-whitened" if base == "folded" else "whitened"
+        kind = _WHITENED[base]
     examples = section.calibration_examples if section.whiten else None
     return ProjectionSpec(kind, section.factor if base == "random" else 1, section.seed, examples)
 
@@ -219,8 +233,10 @@ def check_settings(config: Config, skeleton: Skeleton, layers: tuple[LayerSpec, 
 
 
 def curvature_spec(config: Config) -> CurvatureSpec:
-    """The curvature section as settings of a fit."""
-    return CurvatureSpec(**config.curvature.model_dump(), seed=config.projection.seed)
+    """The curvature section as settings of a fit; the metric of Adam is in the projection, and needs none."""
+    section = config.curvature.model_dump(exclude={"optimizer_state"})
+    kind = "none" if section["kind"] == "adam" else section["kind"]
+    return CurvatureSpec(**{**section, "kind": kind}, seed=config.projection.seed)
 
 
 def check_curvature(config: Config, layers: tuple[LayerSpec, ...], rows: int) -> None:

@@ -16,6 +16,7 @@ from lorif_core.gradients.footprint import BatchShape
 from lorif_core.gradients.roots import exact_roots
 from lorif_core.lifecycle.calibrate import CALIBRATION_TOKENS
 from lorif_core.lifecycle.index_shard import load_for, read_examples, token_budget
+from lorif_core.lifecycle.optimizer_scales import scales_of
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.store import Store
 
@@ -75,15 +76,16 @@ def run_trial(config: Config, spec: IndexSpec, shard: ShardRef) -> Trial:
     if not batches:
         raise UserError(f"no token of the first shard {shard.key} would be scored; check the corpus columns")
     roots = Store(config.index, config.storage).whitenings.roots(spec.projection.whitening)
+    scales = scales_of(config, spec, loaded.model)
     calibration, root_seconds = None, 0.0
     if spec.projection.is_whitened and roots is None:
-        calibrator = Calibrator(loaded, spec.layers, spec.projection)
+        calibrator = Calibrator(loaded, spec.layers, spec.projection, scales)
         calibrator.check()
         calibration = gauge.step(batches, calibrator.add)
         started = time.perf_counter()
         roots = exact_roots(calibrator.covariances)
         root_seconds = time.perf_counter() - started
-    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code, roots)
+    extractor = Extractor(loaded, spec.layers, spec.projection, spec.code, roots, scales)
     if calibration is None:
         extractor.check()
     return Trial(

@@ -115,6 +115,8 @@ class _Verifier:
             self._check_curvatures(generations)
         if self._is_readable("whitening"):
             self._check_covariances(generations)
+        if self._is_readable("scale"):
+            self._check_scales(generations)
         self._check_small_tables(generations)
         return self._result
 
@@ -236,6 +238,14 @@ class _Verifier:
         for name in sorted(name for name in names if name is not None):
             with self._noting("whitening"):
                 self._store.whitenings.check(name)
+
+    def _check_scales(self, generations: Sequence[Generation]) -> None:
+        names = {part.index_spec.projection.scales for generation in generations for part in generation.parts}
+        with self._noting("scale"):
+            names |= self._store.scales.names()
+        for name in sorted(name for name in names if name is not None):
+            with self._noting("scale"):
+                self._store.scales.named(name)
 
     def _check_small_tables(self, generations: Sequence[Generation]) -> None:
         with self._noting("removed"):

@@ -3,7 +3,6 @@
 transformers' own `load_adapter` ignores an adapter whose names do not match, and misplaces DoRA's magnitudes.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 
 from lorif_core.config import ModelConfig
 from lorif_core.errors import UserError
-from lorif_core.model.weights import WRAPPERS, named
+from lorif_core.model.weights import ADAPTER_NAME, name_in_model, named
 from lorif_core.storage.faults import one_line
-
-_NAME = "default"
 
 
 def add_adapter(model: Any, folder: str, path: str) -> None:
@@ -34,7 +31,7 @@ def add_adapter(model: Any, folder: str, path: str) -> None:
     if isinstance(config, LoraConfig):
         _check_lora(config, path)
     config.inference_mode = True
-    model.add_adapter(config, _NAME)
+    model.add_adapter(config, ADAPTER_NAME)
 
 
 def load_adapter(model: Any, folder: str, config: ModelConfig) -> None:
@@ -60,9 +57,9 @@ def load_adapter(model: Any, folder: str, config: ModelConfig) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in before:
             places.setdefault(id(tensor), []).append(name)
-    tensors = {_name_in_model(name): tensor for name, tensor in load_peft_weights(folder, device="cpu").items()}
+    tensors = {name_in_model(name): tensor for name, tensor in load_peft_weights(folder, device="cpu").items()}
     try:
-        result = set_peft_model_state_dict(model, tensors, _NAME)
+        result = set_peft_model_state_dict(model, tensors, ADAPTER_NAME)
     except KeyError as error:  # a whole module that the adapter trained
         raise _does_not_fit(config.path, f"it lacks {error.args[0]}") from error
     except RuntimeError as error:  # torch names the tensor and both shapes
@@ -93,11 +90,3 @@ def _does_not_fit(path: str, cause: str) -> UserError:
         f"the adapter {path} does not fit its base model: {cause}; set base_model_name_or_path in its "
         f"adapter_config.json to the model that it was trained with, or save adapter and model merged"
     )
-
-
-def _name_in_model(name: str) -> str:
-    """The name of an adapter's tensor without peft's prefix and without those of wrappers."""
-    name = name.removeprefix("base_model.model.")
-    for pattern, replacement in WRAPPERS.items():
-        name = re.sub(pattern, replacement, name)
-    return name

@@ -26,6 +26,8 @@ _SAFETENSORS_PATTERNS = ("*.safetensors",)
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth")
 _CONFIG_NAMES = ("config.json", "adapter_config.json")
 _ADAPTER_CONFIG = "adapter_config.json"
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.safetensors")
+"""Names of the optimiser's state beside the weights, in the order in which they are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,13 @@ class Checkpoint:
             combined.update(f"{name}:{digests[name]}\n".encode())
         return f"sha256:{combined.hexdigest()[:32]}"
 
+    def optimizer_state(self) -> Path | None:
+        """The local file of the optimiser's state beside the weights, fetched if remote; None without one."""
+        name = next((name for name in OPTIMIZER_FILES if name in self.names), None)
+        return None if name is None else Path(self._fetch([name])).expanduser() / name
+
     def _weights(self) -> set[str]:
-        return _matching(self.names, _SAFETENSORS_PATTERNS) or _matching(self.names, _PICKLE_PATTERNS)
+        return _safetensors(self.names) or _matching(self.names, _PICKLE_PATTERNS)
 
     def _fetch(self, names: Collection[str]) -> str:
         """The path to load from, after the named files were fetched if they are remote."""
@@ -144,7 +151,7 @@ def _check_contents(checkpoint: Checkpoint) -> None:
     if not names.intersection(_CONFIG_NAMES):
         raise UserError(f"the model folder {path} has no config.json")
     pickled = _matching(names, _PICKLE_PATTERNS)
-    if _matching(names, _SAFETENSORS_PATTERNS) or (checkpoint.config.allow_pickle and pickled):
+    if _safetensors(names) or (checkpoint.config.allow_pickle and pickled):
         return
     if pickled:
         raise UserError(
@@ -152,6 +159,11 @@ def _check_contents(checkpoint: Checkpoint) -> None:
             f"them to safetensors, or set model.allow_pickle=true if you trust their author"
         )
     raise UserError(f"the model folder {path} has no weights (*.safetensors)")
+
+
+def _safetensors(names: Collection[str]) -> set[str]:
+    """Files of weights."""
+    return _matching(names, _SAFETENSORS_PATTERNS) - {*OPTIMIZER_FILES}
 
 
 def _matching(names: Collection[str], patterns: Collection[str]) -> set[str]:

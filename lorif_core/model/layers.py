@@ -63,6 +63,14 @@ def tracked_module(model: torch.nn.Module, name: str) -> TrackedModule:
     return model.get_submodule(name)
 
 
+def out_by_in(module: TrackedModule, weight: torch.Tensor) -> torch.Tensor:
+    """A tensor of the shape of a layer's weight as (O, I); the neurons of experts follow one another."""
+    if isinstance(module, ExpertMatrix):
+        weight_EOI = weight.transpose(1, 2) if module.module.is_transposed else weight
+        return weight_EOI.transpose(0, 1).flatten(1) if module.is_down else weight_EOI.flatten(0, 1)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
 def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 

@@ -25,6 +25,9 @@ WRAPPERS = {
 }
 """Names that a wrapper of the training adds to those of tensors, as regexes, and what replaces them."""
 
+ADAPTER_NAME = "default"
+"""Name of an adapter in the model that it was added to."""
+
 _LISTED = 3
 _LAST_SEGMENT = re.compile(r"(?:^|\.)[^.]+$")
 
@@ -107,6 +110,14 @@ def check_finite(model: torch.nn.Module, path: str) -> None:
             f"weights of {path} are not finite numbers: {named(not_finite)}; save the "
             f"checkpoint again, or set another model.dtype if they are too large for this one"
         )
+
+
+def name_in_model(name: str) -> str:
+    """The name of a tensor without the prefix of peft and without those of wrappers."""
+    name = name.removeprefix("base_model.model.")
+    for pattern, replacement in WRAPPERS.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def named(names: Collection[str]) -> str:

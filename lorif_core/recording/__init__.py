@@ -13,7 +13,8 @@ Design:
   arrives is a multiple of it: the product of whatever the loss was divided and multiplied by. This factor is
   measured at a few tokens of every pass and undone (`loss_scale.py`), so no setting of the training must be known.
 - **Whitening.** Covariances of the first steps after the warm-up become the whitening of all rows; all processes
-  use the same roots. They go on accumulating, and the last ones are the metric of the queries (`metric.py`).
+  use the same roots. They go on accumulating, and the last ones are the metric of the queries (`metric.py`). With
+  `curvature.kind: adam` the second moments of the optimiser are read first, once, and scale all rows.
 - **Journal.** Rows leave the training in the order in which they arise, by a thread behind it, in pieces of a few
   MiB in `_lorif/recording/` of the index (`journal.py`, `writer.py`). A row has the step of its pass, a piece the
   attempt that wrote it. A restore begins a new attempt at a step; rows of earlier attempts above it are void. So

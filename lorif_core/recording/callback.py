@@ -73,7 +73,8 @@ class LorifCallback(TrainerCallback):
     ) -> None:
         """Count the step, and make rows durable before a checkpoint that goes on from them is saved."""
         if self.recorder is not None:
-            self.recorder.end_step(state.global_step)
+            optimizer = kwargs.get("optimizer")
+            self.recorder.end_step(state.global_step, [] if optimizer is None else [optimizer])
             if control.should_save:
                 self.recorder.flush()
 

@@ -95,12 +95,15 @@ class TrainingCapture:
             model.register_forward_pre_hook(self._before_model, with_kwargs=True, prepend=True),
             model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True),
         ]
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        if head is not None:
+        if hasattr(model, "get_output_embeddings") and (head := model.get_output_embeddings()) is not None:
             self._handles.append(head.register_forward_hook(self._after_head))
         for index, of_layer in enumerate(modules):
             for module in of_layer:
                 self._handles.append(module.register_forward_hook(self._layer_hook(index)))
+
+    def use(self, projections: ProjectionSet) -> None:
+        """Project with others from the next pass on."""
+        self._projections = projections.layers
 
     def remove(self) -> None:
         """Remove the hooks; those of tensors in a running backward pass do nothing any more."""

@@ -1,4 +1,4 @@
-"""The whitening of recorded rows, and the covariances that go on accumulating, as bytes of the journal."""
+"""The metric of recorded rows, and the covariances that go on accumulating, as bytes of the journal."""
 
 import io
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lorif_core.gradients.roots import SideMatrices, SideSummary, WhitenedSide, stored_roots
+from lorif_core.gradients.side_scales import SideScales
 from lorif_core.gradients.symmetric import PackedMatrix, PackedSum, add_sums, pack_sum
 from lorif_core.gradients.whitening import SIDES, Covariances, SideKey
 
@@ -51,6 +52,14 @@ class RecordedWhitening:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedScales:
+    """Scales of Adam's metric, and the step after which they were read; rows are made from the next one on."""
+
+    scales: SideScales
+    step: int
+
+
 def whiten(covariances: Covariances, step: int) -> RecordedWhitening:
     """The whitening by covariances; their roots are computed on their device."""
     name, sides = stored_roots(covariances)
@@ -84,6 +93,22 @@ def whitening_of(content: bytes) -> RecordedWhitening:
         summary = SideSummary(layer, name, matrix.size, layer, matrix.digest, covariance.digest)
         sides.append(WhitenedSide(summary, matrix, covariance))
     return RecordedWhitening(str(arrays["name"]), tokens, examples, step, sides)
+
+
+def scales_bytes(recorded: RecordedScales) -> bytes:
+    """Scales as bytes."""
+    values = {f"{layer}/{side}": scale for (layer, side), scale in recorded.scales.values.items()}
+    return _written({"header": np.array([recorded.step]), **values})
+
+
+def scales_from(content: bytes) -> RecordedScales:
+    """Inverse of `scales_bytes`."""
+    arrays = _read(content)
+    values: dict[SideKey, np.ndarray] = {}
+    for key in arrays.keys() - {"header"}:
+        layer, side = key.split("/")
+        values[int(layer), SIDES[SIDES.index(side)]] = arrays[key]
+    return RecordedScales(SideScales(values), int(arrays["header"][0]))
 
 
 def moments_bytes(covariances: Covariances) -> bytes:

@@ -16,7 +16,7 @@ from lorif_core.gradients.codes import CodeLayout
 from lorif_core.lifecycle.curvature_fit import Fit, fit_id
 from lorif_core.lifecycle.index_shard import Tokenising
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing
-from lorif_core.lifecycle.plan import BuildPlan, covered, curvature_spec, list_corpus, make_spec
+from lorif_core.lifecycle.plan import BuildPlan, covered, curvature_spec, list_corpus, make_spec, projection_spec
 from lorif_core.lifecycle.publishing import new_part, publish_rows
 from lorif_core.lifecycle.removal import read_removals
 from lorif_core.lifecycle.tracking import tracked_layers
@@ -84,8 +84,9 @@ class _Publication:
 
     def run(self) -> Generation:
         """Publish, and empty the journal."""
-        whitening = self._journal.whitening(self._recording)
-        if whitening is None:
+        whitening, scales = self._journal.whitening(self._recording), self._journal.scales(self._recording)
+        projection = projection_spec(self._config)
+        if (projection.is_whitened and whitening is None) or (projection.is_adam and scales is None):
             raise UserError(
                 f"the recording of {self._store.uri} has no rows yet, because training ended "
                 f"before enough examples were seen for the metric; lower projection.calibration_examples, or "
@@ -96,7 +97,8 @@ class _Publication:
         self._config = with_longest(self._config, sightings)
         skeleton = load_skeleton(self._config.model, self._config.storage)
         final = self._final_spec(skeleton, sightings)
-        rows_spec = replace(final, checkpoint=self._recording.checkpoint).with_whitening(whitening.name)
+        name = None if whitening is None else whitening.name
+        rows_spec = replace(final, checkpoint=self._recording.checkpoint).with_whitening(name)
         self._store_whitening(rows_spec)
         final = self._newest_metric(final)
         corpus = CorpusReader(self._config, Tokenising(skeleton.tokenizer, embedding_rows(skeleton.model)))
@@ -117,7 +119,9 @@ class _Publication:
                 f"the checkpoint {self._config.model.path} has other tracked layers than the training recorded "
                 f"({len(spec.layers)} against {len(recorded)}); name the checkpoint that the training saved"
             )
-        return replace(spec.with_whitening(None), code=self._stored_code(spec.code, sightings))
+        scales = self._journal.scales(self._recording)
+        spec = spec.with_whitening(None).with_scales(None if scales is None else scales.scales.name)
+        return replace(spec, code=self._stored_code(spec.code, sightings))
 
     def _stored_code(self, code: CodeSpec, sightings: Sightings) -> CodeSpec:
         """The code of the index: with `each` it has room for the terms of all rows of an example."""
@@ -134,11 +138,15 @@ class _Publication:
         return replace(code, rank=rank)
 
     def _store_whitening(self, spec: IndexSpec) -> None:
-        """Store the whitening of the rows as it was used."""
+        """Store the scales and the whitening of the rows as they were used."""
         whitening, table = self._journal.whitening(self._recording), self._store.whitenings
-        assert whitening is not None
+        scales = self._journal.scales(self._recording)
         self._lease.confirm()
+        if scales is not None:
+            self._store.scales.add(scales.scales, spec.layers)
         self._store.create(spec)
+        if whitening is None:
+            return
         table.create()
         if whitening.name not in table.specs():
             header = WhiteningHeader(whitening.name, spec.hash, whitening.tokens, whitening.examples)
@@ -147,7 +155,8 @@ class _Publication:
     def _newest_metric(self, final: IndexSpec) -> IndexSpec:
         """The spec of the trained model with the newest covariances as its whitening."""
         whitening = self._journal.whitening(self._recording)
-        assert whitening is not None
+        if whitening is None:
+            return final
         sums = whitening.covariances
         sums.add(self._journal.moments(self._recording))
         self._lease.confirm()
@@ -192,9 +201,7 @@ class _Publication:
         settings = RecordingSettings(self._config, sightings=self._recording.sightings)
         journal = CodeLayout(plan.spec.layers, settings.journal_code(plan.spec.layers))
         removals = read_removals(self._store, plan.spec)
-        afterwards = RowsAfterwards(
-            self._config, self._recording, plan.spec, sum(shard.early for shard in shards)
-        )
+        afterwards = RowsAfterwards(self._config, self._recording, plan.spec, sum(shard.early for shard in shards))
         receipts = Receipts(self._store.uri, self._store.storage)
 
         def index_shards(pending: Sequence[ShardRef], waves: Waves) -> list[FailedShard]:
@@ -223,7 +230,7 @@ class _Publication:
         if not split.recorded:
             return []
         groups = [[rows[sighting.place] for sighting in seen] for _, seen in split.recorded]
-        codes = combined(groups, journal, plan.layout, unbiased=plan.spec.projection.is_whitened)
+        codes = combined(groups, journal, plan.layout, unbiased=plan.spec.projection.has_metric)
         steps = [[sighting.step for sighting in seen] for _, seen in split.recorded]
         checkpoints = [self._recording.row_checkpoint(of_example) for of_example in steps]
         examples = [example for example, _ in split.recorded]

@@ -20,6 +20,7 @@ from lorif_core.errors import UserError
 from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.recording import processes
 from lorif_core.recording.journal import Journal, Recording
+from lorif_core.recording.metric import RecordedScales
 from lorif_core.recording.publishing import publish_recording
 from lorif_core.recording.recorder import Recorder
 from lorif_core.recording.settings import RecordingSettings, Sightings
@@ -93,14 +94,16 @@ class _StepCounter:
     def __init__(self, recorder: Recorder, model: torch.nn.Module) -> None:
         self._recorder, self._model = recorder, model
         self._counted: int | None = None
+        self._optimizers: dict[int, torch.optim.Optimizer] = {}
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._optimizers[id(optimizer)] = optimizer
         stepped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         if self._counted is None:
             own = {id(parameter) for parameter in self._model.parameters()}
             self._counted = next((parameter for parameter in stepped if parameter in own), None)
         if self._counted in stepped:
-            self._recorder.end_step()
+            self._recorder.end_step(optimizers=list(self._optimizers.values()))
 
 
 def make_settings(
@@ -152,6 +155,7 @@ def start(model: torch.nn.Module, settings: RecordingSettings, start_step: int) 
     if processes.process_number() == 0:
         recording = _next_attempt(journal, _new_recording(settings, tracked), start_step)
         journal.put(recording)
+        _keep_scales(config, journal, recording)
     recording = processes.from_first(recording)
     assert recording is not None
     log.info("recording into %s from step %d: %s", config.index, start_step + 1, tracked.reason)
@@ -188,13 +192,22 @@ def _settings_of(recording: Recording) -> str:
     return json.dumps([config, recording.layers, recording.ids, recording.sightings], sort_keys=True)
 
 
+def _keep_scales(config: Config, journal: Journal, recording: Recording) -> None:
+    """Record in the metric of Adam that the index has, if it has one, because its rows have one metric."""
+    store = Store(config.index, config.storage)
+    stored = store.newest_spec()
+    scales = None if stored is None else store.scales.read(stored.projection)
+    if scales is not None and journal.scales(recording) is None:
+        journal.write_scales(recording, RecordedScales(scales, 0))
+
+
 def _check_index(config: Config, tracked: TrackedModel, settings: RecordingSettings) -> None:
     """Raise UserError if rows of this training could not join those that the index has."""
     stored = Store(config.index, config.storage).newest_spec()
     if stored is None:
         return
-    projection = projection_spec(config.projection)
-    same = replace(stored.projection, whitening=None, calibration_examples=None)
+    projection = projection_spec(config)
+    same = replace(stored.projection, whitening=None, scales=None, calibration_examples=None)
     differing = [
         name
         for name, is_same in (

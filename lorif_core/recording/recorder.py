@@ -1,7 +1,7 @@
 """The recorder: what it does at each forward pass, backward pass and step of a training."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,10 @@ from lorif_core.gradients.capture import CodeSink
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import STORED_DTYPES, ExtractedBatch, Extraction, to_stored
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
-from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.recording import processes
 from lorif_core.recording.capture import IDS_KEY, Pass, TrainingCapture
 from lorif_core.recording.journal import BEFORE_METRIC, Journal, Progress, Recording
-from lorif_core.recording.metric import RecordedWhitening, whiten
+from lorif_core.recording.metric import RecordedScales, RecordedWhitening, whiten
 from lorif_core.recording.settings import RecordingSettings
 from lorif_core.recording.tracked_model import TrackedModel
 from lorif_core.recording.training_batch import TrainingBatch, training_batch
@@ -63,28 +62,31 @@ class Recorder:
         self._roots: Any = None
         self._calibrating = True
         self._whitening: RecordedWhitening | None = None
-        stored = journal.whitening(recording) if processes.process_number() == 0 else None
-        self._use(processes.from_first(stored))
+        self._scales: RecordedScales | None = None
+        is_first = processes.process_number() == 0
+        self._use(processes.from_first(journal.whitening(recording) if is_first else None))
         self._writer = Writer(self._write, self._stop, with_tokens=settings.ids is not None)
         self._capture = TrainingCapture(
-            tracked.called, tracked.layers, tracked.modules, tracked.projections, self._open_pass, self._take,
+            tracked.called, tracked.layers, tracked.modules, tracked.projections(), self._open_pass, self._take,
             self._close_pass, self._guard,
         )  # fmt: skip
+        self._use_scales(processes.from_first(journal.scales(recording) if is_first else None))
 
     @property
     def bytes_per_row(self) -> int:
         """Bytes of the code of an example in the journal."""
         return self._layout.bytes_per_example
 
-    def end_step(self, step: int | None = None) -> None:
+    def end_step(self, step: int | None = None, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
         """An optimiser step was made. Every process calls this after each of its steps.
 
         Args:
             step: number of steps so far; None adds one.
+            optimizers: the optimisers of the training, for the metric of Adam.
         """
         self.step = self.step + 1 if step is None else step
         if self._calibrating and self.step > self._settings.begin:
-            self._guard(self._calibrate)
+            self._guard(lambda: self._calibrate(optimizers))
 
     def flush(self) -> None:
         """Wait until the rows so far are durable; call it before a checkpoint is saved."""
@@ -124,14 +126,20 @@ class Recorder:
             self.step + 1, cause, exc_info=None if isinstance(error, LorifError) else error,
         )  # fmt: skip
 
+    @property
+    def _early(self) -> int:
+        """The last step without codes: until its metric, an undisturbed training has none, either."""
+        made = [part.step for part in (self._scales, self._whitening) if part is not None]
+        return max(made, default=self._settings.begin)
+
     def _open_pass(self, inputs: Mapping[str, Any]) -> TrainingBatch | None:
         if self.stopped is not None or not self.enabled:
             return None
         step = self.step + 1
-        # until its whitening, an undisturbed training has no codes, either
-        is_early = step <= (self._settings.begin if self._whitening is None else self._whitening.step)
         ids = inputs.get(IDS_KEY if inputs.get(IDS_KEY) is not None else self._settings.ids or IDS_KEY)
-        batch = training_batch(inputs, ids, self._tracked.pad_id, step, not self._has_seen_loss, is_early)
+        batch = training_batch(
+            inputs, ids, self._tracked.pad_id, step, not self._has_seen_loss, step <= self._early
+        )
         if self._settings.ids is not None and batch.ids is None:
             raise LorifError(
                 f"a batch has no {IDS_KEY}; give the trainer the data collator WithIds, or record with a corpus"
@@ -152,15 +160,22 @@ class Recorder:
         """Prepare for the pairs of a pass."""
         segments = current.batch.segments
         count, self._passes = len(segments.bounds), self._passes + 1
-        if self._adds_to_sums:
+        if self._calibrating or self._adds_to_sums:
             self._sums.start(segments.lengths, segments.longest)
-        sink = CodeSink(self._layout, unbiased=self._settings.is_whitened, roots=self._roots)
+        sink = CodeSink(self._layout, unbiased=True, roots=self._roots)
         if not self._calibrating:
             sink.start(count, self._device, torch.float32)
         self._sinks[id(current)] = sink
 
     @property
+    def _awaits_scales(self) -> bool:
+        return self._tracked.projection.is_adam and self._scales is None
+
+    @property
     def _adds_to_sums(self) -> bool:
+        """Whether the pass adds to the covariances, which are those of scaled gradients in the metric of Adam."""
+        if not self._settings.is_whitened or self._awaits_scales:
+            return False
         return self._calibrating or self._passes % _PASSES_PER_SUM == 0
 
     def _close_pass(self, current: Pass) -> None:
@@ -190,23 +205,42 @@ class Recorder:
         scales = np.zeros((examples, self._layout.scales), np.float32)
         return ExtractedBatch(np.zeros(examples, np.float32), codes, scales, [BEFORE_METRIC] * examples)
 
-    def _calibrate(self) -> None:
-        """Make the whitening as soon as all processes together have seen enough examples; all of them enter."""
-        sums = self._sums.covariances
-        examples, failed = processes.total([sums.examples, int(self.stopped is not None)], self._device)
+    def _calibrate(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Make the metric as soon as all processes together have seen enough examples; all of them enter.
+
+        If gradients are scaled and whitened, the scales come first, and the whitening as many examples later.
+        """
+        counts = [self._sums.examples, int(self.stopped is not None)]
+        examples, failed = processes.total(counts, self._device)
         if failed:
             self._calibrating = False
             raise LorifError("another process of the training has stopped recording")
         if examples < self._settings.calibration_examples:
             return
-        summed, whitening = processes.add_up(sums, self._device), None
+        if self._awaits_scales:
+            self._make_scales(optimizers)
+        else:
+            self._make_whitening()
+        self._sums.reset()
+
+    def _make_scales(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        made = RecordedScales(self._tracked.scales(optimizers), self.step)
+        if processes.process_number() == 0:
+            self._guard(lambda: self._journal.write_scales(self.recording, made))
+        self._use_scales(processes.from_first(made if self.stopped is None else None))
+        if self._scales is None:
+            self._calibrating = False
+            raise LorifError("the second moments of the optimiser could not be stored")
+        log.info("recording: the second moments of the optimiser were read after step %d", made.step)
+
+    def _make_whitening(self) -> None:
+        summed, whitening = processes.add_up(self._sums.covariances, self._device), None
         if processes.process_number() == 0:
             whitening = self._guard(lambda: self._store_whitening(summed))
         self._use(processes.from_first(whitening))
         if self._whitening is None:
             self._calibrating = False
             raise LorifError("the whitening could not be stored")
-        self._sums.reset()
 
     def _store_whitening(self, summed: Covariances) -> RecordedWhitening:
         whitening = whiten(summed, self.step)
@@ -222,8 +256,15 @@ class Recorder:
             return
         self._whitening, self._calibrating = whitening, False
         likes = [torch.empty(0, device=first.weight.device) for first, *_ in self._tracked.modules]
-        if projection_spec(self._settings.config.projection).is_folded:
-            self._roots = whitening.roots.of_layers(likes)
+        self._roots = whitening.roots.of_layers(likes)
+
+    def _use_scales(self, scales: RecordedScales | None) -> None:
+        """Scale gradients from now on."""
+        if scales is None:
+            return
+        self._scales = scales
+        self._capture.use(self._tracked.projections(scales.scales))
+        self._calibrating = self._calibrating and self._settings.is_whitened
 
     def _write(self, rows: pa.Table) -> None:
         attempt, process = len(self.recording.attempts) - 1, processes.process_number()

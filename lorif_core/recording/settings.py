@@ -64,11 +64,12 @@ class RecordingSettings:
     def check(self) -> None:
         """Raise UserError for settings that cannot be recorded."""
         config = self.config
-        if config.curvature.kind != "none" or config.projection.kind != "folded" or not config.projection.whiten:
+        has_metric = config.curvature.kind == "adam" or (config.curvature.kind == "none" and self.is_whitened)
+        if config.projection.kind != "folded" or not has_metric:
             raise UserError(
                 f"recording needs folded, whitened projections and curvature.kind none, as of the "
-                f"presets compact, balanced, fine and quality; preset {config.preset} has others, so run lorif "
-                f"build after training"
+                f"presets compact, balanced, fine and quality, or curvature.kind adam; preset {config.preset} has "
+                f"others, so run lorif build after training"
             )
         if self.sightings == "each" and config.code.kind == "dense":
             raise UserError(

@@ -1,20 +1,23 @@
 """The live model of a training: its tracked layers, their modules and projections, and what cannot be recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from lorif_core.config import Config
-from lorif_core.errors import UserError
+from lorif_core.errors import LorifError, UserError
 from lorif_core.gradients.projection import ProjectionSet
+from lorif_core.gradients.side_scales import SideScales, adam_scales
 from lorif_core.lifecycle.plan import projection_spec
 from lorif_core.lifecycle.tracking import layers_of_model
 from lorif_core.model.dry_run import uncapturable_layers
 from lorif_core.model.experts import ExpertMatrix
-from lorif_core.model.layers import modules_by_weight, tracked_module
-from lorif_core.spec import LayerSpec
+from lorif_core.model.layers import modules_by_weight, out_by_in, tracked_module
+from lorif_core.model.optimizer_state import live_moments
+from lorif_core.spec import LayerSpec, ProjectionSpec, exclusion
 from lorif_core.tables.store import Store
 
 
@@ -26,15 +29,39 @@ class TrackedModel:
         called: the module whose forward pass the training calls, without wrappers.
         layers: the tracked layers.
         modules: per layer the modules that have its weight.
-        projections: P_in and P_out per layer.
+        projection: how their gradients are projected, without the names of scales and covariances.
         reason: a sentence that says which layers are tracked, and why.
     """
 
     called: torch.nn.Module
     layers: tuple[LayerSpec, ...]
     modules: Sequence[Sequence[torch.nn.Module]]
-    projections: ProjectionSet
+    projection: ProjectionSpec
     reason: str
+
+    def projections(self, scales: SideScales | None = None) -> ProjectionSet:
+        """P_in and P_out per layer, before any whitening."""
+        placements = [(first.weight.device, first.weight.dtype) for first, *_ in self.modules]
+        return ProjectionSet(self.layers, self.projection.without_whitening(), placements, scales=scales)
+
+    def scales(self, optimizers: Iterable[torch.optim.Optimizer]) -> SideScales:
+        """The scales of Adam's metric now; every process must call this.
+
+        Raises:
+            LorifError: no optimiser has second moments of a layer, or they are not finite.
+        """
+        return adam_scales(self.layers, map(partial(self._square, list(optimizers)), range(len(self.layers))))
+
+    def _square(self, optimizers: Sequence[torch.optim.Optimizer], layer: int) -> torch.Tensor:
+        """P^2 (O, I) of a layer."""
+        module: Any = self.modules[layer][0]
+        moments = live_moments(optimizers, module.weight)
+        if moments is None:
+            raise LorifError(
+                f"no optimiser has second moments (exp_avg_sq) of the layer {self.layers[layer].name}, so "
+                f"curvature.kind adam cannot be recorded; train it with Adam, or leave it out with model.exclude"
+            )
+        return out_by_in(module, moments.squared())
 
     @property
     def pad_id(self) -> int | None:
@@ -55,11 +82,10 @@ def track(model: torch.nn.Module, config: Config) -> TrackedModel:
     stored = Store(config.index, config.storage).newest_spec() if automatic else None
     tracked = layers_of_model(config, base, _uncapturable(base), stored)
     modules = _modules(base, tracked.specs)
-    projection = projection_spec(config.projection)
-    placements = [(first.weight.device, first.weight.dtype) for first, *_ in modules]
-    projections = ProjectionSet(tracked.specs, projection.without_whitening(), placements)
     _refuse_compiled(called, {id(module) for of_layer in modules for module in of_layer})
-    return TrackedModel(called, tracked.specs, modules, projections, tracked.choice.reason)
+    if config.curvature.kind == "adam":
+        _refuse_frozen(tracked.specs, modules)
+    return TrackedModel(called, tracked.specs, modules, projection_spec(config), tracked.choice.reason)
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
@@ -85,6 +111,17 @@ def _refuse_compiled(model: torch.nn.Module, tracked: set[int]) -> None:
         is_compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         if is_compiled and any(id(child) in tracked for child in module.modules()):
             raise _compiled(f"the module {name}" if name else "the model")
+
+
+def _refuse_frozen(layers: Sequence[LayerSpec], modules: Sequence[Sequence[Any]]) -> None:
+    """Raise UserError if the optimiser cannot have moments of a layer, because it is not trained."""
+    pairs = zip(layers, modules, strict=True)
+    frozen = [layer.name for layer, (first, *_) in pairs if not first.weight.requires_grad]
+    if frozen:
+        raise UserError(
+            f"curvature.kind adam needs layers that are trained, and {frozen[0]} is frozen; leave it out with "
+            f"model.exclude: {exclusion(frozen)}"
+        )
 
 
 def _compiled(what: str) -> UserError:

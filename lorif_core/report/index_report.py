@@ -11,7 +11,7 @@ from lorif_core.report.changes import Change
 from lorif_core.report.page import Report, SelfCheckRow, Storage
 from lorif_core.report.spectrum import LayerSection
 from lorif_core.spec import Coverage
-from lorif_core.tables.generation import Generation
+from lorif_core.tables.generation import Generation, metric_words
 from lorif_core.tables.store import Store
 
 
@@ -54,14 +54,6 @@ def report_of(
         omitted=omitted,
         change=change,
     )
-
-
-def metric_words(generation: Generation) -> str:
-    """The metric of the scores: the kind of the curvature, or that of whitened projections."""
-    part = generation.newest
-    if part.curvature_kind == "none" and part.index_spec.projection.is_whitened:
-        return "K-FAC, in the projections"
-    return part.curvature_kind
 
 
 def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:

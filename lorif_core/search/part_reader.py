@@ -85,7 +85,8 @@ class PartReader:
 
     def _new_encoder(self, loaded: LoadedModel) -> QueryEncoder:
         roots = self._store.whitenings.roots(self.spec.projection.whitening)
-        return QueryEncoder(loaded, self.spec, roots, factored=self.part.factored_query)
+        scales = self._store.scales.read(self.spec.projection)
+        return QueryEncoder(loaded, self.spec, roots, scales, factored=self.part.factored_query)
 
     def fold(self, gradients: QueryGradients, options: SearchOptions = DEFAULT_OPTIONS) -> FoldedQueries:
         """W_l = H_l^-1 Q_l with the part's curvature, or Q_l in its newer metric; one layer in memory at a time.

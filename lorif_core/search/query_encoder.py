@@ -19,6 +19,7 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
 from lorif_core.gradients.roots import SideMatrices
+from lorif_core.gradients.side_scales import SideScales
 from lorif_core.gradients.token_budget import TokenBudget
 from lorif_core.gradients.token_parts import TokenParts
 from lorif_core.model.loading import LoadedModel, check_same_tokenizer, check_same_weights, load_model
@@ -51,6 +52,7 @@ class QueryEncoder:
         loaded: the model that the index was built with.
         spec: spec of the index.
         roots: roots of a whitened projection.
+        scales: scales of Adam's metric.
         factored: reduce query gradients to the rank of the stored codes, as the paper does.
     """
 
@@ -59,13 +61,14 @@ class QueryEncoder:
         loaded: LoadedModel,
         spec: IndexSpec,
         roots: SideMatrices | None = None,
+        scales: SideScales | None = None,
         *,
         factored: bool = False,
     ) -> None:
         self._loaded = loaded
         self._spec = spec
         code = CodeSpec("rank", spec.code.rank, "float32") if factored else _DENSE
-        self._extractor = Extractor(loaded, spec.layers, spec.projection, code, roots)
+        self._extractor = Extractor(loaded, spec.layers, spec.projection, code, roots, scales)
         self._budget = TokenBudget(_QUERY_TOKENS_PER_BATCH, spec.tokenisation.max_length, loaded.devices)
 
     @property

@@ -171,6 +171,16 @@ def generation_of(parts: Sequence[Part], **columns: Any) -> Generation:
     )
 
 
+def metric_words(generation: Generation) -> str:
+    """The metric of the scores: the kind of the curvature, or that of whitened or scaled projections."""
+    part, projection = generation.newest, generation.newest.index_spec.projection
+    if part.curvature_kind != "none" or not projection.has_metric:
+        return part.curvature_kind
+    if not projection.is_adam:
+        return "K-FAC, in the projections"
+    return "K-FAC, damped by Adam's second moments" if projection.is_whitened else "Adam's second moments"
+
+
 def parts_from_json(text: str) -> tuple[Part, ...]:
     """Parse `Generation.parts_json`."""
     return tuple(

@@ -111,6 +111,17 @@ WHITENING_SCHEMA = pa.schema(
     ]
 )
 
+SCALE_SCHEMA = pa.schema(
+    [
+        pa.field("scales", pa.string(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("layer_index", pa.int32(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),
+        pa.field("scale", pa.list_(pa.float32()), nullable=False),
+        CHECKSUM_FIELD,
+    ]
+)
+
 SKIPPED_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),

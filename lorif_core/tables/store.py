@@ -23,6 +23,7 @@ from lorif_core.tables.file_digests import sealed, unsealed
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.generation_check import checked_generation
 from lorif_core.tables.rows import RowTable
+from lorif_core.tables.scales import ScaleTable
 from lorif_core.tables.schema import (
     CURVATURE_SCHEMA,
     GENERATIONS_SCHEMA,
@@ -35,7 +36,7 @@ from lorif_core.tables.whitenings import WhiteningTable
 log = logging.getLogger(__name__)
 
 _NEWEST = "newest.json"
-TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "removed")
+TABLES = ("factors", "curvature", "generations", "skipped", "whitening", "scale", "removed")
 
 
 class Store:
@@ -45,6 +46,7 @@ class Store:
         rows: the training examples.
         curvatures: fitted preconditioners.
         whitenings: covariances of whitened projections, and their roots.
+        scales: scales of Adam's metric.
     """
 
     def __init__(self, uri: str, storage: StorageConfig | None = None) -> None:
@@ -54,6 +56,7 @@ class Store:
         self.rows = RowTable(self._tables)
         self.curvatures = CurvatureTable(self._tables)
         self.whitenings = WhiteningTable(self._tables)
+        self.scales = ScaleTable(self._tables)
 
     def check_format(self) -> bool:
         """Whether the table of generations exists. Raises UserError if another version of lorif wrote it."""
@@ -107,12 +110,17 @@ class Store:
     def with_stored_whitening(self, spec: IndexSpec) -> IndexSpec:
         """The spec with the whitening that the index stores for it; unchanged if it stores or needs none.
 
-        Under `calibration_examples: auto` an index that was built with a number keeps it.
+        An index keeps its scales, and under `calibration_examples: auto` the number that it was built with.
         """
-        if not spec.projection.is_whitened:
+        projection = spec.projection
+        is_automatic = projection.is_whitened and projection.calibration_examples == "auto"
+        lacks_scales = projection.is_adam and projection.scales is None
+        stored = self.newest_spec() if is_automatic or lacks_scales else None
+        if lacks_scales and stored is not None:
+            spec = spec.with_scales(stored.projection.scales)
+        if not projection.is_whitened:
             return spec
-        stored = self.newest_spec() if spec.projection.calibration_examples == "auto" else None
-        if stored is not None and stored.projection.calibration_examples is not None:
+        if is_automatic and stored is not None and stored.projection.calibration_examples is not None:
             examples = stored.projection.calibration_examples
             spec = replace(spec, projection=replace(spec.projection, calibration_examples=examples))
         for name, spec_hash in self.whitenings.specs().items():
@@ -215,7 +223,7 @@ class Store:
                 )
 
     def tables(self) -> list[str]:
-        """Names of the tables that exist; `whitening` and `removed` are created only when they are needed."""
+        """Names of the tables that exist; some are created only when they are needed."""
         return [name for name in TABLES if self._tables.open(name) is not None]
 
     def generations(self) -> list[Generation]:

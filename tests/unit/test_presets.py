@@ -6,6 +6,7 @@ import pytest
 
 from lorif_core.config_file import parse_config
 from lorif_core.errors import UserError
+from lorif_core.lifecycle.plan import curvature_spec, projection_spec
 from lorif_core.presets import PRESETS
 
 MINIMAL = {"index": "i", "model": {"path": "m"}, "corpus": {"uri": "c"}}
@@ -82,3 +83,32 @@ def test_an_unknown_preset_is_refused() -> None:
 def test_cut_factors_require_signs() -> None:
     with pytest.raises(UserError, match="dtype: sign"):
         parse_config({**MINIMAL, "code": {"kind": "cut", "dtype": "int8"}})
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_the_metric_of_adam_may_be_whitened_or_not(whiten: bool) -> None:
+    config = parse_config({**MINIMAL, "projection": {"whiten": whiten}, "curvature": {"kind": "adam"}})
+    assert (config.projection.kind, config.projection.whiten) == ("folded", whiten)
+    projection = projection_spec(config)
+    assert projection.kind == ("folded-adam-whitened" if whiten else "folded-adam") and projection.has_metric
+    assert curvature_spec(config).kind == "none", "nothing is fitted"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"preset": "paper", "curvature": {"kind": "adam"}},
+            "adam needs projection.kind folded instead of random",
+        ),
+        (
+            {"curvature": {"kind": "none", "optimizer_state": "o.pt"}},
+            "optimizer_state has no effect with kind none",
+        ),
+        ({"curvature": {"optimizer_state": "o.pt"}}, r"optimizer_state has no effect with curvature\.kind none"),
+        ({"curvature": {"kind": "adam", "optimizer_state": "s3://key:secret@b/o.pt"}}, "carries credentials"),
+    ],
+)
+def test_settings_that_the_metric_of_adam_cannot_have_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_config({**MINIMAL, **keys})

@@ -51,3 +51,13 @@ def test_another_chat_template_makes_another_spec_and_is_named_briefly() -> None
     (difference,) = first.differences_except_checkpoint(second)
     assert re.fullmatch(r"tokenisation.chat \(template #\w{8} there, template #\w{8} here\)", difference)
     assert "tokenisation.chat (None there, template #" in "; ".join(first.differences_except_checkpoint(SPEC))
+
+
+def test_scales_make_another_spec_and_stay_with_further_training() -> None:
+    adam = replace(SPEC, projection=ProjectionSpec("folded-adam-whitened", 1))
+    scaled, other = adam.with_scales("a" * 16), adam.with_scales("b" * 16)
+    assert "scales" not in adam.to_json() and len({SPEC.hash, adam.hash, scaled.hash, other.hash}) == 4
+    assert IndexSpec.from_json(scaled.to_json()) == scaled
+    assert scaled.projection.without_whitening().kind == "folded-adam"
+    (difference,) = scaled.differences_except_checkpoint(other)
+    assert difference.startswith("projection.scales")

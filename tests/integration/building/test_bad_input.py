@@ -82,6 +82,20 @@ def two_columns_of_one_name(raw: dict[str, Any], folder: Path) -> None:
     raw["corpus"].update(uri=str(path), id=None)
 
 
+def in_the_metric_of_adam(state: Any = None, **keys: Any) -> Mistake:
+    """A config with that metric, and a file of the optimiser's state."""
+
+    def change(raw: dict[str, Any], folder: Path) -> None:
+        raw.update(projection={}, curvature={"kind": "adam", **keys})
+        if state is not None:
+            import torch
+
+            torch.save(state, folder / "optimizer.pt")
+            raw["curvature"]["optimizer_state"] = str(folder / "optimizer.pt")
+
+    return change
+
+
 DUPLICATES = b'{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n{"id": "a", "text": "three"}\n'
 CASES: dict[str, tuple[Mistake, list[str]]] = {
     "misspelt key": (with_keys(projection={"facter": 4}), ["projection.facter", "projection.factor"]),
@@ -112,6 +126,16 @@ CASES: dict[str, tuple[Mistake, list[str]]] = {
     "curvature rank above the data": (with_keys(curvature={"rank": 1101}), ["curvature.rank = 1101", "1100"]),
     "missing model": (with_keys(model={"path": "./no-such-model"}), ["./no-such-model", "does not exist"]),
     "pickled model": (pickled_model, ["pickled", "allow_pickle"]),
+    "no optimiser": (in_the_metric_of_adam(), ["curvature.kind adam", "no file optimizer.pt or", "_state to"]),
+    "missing optimiser": (in_the_metric_of_adam(optimizer_state="/no/o.pt"), ["/no/o.pt does not exist"]),
+    "an optimiser with other objects": (
+        in_the_metric_of_adam({"state": {}, "param_groups": [Path("x")]}),
+        ["optimizer.pt cannot be read as the state of an optimiser", "without other objects"],
+    ),
+    "the optimiser of another model": (
+        in_the_metric_of_adam({"state": {}, "param_groups": [{"params": [0, 1, 2]}]}),
+        ["in groups of 3", "those of the model are in groups of 28", "model.named_parameters()"],
+    ),
     "negative gpus": (with_keys(compute={"gpus_per_worker": -1}), ["compute.gpus_per_worker"]),
     "more gpus than there are": (with_keys(compute={"gpus_per_worker": 2}), ["compute.gpus_per_worker", "0 GPUs"]),
     "curvature too large": (with_keys(compute={"memory_gb": 1e-6}), ["compute.memory_gb", "projection.factor"]),

@@ -29,7 +29,7 @@ PROCESSES = 2
 
 def wrapped(kind: str) -> Any:
     model = scaled(llama())
-    if kind == "ddp":
+    if kind.startswith("ddp"):
         return torch.nn.parallel.DistributedDataParallel(model)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -49,10 +49,11 @@ def train_one_of_two(number: int, folder: str, kind: str) -> None:
     try:
         model = wrapped(kind)
         batches = [padded(batch) for batch in batches_of(EXAMPLES, 4)][number::PROCESSES] * 2
+        settings = {**EXACT, "curvature": {"kind": "adam"}} if kind.endswith("adam") else EXACT
         with record(
-            model, **recorded(Path(folder), corpus=corpus_of(EXAMPLES), columns=COLUMNS, **EXACT)
+            model, **recorded(Path(folder), corpus=corpus_of(EXAMPLES), columns=COLUMNS, **settings)
         ) as recorder:
-            train(model, batches, recorder)
+            train(model, batches, recorder, adam=kind.endswith("adam"))
         assert recorder.stopped is None, recorder.stopped
         if kind == "ddp" and number == 0:
             rows = journal_rows(Path(folder))[2]
@@ -61,12 +62,13 @@ def train_one_of_two(number: int, folder: str, kind: str) -> None:
                 f"{folder}/found",
             )
         assert recorder._whitening is not None
-        Path(folder, f"name-{number}").write_text(recorder._whitening.name)
+        scales = "" if recorder._scales is None else recorder._scales.scales.name
+        Path(folder, f"name-{number}").write_text(recorder._whitening.name + scales)
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2 adam"])
 def test_two_processes_record_all_examples(kind: str, tmp_path: Path) -> None:
     multiprocessing.spawn(train_one_of_two, (str(tmp_path), kind), nprocs=PROCESSES)
     journal, recording, rows = journal_rows(tmp_path)

@@ -20,9 +20,7 @@ GIB = 2**30
 def plan_of(size: str, tokens: int = 512, **keys: object) -> MemoryPlan:
     model, config = llama_skeleton(size).model, config_of(**keys)
     layers = layers_of_model(config, model, {}).specs
-    spec = IndexSpec(
-        "", "bfloat16", layers, projection_spec(config.projection), code_spec(config.code, layers), None
-    )  # type: ignore[arg-type]
+    spec = IndexSpec("", "bfloat16", layers, projection_spec(config), code_spec(config.code, layers), None)  # type: ignore[arg-type]
     return plan_memory(model, spec, BatchShape(2, tokens), config.compute.memory_gb)
 
 

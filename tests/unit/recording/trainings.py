@@ -72,9 +72,11 @@ def train(
     loss: Loss = model_loss,
     accumulate: int = 1,
     first: int = 0,
+    adam: bool = False,
 ) -> None:
     """A plain loop, from batch number `first` on."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
+    kind = torch.optim.AdamW if adam else torch.optim.SGD
+    optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=rate)
     model.train()
     for number, batch in list(enumerate(batches))[first:]:
         (loss(model, batch) / accumulate).backward()
@@ -116,7 +118,7 @@ def built_rows(model: torch.nn.Module, recorder: Recorder, examples: Sequence[Ex
     """What a build makes of the examples with the whitening of the recording; it freezes the model."""
     whitening, config = recorder._whitening, recorder._settings.config
     assert whitening is not None
-    projection = projection_spec(config.projection)
+    projection = projection_spec(config)
     code: CodeSpec = recorder._layout.code
     extractor = Extractor(prepare_model(model), recorder._tracked.layers, projection, code, whitening.roots)
     return extractor.extract(collate(examples, list(range(len(examples)))))

@@ -11,10 +11,10 @@ from lorif_core.errors import LorifError
 from lorif_core.formatting import format_bytes, format_percentile, format_score, format_seconds
 from lorif_core.report.answer_sections import Hit, QuerySection, Source
 from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
-from lorif_core.report.index_report import metric_words
 from lorif_core.report.page import Report, SelfCheckRow, Storage, render
 from lorif_core.report.spectrum import LayerSection
 from lorif_core.spec import Coverage, ProjectionSpec
+from lorif_core.tables.generation import metric_words
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 ATTACK = "<script>alert('x')</script>"
@@ -226,6 +226,8 @@ def test_three_examples_a_side_are_open_and_the_rest_folded(report: Report) -> N
     ("kind", "curvature", "words"),
     [
         ("folded-whitened", "none", "K-FAC, in the projections"),
+        ("folded-adam", "none", "Adam's second moments"),
+        ("folded-adam-whitened", "none", "K-FAC, damped by Adam's second moments"),
         ("random", "none", "none"),
         ("random", "woodbury", "woodbury"),
     ],
