@@ -3,8 +3,9 @@
     python -m benchmarks.quality.recorded TESTBED OUT --result benchmarks/results/recorded.json [--preset balanced]
 
 TESTBED has a finished ground truth (`lorif evaluate lds`). The model is trained on the whole corpus once for each
-recording, as the ground truth's attributed model was, and must end with its weights. Rows of the first epoch lack
-the examples of the warm-up and of the first metric; "trained, those of epoch 1" leaves the same ones out.
+recording, as the attributed model of the ground truth was, and must end with its weights up to rounding. Rows of
+examples that training showed only before the metric was there are computed afterwards, as recording does.
+Each index is asked in the metric of whitening, of Adam's second moments, or of both.
 """
 
 import argparse
@@ -35,19 +36,31 @@ from lorif_core.search.queries import read_queries
 from lorif_core.tables.store import Store
 
 _LOCAL = StorageConfig()
-_AFTERWARDS = "trained"
-_FIRST, _FIRST_MASKED = "epoch 1", "trained, those of epoch 1"
+_STATE = "optimizer.pt"
+_ADAM, _BOTH = "Adam", "both"
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recording: how several sightings become one row, and whether only the first epoch is recorded."""
+    """A recording: how several sightings become one row, whether only the first epoch counts, and the metric."""
 
     sightings: Any
     first_epoch: bool = False
+    metric: str = ""
 
 
-_RECORDINGS = {_FIRST: Recording("last", True), "last": Recording("last"), "mean": Recording("mean")}
+_RECORDINGS = {
+    "epoch 1": Recording("last", first_epoch=True),
+    "last": Recording("last"),
+    "mean": Recording("mean"),
+    "each": Recording("each"),
+    "last, both": Recording("last", metric=_BOTH),
+}
+_AFTERWARDS = {"trained": "", "trained, Adam": _ADAM, "trained, both": _BOTH}
+_PAIRS = [
+    *((name, "trained") for name in ("epoch 1", "last", "mean", "each", "trained, Adam", "trained, both")),
+    ("last, both", "trained, both"),
+]
 
 
 class Bench:
@@ -56,54 +69,60 @@ class Bench:
     Args:
         testbed: its folder.
         out: folder of models and indexes; what it has is not made again.
-        keys: sections of CONFIG that all indexes share.
+        preset: preset of all indexes.
+        calibration: examples of a whitening.
     """
 
-    def __init__(self, testbed: Path, out: Path, keys: Mapping[str, Any]) -> None:
-        self._out, self._keys = out, keys
+    def __init__(self, testbed: Path, out: Path, preset: str, calibration: int) -> None:
+        self._out, self._preset, self._calibration = out, preset, calibration
         self.evaluation: EvaluationConfig = testbed_evaluation(testbed)
         self.truth = finished_truth(testbed)
         self._folder = TruthFolder(str(testbed / "out"), _LOCAL)
         self._trainer = Trainer(self.evaluation)
         self.ids = self._folder.ids()
 
-    def config(self, index: Path, extra: Mapping[str, Any]) -> Any:
-        """CONFIG of an index of the attributed model."""
-        raw = {**self.evaluation.config, **self._keys, **extra, "index": str(index)}
-        raw["model"] = {**raw["model"], "path": self._folder.model}
-        return parse_config(raw, "recorded")
-
-    def afterwards(self, name: str, extra: Mapping[str, Any]) -> np.ndarray:
+    def afterwards(self, name: str, metric: str) -> np.ndarray:
         """Scores (Q, N) of an index that is built of the trained model."""
         index = self._out / name
         if not Store(str(index), _LOCAL).generations():
-            build_here(self.config(index, extra))
+            state = {"optimizer_state": str(self._out / _STATE)} if metric else {}
+            raw = {**self.evaluation.config, **self._sections(metric, state), "index": str(index)}
+            raw["model"] = {**raw["model"], "path": self._folder.model}
+            build_here(parse_config(raw, name))
         return self._scores(index)
 
-    def recorded(self, name: str, recording: Recording, extra: Mapping[str, Any]) -> np.ndarray:
+    def recorded(self, name: str, recording: Recording) -> np.ndarray:
         """Scores (Q, N) of an index that is recorded while the model is trained."""
         index = self._out / name
         if not Store(str(index), _LOCAL).generations():
-            self._record(index, recording, extra)
+            self._record(index, recording)
         return self._scores(index)
 
-    def _record(self, index: Path, recording: Recording, extra: Mapping[str, Any]) -> None:
-        recipe = self.evaluation.training.recipe()
+    def _sections(self, metric: str, state: Mapping[str, str]) -> dict[str, Any]:
+        """Keys of CONFIG for a metric."""
+        if metric == _ADAM:
+            projection: dict[str, Any] = {"whiten": False}
+        else:
+            projection = {"calibration_examples": self._calibration}
+        curvature = {"curvature": {"kind": "adam", **state}} if metric else {}
+        return {"preset": self._preset, "projection": projection, **curvature}
+
+    def _record(self, index: Path, recording: Recording) -> None:
+        recipe, trained = self.evaluation.training.recipe(), self._out / f"{index.name}-model"
         steps = -(-len(self._trainer.examples) // recipe.batch)
         section = dict(self.evaluation.config["corpus"])
         model = self._trainer.untrained()
-        keys = {**self._keys, **extra}
         with (
             lc.record(
-                model, index, checkpoint=self._out / f"{index.name}-model", corpus=section.pop("uri"),
-                columns=section, begin=round(recipe.warmup_share * recipe.epochs * steps),
-                sightings=recording.sightings, **keys,
+                model, index, checkpoint=trained, corpus=section.pop("uri"), columns=section,
+                begin=round(recipe.warmup_share * recipe.epochs * steps), sightings=recording.sightings,
+                **self._sections(recording.metric, {}),
             ) as recorder,
             _first_epoch_only(recorder, steps, recording.first_epoch),
-            _saved_optimizer(self._out / "optimizer.pt"),
+            _saved_optimizer(self._out / _STATE),
         ):  # fmt: skip
             self._trainer.train(model, range(len(self._trainer.examples)), 0)
-            self._trainer.save(model, str(self._out / f"{index.name}-model"), _LOCAL)
+            self._trainer.save(model, str(trained), _LOCAL)
         if recorder.stopped:
             raise RuntimeError(recorder.stopped)
         _require_same_weights(model, self._folder.model)
@@ -167,31 +186,26 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=128, help="examples of the first metric")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    keys = {"preset": arguments.preset, "projection": {"calibration_examples": arguments.calibration}}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.testbed.resolve(), arguments.out.resolve(), keys)
-    write_result(arguments.result, measure(bench, arguments))
+    torch.set_num_threads(1)
+    bench = Bench(arguments.testbed.resolve(), arguments.out.resolve(), arguments.preset, arguments.calibration)
+    write_result(arguments.result, {"testbed": arguments.testbed.name, **measure(bench, arguments.preset)})
 
 
-def measure(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(bench: Bench, preset: str) -> dict[str, Any]:
     """LDS of every way to make rows, and its difference to rows computed after training."""
-    scores = {_AFTERWARDS: bench.afterwards(_AFTERWARDS, {})}
-    scores |= {name: bench.recorded(name, recording, {}) for name, recording in _RECORDINGS.items()}
-    without = (scores[_FIRST] == 0).all(axis=0)
-    scores[_FIRST_MASKED] = np.where(without, 0, scores[_AFTERWARDS])
-    pairs = [(_FIRST, _FIRST_MASKED), ("last", _AFTERWARDS), ("mean", _AFTERWARDS)]
-    singles, paired = bootstrap(scores, bench.truth, pairs)
+    scores = {name: bench.recorded(name, recording) for name, recording in _RECORDINGS.items()}
+    scores |= {name: bench.afterwards(name, metric) for name, metric in _AFTERWARDS.items()}
+    singles, paired = bootstrap(scores, bench.truth, _PAIRS)
     return {
-        "testbed": arguments.testbed.name,
-        "preset": arguments.preset,
+        "preset": preset,
         "subsets": len(bench.truth.losses),
         "queries": bench.truth.losses.shape[1],
         "examples": len(bench.ids),
-        "without_row_in_epoch_1": int(without.sum()),
         "lds": {name: rounded(interval) for name, interval in singles.items()},
         "differences": [
             {"first": first, "second": second, "difference": rounded(paired[first, second])}
-            for first, second in pairs
+            for first, second in _PAIRS
         ],
     }
 
