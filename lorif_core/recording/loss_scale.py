@@ -131,17 +131,17 @@ class LogProbs:
 
     Attributes:
         values: (B, T - 1), of each token after the first.
-        labels_BT: targets, on the host.
+        labels: targets, on the host.
         segments: the examples of the batch.
     """
 
     values: torch.Tensor
-    labels_BT: np.ndarray
+    labels: np.ndarray
     segments: Segments
 
     def measure(self, grad: torch.Tensor) -> LossScale:
         """The scale: the gradient at each scored token is -s."""
-        is_scored = torch.from_numpy(self.labels_BT[:, 1:] != MASKED).to(grad.device)
+        is_scored = torch.from_numpy(self.labels[:, 1:] != MASKED).to(grad.device)
         grad = torch.where(is_scored, grad.double(), 0.0)
         scale = -grad.sum() / is_scored.sum()
         residual = torch.where(is_scored, grad + scale, 0.0).square().sum() / grad.square().sum()

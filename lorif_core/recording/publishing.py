@@ -192,9 +192,7 @@ class _Publication:
         settings = RecordingSettings(self._config, sightings=self._recording.sightings)
         journal = CodeLayout(plan.spec.layers, settings.journal_code(plan.spec.layers))
         removals = read_removals(self._store, plan.spec)
-        afterwards = RowsAfterwards(
-            self._config, self._recording, plan.spec, sum(shard.early for shard in shards)
-        )
+        afterwards = RowsAfterwards(self._config, self._recording, plan.spec, sum(shard.early for shard in shards))
         receipts = Receipts(self._store.uri, self._store.storage)
 
         def index_shards(pending: Sequence[ShardRef], waves: Waves) -> list[FailedShard]:
