@@ -131,7 +131,7 @@ class LogProbs:
 
     Attributes:
         values: (B, T - 1), of each token after the first.
-        labels: (B, T) targets, on the host.
+        labels: targets, on the host.
         segments: the examples of the batch.
     """
 
