@@ -26,6 +26,7 @@ from lorif_core.recording.metric import (
     whitening_bytes,
     whitening_of,
 )
+from lorif_core.recording.settings import Sightings
 from lorif_core.storage.objects import Objects, parse_object
 from lorif_core.tables.checksums import damaged
 from lorif_core.tables.file_digests import sealed, unsealed
@@ -55,7 +56,7 @@ class Recording:
     config: Mapping[str, Any]
     layers: Sequence[Mapping[str, Any]]
     ids: str | None
-    sightings: str
+    sightings: Sightings
     attempts: tuple[int, ...] = ()
     generation: int | None = None
 
