@@ -80,6 +80,6 @@ def _state_file(config: Config) -> Path:
         file = source_file(uri, PurePosixPath(uri).name, config.storage)
     if not uri.startswith("s3://"):
         return Path(file.path)
-    folder = NodeFolder(uri.rpartition("/")[0], [file], config.storage)
+    folder = NodeFolder(uri, [file], config.storage)
     folder.fetch([file])
     return folder.path / file.name
