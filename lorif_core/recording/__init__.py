@@ -24,8 +24,8 @@ Design:
   the batch, and what the training saw becomes the corpus (`training_batch.py`, `recorded_examples.py`).
 - **Sightings.** An example has one row, however often training shows it, so ids stay unique. It is the last one of
   the journal, or the mean of all, which has the mean of their scores in the one metric of all queries: encoded
-  once out of finer codes, or as the terms of all rows side by side (`combined_codes.py`). A row for each sighting
-  would cost the bytes of the latter, and every answer, filter and count would have to put them together.
+  once out of whole gradients, or as the terms of all rows side by side (`combined_codes.py`). A row for each
+  sighting would cost the bytes of the latter, and every answer, filter and count would have to join them.
 - **First examples.** Before the whitening the journal only notes what training shows. What it does not show again
   gets a row at the trained model (`rows_afterwards.py`).
 - **Publishing.** At the end the corpus is read, once if it fits into memory (`recorded_shards.py`), and shards are

@@ -149,6 +149,7 @@ def start(model: torch.nn.Module, settings: RecordingSettings, start_step: int) 
     """
     config = settings.config
     tracked = track(model, config)
+    settings = settings.affordable(tracked.layers)
     _check_index(config, tracked, settings)
     journal = Journal(config.index, config.storage)
     recording = None

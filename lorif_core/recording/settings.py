@@ -1,5 +1,6 @@
 """What to record, as a CONFIG and what only a recording has."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,11 +8,15 @@ from typing import Literal
 from lorif_core.config import Config
 from lorif_core.errors import UserError
 from lorif_core.gradients.byte_budget import code_spec
+from lorif_core.gradients.codes import CodeLayout
 from lorif_core.spec import CodeSpec, LayerSpec
+
+log = logging.getLogger(__name__)
 
 Sightings = Literal["last", "mean", "each"]
 _EXAMPLES = 256  # of `calibration_examples: auto`
-_FINER = 4  # times the terms of a row, where several are averaged before the mean is encoded
+_WHOLE = CodeSpec("dense", 1, "int4")  # of rows that are averaged before their mean is encoded
+_MOST_BYTES = 2**20  # of such a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +51,22 @@ class RecordingSettings:
         return code_spec(self.config.code, layers)
 
     def journal_code(self, layers: Sequence[LayerSpec]) -> CodeSpec:
-        """The code of a gradient in the journal: a finer one if a mean is made of it. Raises as `code`."""
-        code = self.code(layers)
-        if self.sightings != "mean":
-            return code
-        if code.kind == "dense":
-            return replace(code, dtype="float32" if code.dtype == "float32" else "float16")
-        return replace(code, rank=_FINER * code.rank)
+        """The code of a gradient in the journal: the whole gradient if a mean is made of it. Raises as `code`."""
+        return _WHOLE if self.sightings == "mean" else self.code(layers)
+
+    def affordable(self, layers: Sequence[LayerSpec]) -> "RecordingSettings":
+        """The settings with the last row in the place of a mean whose rows would take too many bytes.
+
+        A mean of codes as they are stored is worse than the last of them, so that there is nothing between.
+        """
+        size = CodeLayout(layers, _WHOLE).bytes_per_example
+        if self.sightings != "mean" or size <= _MOST_BYTES:
+            return self
+        log.warning(
+            "examples get their last row, because one of a mean would take %s bytes in the journal, more than %s",
+            f"{size:,}", f"{_MOST_BYTES:,}",
+        )  # fmt: skip
+        return replace(self, sightings="last")
 
     def can_join(self, stored: CodeSpec, layers: Sequence[LayerSpec]) -> bool:
         """Whether rows can have the code of an index; `each` fills the terms that it has."""

@@ -63,26 +63,31 @@ def dataset_of(examples: Sequence[Example], *, masked: bool) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def sft_trainer(folder: Path, model: LlamaForCausalLM, data: Dataset, **settings: Any) -> SFTTrainer:
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = "<s>"
+    arguments = SFTConfig(
+        str(folder / "out"), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=3,
+        save_strategy="no", logging_strategy="no", report_to="none", use_cpu=True, bf16=False, disable_tqdm=True,
+        **{"learning_rate": 0.0, **settings},
+    )  # fmt: skip
+    return SFTTrainer(model, arguments, train_dataset=data, processing_class=tokenizer)
+
+
 def train(
     folder: Path, examples: Sequence[Example], *, masked: bool, settings: dict[str, Any]
 ) -> tuple[LlamaForCausalLM, Recorder]:
     """Record a training at learning rate 0."""
-    tokenizer, model = byte_tokenizer(), scaled(llama(vocab_size=VOCAB))
-    tokenizer.pad_token = tokenizer.eos_token = "<s>"
-    arguments = SFTConfig(
-        str(folder / "out"), learning_rate=0.0, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-        num_train_epochs=3, save_strategy="no", logging_strategy="no", report_to="none", use_cpu=True, bf16=False,
-        disable_tqdm=True, **settings,
-    )  # fmt: skip
+    model = scaled(llama(vocab_size=VOCAB))
     recording = lc.LorifCallback(
         folder / "index", corpus=corpus_of(examples), columns=COLUMNS, checkpoint=folder / "none",
         model={"layers": "all"}, **EXACT,
     )  # fmt: skip
     watch = Watch(recording)
-    SFTTrainer(
-        model, arguments, train_dataset=dataset_of(examples, masked=masked), processing_class=tokenizer,
-        callbacks=[recording, watch],
-    ).train()  # fmt: skip
+    trainer = sft_trainer(folder, model, dataset_of(examples, masked=masked), **settings)
+    trainer.add_callback(recording)
+    trainer.add_callback(watch)
+    trainer.train()
     assert watch.recorder is not None
     return model, watch.recorder
 
@@ -100,3 +105,19 @@ def test_rows_equal_those_of_a_build(kind: str, tmp_path: Path) -> None:
 def test_another_loss_than_cross_entropy_is_refused(tmp_path: Path) -> None:
     _, recorder = train(tmp_path, EXAMPLES, masked=False, settings={"loss_type": "dft"})
     assert recorder.stopped is not None and "cross-entropy" in recorder.stopped
+
+
+@pytest.mark.parametrize("columns", [("text",), ("prompt", "completion")], ids=["texts", "pairs"])
+def test_what_the_trainer_made_of_its_data_is_the_corpus(columns: tuple[str, ...], tmp_path: Path) -> None:
+    words = [f"the {number} cats" for number in range(24)]
+    rows = [{"id": word, **{column: f"{column} of {word} " for column in columns}} for word in words]
+    model = scaled(llama(vocab_size=VOCAB))
+    trainer = sft_trainer(tmp_path, model, Dataset.from_list(rows), learning_rate=1e-3)
+    names = {"tokens": "input_ids", "labels": "labels", "id": "id"}
+    trainer.add_callback(
+        lc.LorifCallback(tmp_path / "index", corpus=trainer.train_dataset, columns=names, **EXACT)
+    )
+    trainer.train()
+    index = lc.open_index(tmp_path / "index")
+    assert sorted(index.scores(["the cats"])[0]) == sorted(words)
+    assert index.query("the cats").proponents[0].text.endswith("cats <s>")

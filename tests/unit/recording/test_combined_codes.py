@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from lorif_core.config_file import parse_config
 from lorif_core.gradients.codes import CodeLayout, encode
 from lorif_core.gradients.extract import to_stored
 from lorif_core.recording.combined_codes import JournalRow, combined
+from lorif_core.recording.settings import RecordingSettings
 from lorif_core.spec import CodeSpec, LayerSpec
 
 LAYERS = (LayerSpec("a", 12, 10, 12, 10), LayerSpec("b", 8, 8, 8, 8))
 EXACT = 2e-3
+CONFIG = {"model": {"path": "."}, "corpus": {"uri": "."}, "index": "index"}
 
 
 def journal_rows(count: int, layout: CodeLayout, seed: int = 0) -> list[JournalRow]:
@@ -59,9 +62,12 @@ def test_a_mean_that_fits_its_code_is_exact(finer: CodeSpec, code: CodeSpec) -> 
     assert error([rows[:3], rows[3:5], rows[5:]], journal, stored) < EXACT
 
 
-def test_a_mean_of_finer_rows_is_nearer_than_one_of_stored_codes() -> None:
-    stored, finer = (CodeLayout(LAYERS, CodeSpec("cut", rank, "sign")) for rank in (2, 8))
-    exact = CodeLayout(LAYERS, CodeSpec("dense", 1, "float32"))
+def test_a_mean_of_whole_gradients_is_nearer_than_one_of_stored_codes() -> None:
+    settings = RecordingSettings(parse_config({**CONFIG, "code": {"rank": 2}}), sightings="mean")
+    stored, finer, exact = (
+        CodeLayout(LAYERS, code)
+        for code in (settings.code(LAYERS), settings.journal_code(LAYERS), CodeSpec("dense", 1, "float32"))
+    )
     coarse_rows, fine_rows, exact_rows = (journal_rows(60, layout) for layout in (stored, finer, exact))
     means = decoded(exact_rows, exact).view(20, 3, -1).mean(dim=1)
 
@@ -72,6 +78,13 @@ def test_a_mean_of_finer_rows_is_nearer_than_one_of_stored_codes() -> None:
         return float(torch.nn.functional.cosine_similarity(decoded(codes, stored), means).mean())
 
     assert cosine(fine_rows, finer) > cosine(coarse_rows, stored) + 0.02
+
+
+def test_a_mean_that_is_too_large_becomes_the_last_row(caplog: pytest.LogCaptureFixture) -> None:
+    settings = RecordingSettings(parse_config(CONFIG), sightings="mean")
+    assert settings.affordable(LAYERS) is settings
+    large = [LayerSpec(str(number), 1024, 1024, 1024, 1024) for number in range(8)]
+    assert settings.affordable(large).sightings == "last" and "their last row" in caplog.text
 
 
 def test_a_single_row_stays_bit_for_bit() -> None:
