@@ -111,7 +111,7 @@ class Bench:
         recipe, trained = self.evaluation.training.recipe(), self._out / f"{index.name}-model"
         steps = -(-len(self._trainer.examples) // recipe.batch)
         section = dict(self.evaluation.config["corpus"])
-        model = self._trainer.untrained()
+        model = self._trainer.untrained().requires_grad_(True)
         with (
             lc.record(
                 model, index, checkpoint=trained, corpus=section.pop("uri"), columns=section,
