@@ -67,12 +67,15 @@ def explain(index: GenerationReader, query: Query, top: TopK, model: ModelInput 
 
 def _reason_not_to_explain(index: GenerationReader, query: Query, model: ModelInput) -> str | None:
     """Why a query is not explained: its scores are not sums over tokens, or it would take too long; else None."""
-    if query.group is not None or query.contrast is not None:
+    if query.group is not None:
         return "it consists of several queries"
+    if any(member.messages is not None for _, member in query.members[1:]):
+        return "it compares conversations"
     if any(part.part.factored_query for part in index.parts):
         return "this index factors queries, so scores are not sums over tokens"
-    example = index.encoder(model).example(query)
-    length, scored = len(example.input_ids), int((example.labels[1:] != MASKED).sum())
-    if length * scored > _MAX_TOKENS:
+    examples = [index.encoder(model).example(member) for _, member in query.members]
+    sizes = [(len(example.input_ids), int((example.labels[1:] != MASKED).sum())) for example in examples]
+    if sum(length * scored for length, scored in sizes) > _MAX_TOKENS:
+        length, scored = (sum(column) for column in zip(*sizes, strict=True))
         return f"it is too long, with {scored:,} scored tokens of {length:,}"
     return None
