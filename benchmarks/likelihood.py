@@ -27,7 +27,7 @@ from lorif_core.corpus.tokenise import encode_pair
 from lorif_core.model.generation import generate
 from lorif_core.model.loading import LoadedModel, load_model
 from lorif_core.model.token_losses import token_losses
-from lorif_core.search.likelihood import words_of
+from lorif_core.search.likelihood import limit_of
 from lorif_core.spec import MASKED
 
 _SEED = 0
@@ -124,14 +124,14 @@ def losses(loaded: LoadedModel, ids: np.ndarray, labels: np.ndarray) -> Measured
 
 
 def summarise(values: Sequence[Measured]) -> dict[str, Any]:
-    """Means and percentiles over the continuations, and how many have each of the words."""
+    """Means and percentiles over the continuations, and how many have the words up to each limit."""
     above = [nats - own for nats, own in values]
     return {
         "continuations": len(values),
         "nats": spread([nats for nats, _ in values]),
         "own_nats": spread([own for _, own in values]),
         "above": spread(above),
-        "words": dict(Counter(map(words_of, above)).most_common()),
+        "up_to": {str(limit): count for limit, count in sorted(Counter(map(limit_of, above)).items())},
     }
 
 

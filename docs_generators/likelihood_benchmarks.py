@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from docs_generators.benchmark_results import decimals, load, provenance, sourced
 from docs_generators.markdown import table
+from lorif_core.search.likelihood import words_of
 
 _RESULT = "likelihood.json"
 _KINDS = {
@@ -33,8 +34,8 @@ the 90th percentile:"""
             f"{decimals(row[measure]['p90'], 2)})"
             for measure in _MEASURES
         ]
-        words = "; ".join(f"{number}: {words}" for words, number in row["words"].items())
-        rows.append([name, *cells, words])
+        words = (f"{count}: {words_of(float(limit))}" for limit, count in row["up_to"].items())
+        rows.append([name, *cells, "; ".join(words)])
     header = ["Continuation", "Nats a token", "Of the first choices", "Above them", "In words"]
     yield sourced(table(header, rows), _RESULT)
     yield """\

@@ -93,3 +93,8 @@ def _spoken_answer(encoder: QueryEncoder, query: Query, losses_2T: np.ndarray) -
 def words_of(above: float) -> str:
     """What a mean loss above that of the first choices means, in nats per token."""
     return next(words for limit, words in _WORDS if above <= limit)
+
+
+def limit_of(above: float) -> float:
+    """The limit up to which losses above those of the first choices have the same words; may be infinite."""
+    return next(limit for limit, _ in _WORDS if above <= limit)

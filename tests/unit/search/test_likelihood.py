@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lorif_core.model.generation import generate
-from lorif_core.search.likelihood import SpokenAnswer, spoken_answers, words_of
+from lorif_core.search.likelihood import SpokenAnswer, limit_of, spoken_answers, words_of
 from lorif_core.search.queries import as_query
 from lorif_core.search.query_encoder import QueryEncoder
 from tests.small_index import build_small, save_model
@@ -42,4 +42,6 @@ def test_the_models_own_continuation_is_what_it_says_by_itself(tmp_path: Path) -
 
 def test_words_go_from_likely_to_unlikely() -> None:
     words = [words_of(above) for above in (0.0, 0.5, 2.0, 4.0, 9.0)]
+    limits = [limit_of(above) for above in (0.0, 0.5, 2.0, 4.0, 9.0)]
+    assert limits == sorted(set(limits)) and [words_of(limit) for limit in limits] == words
     assert len(set(words)) == 5 and words[0].endswith("by itself") and "hardly" in words[-1]
