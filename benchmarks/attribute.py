@@ -42,6 +42,7 @@ from lorif_core.model.loading import load_skeleton
 from lorif_core.report.batch_run import BatchRun
 from lorif_core.search.index import Index
 from lorif_core.search.options import DEFAULT_OPTIONS
+from lorif_core.search.source_sums import SourceSums
 from lorif_core.search.top_k import TopK
 from lorif_core.spec import IndexSpec, ShardRef
 from lorif_core.tables.generation import Part, generation_of, now
@@ -291,7 +292,11 @@ def scale(folder: Path, config: Config) -> dict[str, Any]:
                 resources = Resources(int(workers), 1, 0.0, int(workers))
                 with start_scorers(config, run.generation, resources, len(shares)) as scorers:
                     warm_up = [TopK(_TOP_K) for _ in queries]
-                    list(scan(scorers, shares[: 2 * int(workers)], prepared, warm_up, DEFAULT_OPTIONS))
+                    list(
+                        scan(
+                            scorers, shares[: 2 * int(workers)], prepared, warm_up, DEFAULT_OPTIONS, SourceSums(0)
+                        )
+                    )
                     seconds = time_scan(scorers, shares, prepared, run, len(queries))
                 if round_:  # the first round reads the index
                     worker_rates.append(run.generation.rows / seconds)
@@ -311,7 +316,7 @@ def time_scan(
     """Seconds of one scan by running workers."""
     best = [TopK(run.k) for _ in range(queries)]
     started = time.perf_counter()
-    list(scan(scorers, shares, prepared, best, run.options))
+    list(scan(scorers, shares, prepared, best, run.options, SourceSums(0)))
     return time.perf_counter() - started
 
 

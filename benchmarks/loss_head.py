@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.run_record import write_result
 from lorif_core.free_memory import peak_memory, reset_peak, resident_memory
-from lorif_core.model.loss import HeadLoss, head_loss, other_head_loss, token_losses
+from lorif_core.model.loss import HeadLoss, head_loss, losses_by_token, other_head_loss, token_losses
 
 _HIDDEN, _VOCABULARY, _CAP = 576, 49_152, 30.0
 _MOST_WHOLE = 2048  # tokens whose logits are all in memory: 6 GB would be needed for 8,192
@@ -76,8 +76,10 @@ def loss(head: str, way: str, hidden: torch.Tensor, weight: torch.Tensor, labels
 
     if way == "whole":
         hidden = hidden.detach().requires_grad_()
-        losses = token_losses(logits_of(hidden), labels)
-        return HeadLoss(losses.detach(), torch.autograd.grad(losses.sum(), hidden)[0])
+        logits = logits_of(hidden)
+        losses = token_losses(logits, labels)
+        gradient = torch.autograd.grad(losses.sum(), hidden)[0]
+        return HeadLoss(losses.detach(), gradient, losses_by_token(logits, labels))
     if head == "linear":
         return head_loss(hidden, weight, None, labels)
     return other_head_loss(hidden, logits_of, len(weight), labels)

@@ -1,6 +1,7 @@
 """The page of benchmarks, from `benchmarks/results/*.json`."""
 
 from docs_generators.layers_benchmarks import layers_sections
+from docs_generators.likelihood_benchmarks import likelihood_sections
 from docs_generators.markdown import page
 from docs_generators.plans_benchmarks import plans_sections
 from docs_generators.pretrained_benchmarks import pretrained_sections
@@ -25,6 +26,7 @@ def benchmarks_page() -> str:
         "## Quality of attribution {#quality}",
         *quality_sections(),
         *layers_sections(),
+        *likelihood_sections(),
         "## Speed and memory {#speed}",
         *speed_sections(),
         *pretrained_sections(),

@@ -11,6 +11,7 @@ from lorif_core.errors import UserError
 from lorif_core.model.generation import generate
 from lorif_core.model.loading import LoadedModel
 from lorif_core.search.index import Index, open_index
+from lorif_core.search.likelihood import SpokenAnswer, spoken_answers
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.queries import Query
 from lorif_core.search.query_encoder import model_config_of
@@ -23,12 +24,16 @@ _SIDES = ("proponents", "opponents")
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """A query, its token-summed loss, both ends of its ranking, and the descriptive columns of these rows."""
+    """A query, its token-summed loss, both ends of its ranking, and the descriptive columns of these rows.
+
+    `spoken` has the losses of its tokens.
+    """
 
     query: Query
     loss: float
     top: TopK
     details: dict[str, dict[str, Any]]
+    spoken: SpokenAnswer
 
 
 def open_for_questions(index: str, overrides: Sequence[str], model: str | None) -> tuple[Index, ModelConfig]:
@@ -53,8 +58,12 @@ def search_queries(
     tops = index.top_k_folded(index.fold(gradients, options), top_k, options, two_stage=two_stage)
     ids = [hit.example_id for top in tops for side in _SIDES for hit in getattr(top, side)]
     details = index.store.rows.details(index.generation.factors_version, ids)
-    losses = gradients[-1].losses.tolist()
-    return [QueryResult(query, loss, top, details) for query, loss, top in zip(queries, losses, tops, strict=True)]
+    newest = gradients[-1]
+    spoken = spoken_answers(index.encoder(checkpoint), queries, newest.by_token)
+    return [
+        QueryResult(query, loss, top, details, of_query)
+        for query, loss, top, of_query in zip(queries, newest.losses.tolist(), tops, spoken, strict=True)
+    ]
 
 
 def generated_query(
@@ -75,8 +84,11 @@ def generated_query(
 
 def answer(
     index: Index, checkpoint: ModelConfig, query: Query, top_k: int, options: SearchOptions, *, explain: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """Proponents and opponents of a query as plain values; with `explain`, also the parts of their scores."""
+) -> tuple[SpokenAnswer, dict[str, list[dict[str, Any]]]]:
+    """How likely the model finds a query, and its proponents and opponents as plain values.
+
+    With `explain` these have the parts of their scores.
+    """
     (result,) = search_queries(index, checkpoint, [query], top_k, options)
     hits = {side: getattr(result.top, side) for side in _SIDES}
     rows = {side: [_row(rank, hit, result.details) for rank, hit in enumerate(hits[side], 1)] for side in _SIDES}
@@ -90,7 +102,7 @@ def answer(
             row["layers"] = dict(zip(layers, by_layer[:, column].tolist(), strict=True))
             shares = training.get(row["example_id"])
             row["training_tokens"] = None if shares is None else [_piece(row["text"], share) for share in shares]
-    return rows
+    return result.spoken, rows
 
 
 def _piece(text: str, token: TrainingToken) -> tuple[str, float]:

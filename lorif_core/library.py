@@ -10,7 +10,7 @@ from lorif_core.config_file import parse_config
 from lorif_core.report.answer import answer_section
 from lorif_core.search import index as search_index
 from lorif_core.search.explanation import explain as explain_query
-from lorif_core.search.likelihood import spoken_answer
+from lorif_core.search.likelihood import spoken_answers
 from lorif_core.search.options import Normalisation
 from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput
@@ -61,7 +61,7 @@ class Index(search_index.Index):
         ids = [hit.example_id for hit in (*top.proponents, *top.opponents)]
         details = self.store.rows.details(self.generation.factors_version, ids)
         explanation = explain_query(self, parsed, top, model) if explain else None
-        spoken = spoken_answer(self.encoder(model), parsed)
+        (spoken,) = spoken_answers(self.encoder(model), [parsed], gradients[-1].by_token)
         loss = float(gradients[-1].losses[0])
         section = answer_section(parsed, loss, top, details, explanation, spoken=spoken)
         return Answer(section, self.generation.generation, len(self.own_checkpoint_parts) > 1)

@@ -13,6 +13,8 @@ import ray
 from lorif_core.config import Config
 from lorif_core.errors import LorifError
 from lorif_core.model.loading import check_same_weights
+from lorif_core.report.answer import source_totals
+from lorif_core.report.answer_sections import SourceTotal
 from lorif_core.report.batch_outputs import write_answers
 from lorif_core.report.batch_run import BatchRun, QueryBlock, open_batch_run, read_batch_record
 from lorif_core.report.block_answers import Attribution
@@ -20,7 +22,8 @@ from lorif_core.search.explanation import Explanation
 from lorif_core.search.index import Index
 from lorif_core.search.likelihood import NOT_SPOKEN, SpokenAnswer
 from lorif_core.search.options import SearchOptions
-from lorif_core.search.queries import Query, read_queries
+from lorif_core.search.queries import read_queries
+from lorif_core.search.source_sums import SourceSums
 from lorif_core.search.top_k import TopK
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
@@ -80,18 +83,20 @@ def _answer_missing(config: Config, run: BatchRun, resources: Resources) -> None
         Progress("score rows", rows * len(run.blocks), rows * done) as progress,
     ):
         for block in missing:  # its objects in the object store are freed before the next block
-            losses, folded = _fold(encoder, block.queries, run.options)
-            best = [TopK(run.k) for _ in block.queries]
-            for share in scan(scorers, shares, folded, best, run.options):
+            losses, spoken, folded = _fold(encoder, block, run.options)
+            best, sums = [TopK(run.k) for _ in block.queries], SourceSums(block.shown)
+            for share in scan(scorers, shares, folded, best, run.options, sums):
                 progress.advance(round(rows * share))
             explained = _explain(encoder, block, best)
-            answers = [
-                Attribution(query, loss, top, explanation, spoken, top.distribution)
-                for query, loss, top, (explanation, spoken) in zip(
-                    block.queries, losses, best, explained, strict=True
-                )
-            ]
-            run.save_answers(block, answers)
+            totals = _totals(block, sums)
+            columns = zip(block.queries, losses, best, explained, spoken, totals, strict=True)
+            run.save_answers(
+                block,
+                [
+                    Attribution(query, loss, top, explanation, of_tokens, top.distribution, by_file)
+                    for query, loss, top, explanation, of_tokens, by_file in columns
+                ],
+            )
 
 
 def _encoder(config: Config, generation: Generation, resources: Resources) -> Workers:
@@ -115,26 +120,33 @@ def start_scorers(config: Config, generation: Generation, resources: Resources, 
     )
 
 
-def _fold(encoder: Workers, queries: Sequence[Query], options: SearchOptions) -> tuple[list[float], ray.ObjectRef]:
-    """Losses of a block's queries, and a reference to the prepared queries for every part."""
+def _fold(
+    encoder: Workers, block: QueryBlock, options: SearchOptions
+) -> tuple[list[float], list[SpokenAnswer], ray.ObjectRef]:
+    """Losses of a block's queries, those of tokens, and a reference to the prepared queries for every part."""
     folded: list[ray.ObjectRef] = []
 
-    def call(host: Host, block: Sequence[Query]) -> ray.ObjectRef:
-        losses, weights = host.call("fold", block, options, results=2)
+    def call(host: Host, block: QueryBlock) -> ray.ObjectRef:
+        losses, weights = host.call("fold", block.queries, options, block.shown, results=2)
         folded.append(weights)
         return losses
 
-    (outcome,) = encoder.run([queries], call)
+    (outcome,) = encoder.run([block], call)
     if isinstance(outcome, Failed):
-        raise LorifError(f"encoding {len(queries)} queries failed: {outcome.cause}")
-    return outcome.result, folded[-1]
+        raise LorifError(f"encoding {len(block.queries)} queries failed: {outcome.cause}")
+    losses, spoken = outcome.result
+    return losses, [*spoken, *[NOT_SPOKEN] * (len(losses) - len(spoken))], folded[-1]
 
 
-def _explain(
-    encoder: Workers, block: QueryBlock, best: Sequence[TopK]
-) -> list[tuple[Explanation | None, SpokenAnswer]]:
-    """One entry per query of a block; empty for queries that are not explained."""
-    explanations: list[tuple[Explanation | None, SpokenAnswer]] = [(None, NOT_SPOKEN)] * len(block.queries)
+def _totals(block: QueryBlock, sums: SourceSums) -> list[tuple[SourceTotal, ...] | None]:
+    """The sums of each query of a block by file; None for queries that a report does not show."""
+    tables = sums.tables([query.query_id for query in block.queries[: block.shown]]) or ()
+    return [*map(source_totals, tables), *[None] * (len(block.queries) - len(tables))]
+
+
+def _explain(encoder: Workers, block: QueryBlock, best: Sequence[TopK]) -> list[Explanation | None]:
+    """One entry per query of a block; None for queries that are not explained."""
+    explanations: list[Explanation | None] = [None] * len(block.queries)
     arguments = (block.queries[: block.explained], best[: block.explained])
     for outcome in encoder.run(
         [arguments] if block.explained else [], lambda host, item: host.call("explain", *item)
@@ -167,16 +179,24 @@ def cut_shares(fragments_of_parts: Sequence[list[int]]) -> list[Share]:
 
 
 def scan(
-    scorers: Workers, shares: Sequence[Share], folded: ray.ObjectRef, best: Sequence[TopK], options: SearchOptions
+    scorers: Workers,
+    shares: Sequence[Share],
+    folded: ray.ObjectRef,
+    best: Sequence[TopK],
+    options: SearchOptions,
+    sums: SourceSums,
 ) -> Iterator[float]:
-    """Merge the top k of every share into `best`, in any order; yields the share of fragments just scanned."""
+    """Merge the results of every share into `best` and `sums`, in any order; yields its share of the fragments."""
     total, k = sum(len(share.fragments) for share in shares), best[0].k
     for outcome in scorers.run(
-        shares, lambda host, share: host.call("top_k", share.part, folded, k, share.fragments, options)
+        shares,
+        lambda host, share: host.call("top_k", share.part, folded, k, share.fragments, options, sums.queries),
     ):
         if isinstance(outcome, Failed):
             raise ScanError(f"scoring fragments {outcome.item.fragments} failed: {outcome.cause}")
-        for merged, top in zip(best, outcome.result, strict=True):
+        of_share, by_file = outcome.result
+        sums.merge(by_file)
+        for merged, top in zip(best, of_share, strict=True):
             merged.merge(top)
         yield len(outcome.item.fragments) / total
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lance
+
 import lorif_core as lc
 from lorif_core.config_file import parse_config
 from lorif_core.lifecycle.calibrate import ShardCalibrator, calibration_sample
 from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.plan import make_plan
 from lorif_core.search.index import Index
+from lorif_core.tables.datasets import Tables
 from lorif_core.tables.generation import Part, generation_of, now
 from lorif_core.tables.store import Store
 from tests.tiny_tokenizer import VOCAB
@@ -27,16 +30,22 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> Path:
 
 def save_model(folder: Path, *, bos: bool = False) -> Path:
     """A tiny GPT-2 with a byte tokenizer, whose gradients depend on their texts, and which writes ASCII."""
-    import torch
-
     from tests.models import gpt2, scaled
     from tests.tiny_tokenizer import byte_tokenizer
 
-    model, tokenizer = scaled(gpt2(vocab_size=VOCAB)), byte_tokenizer(bos=bos)
-    others = sorted({*range(VOCAB)} - {*tokenizer.convert_tokens_to_ids([chr(code) for code in range(33, 127)])})
+    tokenizer = byte_tokenizer(bos=bos)
+    return save_checkpoint(writing_ascii(scaled(gpt2(vocab_size=VOCAB)), tokenizer), tokenizer, folder)
+
+
+def writing_ascii(model: Any, tokenizer: Any) -> Any:
+    """A GPT-2 with a byte tokenizer, changed so that it says ASCII."""
+    import torch
+
+    ascii_ids = tokenizer.convert_tokens_to_ids([chr(code) for code in range(33, 127)])
+    others = sorted({*range(len(tokenizer))} - {*ascii_ids})
     with torch.no_grad():
         model.transformer.wte.weight[others] *= 0.1
-    return save_checkpoint(model, tokenizer, folder)
+    return model
 
 
 def build_small(
@@ -83,3 +92,10 @@ def build_small(
         )
     )  # fmt: skip
     return lc.open_index(config.index)
+
+
+def add_column(index: Index, name: str, value: str) -> int:
+    """Add a column to an index, as users may, from an SQL expression; returns the version that has it."""
+    dataset = lance.dataset(Tables(index.store.uri, index.store.storage).path("factors"))
+    dataset.add_columns({name: value})
+    return int(dataset.version)

@@ -60,18 +60,16 @@ def run_query(
         from flows.questions import answer, generated_query, open_for_questions
     from rich.console import Group
 
-    from lorif_core.search.likelihood import spoken_answer
     from lorif_core.search.queries import as_query
 
     asked = {"text": text} if completion is None else {"prompt": text, "completion": completion}
     query = as_query({**asked, "span": span}, 0)
     opened, checkpoint = open_for_questions(index, overrides, model)
     options = opened.options(where, normalise)
-    encoder = opened.encoder(checkpoint)
     if generate:
-        query = generated_query(encoder.loaded, query, max_new_tokens)
-    ranking = answer(opened, checkpoint, query, top_k, options, explain=explain)
-    likelihood = spoken_answer(encoder, query).likelihood
+        query = generated_query(opened.encoder(checkpoint).loaded, query, max_new_tokens)
+    spoken, ranking = answer(opened, checkpoint, query, top_k, options, explain=explain)
+    likelihood = spoken.likelihood
     assert likelihood is not None
     data: dict[str, Any] = {
         "generation": opened.generation.generation,

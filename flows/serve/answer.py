@@ -24,7 +24,6 @@ from lorif_core.report.page import render_answer
 from lorif_core.search import shares
 from lorif_core.search.distribution import percentile
 from lorif_core.search.explanation import Explanation, explain
-from lorif_core.search.likelihood import spoken_answer
 from lorif_core.search.options import SearchOptions
 from lorif_core.search.top_k import largest_score
 from lorif_core.tables.checksums import TURNS
@@ -52,7 +51,6 @@ class ComputedAnswer:
         self._explanation: Explanation | None = None
         if question.explain:
             self._explanation = explain(index, result.query, result.top, checkpoint)
-        self._spoken = spoken_answer(index.encoder(checkpoint), result.query)
         self._completion = None if question.generate is None else result.query.completion
         self._totals = None
         if question.totals is not None:
@@ -66,7 +64,7 @@ class ComputedAnswer:
         totals = source_totals(self._totals) if self._is_by_source and self._totals is not None else None
         result = self._result
         return answer_section(
-            result.query, result.loss, result.top, result.details, self._explanation, totals, self._spoken,
+            result.query, result.loss, result.top, result.details, self._explanation, totals, result.spoken,
             result.top.distribution,
         )  # fmt: skip
 
@@ -76,7 +74,7 @@ class ComputedAnswer:
 
     def json(self, seconds: float) -> str:
         """The answer as JSON of the form `Answer`."""
-        top, explanation, spoken = self._result.top, self._explanation, self._spoken
+        top, explanation, spoken = self._result.top, self._explanation, self._result.spoken
         tokens = [AnswerToken.model_validate(token) for token in spoken.tokens]
         likelihood, distribution = spoken.likelihood, top.distribution
         return Answer(

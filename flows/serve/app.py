@@ -127,6 +127,7 @@ def _add_pages(app: FastAPI, live_index: LiveIndex, access: Access) -> None:
             top_k_max=TOP_K_MAX,
             needs_token=access.token is not None,
             two_stage=opened.two_stage,
+            has_chat=opened.index.parts[-1].spec.tokenisation.chat is not None,
         )
         return _page(render_explorer(page, nonce), nonce)
 

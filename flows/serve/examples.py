@@ -1,17 +1,21 @@
 """The JSON form of a training example as the index has it."""
 
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, Field
 
+from flows.serve.answer_schema import Turn
 from flows.serve.answering import error_for_client
 from flows.serve.errors import ApiError
 from flows.serve.live_index import OpenGeneration
+from lorif_core.corpus.turns import turns_from_json
 from lorif_core.errors import LorifError
 from lorif_core.search.example_record import example_record
+from lorif_core.tables.checksums import TURNS
 
 _FIELDS = ("example_id", "text", "uri", "row", "tokens", "loss", "checkpoint")
-_HIDDEN = ("shard", "content_hash", "spec", "chat_turns")
+_HIDDEN = ("shard", "content_hash", "spec", TURNS)
 
 
 class Neighbour(BaseModel):
@@ -28,6 +32,7 @@ class ExampleRecord(BaseModel):
     generation: int = Field(description="The number of the generation that answered.")
     example_id: str = Field(description="The id of the example.")
     text: str | None = Field(description="Its text; null if the index stores no texts.")
+    turns: list[Turn] | None = Field(description="The turns in the text; null unless it is a conversation.")
     uri: str = Field(description="The corpus file that it comes from.")
     row: int = Field(description="The number of its record in that file, from 0.")
     tokens: int = Field(description="The number of its tokens in the index.")
@@ -55,6 +60,7 @@ def read_example(opened: OpenGeneration, example_id: str) -> ExampleRecord:
     return ExampleRecord(
         generation=generation,
         **fields,
+        turns=[Turn(**asdict(turn)) for turn in turns_from_json(record.columns.get(TURNS))] or None,
         columns={name: _plain(value) for name, value in columns.items()},
         neighbours=[
             Neighbour(example_id=other.example_id, row=other.row, beginning=other.beginning)

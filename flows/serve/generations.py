@@ -11,7 +11,8 @@ from flows.serve.errors import error_of, internal_error
 from flows.serve.live_index import OpenGeneration
 from flows.serve.question import GenerationRequest
 from flows.serve.request_queue import Emit, RequestQueue
-from lorif_core.model.generation import EndReason, Generated, generate
+from lorif_core.corpus.messages import parse_conversation
+from lorif_core.model.generation import EndReason, Generated, generate, generate_after
 
 
 class GenerationEvent(BaseModel):
@@ -34,8 +35,12 @@ async def generation_events(queue: RequestQueue, request: GenerationRequest) -> 
     """
 
     def work(opened: OpenGeneration, emit: Emit) -> Generated:
-        loaded = opened.index.encoder(opened.checkpoint).loaded
-        return generate(loaded, request.prompt, request.max_new_tokens, GENERATION_SECONDS, emit)
+        encoder = opened.index.encoder(opened.checkpoint)
+        if request.prompt is not None:
+            return generate(encoder.loaded, request.prompt, request.max_new_tokens, GENERATION_SECONDS, emit)
+        messages = parse_conversation(request.messages, None, "the request").messages
+        ids = encoder.opening(messages, None)
+        return generate_after(encoder.loaded, ids, request.max_new_tokens, GENERATION_SECONDS, emit)
 
     async with aclosing(queue.stream(work)) as parts:
         async for part in parts:

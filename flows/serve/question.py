@@ -136,9 +136,39 @@ class Generate(BaseModel):
 
 
 class GenerationRequest(Generate):
-    """A text for the model to continue."""
+    """A text for the model to continue, or a conversation to which it adds what the assistant says."""
 
-    prompt: Annotated[str, Field(min_length=1, max_length=TEXT_MAX, description="The text to continue.")]
+    prompt: Annotated[str, Field(min_length=1, max_length=TEXT_MAX)] | None = Field(
+        None, description="The text to continue."
+    )
+    messages: Objects | None = Field(
+        None, description="A conversation, rendered by the index's chat template; give `prompt` or this."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_text(self) -> "GenerationRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give prompt or messages")
+        if len(json.dumps(self.messages)) > TEXT_MAX:
+            raise ValueError(f"messages have more than {TEXT_MAX:,} characters")
+        return self
+
+
+class PairQuery(SingleQuery):
+    """A query, or a contrast of two."""
+
+    contrast: Annotated[list[Member], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Two queries; the tokens of the second count with the opposite sign."
+    )
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """Fields of which it has exactly one."""
+        return (*super().kinds(), "contrast")
+
+    def query(self) -> Query:
+        """The query for the library. Raises UserError if it is not valid."""
+        return as_query({"id": "question", **self._query_fields("contrast")}, 0)
 
 
 class Pair(BaseModel):
@@ -146,7 +176,7 @@ class Pair(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    question: SingleQuery = Field(description="The query.")
+    question: PairQuery = Field(description="The query.")
     example_id: Annotated[str, Field(max_length=ID_MAX)] = Field(description="The id of the training example.")
     start: int = Field(ge=0, description="The first character of the span in the text of the example, from 0.")
     end: int = Field(ge=1, description="The character after the last of the span.")

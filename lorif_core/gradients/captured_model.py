@@ -16,6 +16,7 @@ from lorif_core.model.experts import ExpertMatrix, TrackedModule
 from lorif_core.model.experts_forward import observed
 from lorif_core.model.layers import modules_by_weight, tracked_module
 from lorif_core.model.loading import LoadedModel
+from lorif_core.model.loss import TakeLosses
 from lorif_core.model.transfer import to_device
 from lorif_core.spec import LayerSpec, ProjectionSpec
 
@@ -63,19 +64,22 @@ class CapturedModel:
                 self.expert_sides[index] = expert_side(wide, first.experts, size)
         self._take = take
 
-    def run(self, batch: Batch, take: TakePair | None = None) -> torch.Tensor:
+    def run(
+        self, batch: Batch, take: TakePair | None = None, take_losses: TakeLosses | None = None
+    ) -> torch.Tensor:
         """One forward and backward pass; returns (B,) token-summed losses.
 
         Args:
             batch: the examples.
             take: receives the pairs of this pass instead of the model's own sink.
+            take_losses: gets the losses of the tokens.
         """
         ids = to_device(torch.from_numpy(batch.input_ids), self.loaded.device)
         sink = take or self._take
         capture = GradientCapture(self.layers, self.modules, self.projections, sink, self.expert_sides)
         with capture, observed(capture.observers()):
             capture.start(*ids.shape)
-            losses = self.loaded.backward(ids, torch.from_numpy(batch.labels))
+            losses = self.loaded.backward(ids, torch.from_numpy(batch.labels), take_losses)
             capture.finish()
         return losses
 

@@ -20,6 +20,7 @@ from lorif_core.gradients.side_scales import SideScales
 from lorif_core.gradients.token_parts import TokenParts
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.model.loading import LoadedModel
+from lorif_core.model.loss import TakeLosses
 from lorif_core.model.transfer import HostCopy
 from lorif_core.spec import CodeSpec, LayerSpec, ProjectionSpec
 
@@ -120,9 +121,16 @@ class Extractor:
         """Codes of a batch in the stored dtype, and why rows must not be stored."""
         return self.start(batch).result()
 
-    def gradients(self, batch: Batch) -> tuple[np.ndarray, list[torch.Tensor]]:
-        """Losses (B,), and per layer the gradients (B, D) decoded before the conversion to the stored dtype."""
-        losses, codes, scales = self._run(batch)
+    def gradients(
+        self, batch: Batch, take_losses: TakeLosses | None = None
+    ) -> tuple[np.ndarray, list[torch.Tensor]]:
+        """Losses (B,), and per layer the gradients (B, D) decoded before the conversion to the stored dtype.
+
+        Args:
+            batch: the examples.
+            take_losses: gets the losses of the tokens.
+        """
+        losses, codes, scales = self._run(batch, take_losses)
         layers = range(len(self.layout.slots))
         copies = [HostCopy(self.layout.decode(codes, scales, layer)) for layer in layers]
         return HostCopy(losses.float()).wait().numpy(), [copy.wait() for copy in copies]
@@ -136,9 +144,11 @@ class Extractor:
 
         self._model.run(batch, take_pair)
 
-    def _run(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _run(
+        self, batch: Batch, take_losses: TakeLosses | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._sink.start(len(batch.input_ids), self._loaded.device, wide_dtype(self._loaded))
-        losses = self._model.run(batch)
+        losses = self._model.run(batch, take_losses=take_losses)
         return losses, *self._sink.codes()
 
 

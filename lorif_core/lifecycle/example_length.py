@@ -1,9 +1,10 @@
 """The longest example of an index: a number of the config, or under `max_length: auto` what a sample suggests."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -94,18 +95,24 @@ def _sampled_lengths(
 ) -> Iterator[int]:
     """Tokens of records from the starts of shards that are spread over the corpus; the same for a given corpus."""
     chosen = shards[:: -(-len(shards) // _SHARDS)] if shards else []
-    whole = config.corpus.model_copy(update={"max_length": _UNLIMITED, "chunk": False, "store_text": False})
+    corpus = config.corpus
+    columns, optional = needed_columns(corpus), optional_columns(corpus)
     for shard in chosen:
+        records = read_rows(shard, columns, config.storage, optional, corpus.binary)
         try:
-            yield from _lengths(shard, whole, config, tokenizer, -(-_ROWS // len(chosen)))
+            yield from record_lengths(islice(records, -(-_ROWS // len(chosen))), shard.name, corpus, tokenizer)
         except LorifError as error:
             log.debug("the sample skips a shard, which the build will report: %s", error)
 
 
-def _lengths(
-    shard: ShardRef, whole: CorpusConfig, config: Config, tokenizer: PreTrainedTokenizerBase | None, rows: int
+def record_lengths(
+    records: Iterable[tuple[int, Mapping[str, Any]]],
+    name: str,
+    corpus: CorpusConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Iterator[int]:
-    records = read_rows(shard, needed_columns(whole), config.storage, optional_columns(whole), whole.binary)
-    for row, record in islice(records, rows):
-        for example in make_examples(row, record, shard.name, tokenizer, whole, _UNLIMITED):
-            yield len(example.input_ids)
+    """Tokens of records before they are cut; arguments and errors are those of `make_examples`."""
+    whole = corpus.model_copy(update={"max_length": _UNLIMITED, "chunk": False, "store_text": False})
+    for row, record in records:
+        (example,) = make_examples(row, record, name, tokenizer, whole, _UNLIMITED)
+        yield len(example.input_ids)

@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import CorpusConfig, ModelConfig, StorageConfig
-from lorif_core.corpus.columns import needed_columns
+from lorif_core.corpus.columns import needed_columns, optional_columns
 from lorif_core.corpus.files import find_corpus_files
 from lorif_core.corpus.messages import TOOLS_NAME
 from lorif_core.corpus.records import ENDINGS, column_kinds, read_records, reason_against_json
 from lorif_core.corpus.token_files import TOKEN_ENDINGS
-from lorif_core.corpus.tokenise import make_examples
 from lorif_core.errors import LorifError, UserError
 from lorif_core.formatting import format_bytes, listed
+from lorif_core.lifecycle.example_length import record_lengths
 from lorif_core.model.loading import Skeleton, load_skeleton
 from lorif_core.storage.filesystem import SourceFile
 
@@ -204,25 +203,15 @@ def _roles(columns: Mapping[str, str], corpus: str) -> dict[str, str | list[str]
 def _length_facts(file: SourceFile, roles: Mapping[str, str | list[str]], corpus: str, skeleton: Skeleton) -> str:
     """What a sample of the records says about their lengths, and the model about its own."""
     limit = "" if skeleton.max_positions is None else f"; the model has {skeleton.max_positions:,} positions"
-    section = CorpusConfig.model_validate({"uri": corpus, "max_length": 2**30, **roles})
-    lengths = _lengths(file, section, skeleton.tokenizer)
-    if not lengths:
+    section = CorpusConfig.model_validate({"uri": corpus, **roles})
+    records = read_records(file, needed_columns(section), optional=optional_columns(section))
+    try:
+        lengths = list(record_lengths(islice(records, _SAMPLE), file.name, section, skeleton.tokenizer))
+    except LorifError:
         return f"no record could be tokenised, lorif check says why{limit}"
     usual = int(np.percentile(lengths, _USUAL))
     found = f"{_USUAL} % of the first {len(lengths)} records have at most {usual:,} tokens, all {max(lengths):,}"
     return f"{found}{limit}"
-
-
-def _lengths(file: SourceFile, corpus: CorpusConfig, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Tokens of the first records; none if they cannot be tokenised."""
-    if tokenizer is None and corpus.tokens is None:
-        return []
-    records = islice(read_records(file, needed_columns(corpus)), _SAMPLE)
-    try:
-        examples = [make_examples(row, record, file.name, tokenizer, corpus, 2**31) for row, record in records]
-    except LorifError:  # lorif check says what is wrong with them
-        return []
-    return [len(example.input_ids) for (example,) in examples if example.scored]
 
 
 def _machine() -> str:

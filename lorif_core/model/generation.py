@@ -51,8 +51,22 @@ def generate(
     Raises:
         UserError: the model has no tokenizer, the prompt is empty, or it leaves no room for so many tokens.
     """
-    tokenizer, ids = loaded.tokenizer, _prompt_ids(loaded, prompt)
-    assert tokenizer is not None
+    return generate_after(loaded, _prompt_ids(loaded, prompt), max_new_tokens, seconds, goes_on)
+
+
+def generate_after(
+    loaded: LoadedModel,
+    ids: list[int],
+    max_new_tokens: int,
+    seconds: float = float("inf"),
+    goes_on: Callable[[str], bool] = lambda _: True,
+) -> Generated:
+    """As `generate`, after the tokens of a prompt, such as a conversation.
+
+    Raises:
+        UserError: the model has no tokenizer, or the prompt leaves no room for so many tokens.
+    """
+    tokenizer = _tokenizer_of(loaded)
     _check_room(loaded, len(ids), max_new_tokens)
     ends, started = _end_ids(loaded, tokenizer), time.monotonic()
     before, step, new, text = _decode(tokenizer, ids), _Step(loaded, ids), list[int](), ""
@@ -101,9 +115,7 @@ class _Step:
 
 def _prompt_ids(loaded: LoadedModel, prompt: str) -> list[int]:
     """The prompt's tokens, without special tokens at its end."""
-    if loaded.tokenizer is None:
-        raise UserError("the model has no tokenizer, so it cannot continue a text")
-    encoding = loaded.tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
+    encoding = _tokenizer_of(loaded)(prompt, return_special_tokens_mask=True, verbose=False)
     ids: list[int] = encoding["input_ids"]
     added = encoding["special_tokens_mask"]  # not those that the prompt has itself
     while ids and added[len(ids) - 1] and not all(added):
@@ -111,6 +123,12 @@ def _prompt_ids(loaded: LoadedModel, prompt: str) -> list[int]:
     if not ids:
         raise UserError("the prompt has no tokens; give at least one word")
     return ids
+
+
+def _tokenizer_of(loaded: LoadedModel) -> PreTrainedTokenizerBase:
+    if loaded.tokenizer is None:
+        raise UserError("the model has no tokenizer, so it cannot continue a text")
+    return loaded.tokenizer
 
 
 def _check_room(loaded: LoadedModel, tokens: int, more: int) -> None:

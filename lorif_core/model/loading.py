@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.errors import MemoryExhaustedError, UserError
 from lorif_core.model.checkpoint import Checkpoint, locate
 from lorif_core.model.dry_run import uncapturable_layers
+from lorif_core.model.fused_gelu import fuse_gelu
 from lorif_core.model.head import Head, inner_model, inspect_head, logits_function, output_layer_input
 from lorif_core.model.limits import check_tokenizer, embedding_rows, max_positions
-from lorif_core.model.loss import HeadLoss, head_loss, other_head_loss, token_losses
+from lorif_core.model.loss import HeadLoss, TakeLosses, head_loss, losses_by_token, other_head_loss, token_losses
 from lorif_core.model.probe import check_causal, probe_ids
 from lorif_core.model.running import model_errors
 from lorif_core.model.weights import check_finite, load_full_model
@@ -62,13 +62,16 @@ class LoadedModel:
         """dtype of the weights."""
         return self.model.get_input_embeddings().weight.dtype
 
-    def backward(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    def backward(
+        self, ids_BT: torch.Tensor, labels_BT: torch.Tensor, take_losses: TakeLosses | None = None
+    ) -> torch.Tensor:
         """One forward and one activation-only backward pass of the token-summed loss; hooks receive the gradients.
 
         Args:
             ids_BT: (B, T) int64, right-padded. No attention mask is needed: attention is causal, so no real
                 token attends to the padding, and the padding has no loss.
             labels_BT: (B, T) int64, -100 for tokens without a loss; on the CPU they cost a GPU no transfer back.
+            take_losses: gets the losses of the tokens.
 
         Returns:
             (B,) losses, float32.
@@ -76,12 +79,17 @@ class LoadedModel:
         with torch.enable_grad():
             if not any((self.head.is_linear, self.head.is_tokenwise, self.head.ends_linear)):
                 logits = self.model(input_ids=ids_BT, use_cache=False).logits
-                losses = token_losses(logits, labels_BT.to(logits.device))
+                labels_BT = labels_BT.to(logits.device)
+                losses = token_losses(logits, labels_BT)
                 losses.sum().backward()
+                if take_losses is not None:
+                    take_losses(losses_by_token(logits, labels_BT))
                 return losses.detach().to(ids_BT.device)
             hidden, loss = self._head_loss(ids_BT, labels_BT)
             if hidden.requires_grad:
                 hidden.backward(loss.hidden_grad.to(hidden.device))
+            if take_losses is not None:
+                take_losses(loss.by_token)
             return loss.losses.to(ids_BT.device)
 
     def _head_loss(self, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, HeadLoss]:
@@ -106,7 +114,7 @@ def prepare_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) 
     model.eval().requires_grad_(False)
     if model.dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # torch's product of fused experts has no float64
-    _fuse_gelu(model)
+    fuse_gelu(model)
     rows = embedding_rows(model)
     head = inspect_head(model, probe_ids(model, 1, min(_HEAD_TOKENS, max_positions(model) or _HEAD_TOKENS)))
     return LoadedModel(model, tokenizer, head, min(rows, head.width))
@@ -290,11 +298,3 @@ def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
     if not checkpoint.on_hub and not any(name.startswith(("tokenizer", "vocab")) for name in checkpoint.names):
         return None
     return AutoTokenizer.from_pretrained(checkpoint.path_without_weights(), **_loading_options(checkpoint))
-
-
-def _fuse_gelu(model: torch.nn.Module) -> None:
-    """Replace GPT-2's tanh GELU, which runs a dozen kernels, by torch's single kernel for the same function."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation | FastGELUActivation):
-                setattr(module, name, torch.nn.GELU(approximate="tanh"))

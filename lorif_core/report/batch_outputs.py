@@ -216,6 +216,6 @@ def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySe
     top = answer.top
     shown = TopK(HITS_IN_REPORT, top.proponents[:HITS_IN_REPORT], top.opponents[:HITS_IN_REPORT])
     return answer_section(
-        answer.query, answer.loss, shown, details, answer.explanation, spoken=answer.spoken,
-        distribution=answer.distribution,
+        answer.query, answer.loss, shown, details, answer.explanation, answer.totals, answer.spoken,
+        answer.distribution,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 
 from lorif_core.config import Config
 from lorif_core.errors import LorifError, UserError
-from lorif_core.report.batch_outputs import SUMMARY, check_out_folder
+from lorif_core.report.batch_outputs import QUERIES_IN_REPORT, SUMMARY, check_out_folder
 from lorif_core.report.block_answers import Attribution, from_parquet, to_parquet
 from lorif_core.search.explanation import QUERIES_EXPLAINED
 from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions, make_options
@@ -29,7 +29,7 @@ from lorif_core.storage.objects import Objects
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
 
-_FORMAT = 2
+_FORMAT = 3
 _RECORD = "attribution.json"
 _BLOCKS = "answered"
 
@@ -42,11 +42,13 @@ class QueryBlock:
         queries: the queries of the block.
         object_name: name of the object that stores their answers.
         explained: how many of its first queries are also explained.
+        shown: how many of its first queries a report shows, with their tokens' losses and with sums by file.
     """
 
     queries: Sequence[Query]
     object_name: str
     explained: int
+    shown: int
 
 
 class BatchRun:
@@ -87,8 +89,9 @@ class BatchRun:
         for first in range(0, len(self.queries), size):
             queries = self.queries[first : first + size]
             explained = max(0, min(len(queries), self._explained - first))
-            name = _digest(identity, self.k, asdict(self.options), _as_dicts(queries), explained)
-            blocks.append(QueryBlock(queries, f"{_BLOCKS}/{name}.parquet", explained))
+            shown = max(0, min(len(queries), QUERIES_IN_REPORT - first))
+            name = _digest(identity, self.k, asdict(self.options), _as_dicts(queries), explained, shown)
+            blocks.append(QueryBlock(queries, f"{_BLOCKS}/{name}.parquet", explained, shown))
         return blocks
 
     def begin(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorif_core.report.answer_sections import SourceTotal
 from lorif_core.search.distribution import Distribution
 from lorif_core.search.explanation import Explanation
 from lorif_core.search.likelihood import NOT_SPOKEN, AnswerToken, Likelihood, SpokenAnswer
@@ -44,10 +45,18 @@ _SPOKEN = pa.struct(
 _DISTRIBUTION = pa.struct(
     [("edges", pa.list_(pa.float64())), ("counts", pa.list_(pa.int64())), ("scores", pa.string())]
 )
+_TOTALS = pa.list_(
+    pa.struct(
+        [
+            ("uri", pa.string()), ("rows", pa.int64()), ("positive", pa.float64()), ("negative", pa.float64()),
+            ("corpus_share", pa.float64()), ("influence_share", pa.float64()),
+        ]
+    )
+)  # fmt: skip
 _SCHEMA = pa.schema(
     [
         ("query_id", pa.string()), ("loss", pa.float64()), ("proponents", _HITS), ("opponents", _HITS),
-        ("explanation", _EXPLANATION), ("spoken", _SPOKEN), ("distribution", _DISTRIBUTION),
+        ("explanation", _EXPLANATION), ("spoken", _SPOKEN), ("distribution", _DISTRIBUTION), ("totals", _TOTALS),
     ]
 )  # fmt: skip
 
@@ -56,8 +65,8 @@ _SCHEMA = pa.schema(
 class Attribution:
     """Answer to one query: its token-summed loss, both ends of the ranking, and the explanation if requested.
 
-    `distribution` is that of the scores of all rows. `spoken` has the losses of the query's tokens. Both may be
-    missing.
+    `distribution` is that of the scores of all rows. `spoken` has the losses of the query's tokens. `totals` are
+    the sums over all rows by file. Each of them may be missing.
     """
 
     query: Query
@@ -66,6 +75,7 @@ class Attribution:
     explanation: Explanation | None = None
     spoken: SpokenAnswer = NOT_SPOKEN
     distribution: Distribution | None = None
+    totals: tuple[SourceTotal, ...] | None = None
 
     @property
     def example_ids(self) -> list[str]:
@@ -84,6 +94,7 @@ def to_parquet(answers: Sequence[Attribution]) -> bytes:
             "explanation": None if answer.explanation is None else _explanation_row(answer.explanation),
             "spoken": asdict(answer.spoken),
             "distribution": None if answer.distribution is None else asdict(answer.distribution),
+            "totals": None if answer.totals is None else [asdict(total) for total in answer.totals],
         }
         for answer in answers
     ]
@@ -118,6 +129,7 @@ def _answer(query: Query, row: dict[str, Any], k: int) -> Attribution:
         None
         if counted is None
         else Distribution(tuple(counted["edges"]), tuple(counted["counts"]), counted["scores"]),
+        None if row["totals"] is None else tuple(SourceTotal(**total) for total in row["totals"]),
     )
 
 

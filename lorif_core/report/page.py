@@ -16,8 +16,8 @@ _SCRIPTS = ("page.js", "find.js", "keys.js", "shading.js")
 _REPORT_STYLES = (*_STYLES, "report.css")
 _EXPLORER_STYLES = (*_STYLES, "explorer.css")
 _EXPLORER_SCRIPTS = (
-    *_SCRIPTS, "question.js", "chips.js", "ask.js", "history.js", "start.js", "exports.js", "flags.js", "panel.js",
-    "pairs.js", "part.js", "generate.js", "explorer.js",
+    *_SCRIPTS, "conversation.js", "question.js", "chips.js", "ask.js", "history.js", "start.js", "exports.js",
+    "flags.js", "panel.js", "pairs.js", "part.js", "generate.js", "explorer.js",
 )  # fmt: skip
 
 
@@ -87,6 +87,7 @@ class Explorer:
         top_k_max: the largest number of results that a request may ask for.
         needs_token: requests must carry the server's token.
         two_stage: searches may miss rows and cannot normalise scores.
+        has_chat: the index has conversations, so a question can be one.
     """
 
     title: str
@@ -98,6 +99,7 @@ class Explorer:
     top_k_max: int
     needs_token: bool
     two_stage: bool
+    has_chat: bool
 
 
 def render(report: Report) -> str:

@@ -17,7 +17,7 @@ from lorif_core.errors import UserError
 from lorif_core.gradients.codes import decode_rows
 from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.options import DEFAULT_OPTIONS
-from lorif_core.search.queries import Query, QueryInput, parse_queries
+from lorif_core.search.queries import MINUS, Query, QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput, QueryEncoder, QueryGradients
 from lorif_core.search.scoring import FoldedQueries, queries_at_once, scaled, score_rows
 from lorif_core.search.token_texts import token_texts
@@ -42,34 +42,35 @@ def token_scores(
 ) -> tuple[list[str], np.ndarray]:
     """The query's tokens as text, and the contribution of each to the scores of some rows, (T, R) float32.
 
-    Tokens without a loss (the first token and those of the prompt) contribute zero.
+    Tokens without a loss (the first token and those of the prompt) contribute zero. A contrast has the tokens of
+    its first query, `MINUS` as one more, and the tokens of its second.
 
     Args:
         index: the generation to search.
-        query: a single query.
+        query: a single query, or a contrast.
         example_ids: ids of the rows, in the order of the result.
         model: as in `Index.scores`.
 
     Raises:
-        UserError: the query is a group or a contrast, the index factors queries (then a score is not a sum over
-            tokens), or a row does not exist.
+        UserError: the query is a group, the index factors queries (then a score is not a sum over tokens), or a
+            row does not exist.
     """
     (parsed,) = parse_queries([query])
-    ids, folded_tokens = by_token(index, parsed, model)
+    texts, folded_tokens = by_token(index, parsed, model)
     requested = list(requested_rows(index, example_ids))
-    scores_TR = np.zeros((len(ids), len(example_ids)), np.float32)
+    scores_TR = np.zeros((len(texts), len(example_ids)), np.float32)
     for tokens, folded in folded_tokens:
         for rows in requested:
             layout, block = index.parts[rows.part].layout, rows.block
             scores = score_rows(block.codes, block.scales, layout, folded[rows.part]).numpy()
             scores_TR[np.ix_(np.array(tokens), rows.columns)] = scores
-    return token_texts(ids, index.encoder(model).tokenizer), scores_TR
+    return texts, scores_TR
 
 
 def by_token(
     index: GenerationReader, query: Query, model: ModelInput
-) -> tuple[list[int], Iterator[tuple[list[int], list[FoldedQueries]]]]:
-    """The ids of a query's tokens; and block by block the positions of its scored tokens, each folded as a query.
+) -> tuple[list[str], Iterator[tuple[list[int], list[FoldedQueries]]]]:
+    """A query's tokens as text; and block by block the positions of its scored tokens, each folded as a query.
 
     Raises:
         UserError: as in `token_scores`.
@@ -77,24 +78,32 @@ def by_token(
     if any(part.part.factored_query for part in index.parts):
         raise UserError("this index factors queries (query.factored), so a score is not a sum over tokens")
     encoders = index.encoders(model)
-    example = encoders[-1].example(query)
+    members = query.members if query.contrast is not None else [(1.0, query)]
+    examples = [(weight, encoders[-1].example(member)) for weight, member in members]
     parts = list(zip(index.own_checkpoint_parts, encoders, strict=True))
     scales = [part.scale(encoder.gradients([query])) for part, encoder in parts]
+    texts: list[str] = []
+    starts = []
+    for _, example in examples:
+        texts += [MINUS] if texts else []
+        starts.append(len(texts))
+        texts += token_texts(example.input_ids.tolist(), encoders[-1].tokenizer)
+
+    def fold(copies: Sequence[Example], weight: float) -> list[FoldedQueries]:
+        return index.for_all_parts(
+            [
+                scaled(part.fold_unscaled(_example_gradients(encoder, copies)), weight * scale.expand(len(copies)))
+                for (part, encoder), scale in zip(parts, scales, strict=True)
+            ]
+        )
 
     def folded() -> Iterator[tuple[list[int], list[FoldedQueries]]]:
-        for tokens in _token_blocks(index, example):
-            copies = [_up_to(example, token) for token in tokens]
-            yield (
-                tokens,
-                index.for_all_parts(
-                    [
-                        scaled(part.fold_unscaled(_example_gradients(encoder, copies)), scale.expand(len(copies)))
-                        for (part, encoder), scale in zip(parts, scales, strict=True)
-                    ]
-                ),
-            )
+        for start, (weight, example) in zip(starts, examples, strict=True):
+            for tokens in _token_blocks(index, example):
+                copies = [_up_to(example, token) for token in tokens]
+                yield [start + token for token in tokens], fold(copies, weight)
 
-    return example.input_ids.tolist(), folded()
+    return texts, folded()
 
 
 def layer_scores(

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lorif_core.corpus.turns import spoken_line, turns_from_json
 from lorif_core.search.generation_reader import GenerationReader
+from lorif_core.tables.checksums import TURNS
 from lorif_core.tables.sql import quoted
 
 _ROWS = 2  # before and after
@@ -12,7 +14,10 @@ _BEGINNING = 200  # characters
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An example nearby in the same file: its id, its row, and the beginning of its text, if texts are stored."""
+    """An example nearby in the same file: its id, its row, and the beginning of its text, if texts are stored.
+
+    Of a conversation it is the beginning of what is said.
+    """
 
     example_id: str
     row: int
@@ -46,5 +51,6 @@ def example_record(index: GenerationReader, example_id: str) -> ExampleRecord | 
 
 
 def _neighbour(columns: dict[str, Any]) -> Neighbour:
-    text = columns.get("text")
-    return Neighbour(columns["example_id"], columns["row"], None if text is None else text[:_BEGINNING])
+    text, turns = columns.get("text"), turns_from_json(columns.get(TURNS))
+    shown = spoken_line(text, turns) if text is not None and turns else text
+    return Neighbour(columns["example_id"], columns["row"], None if shown is None else shown[:_BEGINNING])

@@ -67,12 +67,15 @@ def explain(index: GenerationReader, query: Query, top: TopK, model: ModelInput 
 
 def _reason_not_to_explain(index: GenerationReader, query: Query, model: ModelInput) -> str | None:
     """Why a query is not explained: its scores are not sums over tokens, or it would take too long; else None."""
-    if query.group is not None or query.contrast is not None:
+    if query.group is not None:
         return "it consists of several queries"
+    if any(member.messages is not None for _, member in query.members[1:]):
+        return "it compares conversations"
     if any(part.part.factored_query for part in index.parts):
         return "this index factors queries, so scores are not sums over tokens"
-    example = index.encoder(model).example(query)
-    scored = np.flatnonzero(example.labels[1:] != MASKED) + 1
-    if (scored + 1).sum() > _MAX_TOKENS:
-        return f"it is too long, with {len(scored):,} scored tokens of {len(example.input_ids):,}"
+    examples = [index.encoder(model).example(member) for _, member in query.members]
+    scored = [np.flatnonzero(example.labels[1:] != MASKED) + 1 for example in examples]
+    if sum(int((positions + 1).sum()) for positions in scored) > _MAX_TOKENS:
+        tokens = sum(len(example.input_ids) for example in examples)
+        return f"it is too long, with {sum(map(len, scored)):,} scored tokens of {tokens:,}"
     return None

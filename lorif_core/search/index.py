@@ -158,13 +158,12 @@ class Index(GenerationReader):
         """The query's tokens, and the contribution of each to the scores of some rows, (T, rows) float32.
 
         Args:
-            query: one query that is neither a group nor a contrast.
+            query: one query that is no group. A contrast has the tokens of both of its queries, and one between.
             example_ids: ids of the rows, in the order of the result.
             model: as in `scores`.
 
         Raises:
-            UserError: the query is a group or a contrast, the index factors queries (`query.factored`), or a row
-                does not exist.
+            UserError: the query is a group, the index factors queries (`query.factored`), or a row does not exist.
         """
         return contributions.token_scores(self, query, example_ids, model)
 
@@ -212,7 +211,7 @@ class Index(GenerationReader):
         """What a span of a training text adds to the score of each token of a query.
 
         Args:
-            query: one query that is neither a group nor a contrast.
+            query: one query that is no group.
             example_id: the training example.
             start: first character of the span in its stored text.
             end: the character after the last.

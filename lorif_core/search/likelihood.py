@@ -10,11 +10,11 @@ how the text goes on, 3.6 (2.7 to 4.6) for how another one goes on, and 5.3 (4.4
 random order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lorif_core.model.token_losses import token_losses
 from lorif_core.search.queries import Query
 from lorif_core.search.query_encoder import QueryEncoder
 from lorif_core.search.token_texts import token_texts
@@ -63,13 +63,25 @@ class SpokenAnswer:
 NOT_SPOKEN = SpokenAnswer()
 
 
-def spoken_answer(encoder: QueryEncoder, query: Query) -> SpokenAnswer:
-    """How likely the model of an encoder finds a query; one forward pass."""
-    if query.group is not None or query.contrast is not None:
-        return NOT_SPOKEN
-    example = encoder.example(query)
-    losses_T, first_T = token_losses(encoder.loaded, example.input_ids, example.labels)
-    texts = token_texts(example.input_ids.tolist(), encoder.tokenizer)
+def spoken_answers(
+    encoder: QueryEncoder, queries: Sequence[Query], by_token: Sequence[np.ndarray | None]
+) -> list[SpokenAnswer]:
+    """How likely the model finds queries, without another pass of it.
+
+    Args:
+        encoder: the encoder that computed the gradients of the queries.
+        queries: the queries.
+        by_token: the losses of their tokens (`QueryGradients.by_token`).
+    """
+    return [
+        NOT_SPOKEN if losses_2T is None or query.group is not None else _spoken_answer(encoder, query, losses_2T)
+        for query, losses_2T in zip(queries, by_token, strict=True)
+    ]
+
+
+def _spoken_answer(encoder: QueryEncoder, query: Query, losses_2T: np.ndarray) -> SpokenAnswer:
+    losses_T, first_T = losses_2T
+    texts = token_texts(encoder.example(query).input_ids.tolist(), encoder.tokenizer)
     tokens = (
         AnswerToken(text, None if np.isnan(loss) else float(loss))
         for text, loss in zip(texts, losses_T, strict=True)
@@ -81,3 +93,8 @@ def spoken_answer(encoder: QueryEncoder, query: Query) -> SpokenAnswer:
 def words_of(above: float) -> str:
     """What a mean loss above that of the first choices means, in nats per token."""
     return next(words for limit, words in _WORDS if above <= limit)
+
+
+def limit_of(above: float) -> float:
+    """The limit up to which losses above those of the first choices have the same words; may be infinite."""
+    return next(limit for limit, _ in _WORDS if above <= limit)

@@ -19,7 +19,6 @@ from lorif_core.search.generation_reader import GenerationReader
 from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput
 from lorif_core.search.stored_examples import StoredExample
-from lorif_core.search.token_texts import token_texts
 from lorif_core.search.training_shares import restore_examples
 
 
@@ -41,7 +40,7 @@ def pair_shares(
 
     Args:
         index: the generation to read.
-        query: a single query.
+        query: a single query, or a contrast.
         example_id: the training example.
         start: first character of the span in its stored text.
         end: the character after the last.
@@ -51,17 +50,17 @@ def pair_shares(
         UserError: as in `token_scores`; or the example cannot be run again, or no token of it overlaps the span.
     """
     (parsed,) = parse_queries([query])
-    ids, folded_tokens = by_token(index, parsed, model)
+    texts, folded_tokens = by_token(index, parsed, model)
     (rows,) = requested_rows(index, [example_id])
     restored, reason = restore_examples(index, [rows], [example_id], model)
     if reason is not None:
         raise UserError(f"{example_id!r} cannot be run again: {reason}")
     span = _span_code(index, rows, restored[rows.part][example_id], start, end, model)
-    shares_T = np.zeros(len(ids))
+    shares_T = np.zeros(len(texts))
     for tokens, folded in folded_tokens:
         for weight_BD, part_D in zip(folded[rows.part].weights, span, strict=True):
             shares_T[tokens] += (weight_BD.double() @ part_D).numpy()
-    return PairShares(tuple(token_texts(ids, index.encoder(model).tokenizer)), shares_T.astype(np.float32))
+    return PairShares(tuple(texts), shares_T.astype(np.float32))
 
 
 def _span_code(

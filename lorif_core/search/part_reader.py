@@ -38,6 +38,7 @@ from lorif_core.search.scoring import (
     score_rows,
 )
 from lorif_core.search.self_influence import LayerForm, layer_form, self_influences
+from lorif_core.search.source_sums import SourceSums
 from lorif_core.search.top_k import TopK
 from lorif_core.search.top_rows import PreparedQueries, Search, is_prefilter_worthwhile, prepare_queries
 from lorif_core.search.two_stage import StoredRows, TwoStage, read_two_stage
@@ -287,9 +288,12 @@ class PartReader:
         fragments: Sequence[int] | None = None,
         memory_gb: float = MEMORY_GB,
         options: SearchOptions = DEFAULT_OPTIONS,
+        sums: SourceSums | None = None,
     ) -> list[TopK]:
-        """Top-k of queries over the whole part or some of its fragments (`top_rows.Search`)."""
-        search = Search(self.layout, queries, k)
-        for block, multiplier_B in self._blocks_with_multipliers(fragments, memory_gb, options):
-            search.update(block.codes, block.scales, block.example_ids, multiplier_B)
+        """Top-k of queries over the whole part or some of its fragments (`top_rows.Search`), and sums if given."""
+        search, extra = Search(self.layout, queries, k), () if sums is None else sums.columns
+        for block, multiplier_B in self._blocks_with_multipliers(fragments, memory_gb, options, extra):
+            scores_QB = search.update(block.codes, block.scales, block.example_ids, multiplier_B)
+            if sums is not None:
+                sums.add(block, scores_QB)
         return search.best

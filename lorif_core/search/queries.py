@@ -26,6 +26,8 @@ from lorif_core.search.query_spans import only_span, parse_span
 
 _FIELDS = ("id", "text", "messages", "tools", "prompt", "completion", "span", "tokens", "labels", MASK_NAME)
 _COMPOUND = ("group", "contrast")
+MINUS = " minus "
+"""What stands between the two texts of a contrast where they are shown as one."""
 _NEEDED = "text, or prompt and completion, or tokens, or messages"
 
 
@@ -68,7 +70,7 @@ class Query:
         if self.group is not None:
             return f"mean of {len(self.group)}: " + " | ".join(_joined_text(member) for member in self.group), None
         if self.contrast is not None:
-            return " minus ".join(_joined_text(side) for side in self.contrast), None
+            return MINUS.join(_joined_text(side) for side in self.contrast), None
         if self.messages is not None:
             return display_text(self.messages)
         prompt = self.prompt if self.prompt is not None else self.text

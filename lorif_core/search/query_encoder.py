@@ -3,10 +3,12 @@
 Shapes: Q queries, D = d1 d2 of a layer.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import ModelConfig, StorageConfig
 from lorif_core.corpus.batches import collate
-from lorif_core.corpus.chat_template import ChatTemplate
+from lorif_core.corpus.chat_template import ChatTemplate, template_of
+from lorif_core.corpus.messages import Message
 from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import UserError
 from lorif_core.gradients.extract import Extractor
@@ -35,14 +38,18 @@ ModelInput = str | ModelConfig | LoadedModel | None
 
 @dataclass(frozen=True, slots=True)
 class QueryGradients:
-    """Token-summed losses (Q,) and projected gradients, per layer (Q, D) float32."""
+    """Losses and gradients of queries.
+
+    Attributes:
+        losses: (Q,) summed over the tokens, in nats.
+        layers: per layer the projected gradients, (Q, D) float32.
+        by_token: per query (2, T), the loss of each of its tokens and that of the model's first choice in its
+            place, NaN if not scored; None for a query that consists of several.
+    """
 
     losses: np.ndarray
     layers: list[torch.Tensor]
-
-    def rows(self, chosen: slice) -> "QueryGradients":
-        """A subset of the queries."""
-        return QueryGradients(self.losses[chosen], [layer[chosen] for layer in self.layers])
+    by_token: Sequence[np.ndarray | None]
 
 
 class QueryEncoder:
@@ -83,11 +90,26 @@ class QueryEncoder:
 
     def example(self, query: Query) -> Example:
         """The query's tokens and labels. Raises UserError if no token is scored."""
-        tokenisation = self._spec.tokenisation
-        template = None if tokenisation.chat is None else ChatTemplate.from_json(tokenisation.chat)
-        return query_example(
-            query, self._loaded.tokenizer, self._loaded.vocab_size, tokenisation.max_length, template
-        )
+        longest = self._spec.tokenisation.max_length
+        return query_example(query, self._loaded.tokenizer, self._loaded.vocab_size, longest, self._template)
+
+    def opening(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[int]:
+        """The tokens of messages up to where the assistant's next turn begins.
+
+        Raises:
+            UserError: there is no tokenizer or no chat template, or it refuses the messages.
+        """
+        template = self._template or template_of(self._loaded.tokenizer)
+        text = template.render(messages, tools, "the conversation", generation_prompt=True)
+        assert self._loaded.tokenizer is not None  # or there is no template
+        ids: list[int] = self._loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    @property
+    def _template(self) -> ChatTemplate | None:
+        """The chat template of the index; None if it has no conversations."""
+        chat = self._spec.tokenisation.chat
+        return None if chat is None else ChatTemplate.from_json(chat)
 
     def gradients(self, queries: Sequence[Query]) -> QueryGradients:
         """Losses and gradients in the order of the queries; a query's members enter as a weighted sum.
@@ -113,10 +135,16 @@ class QueryEncoder:
         """Weighted sums of losses and gradients: every example is added to its row; rows are numbered from 0."""
         lengths = [len(example.input_ids) for example in examples]
         losses = np.zeros(max(rows) + 1, dtype=np.float32)
+        by_token: list[np.ndarray | None] = [None] * len(losses)
+        members = Counter(rows)
         layers = [torch.zeros(len(losses), layer.dim) for layer in self._spec.layers]
 
         def add(indices: list[int]) -> None:
-            batch_losses, gradients = self._extractor.gradients(collate(examples, indices))
+            taken: list[torch.Tensor] = []
+            batch_losses, gradients = self._extractor.gradients(collate(examples, indices), taken.append)
+            for i, tokens_2T in zip(indices, taken[0].numpy(force=True).swapaxes(0, 1), strict=True):
+                if members[rows[i]] == 1:
+                    by_token[rows[i]] = tokens_2T[:, : lengths[i]]
             into, factors = (np.array([values[i] for i in indices]) for values in (rows, weights))
             np.add.at(losses, into, (batch_losses * factors).astype(np.float32))
             for layer, gradient in zip(layers, gradients, strict=True):
@@ -124,7 +152,7 @@ class QueryEncoder:
                 layer.index_add_(0, torch.from_numpy(into), weighted.float())
 
         self._budget.run(lengths, add)
-        return QueryGradients(losses, layers)
+        return QueryGradients(losses, layers, by_token)
 
     def token_parts(
         self,

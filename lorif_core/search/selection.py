@@ -147,7 +147,7 @@ def _mean_query(
             scale_Q = part.scale(gradients, options) / len(queries)
             for mean, gradient in zip(means, gradients.layers, strict=True):
                 mean += scale_Q @ gradient.double()
-        mean_gradient = QueryGradients(np.array([losses], np.float32), [mean.float() for mean in means])
+        mean_gradient = QueryGradients(np.array([losses], np.float32), [mean.float() for mean in means], [None])
         folded.append(part.fold_unscaled(mean_gradient))
     return folded
 

@@ -101,14 +101,18 @@ class Search:
         scales_BS: torch.Tensor,
         ids: Sequence[str],
         multiplier_B: np.ndarray | None = None,
-    ) -> None:
-        """Add a block of rows as they are stored; their scores are multiplied by `multiplier_B` > 0."""
+    ) -> np.ndarray:
+        """Add a block of rows as they are stored; their scores are multiplied by `multiplier_B` > 0.
+
+        Returns:
+            (Q, B) their scores, approximate for rows that the prefilter excludes.
+        """
         if self._scorer is None or self._queries.margins is None:
             exact_QB = score_rows(codes, scales_BS, self._layout, self._queries.folded).numpy()
             exact_QB = _multiplied(exact_QB, multiplier_B)
             self._heaps.update(exact_QB, ids)
             self._count(exact_QB)
-            return
+            return exact_QB
         approximate_QB = _multiplied(self._scorer(codes, scales_BS).numpy(), multiplier_B)
         norms_B = _multiplied(_scale_norms(scales_BS), multiplier_B)
         by_query = zip(self.best, approximate_QB, self._queries.margins, strict=True)
@@ -128,6 +132,7 @@ class Search:
                 rows, single = np.flatnonzero(may_enter_QB[query]), folded.single(query)
                 scores_QB[query, rows] = self._add_exact(single, [top], codes, scales_BS, ids, multiplier_B, rows)
         self._count(scores_QB)
+        return scores_QB
 
     def _count(self, scores_QB: np.ndarray) -> None:
         for counts, scores_B in zip(self._counts, scores_QB, strict=True):

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,13 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lorif_core.config import Config
+from tests.chat_templates import CASES, with_template
 from tests.integration.conftest import MakeConfig, make_config
 from tests.integration.lorif import LORIF
+from tests.models import gpt2, scaled
 from tests.patience import patience
+from tests.small_index import add_column, build_small, save_checkpoint, writing_ascii
+from tests.tiny_tokenizer import byte_tokenizer
 
 __all__ = ["make_config"]
 
@@ -148,6 +152,39 @@ def serving(index: str, **environment: str) -> Iterator[tuple[str, "subprocess.P
     finally:
         process.terminate()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def chat_index(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An index of short conversations, some with a system turn."""
+    folder = tmp_path_factory.mktemp("chat")
+    case = next(case for case in CASES if case.name == "ChatML")
+    tokenizer = with_template(byte_tokenizer(), case, case.template)
+    model = writing_ascii(scaled(gpt2(vocab_size=len(tokenizer), n_positions=256)), tokenizer)
+    save_checkpoint(model, tokenizer, folder / "model")
+    nouns, verbs = ("cat", "dog", "bird", "tree"), ("sees", "likes", "runs to")
+    rows = [
+        [
+            *([{"role": "system", "content": "Be brief."}] if number % 2 else []),
+            {"role": "user", "content": f"What does the {nouns[number % 4]} do?"},
+            {"role": "assistant", "content": f"It {verbs[number % 3]} {number}."},
+        ]
+        for number in range(24)
+    ]
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    corpus = {"uri": str(folder / "talks.jsonl"), "messages": "messages", "max_length": 256}
+    code = {"kind": "cut", "rank": 2, "dtype": "sign"}
+    index = build_small(folder / "index", folder / "model", corpus, preset="compact", code=code)
+    version = add_column(index, "topic", "concat('animals of ', example_id)")
+    index.store.publish(replace(index.generation, generation=2, factors_version=version))
+    return index.store.uri
+
+
+@pytest.fixture(scope="session")
+def chat_explorer(chat_index: str) -> Iterator[str]:
+    """The address of a server on the index of conversations."""
+    with serving(chat_index) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,13 @@ def test_two_answers_are_compared(indexed: Config, explorer: str, open_page: Ope
     ask(page, ANSWER, PROMPT)
     sides = [{"prompt": PROMPT, "completion": text} for text in (ANSWER, "sees a bird")]
     assert cards(page) == expected(indexed, {"contrast": sides})
-    assert page.locator(".hit .s").count() > 0, "the passages are coloured, though the answers are not"
+    assert page.locator(".hit .s").count() > 0
+    assert page.locator(".contrast .t").count() == len(ANSWER + "sees a bird"), "both answers are coloured"
+    expect(page.locator(".contrast")).to_have_text(f"{PROMPT}{ANSWER} minus {PROMPT}sees a bird")
+    expect(page.locator(".legend")).to_contain_text("speak for the first answer")
+    hit = page.locator(".pro .hit").first
+    hit.locator(".s").first.click()
+    expect(hit.locator(".pair")).to_contain_text("speaks to")
     page.reload()
     wait_for_colours(page)
     expect(page.locator(".query-text")).to_contain_text("sees a bird")

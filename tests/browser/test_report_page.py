@@ -5,7 +5,9 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import ATTACK, Open, Watched
+from lorif_core.config import Config
+from lorif_core.search.index import open_index
+from tests.browser.conftest import ATTACK, QUERIES, Open, Watched
 
 pytestmark = pytest.mark.browser
 
@@ -87,6 +89,23 @@ def test_tabs_show_one_side_on_a_phone(report: str, open_page: Open) -> None:
     expect(query.locator(".pro .hit").first).to_be_visible()
     page.evaluate("location.hash = 'query-1-con-5'")
     expect(page.locator("#query-1-con-5")).to_be_in_viewport()
+    assert watched.accessibility_violations() == [] and watched.console == []
+
+
+def test_files_are_compared_with_their_share_of_the_corpus(report: str, indexed: Config, open_page: Open) -> None:
+    watched = open_page(report, width=1400)
+    page = watched.page
+    totals = open_index(indexed.index).totals([QUERIES[0]]).to_pylist()
+    rows = page.locator("#query-1 .sources tbody tr")
+    expect(rows).to_have_count(len(totals))
+    for row, total in zip(rows.all(), totals, strict=True):
+        bars = row.locator("td.bar span").all_inner_texts()
+        shares = [float(text.replace("%", "").strip()) / 100 for text in bars]
+        assert shares == pytest.approx([total["share_of_tokens"], total["share_of_positive"]], abs=6e-3)
+        assert row.locator("td.bar rect").count() == 2
+    assert page.locator(".sources td.bar").count() == 2 * len(totals) * len(QUERIES)
+    page.locator("#query-1 .context").scroll_into_view_if_needed()
+    watched.screenshot_window("report-sources")
     assert watched.accessibility_violations() == [] and watched.console == []
 
 

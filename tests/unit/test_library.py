@@ -39,6 +39,18 @@ def test_an_answer_has_the_texts_of_the_strongest_examples(index: lc.Index) -> N
     assert answer.likelihood is not None and answer.likelihood.words.startswith("the model ")
 
 
+def test_a_question_runs_the_model_once(index: lc.Index) -> None:
+    """Its gradient, its loss and its likelihood come from the same pass."""
+    embedding = index.encoder().loaded.model.get_input_embeddings()
+    runs: list[Any] = []
+    handle = embedding.register_forward_hook(lambda _, inputs, __: runs.append(inputs[0].shape))
+    try:
+        answer = index.query(QUESTION, k=1)
+    finally:
+        handle.remove()
+    assert len(runs) == 1 and answer.likelihood is not None
+
+
 def test_an_answer_is_a_table(index: lc.Index, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = index.query(QUESTION, k=2)
     table = answer.to_arrow()

@@ -25,7 +25,7 @@
     }
     lorif.unfold();
     form.scrollIntoView({ block: "nearest" });
-    form.elements.answer.focus();
+    lorif.focusQuestion(false);
   }
 
   // Esc ends what was begun last: a menu, a request, a look at a span, an edit

@@ -58,15 +58,17 @@
   }
 
   function command(state) {
-    const { prompt, answer, other, span } = state;
-    if (other !== "" || span !== null) {
-      const line = JSON.stringify({ id: "question", ...lorif.queryOf(state) });
-      return `echo ${shellQuoted(line)} > queries.jsonl\nlorif attribute -c config.yaml --queries queries.jsonl --out answer --top-k ${Number(state.top_k)}\n`;
-    }
-    const text = prompt === "" ? `--text ${shellQuoted(answer)}` : `--text ${shellQuoted(prompt)} --completion ${shellQuoted(answer)}`;
+    const { messages, prompt, answer, other, span } = state;
     const where = state.where ? ` --where ${shellQuoted(state.where)}` : "";
     const normalise = state.normalise === "none" ? "" : ` --normalise ${state.normalise}`;
-    return `lorif query ${shellQuoted(name)} ${text} --top-k ${Number(state.top_k)}${where}${normalise}\n`;
+    const options = `--top-k ${Number(state.top_k)}${where}${normalise}`;
+    if (messages !== null || other !== "" || span !== null) {
+      const line = JSON.stringify({ id: "question", ...lorif.queryOf(state) });
+      const write = `printf '%s\\n' ${shellQuoted(line)} > queries.jsonl`; // some echoes would read the backslashes
+      return `${write}\nlorif attribute -c config.yaml --queries queries.jsonl --out answer ${options}\n`;
+    }
+    const text = prompt === "" ? `--text ${shellQuoted(answer)}` : `--text ${shellQuoted(prompt)} --completion ${shellQuoted(answer)}`;
+    return `lorif query ${shellQuoted(name)} ${text} ${options}\n`;
   }
 
   const languages = { curl: ["Ask with curl", curl], python: ["Ask in Python", python], command: ["Ask on the command line", command] };

@@ -7,24 +7,30 @@
   const label = button.textContent;
   let running = null;
 
+  // what the model is asked, the field for its words, and a field that must be filled in before
+  const plainText = () => ({
+    body: { prompt: fields.prompt.value }, field: fields.answer, missing: fields.prompt.value.trim() === "" ? fields.prompt : null,
+  });
+
   async function generate() {
-    if (fields.prompt.value.trim() === "") {
+    const { body, field, missing } = lorif.openAnswer() ?? plainText();
+    if (missing !== null) {
       lorif.showError("Write a prompt first; the model continues it.");
-      fields.prompt.focus();
+      missing.focus();
       return;
     }
     running = new AbortController();
     button.textContent = "Stop";
-    fields.answer.value = "";
+    field.value = "";
     lorif.setSpan(null);
     lorif.showError("");
     progress.textContent = "The model answers …";
     try {
       const response = await lorif.request("generations", {
-        accept: "text/event-stream", body: { prompt: fields.prompt.value, max_new_tokens: MAX_NEW_TOKENS }, signal: running.signal,
+        accept: "text/event-stream", body: { ...body, max_new_tokens: MAX_NEW_TOKENS }, signal: running.signal,
       });
-      await read(response.body.pipeThrough(new TextDecoderStream()).getReader());
-      progress.textContent = fields.answer.value === "" ? "The model has nothing to add." : "This is what the model says. Edit it, or ask.";
+      await read(response.body.pipeThrough(new TextDecoderStream()).getReader(), field);
+      progress.textContent = field.value === "" ? "The model has nothing to add." : "This is what the model says. Edit it, or ask.";
     } catch (failure) {
       progress.textContent = failure.name === "AbortError" ? "Stopped." : "";
       if (failure.name !== "AbortError") lorif.showError(failure.message);
@@ -35,22 +41,22 @@
   }
 
   // server-sent events, each with the whole text so far
-  async function read(reader) {
+  async function read(reader, field) {
     let unread = "";
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
       const events = (unread + value).split("\n\n");
       unread = events.pop();
-      for (const event of events) step(event);
+      for (const event of events) step(event, field);
     }
   }
 
-  function step(event) {
+  function step(event, field) {
     const data = JSON.parse(event.slice(event.indexOf("data: ") + "data: ".length));
     if (event.startsWith("event: error")) throw new Error(data.error.message);
-    fields.answer.value = data.text;
-    fields.answer.scrollTop = fields.answer.scrollHeight;
+    field.value = data.text;
+    field.scrollTop = field.scrollHeight;
   }
 
   lorif.isGenerating = () => running !== null;

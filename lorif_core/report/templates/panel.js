@@ -19,13 +19,13 @@
   };
 
   function draw(record) {
-    const { text, uri, row, tokens, loss, checkpoint, columns, neighbours } = record;
+    const { text, turns, uri, row, tokens, loss, checkpoint, columns, neighbours } = record;
     const facts = { file: uri, row, ...columns, tokens, "loss when indexed": `${Number(loss.toPrecision(4))} nats`, checkpoint };
     const list = Object.entries(facts).filter(([, value]) => value !== null).flatMap(([name, value]) => [
       lorif.element("dt", {}, name), lorif.element("dd", {}, String(value)),
     ]);
-    const passage = lorif.element("p", { className: "text", dir: "auto" }, text ?? "The index does not store texts.");
-    const ask = lorif.element("button", { type: "button", className: "primary", onclick: () => askAbout(text) }, "Ask about this passage");
+    const passage = turns === null ? lorif.element("p", { className: "text", dir: "auto" }, text ?? "The index does not store texts.") : drawTurns(text, turns);
+    const ask = lorif.element("button", { type: "button", className: "primary", onclick: () => askAbout(text, turns) }, "Ask about this passage");
     return [
       passage, ...(text ? [ask] : []), lorif.element("dl", {}, ...list),
       lorif.element("h3", {}, "Neighbours in the file"),
@@ -33,14 +33,24 @@
     ];
   }
 
+  function drawTurns(text, turns) {
+    return lorif.element("div", { className: "text" }, ...turns.map(({ role, ...place }) => {
+      const said = lorif.element("span", { className: "said", dir: "auto" }, lorif.partOf(text, place));
+      const speaker = lorif.element("span", { className: "role" }, role);
+      return lorif.element("span", { className: `turn turn-${role === "assistant" ? "assistant" : "context"}` }, speaker, said);
+    }));
+  }
+
   function drawNeighbour({ example_id: id, row, beginning }) {
     const button = lorif.element("button", { type: "button", onclick: () => lorif.openPanel(id) }, `row ${row}: ${id}`);
     return lorif.element("div", { className: "neighbour" }, button, lorif.element("p", { className: "text excerpt", dir: "auto" }, beginning ?? ""));
   }
 
-  function askAbout(text) {
+  function askAbout(text, turns) {
     panel.close();
-    lorif.fillForm({ ...lorif.readForm(), prompt: "", answer: text.slice(0, MAX_QUESTION_CHARS), other: "", span: null });
+    const messages = turns && lorif.messagesOf(text, turns);
+    const answer = messages === null ? text.slice(0, MAX_QUESTION_CHARS) : "";
+    lorif.fillForm({ ...lorif.readForm(), messages, prompt: "", answer, other: "", span: null });
     lorif.submit();
   }
 

@@ -20,7 +20,7 @@
   function selectedInAnswer() {
     const selection = getSelection();
     const state = lorif.currentState();
-    if (selection.isCollapsed || selection.rangeCount === 0 || state === null || state.other !== "") return null;
+    if (selection.isCollapsed || selection.rangeCount === 0 || state === null || state.messages !== null || state.other !== "") return null;
     const range = selection.getRangeAt(0);
     const text = container.querySelector(".completion, .whole");
     if (text === null || !text.contains(range.startContainer) || !text.contains(range.endContainer)) return null;

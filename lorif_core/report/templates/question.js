@@ -9,8 +9,9 @@
   let span = null;
 
   lorif.readForm = () => ({
-    prompt: fields.prompt.value,
-    answer: fields.answer.value,
+    messages: lorif.readMessages(),
+    prompt: lorif.readMessages() ? "" : fields.prompt.value,
+    answer: lorif.readMessages() ? "" : fields.answer.value,
     other: document.getElementById("other-row").hidden ? "" : fields.other.value,
     where: fields.where.value.trim(),
     top_k: fields.top_k.value,
@@ -23,6 +24,7 @@
 
   lorif.fillForm = (state) => {
     for (const name of [...TEXTS, "top_k", "normalise"]) fields[name].value = state[name];
+    lorif.fillMessages(state.messages);
     fields.explain.checked = state.explain;
     fields.totals.checked = state.totals;
     span = state.span;
@@ -48,17 +50,22 @@
       if (name in defaults) return value !== defaults[name];
       return value !== null && value !== "";
     });
-    const text = (name, value) => (name === "span" ? `${value.start}-${value.end}` : String(value));
+    const text = (name, value) => {
+      if (name === "messages") return JSON.stringify(value);
+      return name === "span" ? `${value.start}-${value.end}` : String(value);
+    };
     return `#${new URLSearchParams(pairs.map(([name, value]) => [name, text(name, value)]))}`;
   };
 
   // null if the fragment has no question
   lorif.fromHash = (hash) => {
     const given = new URLSearchParams(hash.slice(1));
-    if (!given.get("answer")) return null;
+    const messages = lorif.parseMessages(given.get("messages"));
+    if (messages === null && !given.get("answer")) return null;
     const knows = (name) => [...fields.normalise.options].some((option) => option.value === name);
     const bounds = /^(\d+)-(\d+)$/.exec(given.get("span") ?? "");
     return {
+      messages,
       ...Object.fromEntries(TEXTS.map((name) => [name, given.get(name) ?? ""])),
       top_k: NUMBER.test(given.get("top_k")) ? given.get("top_k") : defaults.top_k,
       normalise: knows(given.get("normalise")) ? given.get("normalise") : defaults.normalise,
@@ -71,7 +78,8 @@
 
   const single = (prompt, answer) => (prompt === "" ? { text: answer } : { prompt, completion: answer });
 
-  lorif.queryOf = ({ prompt, answer, other, span: part }) => {
+  lorif.queryOf = ({ messages, prompt, answer, other, span: part }) => {
+    if (messages !== null) return other === "" ? { messages } : { contrast: [{ messages }, { messages: lorif.withAnswer(messages, other) }] };
     if (other !== "") return { contrast: [single(prompt, answer), single(prompt, other)] };
     return part === null ? single(prompt, answer) : { ...single(prompt, answer), span: part };
   };
@@ -88,7 +96,8 @@
     return { ...lorif.queryOf(state), ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== null)) };
   };
 
-  lorif.lineOf = ({ prompt, answer, other }) => {
+  lorif.lineOf = ({ messages, other, ...texts }) => {
+    const { prompt, answer } = messages === null ? texts : { prompt: lorif.lastOf(messages, "user"), answer: lorif.lastOf(messages, "assistant") };
     const line = `${prompt === "" ? "" : `${prompt.trim()} → `}${answer.trim()}${other === "" ? "" : ` ⇄ ${other.trim()}`}`;
     return line.length > MAX_LINE_CHARS ? `${line.slice(0, MAX_LINE_CHARS)} …` : line;
   };

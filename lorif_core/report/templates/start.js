@@ -2,9 +2,12 @@
 (() => {
   const section = document.getElementById("start");
   const fields = document.getElementById("question").elements;
+  const MAX_SHOWN_CHARS = 160; // of what is said in a conversation
   let areListed = false;
 
-  const empty = () => ({ ...lorif.readForm(), prompt: "", answer: "", other: "", where: "", span: null, generation: null });
+  const short = (text) => (text.length > MAX_SHOWN_CHARS ? `${text.slice(0, MAX_SHOWN_CHARS)} …` : text);
+
+  const empty = () => ({ ...lorif.readForm(), messages: lorif.emptyMessages(), prompt: "", answer: "", other: "", where: "", span: null, generation: null });
 
   async function listExamples() {
     if (areListed || lorif.needsToken()) return;
@@ -18,11 +21,14 @@
     updateVisibility();
   }
 
-  function item({ prompt, completion }) {
+  function item({ messages, prompt, completion }) {
+    const state = messages === null ? { ...empty(), messages, prompt, answer: completion } : { ...empty(), messages };
+    const shown = messages === null ? [prompt, completion] : ["user", "assistant"].map((role) => short(lorif.lastOf(messages, role)));
+    const between = messages === null ? [] : [document.createElement("br")];
     const button = lorif.element("button", { type: "button", onclick: () => {
-      lorif.fillForm({ ...empty(), prompt, answer: completion });
+      lorif.fillForm(state);
       lorif.submit();
-    } }, prompt, lorif.element("span", { className: "continuation" }, completion));
+    } }, shown[0], ...between, lorif.element("span", { className: "continuation" }, shown[1]));
     return lorif.element("li", { dir: "auto" }, button);
   }
 
@@ -35,7 +41,7 @@
     lorif.fillForm(empty());
     lorif.clearAnswer();
     lorif.unfold();
-    fields.prompt.focus();
+    lorif.focusQuestion(true);
     listExamples();
   };
 

@@ -129,8 +129,8 @@ def test_groups_contrasts_and_tokens_can_be_asked(server: RunningServer, index: 
         (expected,) = lc.open_index(index).top_k([query], 4)
         answer = server.ask({**query, "top_k": 4, "explain": True}).json()
         assert ids_of(answer["opponents"]) == [hit.example_id for hit in expected.opponents]
-        assert (answer["tokens"] is None) == ("tokens" not in query)
-        assert (answer["unexplained"] == "it consists of several queries") == ("tokens" not in query)
+        assert (answer["tokens"] is None) == ("group" in query)
+        assert (answer["unexplained"] == "it consists of several queries") == ("group" in query)
 
 
 def test_pages_load_no_resources_and_run_only_their_own_script(server: RunningServer) -> None:

@@ -61,7 +61,7 @@ def test_suggestions_are_passages_cut_in_two(server: RunningServer, built: Confi
     reply = server.get("suggestions").json()["suggestions"]
     store, version = open_index(built.index).store, open_index(built.index).generation.factors_version
     texts = [text for batch in store.rows.metadata(version, ["text"]) for text in batch.column("text").to_pylist()]
-    assert len({one["prompt"] for one in reply}) == 3
+    assert len({one["prompt"] for one in reply}) == 3 and {one["messages"] for one in reply} == {None}
     for one in reply:
         assert one["completion"].strip() and one["prompt"].strip()
         assert any((one["prompt"] + one["completion"]) in text for text in texts)

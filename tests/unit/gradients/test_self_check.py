@@ -1,6 +1,7 @@
 """The self-check passes right captures in every dtype and names the layer of every planted fault."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -142,7 +143,7 @@ def _mean_loss(patch: pytest.MonkeyPatch) -> None:
 
     def mean(*arguments: Any) -> Any:
         result = head_loss(*arguments)
-        return loss.HeadLoss(result.losses, result.hidden_grad / (arguments[3] != -100).sum())
+        return replace(result, hidden_grad=result.hidden_grad / (arguments[3] != -100).sum())
 
     patch.setattr(loading, "head_loss", mean)
 
@@ -163,10 +164,10 @@ def _missing_scale(patch: pytest.MonkeyPatch) -> None:
     """The head is taken for linear though its logits are scaled."""
     backward = LoadedModel.backward
 
-    def scaled_backward(self: LoadedModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def scaled_backward(self: LoadedModel, *arguments: Any) -> torch.Tensor:
         handle = self.model.get_output_embeddings().register_forward_hook(lambda module, inputs, out: out * 0.5)
         try:
-            return backward(self, ids, labels)
+            return backward(self, *arguments)
         finally:
             handle.remove()
 
@@ -179,7 +180,7 @@ def _sign(patch: pytest.MonkeyPatch) -> None:
 
     def negative(*arguments: Any) -> Any:
         result = head_loss(*arguments)
-        return loss.HeadLoss(result.losses, -result.hidden_grad)
+        return replace(result, hidden_grad=-result.hidden_grad)
 
     patch.setattr(loading, "head_loss", negative)
 

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from lorif_core.model import loss
-from lorif_core.model.loss import head_loss, other_head_loss, token_losses
+from lorif_core.model.loss import head_loss, losses_by_token, other_head_loss, token_losses
+
+
+def by_token(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """(2, B, T) losses of the tokens and of the likeliest ones in their places, token by token."""
+    expected = torch.full((2, *labels_BT.shape), float("nan"), dtype=torch.float64)
+    for b, t in torch.nonzero(labels_BT[:, 1:] != -100).tolist():
+        losses_V = -torch.log_softmax(logits_BTV[b, t].detach(), 0)
+        expected[:, b, t + 1] = torch.stack([losses_V[labels_BT[b, t + 1]], losses_V.min()])
+    return expected
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -24,6 +33,10 @@ def test_loss_and_gradient_equal_autograd(bias: bool, chunk: int, monkeypatch: p
         torch.testing.assert_close(actual.losses, expected)
         torch.testing.assert_close(actual.hidden_grad, gradient)
         assert actual.losses[2] == 0 and not actual.hidden_grad[2].any()
+        torch.testing.assert_close(actual.by_token, by_token(head(hidden), labels), equal_nan=True)
+    torch.testing.assert_close(
+        losses_by_token(head(hidden), labels), by_token(head(hidden), labels), equal_nan=True
+    )
 
 
 def test_logits_may_have_another_dtype_than_hidden_states() -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from lorif_core.report import batch_outputs
+from lorif_core.report.answer import source_totals
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.batch_outputs import write_answers
 from lorif_core.report.block_answers import Attribution, from_parquet, to_parquet
 from lorif_core.report.page import Report
 from lorif_core.search.explanation import explain
-from lorif_core.search.likelihood import spoken_answer
+from lorif_core.search.likelihood import spoken_answers
 from lorif_core.search.queries import as_query
 from lorif_core.search.top_k import Scored, TopK
 from tests.small_index import build_small, save_model
@@ -50,12 +51,16 @@ def test_the_answers_of_a_block_are_read_as_they_were_written(tmp_path: Path) ->
     index = build_small(tmp_path / "index", save_model(tmp_path / "model"), corpus, preset="quality")
     query, other = as_query("the cat sees", 0), as_query("a dog", 1)
     top, bare = index.top_k([query, other], 2)
-    explained, spoken = explain(index, query, top), spoken_answer(index.encoder(), query)
-    answers = [Attribution(query, 1.5, top, explained, spoken, top.distribution), Attribution(other, 2.0, bare)]
+    (spoken,) = spoken_answers(index.encoder(), [query], index.encode([query])[-1].by_token)
+    explained, totals = explain(index, query, top), source_totals(index.totals([query]))
+    answers = [
+        Attribution(query, 1.5, top, explained, spoken, top.distribution, totals), Attribution(other, 2.0, bare),
+    ]  # fmt: skip
     read = from_parquet(to_parquet(answers), [query, other], 2)
     assert read is not None
     for answer, stored in zip(answers, read, strict=True):
         assert (stored.spoken, stored.distribution) == (answer.spoken, answer.distribution)
+        assert stored.totals == answer.totals
     assert read[0].explanation is not None
     assert read[0].explanation.training_tokens == explained.training_tokens
     assert read[0].explanation.layers == explained.layers and read[1].explanation is None

@@ -12,6 +12,8 @@ from lorif_core.search.index import Index
 from tests.small_index import build_small, save_model
 
 QUERY = {"prompt": "the dog ", "completion": "likes the tree"}
+OTHER = {"prompt": "the dog ", "completion": "sees λ"}
+QUERIES: dict[str, Any] = {"single": QUERY, "contrast": {"contrast": [QUERY, OTHER]}}
 TEXTS = ["the old dog likes the red tree", "a bird runs and then it sees the cat", "Zürich likes the λ tree"]
 
 
@@ -27,18 +29,34 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("row", [0, 1, 2])
-def test_spans_add_up_to_the_tokens_of_the_answer_and_tokens_to_the_span(index: Index, row: int) -> None:
-    name = f"c.jsonl#{row}"
-    tokens, by_token = index.token_scores(QUERY, [name])
-    shares = index.training_shares(QUERY, [name]).tokens[name]
+@pytest.mark.parametrize("kind", QUERIES)
+def test_spans_add_up_to_the_tokens_of_the_answer_and_tokens_to_the_span(
+    index: Index, kind: str, row: int
+) -> None:
+    name, query = f"c.jsonl#{row}", QUERIES[kind]
+    tokens, by_token = index.token_scores(query, [name])
+    shares = index.training_shares(query, [name]).tokens[name]
     cuts = [0, 5, 11, shares[-1].end]
-    pairs = [index.pair_shares(QUERY, name, start, end) for start, end in pairwise(cuts)]
+    pairs = [index.pair_shares(query, name, start, end) for start, end in pairwise(cuts)]
     largest = np.abs([token.share for token in shares]).sum()
     assert all(pair.tokens == tuple(tokens) for pair in pairs)
     np.testing.assert_allclose(sum(pair.shares for pair in pairs), by_token[:, 0], atol=1e-4 * largest)
     for pair, (start, end) in zip(pairs, pairwise(cuts), strict=True):
         expected = sum(token.share for token in shares if token.start < end and start < token.end)
         assert pair.shares.sum() == pytest.approx(expected, abs=1e-4 * largest)
+
+
+def test_the_tokens_of_a_contrast_are_those_of_both_queries_with_opposite_signs(index: Index) -> None:
+    names = [f"c.jsonl#{row}" for row in range(3)]
+    (first, plus), (second, minus) = (index.token_scores(query, names) for query in (QUERY, OTHER))
+    tokens, by_token = index.token_scores(QUERIES["contrast"], names)
+    assert tokens == [*first, " minus ", *second]
+    zero = np.zeros((1, len(names)), np.float32)
+    np.testing.assert_allclose(by_token, np.concatenate([plus, zero, -minus]), rtol=1e-4, atol=1e-4)
+    ids, scores = index.scores(QUERIES["contrast"])
+    expected = [scores[0, ids.index(name)] for name in names]
+    largest = np.abs(by_token).sum(axis=0)
+    assert (np.abs(by_token.sum(axis=0) - expected) < 1e-4 * largest).all()
 
 
 def test_a_span_without_tokens_is_refused(index: Index) -> None:

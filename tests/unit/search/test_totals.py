@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorif_core.search.column_sums import Sums
 from lorif_core.search.selection import best_fraction
-from lorif_core.search.totals import Sums
 
 SHARES = {
     "share_of_rows": "rows", "share_of_tokens": "tokens", "share_of_positive": "positive",
@@ -22,20 +22,25 @@ SCORES = st.sampled_from([-2.0, -0.5, 0.0, 0.5, 3.0])
 @given(
     st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), SCORES, SCORES), min_size=1, max_size=30),
     st.integers(1, 9),
+    st.integers(1, 4),
 )
 def test_totals_of_blocks_equal_totals_of_all_rows(
-    rows: list[tuple[str | None, float, float]], block: int
+    rows: list[tuple[str | None, float, float]], block: int, workers: int
 ) -> None:
-    sums = Sums("uri", 2)
+    """Also of blocks that several workers add up apart."""
+    parts = [Sums("uri", 2) for _ in range(workers)]
     expected: dict[tuple[str, str | None], list[float]] = defaultdict(list)
     for start in range(0, len(rows), block):
         values, *scores = zip(*rows[start : start + block], strict=True)
         tokens = pa.array(range(start, start + len(values)), pa.int32())
-        sums.add(pa.array(values, pa.string()), tokens, np.array(scores, np.float32))
+        part = parts[start // block % workers]
+        part.add(pa.array(values, pa.string()), tokens, np.array(scores, np.float32))
     for value, *scores in rows:
         for query, score in zip("pq", scores, strict=True):
             expected[query, value].append(score)
-    table = sums.table(["p", "q"]).to_pylist()
+    for other in parts[1:]:
+        parts[0].merge(other)
+    table = parts[0].table(["p", "q"]).to_pylist()
     assert len(table) == len(expected)
     for row in table:
         scores = np.array(expected[row["query_id"], row["uri"]])

@@ -20,6 +20,7 @@ from tests.small_index import PROMPTS, WORDS, build_small, save_model
 from tests.tiny_tokenizer import VOCAB, byte_tokenizer
 
 QUERY = {"prompt": "the dog ", "completion": "likes the old tree"}
+OTHER = {"prompt": "the dog ", "completion": "sees a red bird"}
 PRESETS = ["paper", "compact", "balanced", "fine", "quality"]
 SMALL = {"compact": 2, "balanced": 3, "fine": 4}  # ranks that fit the tiny layers
 
@@ -67,6 +68,7 @@ def test_shares_add_up_for_every_preset(preset: str, model: Path, tmp_path: Path
     index = build_small(tmp_path / "index", model, corpus, factored=preset == "paper", **sections)
     check(index)
     check(index, {"group": [QUERY, "the cat"]})
+    check(index, {"contrast": [QUERY, OTHER]})
 
 
 def records_of(kind: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -18,7 +18,7 @@ from flows.serve.request_queue import RequestQueue
 from lorif_core.model.generation import generate
 from lorif_core.tables.store import Store
 from tests.patience import patience
-from tests.small_index import build_small, save_model
+from tests.small_index import add_column, build_small, save_model
 from tests.tiny_tokenizer import byte_tokenizer
 
 TEXTS = ["the old dog likes the red tree", "a bird runs and sees the cat", "the cat likes the old tree"]
@@ -33,8 +33,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = {"uri": str(folder / "c.jsonl"), "id": "id", "max_length": 48}
     built = build_small(folder / "index", save_model(folder / "model"), corpus, preset="quality")
+    version = add_column(built, "topic", "concat('animals of ', example_id)")
     for number in (2, 3):
-        built.store.publish(replace(built.generation, generation=number))
+        built.store.publish(replace(built.generation, generation=number, factors_version=version))
     built.store.retire([1], [])
     return built.store.uri
 
@@ -151,7 +152,11 @@ def test_a_continuation_is_streamed(index: str) -> None:
         assert answer.json()["completion"] == done["text"]
         too_long = {"prompt": "the dog " * 50, "max_new_tokens": 8}
         assert error_of(await http.post("/generations", json=too_long)) == (422, "unanswerable")
-        assert error_of(await http.post("/generations", json={"prompt": ""})) == (422, "invalid")
+        said = [{"role": "user", "content": "why?"}]
+        for invalid in ({"prompt": ""}, {}, {"prompt": "why?", "messages": said}):
+            assert error_of(await http.post("/generations", json=invalid)) == (422, "invalid")
+        without_template = await http.post("/generations", json={"messages": said})
+        assert error_of(without_template) == (422, "unanswerable")
 
     run(index, test)
 
@@ -222,6 +227,7 @@ def test_an_example_is_shown_with_its_neighbours(index: str) -> None:
         assert record["text"] == f"{TEXTS[1]} 7" and record["row"] == 7 and record["uri"].endswith("c.jsonl")
         assert [other["example_id"] for other in record["neighbours"]] == ["s5", "s6", "s8", "s9"]
         assert record["neighbours"][0]["beginning"] == f"{TEXTS[2]} 5"
+        assert record["columns"] == {"topic": "animals of s7"} and record["turns"] is None
         assert error_of(await http.get("/examples", params={"id": "it's"})) == (404, "no_such_example")
         assert error_of(await http.get("/examples")) == (422, "invalid")
 
