@@ -112,6 +112,7 @@ class QuerySection:
         answer_tokens: the tokens of the query with their losses; empty for several queries in one.
         likelihood: how likely the model finds the query; None for several queries in one.
         distribution: of the scores of all searched rows; None if it was not counted.
+        note: a remark on the query, such as who gave the answer.
     """
 
     query_id: str
@@ -129,6 +130,7 @@ class QuerySection:
     answer_tokens: tuple[AnswerToken, ...] = ()
     likelihood: Likelihood | None = None
     distribution: Distribution | None = None
+    note: str | None = None
 
     @property
     def hits(self) -> tuple[Hit, ...]:

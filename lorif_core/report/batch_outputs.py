@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -17,7 +18,8 @@ from lorif_core.report.answer import answer_section
 from lorif_core.report.answer_sections import Hit, QuerySection
 from lorif_core.report.block_answers import Attribution
 from lorif_core.report.changes import Change
-from lorif_core.report.page import Report, SelfCheckRow, Storage, render
+from lorif_core.report.counterfactual import Counterfactual
+from lorif_core.report.page import Report, Storage, render
 from lorif_core.report.spectrum import LayerSection
 from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions
 from lorif_core.search.top_k import TopK
@@ -65,9 +67,10 @@ def write_answers(
     answers: Iterable[Attribution],
     title: str,
     timings: Sequence[tuple[str, float]] = (),
-    self_checks: Sequence[SelfCheckRow] = (),
     change: Change | None = None,
     options: SearchOptions = DEFAULT_OPTIONS,
+    counterfactual: Counterfactual | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write the three files into `out`, the summary last, and return the summary.
 
@@ -81,16 +84,17 @@ def write_answers(
         answers: one per query, in order.
         title: heading of the report.
         timings: (stage, seconds) to show after those of the build.
-        self_checks: self-checks to show.
         change: changes since a former generation, for the same queries.
         options: options of the search.
+        counterfactual: trainings without the passages of several methods.
+        notes: remarks on queries, by id.
     """
     fs, path = open_filesystem(out, store.storage)
     with storage_errors(out, "write"):
         fs.makedirs(path, exist_ok=True)
         with atomic_write(f"{out.rstrip('/')}/scores.parquet", store.storage) as file:
             written = _write_scores(file, store, generation, answers)
-    report = _report(store, generation, written, title, timings, self_checks, change)
+    report = _report(store, generation, written, title, timings, change, counterfactual, notes)
     summary = {
         "queries": written.queries,
         "scores": written.scores,
@@ -105,10 +109,7 @@ def write_answers(
         "covered_parameters": report.coverage.share,
         "skipped": [list(item) for item in report.skipped],
         "timings": dict(report.timings),
-        "self_check": [
-            {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance}
-            for row in self_checks
-        ],
+        **({} if counterfactual is None else {"counterfactual": counterfactual.to_dict()}),
         **({} if change is None else {"change": change.to_dict()}),
     }
     files = {"report.html": render(report), SUMMARY: json.dumps(summary, indent=2) + "\n"}
@@ -219,8 +220,9 @@ def _report(
     written: _Written,
     title: str,
     timings: Sequence[tuple[str, float]],
-    self_checks: Sequence[SelfCheckRow],
     change: Change | None,
+    counterfactual: Counterfactual | None,
+    notes: Mapping[str, str],
 ) -> Report:
     code_bytes = store.rows.code_bytes(generation.factors_version)
     layout = CodeLayout(generation.index_spec.layers, generation.index_spec.code)
@@ -232,7 +234,7 @@ def _report(
         spec=generation.spec,
         created_at=generation.created_at.strftime("%Y-%m-%d %H:%M UTC"),
         curvature=generation.newest.curvature_kind,
-        queries=written.shown(),
+        queries=tuple(replace(query, note=notes.get(query.query_id)) for query in written.shown()),
         layers=layer_sections(store, generation),
         coverage=Coverage(
             coverage["tracked"], coverage["total"], tuple((name, count) for name, count in coverage["untracked"])
@@ -245,10 +247,10 @@ def _report(
         ),
         timings=(*json.loads(generation.timings_json).items(), *timings),
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
-        self_checks=tuple(self_checks),
         relative=len(generation.own_checkpoint_parts) > 1,
         omitted=written.omitted,
         change=change,
+        counterfactual=counterfactual,
     )
 
 

@@ -51,6 +51,7 @@ def _template(name: str) -> Template:
         percent=formatting.format_percent,
         score=formatting.format_score,
         seconds=formatting.format_seconds,
+        signed=formatting.format_signed,
         signed_percent=formatting.format_signed_percent,
         significant=formatting.format_significant,
     )

@@ -32,11 +32,12 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of a Python programmer, and the answer whose loss is attributed."""
+    """A prompt and the answer whose loss is attributed; the model gave an own answer, we typed the others."""
 
     question_id: str
     prompt: str
     completion: str
+    is_own: bool = False
 
 
 QUESTIONS: tuple[Question, ...] = (

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lorif_core.errors import LorifError
-from tasks.demo.training import Encoded, Length, fit, mean_loss
+from tasks.demo.training import Encoded, Length, fit, fit_again, mean_loss
 
 VOCABULARY = 4096
 POSITIONS = 256
@@ -25,16 +25,33 @@ _END = "<|endoftext|>"
 class DemoModel:
     """A trained model. Losses are nats per predicted token over all training texts.
 
-    `unigram_loss` is the loss of the best predictor that ignores context, on the same tokens.
+    `unigram_loss` is the loss of the best predictor that ignores context, on the same tokens. `rates` are the
+    learning rates of the steps, relative to the peak.
     """
 
     folder: Path
     parameters: int
-    steps: int
+    rates: tuple[float, ...]
     epochs: float
     seconds: float
     final_loss: float
     unigram_loss: float
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.rates)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a model was trained: the first run and its texts, then the run that went on from it and its texts."""
+
+    first: DemoModel
+    first_texts: tuple[str, ...]
+    further: DemoModel
+    further_texts: tuple[str, ...]
+    seed: int
 
 
 def train_demo_model(
@@ -80,6 +97,27 @@ def continue_demo_model(
     return _trained(model, tokenizer, _encoded(tokenizer, texts), folder, length, seed, rate=_CONTINUED_RATE)
 
 
+def train_without(course: Course, left_out: Collection[str]) -> GPT2LMHeadModel:
+    """Repeat both runs without some texts. Tokenizer, first weights, batches and learning rates are the same.
+
+    With nothing left out, the model has the weights of the course's.
+
+    Raises:
+        LorifError: the training diverged.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(course.first.folder)
+    model = _new_model(len(tokenizer), tokenizer.eos_token_id, course.seed)
+    removed = (
+        {tuple(ids) for ids in tokenizer(list(left_out), truncation=True)["input_ids"]} if left_out else set()
+    )
+    for run, texts, rate in (
+        (course.first, course.first_texts, 1.0),
+        (course.further, course.further_texts, _CONTINUED_RATE),
+    ):
+        fit_again(model, _encoded(tokenizer, texts), run.rates, course.seed, rate, removed)
+    return model
+
+
 def _encoded(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Encoded]:
     """Token ids of the texts that have at least two tokens, one of them to predict."""
     encoded = [ids for ids in tokenizer(list(texts), truncation=True)["input_ids"] if len(ids) > 1]
@@ -104,7 +142,7 @@ def _trained(
     return DemoModel(
         folder=folder,
         parameters=model.num_parameters(),
-        steps=trained.steps,
+        rates=trained.rates,
         epochs=trained.tokens / sum(map(len, encoded)),
         seconds=trained.seconds,
         final_loss=mean_loss(model, encoded),

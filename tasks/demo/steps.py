@@ -1,41 +1,37 @@
-"""The demo's steps as Prefect tasks: write the corpus, train the model, run the self-check."""
+"""The demo's steps as Prefect tasks: write the corpus, train the model, and choose the questions."""
 
 import json
 import os
-import random
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
-from lorif_core.report.page import SelfCheckRow
-from lorif_core.search.index import Index
+from lorif_core.formatting import format_signed
+from lorif_core.report.counterfactual import Counterfactual
 from lorif_core.search.queries import Query
-from lorif_core.tables.store import Store
-from tasks.artifacts import show_table
 from tasks.demo.corpus import (
     QUESTIONS,
     Paragraph,
+    Question,
     language_reference,
     library_docstrings,
     split,
     write_jsonl,
 )
-from tasks.demo.model import POSITIONS, DemoModel, continue_demo_model, train_demo_model
+from tasks.demo.model import POSITIONS, Course, DemoModel, continue_demo_model, train_demo_model
 from tasks.demo.object_store import MotoServer, upload_folder
-from tasks.demo.self_check import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
+from tasks.demo.own_answers import own_questions
 from tasks.environment import environment
 from tasks.orchestration import run_log, task
 
 _HELD_OUT_SHARE = 0.08
 _DOCSTRINGS = 300
-_SELF_CHECK_PASSAGES = 64
-_TOP_TOPICS = 5
+_OWN_ANSWERS = 8
 _SEED = 0
 _BUCKET = "lorif-demo"
 
@@ -45,42 +41,51 @@ class DemoCorpus:
     """The demo's corpus in a folder: passages to train on and to index, and passages that the model never sees."""
 
     folder: Path
-    train: tuple[Paragraph, ...]
+    reference: tuple[Paragraph, ...]
+    docstrings: tuple[Paragraph, ...]
     held_out: tuple[Paragraph, ...]
+
+    @property
+    def train(self) -> tuple[Paragraph, ...]:
+        """All passages to train on."""
+        return self.reference + self.docstrings
 
 
 @task("write corpus")
 def write_corpus(folder: Path) -> DemoCorpus:
     """Cut the language reference into passages, and write the training passages as JSON Lines."""
-    train, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
-    corpus = DemoCorpus(folder / "corpus", tuple(train), tuple(held_out))
+    reference, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
+    docstrings = library_docstrings(_DOCSTRINGS)
+    corpus = DemoCorpus(folder / "corpus", tuple(reference), tuple(docstrings), tuple(held_out))
     corpus.folder.mkdir(parents=True)
-    write_jsonl(train, corpus.folder / "language-reference.jsonl")
-    run_log().info("%d passages to train on, %d held out", len(train), len(held_out))
+    write_jsonl(corpus.reference, corpus.folder / "language-reference.jsonl")
+    run_log().info("%d passages to train on, %d held out", len(reference), len(held_out))
     return corpus
 
 
 @task("add docstrings")
-def add_docstrings(corpus: DemoCorpus) -> DemoCorpus:
-    """Add a second file to the corpus: docstrings of the standard library, for training and indexing."""
-    docstrings = library_docstrings(_DOCSTRINGS)
-    write_jsonl(docstrings, corpus.folder / "library-docstrings.jsonl")
-    run_log().info("%d docstrings added", len(docstrings))
-    return replace(corpus, train=(*corpus.train, *docstrings))
+def add_docstrings(corpus: DemoCorpus) -> None:
+    """Add a second file to the corpus: docstrings of the standard library."""
+    write_jsonl(corpus.docstrings, corpus.folder / "library-docstrings.jsonl")
+    run_log().info("%d docstrings added", len(corpus.docstrings))
 
 
 @task("train model")
-def train_model(corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
-    """Train a tokenizer and a small GPT-2 on the passages."""
-    texts = [paragraph.text for paragraph in corpus.train]
-    return _logged(train_demo_model(texts, folder / "model", seconds, _SEED))
+def train_model(corpus: DemoCorpus, folder: Path, seconds: float, further_seconds: float) -> Course:
+    """Train a tokenizer and a small GPT-2 on the reference, then the model further on the whole corpus."""
+    texts = tuple(paragraph.text for paragraph in corpus.reference)
+    first = _logged(train_demo_model(texts, folder / "model", seconds, _SEED))
+    all_texts = tuple(paragraph.text for paragraph in corpus.train)
+    further = continue_demo_model(first.folder, all_texts, folder / "model-continued", further_seconds, _SEED)
+    return Course(first, texts, _logged(further), all_texts, _SEED)
 
 
-@task("continue training")
-def continue_training(model: DemoModel, corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
-    """Train the model further on the whole corpus."""
-    texts = [paragraph.text for paragraph in corpus.train]
-    return _logged(continue_demo_model(model.folder, texts, folder / "model-continued", seconds, _SEED))
+@task("own answers")
+def choose_questions(course: Course, corpus: DemoCorpus) -> list[Question]:
+    """Questions that the model answers by itself, then those that we typed."""
+    own = own_questions(course.further.folder, corpus.held_out, _OWN_ANSWERS)
+    run_log().info("%d answers of the model itself to %d prompts", len(own), len(corpus.held_out))
+    return [*own, *QUESTIONS]
 
 
 def _logged(model: DemoModel) -> DemoModel:
@@ -133,58 +138,24 @@ def demo_config(storage: DemoStorage, corpus: DemoCorpus, model: DemoModel, fold
     return parse_config(raw)
 
 
-def demo_queries() -> list[Query]:
-    """The demo's questions as queries."""
+def queries_of(questions: Sequence[Question]) -> list[Query]:
+    """The questions as queries."""
     return [
-        Query(question.question_id, None, question.prompt, question.completion, None, None)
-        for question in QUESTIONS
+        Query(question.question_id, prompt=question.prompt, completion=question.completion)
+        for question in questions
     ]
 
 
-@task("self-check")
-def run_self_check(config: Config, corpus: DemoCorpus) -> list[SelfCheckRow]:
-    """Query the index with its own passages and with held-out passages, and compare it with BM25 and chance."""
-    started = time.perf_counter()
-    index = Index(Store(config.index, config.storage))
-    rows = [_check_self_retrieval(index, corpus), _check_topics(index, corpus)]
-    show_table(key="self-check", table=[asdict(row) for row in rows], description="Self-check")
-    run_log().info("self-check took %.1f s", time.perf_counter() - started)
-    return rows
+def notes_on(questions: Sequence[Question], test: Counterfactual | None) -> dict[str, str]:
+    """By question, who gave the answer, and what happened to it without the passages of each method."""
+    return {question.question_id: _note(question, test) for question in questions}
 
 
-def _check_self_retrieval(index: Index, corpus: DemoCorpus) -> SelfCheckRow:
-    chosen = random.Random(_SEED).sample(corpus.train, _SELF_CHECK_PASSAGES)
-    own = [paragraph.paragraph_id for paragraph in chosen]
-    texts = [paragraph.text for paragraph in chosen]
-    return SelfCheckRow(
-        question=f"Training passage as query: is it its own top proponent? ({len(chosen)} passages)",
-        ours=self_retrieval(_proponents(index, chosen, 1), own),
-        bm25=self_retrieval(_bm25(corpus, texts, 1), own),
-        chance=1 / len(corpus.train),
-        note="BM25 compares the exact words, so it is near perfect here by construction",
+def _note(question: Question, test: Counterfactual | None) -> str:
+    if not question.is_own:
+        return "Typed by us."
+    rises = [] if test is None else test.rises(question.question_id)
+    listed = "; ".join(f"{format_signed(rise)} without {method}" for method, rise in rises)
+    return "The model's own answer." + (
+        f" Trained again, its loss changes by, in nats a token: {listed}." if listed else ""
     )
-
-
-def _check_topics(index: Index, corpus: DemoCorpus) -> SelfCheckRow:
-    topics_of = {paragraph.paragraph_id: set(paragraph.topics) for paragraph in corpus.train}
-    known = set().union(*topics_of.values())
-    chosen = [paragraph for paragraph in corpus.held_out if known & set(paragraph.topics)]
-    topics = [set(paragraph.topics) for paragraph in chosen]
-    texts = [paragraph.text for paragraph in chosen]
-    return SelfCheckRow(
-        question=f"Held-out passage: a top-{_TOP_TOPICS} proponent from the same topic? ({len(chosen)} passages)",
-        ours=same_topic_at_k(_proponents(index, chosen, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
-        bm25=same_topic_at_k(_bm25(corpus, texts, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
-        chance=chance_same_topic_at_k(topics, topics_of, _TOP_TOPICS),
-        note="the model never saw these passages",
-    )
-
-
-def _proponents(index: Index, paragraphs: Sequence[Paragraph], k: int) -> list[list[str]]:
-    tops = index.top_k([paragraph.text for paragraph in paragraphs], k)
-    return [[hit.example_id for hit in top.proponents] for top in tops]
-
-
-def _bm25(corpus: DemoCorpus, queries: Sequence[str], k: int) -> list[list[str]]:
-    texts = [paragraph.text for paragraph in corpus.train]
-    return bm25_hits(texts, [paragraph.paragraph_id for paragraph in corpus.train], queries, k)

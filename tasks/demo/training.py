@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,11 +42,16 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The steps, tokens and seconds of a run."""
+    """The tokens and seconds of a run, and the learning rate of each of its steps, relative to the peak."""
 
-    steps: int
+    rates: tuple[float, ...]
     tokens: int
     seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.rates)
 
 
 @contextmanager
@@ -78,13 +83,45 @@ def fit(model: GPT2LMHeadModel, encoded: Sequence[Encoded], length: Length, seed
     """
     batches = _endless_batches(encoded, random.Random(seed))
     optimizers = _optimizers(model, rate)
-    taken, tokens, begin = 0, 0, time.monotonic()
-    while (now := length.progress(time.monotonic() - begin, taken)) < 1:
+    rates: list[float] = []
+    tokens, begin = 0, time.monotonic()
+    while (now := length.progress(time.monotonic() - begin, len(rates))) < 1:
         batch = next(batches)
-        _step(model, optimizers, batch, _schedule(now))
-        taken += 1
+        rates.append(_schedule(now))
+        _step(model, optimizers, batch, rates[-1])
         tokens += sum(map(len, batch))
-    return Trained(taken, tokens, time.monotonic() - begin)
+    return Trained(tuple(rates), tokens, time.monotonic() - begin)
+
+
+@_one_thread()
+def fit_again(
+    model: GPT2LMHeadModel,
+    encoded: Sequence[Encoded],
+    rates: Sequence[float],
+    seed: int,
+    rate: float,
+    left_out: Collection[tuple[int, ...]],
+) -> None:
+    """Repeat a run of `fit`: the same batches at the same learning rates, without some of the texts.
+
+    Nothing else changes, so with nothing left out the model ends with the same weights.
+
+    Args:
+        model: the model as it was before the run; trained in place.
+        encoded: the texts of the run, in the same order.
+        rates: the learning rates of the run.
+        seed: the seed of the run.
+        rate: the `rate` of the run.
+        left_out: the texts to leave out, as tokens.
+
+    Raises:
+        LorifError: the training diverged.
+    """
+    optimizers = _optimizers(model, rate)
+    for schedule, batch in zip(rates, _endless_batches(encoded, random.Random(seed)), strict=False):
+        remaining = [ids for ids in batch if tuple(ids) not in left_out]
+        if remaining:
+            _step(model, optimizers, remaining, schedule)
 
 
 def _endless_batches(encoded: Sequence[Encoded], source: random.Random) -> Iterator[list[Encoded]]:

@@ -10,9 +10,16 @@ import pytest
 import lorif_core as lc
 from lorif_core.config import Config
 from lorif_core.config_file import load_config
-from tasks.demo.corpus import QUESTIONS
+from tasks.demo.corpus import QUESTIONS, Question
+from tasks.demo.counterfactual import PASSAGES
 from tasks.demo.steps import demo_config
 
+# a model of two seconds only loops, so these take the place of its own answers
+OWN = [
+    Question("own-1", "The statement is ", "executed when the loop ends.", is_own=True),
+    Question("own-2", "Return the ", "name of the file.", is_own=True),
+]
+ASKED = [*OWN, *QUESTIONS]
 STAGES = {"start", "calibrate", "drift", "index", "curvature", "plan, publish", "all"}
 
 
@@ -30,26 +37,37 @@ def test_the_demo_runs_all_steps(store: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(flows.demo, "_TRAINING_SECONDS", 2.0)
     monkeypatch.setattr(flows.demo, "_CONTINUED_SECONDS", 2.0)
     monkeypatch.setattr(flows.demo, "demo_config", small_config)
+    monkeypatch.setattr(flows.demo, "choose_questions", lambda course, corpus: ASKED)
     out = tmp_path / "demo"
     summary = flows.demo.demo(out, store)
     assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "report"}
-    assert summary["queries"] == len(QUESTIONS) >= 8
-    assert {"index", "curvature", "train", "train further", "attribute"} <= set(summary["timings"])
-    retrieval, topics = summary["self_check"]
-    assert retrieval["ours"] >= 0.8 and retrieval["ours"] > 50 * retrieval["chance"]
-    assert 0 < topics["chance"] < topics["bm25"] <= 1
+    assert summary["queries"] == len(ASKED)
+    assert {"index", "curvature", "train", "train further", "attribute", "train again"} <= set(summary["timings"])
+    check_trainings(summary["counterfactual"], summary["rows"])
     assert summary["dense_bytes_per_example"] > 10 * summary["bytes_per_example"] > 0
     page = (out / "report.html").read_text()
-    for question in QUESTIONS:
+    for question in ASKED:
         assert question.question_id in page
+    assert page.count("The model&#39;s own answer. ") == len(OWN) and page.count("Typed by us.") == len(QUESTIONS)
     answers = pq.read_table(out / "scores.parquet").to_pylist()
     assert (out / "index").exists() == (store == "local")
     sides = [row["side"] for row in answers]
-    assert sides.count("proponent") == sides.count("opponent") == 5 * len(QUESTIONS)
+    assert sides.count("proponent") == sides.count("opponent") == 5 * len(ASKED)
     check_change(summary["change"], summary, answers, out)
     assert "What changed since generation 1" in page
     if store == "local":
         check_former_ranks(summary["change"], out)
+
+
+def check_trainings(test: dict[str, Any], rows: int) -> None:
+    """Each method left out its passages of both own answers, and their losses were measured."""
+    assert test["queries"] == [question.question_id for question in OWN] and test["rows"] == rows
+    assert len(test["removals"]) == 3 and test["k"] == PASSAGES
+    for removal in test["removals"]:
+        assert PASSAGES <= removal["passages"] <= PASSAGES * len(OWN)
+        assert removal["low"] <= removal["mean"] <= removal["high"]
+        assert removal["mean"] == pytest.approx(sum(removal["rises"]) / len(OWN))
+        assert any(rise != 0 for rise in removal["rises"])
 
 
 def check_change(
@@ -82,7 +100,7 @@ def check_former_ranks(change: dict[str, Any], out: Path) -> None:
     assert config.model.path == str(out / "model-continued")
     index = lc.open_index(config.index)
     first = lc.Index(index.store, index.generations()[0])
-    questions = [{"prompt": question.prompt, "completion": question.completion} for question in QUESTIONS]
+    questions = [{"prompt": question.prompt, "completion": question.completion} for question in ASKED]
     rankings = first.top_k(questions, change["rows"]["before"])
     for query, top in zip(change["queries"], rankings, strict=True):
         ranks = {hit.example_id: rank for rank, hit in enumerate(top.proponents, start=1)}

@@ -9,7 +9,7 @@ from lorif_core.errors import LorifError
 from lorif_core.formatting import format_bytes, format_score, format_seconds
 from lorif_core.report.answer_sections import Hit, QuerySection, Source
 from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
-from lorif_core.report.page import Report, SelfCheckRow, Storage, render
+from lorif_core.report.page import Report, Storage, render
 from lorif_core.report.spectrum import LayerSection
 from lorif_core.spec import Coverage
 
@@ -46,7 +46,6 @@ def report() -> Report:
         storage=Storage(1234.0, 12340.0, 555, 555 * 1234),
         timings=(("Train the demo model", 61.2), ("Index", 0.25)),
         skipped=(("empty/1", "no scored token"),),
-        self_checks=(SelfCheckRow("Is it its own top proponent?", 0.96875, None, None, "64 passages"),),
     )
 
 
@@ -71,7 +70,6 @@ def test_every_hit_and_score_is_shown(report: Report) -> None:
         assert format_score(hit.score, 12.5) in page
         assert hit.text is None or hit.text in page
     for fact in (
-        "96.9 %",
         "75.0 %",
         "1,234",
         "12,340",
@@ -170,11 +168,9 @@ def test_empty_parts_still_render(report: Report) -> None:
         storage=Storage(0.0, 0.0, 0, 0),
         timings=(),
         skipped=(),
-        self_checks=(),
     )
     page = render(empty)
     assert "No example was skipped." in page
-    assert "Self-check" not in page
     assert "<polyline" not in page
 
 

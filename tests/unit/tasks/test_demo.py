@@ -1,17 +1,13 @@
-"""Invariants of the demo's corpus, model and self-check."""
+"""Invariants of the demo's corpus and model."""
 
-import itertools
 import json
 import math
-import random
 import re
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorif_core.errors import LorifError
@@ -24,7 +20,6 @@ from tasks.demo.corpus import (
     write_jsonl,
 )
 from tasks.demo.model import POSITIONS, continue_demo_model, train_demo_model
-from tasks.demo.self_check import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
 
 
 @pytest.fixture(scope="module")
@@ -169,55 +164,3 @@ def test_training_for_no_time_is_refused(tmp_path: Path, arguments: dict[str, fl
 def test_training_on_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LorifError, match="no text"):
         train_demo_model(["", "x"], tmp_path, steps=1)
-
-
-def test_self_retrieval_counts_first_places() -> None:
-    assert self_retrieval([["a", "b"], ["a", "b"], [], ["d"]], ["a", "b", "c", "d"]) == 0.5
-    with pytest.raises(LorifError):
-        self_retrieval([], [])
-    with pytest.raises(LorifError):
-        self_retrieval([["a"]], ["a", "b"])
-
-
-TOPICS_OF = {"a": {"for"}, "b": {"while", "for"}, "c": {"with"}, "d": {"try"}}
-
-
-def test_same_topic_counts_the_first_k_hits() -> None:
-    hits = [["c", "d", "a"], ["b", "c", "d"]]
-    topics = [{"for", "else"}, {"while"}]
-    assert same_topic_at_k(hits, topics, TOPICS_OF, k=2) == 0.5
-    assert same_topic_at_k(hits, topics, TOPICS_OF, k=3) == 1.0
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    sharing=st.lists(st.sets(st.sampled_from("pqrs"), max_size=3), min_size=1, max_size=7),
-    queries=st.lists(st.sets(st.sampled_from("pqrst"), max_size=2), min_size=1, max_size=3),
-    k=st.integers(1, 8),
-)
-def test_chance_equals_the_mean_over_all_draws(sharing: list[set[str]], queries: list[set[str]], k: int) -> None:
-    topics_of = {str(i): topics for i, topics in enumerate(sharing)}
-    draws = list(itertools.combinations(topics_of, min(k, len(topics_of))))
-    mean = sum(same_topic_at_k([d] * len(queries), queries, topics_of, k) for d in draws) / len(draws)
-    assert chance_same_topic_at_k(queries, topics_of, k) == pytest.approx(mean)
-
-
-def test_chance_agrees_with_random_hits_on_the_real_corpus(reference: list[Paragraph]) -> None:
-    train, held_out = split(reference, 0.1, seed=0)
-    topics_of = {p.paragraph_id: set(p.topics) for p in train}
-    queries = [set(p.topics) for p in held_out]
-    source = random.Random(0)
-    ids = list(topics_of)
-    trials = [same_topic_at_k([source.sample(ids, 5) for _ in queries], queries, topics_of) for _ in range(100)]
-    assert sum(trials) / len(trials) == pytest.approx(chance_same_topic_at_k(queries, topics_of), abs=0.02)
-
-
-def test_bm25_finds_the_words_of_the_query(capfd: pytest.CaptureFixture[str]) -> None:
-    texts = ["loops end with break", "generators yield values", "exceptions are raised and caught"]
-    hits = bm25_hits(
-        texts, ["loop", "generator", "exception"], ["yield a value from generators", "break loops"], 2
-    )
-    assert [ids[0] for ids in hits] == ["generator", "loop"]
-    assert [len(ids) for ids in hits] == [2, 2]
-    assert len(bm25_hits(texts, ["loop", "generator", "exception"], ["break"], 10)[0]) == 3
-    assert capfd.readouterr() == ("", "")

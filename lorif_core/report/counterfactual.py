@@ -1,0 +1,75 @@
+"""What happened to answers when the model was trained again without the passages that a method names."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A training without the passages that a method names for every question.
+
+    Attributes:
+        method: name of the method.
+        passages: number of distinct passages that were left out.
+        rises: (Q,) rise in the mean loss per token of each question's answer, in nats.
+        mean: mean of the rises.
+        low: lower end of the 95 % bootstrap interval of the mean over questions.
+        high: upper end of it.
+    """
+
+    method: str
+    passages: int
+    rises: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """Trainings without the passages of each method, all else being equal.
+
+    Attributes:
+        k: passages that each method names for a question.
+        rows: training examples of the model.
+        queries: ids of the Q questions.
+        losses: (Q,) mean loss per token of each question's answer, in nats, with all passages.
+        removals: one per method.
+    """
+
+    k: int
+    rows: int
+    queries: tuple[str, ...]
+    losses: tuple[float, ...]
+    removals: tuple[Removal, ...]
+
+    def rises(self, query_id: str) -> list[tuple[str, float]]:
+        """(method, rise) of one question; empty if it is not among the questions."""
+        if query_id not in self.queries:
+            return []
+        row = self.queries.index(query_id)
+        return [(removal.method, removal.rises[row]) for removal in self.removals]
+
+    def bar(self, removal: Removal) -> "Bar":
+        """Where the bar and the interval of a removal are on an axis that all removals share."""
+        start = min(0.0, *(each.low for each in self.removals))
+        length = max(0.0, *(each.high for each in self.removals)) - start or 1.0
+        zero, mean, low, high = (
+            100 * (x - start) / length for x in (0.0, removal.mean, removal.low, removal.high)
+        )
+        return Bar(min(zero, mean), abs(mean - zero), low, high, zero)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON can encode."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar from `left` with a `width`, an interval from `low` to `high`, and the zero; in percent of the axis."""
+
+    left: float
+    width: float
+    low: float
+    high: float
+    zero: float

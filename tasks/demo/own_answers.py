@@ -1,0 +1,95 @@
+"""What the demo's model says by itself: its greedy continuations of the beginnings of held-out passages."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lorif_core.config import ModelConfig, StorageConfig
+from lorif_core.model.generation import generate
+from lorif_core.model.loading import LoadedModel, load_model
+from lorif_core.model.token_losses import token_losses
+from lorif_core.search.queries import Query, query_example
+from tasks.demo.corpus import Paragraph, Question
+from tasks.demo.model import POSITIONS
+
+_PROMPT_WORDS = 12
+_FEWEST_WORDS, _MOST_TOKENS = 8, 40
+_LOOP_WORDS = 4
+
+_BEGINNING = re.compile(rf"(?:\s*\S+){{{_PROMPT_WORDS}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A prompt from a held-out passage, the model's greedy continuation, and the mean loss of its tokens."""
+
+    passage: Paragraph
+    prompt: str
+    completion: str
+    nats_per_token: float
+
+
+def own_questions(model: Path, held_out: Iterable[Paragraph], count: int) -> list[Question]:
+    """The prompts whose greedy continuation the model finds most likely, with these continuations.
+
+    Args:
+        model: folder of the model.
+        held_out: passages that the model has not seen; a prompt is the beginning of one.
+        count: the most questions; fewer if the model cannot continue so many prompts without a loop.
+    """
+    loaded = load_model(ModelConfig(path=str(model), dtype="float32"), StorageConfig(), "cpu")
+    chosen = most_likely(_continuations(loaded, held_out), count)
+    return [
+        Question(f"own-{each.passage.paragraph_id.replace('/', '-')}", each.prompt, each.completion, is_own=True)
+        for each in chosen
+    ]
+
+
+def most_likely(continuations: Iterable[Continuation], count: int) -> list[Continuation]:
+    """The continuations with the lowest loss per token, at most one of passages that share a topic or a text.
+
+    Continuations that loop, or are shorter than a sentence, are left out.
+    """
+    chosen: list[Continuation] = []
+    for each in sorted(continuations, key=lambda each: each.nats_per_token):
+        is_usable = len(each.completion.split()) >= _FEWEST_WORDS and not has_loop(each.prompt + each.completion)
+        if is_usable and not any(_are_alike(each, other) for other in chosen):
+            chosen.append(each)
+    return chosen[:count]
+
+
+def has_loop(text: str) -> bool:
+    """Whether the same few words in a row occur twice in a text."""
+    words = text.split()
+    runs = [tuple(words[start : start + _LOOP_WORDS]) for start in range(len(words) - _LOOP_WORDS + 1)]
+    return len(set(runs)) < len(runs)
+
+
+def _continuations(loaded: LoadedModel, passages: Iterable[Paragraph]) -> Iterator[Continuation]:
+    """The continuations of the beginnings of passages, unless their tokens as one text are others."""
+    for passage in passages:
+        beginning = _BEGINNING.match(passage.text)
+        if beginning is None:
+            continue
+        prompt = beginning.group()
+        completion = generate(loaded, prompt, _MOST_TOKENS, goes_on=_is_unfinished).text
+        if completion.strip():
+            query = Query(passage.paragraph_id, prompt=prompt, completion=completion)
+            losses_T, first_T = token_losses(
+                loaded, query_example(query, loaded.tokenizer, loaded.vocab_size, POSITIONS)
+            )
+            if np.allclose(losses_T, first_T, equal_nan=True):
+                yield Continuation(passage, prompt, completion, float(np.nanmean(losses_T)))
+
+
+def _is_unfinished(text: str) -> bool:
+    """Whether a continuation has not come to the end of a sentence of some words."""
+    return len(text.split()) < _FEWEST_WORDS or not text.endswith((".", ".\n"))
+
+
+def _are_alike(first: Continuation, second: Continuation) -> bool:
+    shared = set(first.passage.topics) & set(second.passage.topics)
+    return bool(shared) or first.completion.split() == second.completion.split()

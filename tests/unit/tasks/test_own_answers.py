@@ -1,0 +1,72 @@
+"""The demo's own answers are what its model says first in every place, and are chosen by a rule."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.demo.corpus import Paragraph
+from tasks.demo.model import train_demo_model
+from tasks.demo.own_answers import Continuation, has_loop, most_likely, own_questions
+
+SENTENCE = "a b c d e f g h."
+
+
+def continuation(name: str, nats: float, completion: str = SENTENCE) -> Continuation:
+    return Continuation(Paragraph(f"{name}/1", (name,), "text"), "prompt ", f"{name} {completion}", nats)
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("", False),
+        ("one two three", False),
+        ("a b c d a b c", False),
+        ("a b c d x a b c d", True),
+        ("the\n the  the the the", True),
+    ],
+)
+def test_a_loop_is_the_same_words_in_a_row_twice(text: str, loops: bool) -> None:
+    assert has_loop(text) == loops
+
+
+def test_the_likeliest_come_first_and_a_topic_comes_once() -> None:
+    given = [continuation(name, nats) for name, nats in (("c", 0.9), ("a", 0.2), ("b", 0.5), ("a", 0.1))]
+    assert [each.nats_per_token for each in most_likely(given, 2)] == [0.1, 0.5]
+    assert [each.nats_per_token for each in most_likely(given, 9)] == [0.1, 0.5, 0.9]
+
+
+@pytest.mark.parametrize("completion", ["is is is is is is is is is.", "too short."])
+def test_loops_and_fragments_are_left_out_even_if_they_are_likely(completion: str) -> None:
+    given = [continuation("a", 0.01, completion), continuation("b", 3.0)]
+    assert [each.nats_per_token for each in most_likely(given, 2)] == [3.0]
+
+
+def test_equal_answers_to_two_prompts_come_once() -> None:
+    one, two = Paragraph("a/1", ("a",), "t"), Paragraph("b/1", ("b",), "t")
+    given = [Continuation(one, "x ", SENTENCE, 0.2), Continuation(two, "y ", f"{SENTENCE}\n", 0.1)]
+    assert [each.passage for each in most_likely(given, 2)] == [two]
+
+
+def test_own_answers_are_the_models_first_choice_everywhere(tmp_path: Path) -> None:
+    """The held-out passages begin as training texts do, so that the model knows how to go on."""
+    subjects = ["cat", "dog", "bird", "horse", "snake", "mouse"]
+    texts = [
+        f"In this part of the long story we are told that the {subject} goes home early and sleeps until "
+        f"the next {day} morning. Then it rains."
+        for subject in subjects
+        for day in ("Monday", "Friday")
+    ]
+    held_out = [Paragraph(f"{name}/1", (name,), f"{text[:60]} something else follows") for name, text in
+                zip("abcdef", texts[::2], strict=True)]  # fmt: skip
+    model = train_demo_model(texts, tmp_path, steps=60)
+    questions = own_questions(model.folder, held_out, 3)
+    assert 1 <= len(questions) <= 3 and all(question.is_own for question in questions)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for question in questions:
+        ids = tokenizer(question.prompt + question.completion)["input_ids"]
+        first = len(tokenizer(question.prompt)["input_ids"])
+        choices = loaded(torch.tensor([ids])).logits[0].argmax(dim=1).tolist()
+        assert len(ids) > first and choices[first - 1 : -1] == ids[first:]
