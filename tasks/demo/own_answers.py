@@ -15,11 +15,11 @@ from lorif_core.search.queries import Query, query_example
 from tasks.demo.corpus import Paragraph, Question
 from tasks.demo.model import POSITIONS
 
-_PROMPT_WORDS = 12
+_PROMPT_WORDS = (8, 16, 24)
 _FEWEST_WORDS, _MOST_TOKENS = 8, 40
-_LOOP_WORDS = 4
+_LOOP_WORDS = 3
 
-_BEGINNING = re.compile(rf"(?:\s*\S+){{{_PROMPT_WORDS}}}")
+_BEGINNINGS = [re.compile(rf"(?:\s*\S+){{{words}}}") for words in _PROMPT_WORDS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def own_questions(model: Path, held_out: Iterable[Paragraph], count: int) -> lis
 
     Args:
         model: folder of the model.
-        held_out: passages that the model has not seen; a prompt is the beginning of one.
+        held_out: passages that the model has not seen; prompts are beginnings of these.
         count: the most questions; fewer if the model cannot continue so many prompts without a loop.
     """
     loaded = load_model(ModelConfig(path=str(model), dtype="float32"), StorageConfig(), "cpu")
@@ -51,43 +51,50 @@ def own_questions(model: Path, held_out: Iterable[Paragraph], count: int) -> lis
 def most_likely(continuations: Iterable[Continuation], count: int) -> list[Continuation]:
     """The continuations with the lowest loss per token, at most one of passages that share a topic or a text.
 
-    Continuations that loop, or are shorter than a sentence, are left out.
+    Continuations that repeat words of themselves or of the prompt, or end before a sentence does, are left out.
     """
     chosen: list[Continuation] = []
     for each in sorted(continuations, key=lambda each: each.nats_per_token):
-        is_usable = len(each.completion.split()) >= _FEWEST_WORDS and not has_loop(each.prompt + each.completion)
+        is_usable = _has_ended(each.completion) and not has_loop(each.prompt, each.completion)
         if is_usable and not any(_are_alike(each, other) for other in chosen):
             chosen.append(each)
     return chosen[:count]
 
 
-def has_loop(text: str) -> bool:
-    """Whether the same few words in a row occur twice in a text."""
-    words = text.split()
-    runs = [tuple(words[start : start + _LOOP_WORDS]) for start in range(len(words) - _LOOP_WORDS + 1)]
-    return len(set(runs)) < len(runs)
+def has_loop(prompt: str, completion: str) -> bool:
+    """Whether a completion repeats a few words in a row of itself or of its prompt."""
+    words, before = re.findall(r"\w+", prompt + completion), len(re.findall(r"\w+", prompt))
+    seen: set[tuple[str, ...]] = set()
+    for end in range(_LOOP_WORDS, len(words) + 1):
+        run = tuple(words[end - _LOOP_WORDS : end])
+        if run in seen and end > before:
+            return True
+        seen.add(run)
+    return False
 
 
 def _continuations(loaded: LoadedModel, passages: Iterable[Paragraph]) -> Iterator[Continuation]:
     """The continuations of the beginnings of passages, unless their tokens as one text are others."""
     for passage in passages:
-        beginning = _BEGINNING.match(passage.text)
-        if beginning is None:
-            continue
-        prompt = beginning.group()
-        completion = generate(loaded, prompt, _MOST_TOKENS, goes_on=_is_unfinished).text
-        if completion.strip():
-            query = Query(passage.paragraph_id, prompt=prompt, completion=completion)
-            losses_T, first_T = token_losses(
-                loaded, query_example(query, loaded.tokenizer, loaded.vocab_size, POSITIONS)
-            )
-            if np.allclose(losses_T, first_T, equal_nan=True):
-                yield Continuation(passage, prompt, completion, float(np.nanmean(losses_T)))
+        beginnings = [match.group() for each in _BEGINNINGS if (match := each.match(passage.text))]
+        for prompt in beginnings:
+            completion = generate(loaded, prompt, _MOST_TOKENS, goes_on=_goes_on).text
+            if completion.strip():
+                query = Query(passage.paragraph_id, prompt=prompt, completion=completion)
+                example = query_example(query, loaded.tokenizer, loaded.vocab_size, POSITIONS)
+                losses_T, first_T = token_losses(loaded, example)
+                if np.allclose(losses_T, first_T, equal_nan=True):
+                    yield Continuation(passage, prompt, completion, float(np.nanmean(losses_T)))
 
 
-def _is_unfinished(text: str) -> bool:
-    """Whether a continuation has not come to the end of a sentence of some words."""
-    return len(text.split()) < _FEWEST_WORDS or not text.endswith((".", ".\n"))
+def _goes_on(text: str) -> bool:
+    """Whether a continuation has come neither to the end of a sentence nor to that of a paragraph."""
+    return not _has_ended(text) and "\n\n" not in text
+
+
+def _has_ended(text: str) -> bool:
+    """Whether it is at the end of a sentence of some words."""
+    return len(text.split()) >= _FEWEST_WORDS and text.endswith(".") and "\n\n" not in text
 
 
 def _are_alike(first: Continuation, second: Continuation) -> bool:

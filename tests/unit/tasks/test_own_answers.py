@@ -18,17 +18,23 @@ def continuation(name: str, nats: float, completion: str = SENTENCE) -> Continua
 
 
 @pytest.mark.parametrize(
-    ("text", "loops"),
+    ("prompt", "completion", "loops"),
     [
-        ("", False),
-        ("one two three", False),
-        ("a b c d a b c", False),
-        ("a b c d x a b c d", True),
-        ("the\n the  the the the", True),
+        ("", "", False),
+        ("", "one two three", False),
+        ("", "a b x a b", False),
+        ("", "a b c x a b c", True),
+        ("", 'is a "cat", is a cat.', True),
+        ("", "the\n the  the the", True),
+        ("a b c ", "then a b c", True),
+        ("a b ", "c then a b c", True),
+        ("a b c a b c ", "d e f", False),
     ],
 )
-def test_a_loop_is_the_same_words_in_a_row_twice(text: str, loops: bool) -> None:
-    assert has_loop(text) == loops
+def test_a_loop_repeats_words_of_the_completion_or_of_its_prompt(
+    prompt: str, completion: str, loops: bool
+) -> None:
+    assert has_loop(prompt, completion) == loops
 
 
 def test_the_likeliest_come_first_and_a_topic_comes_once() -> None:
@@ -37,7 +43,9 @@ def test_the_likeliest_come_first_and_a_topic_comes_once() -> None:
     assert [each.nats_per_token for each in most_likely(given, 9)] == [0.1, 0.5, 0.9]
 
 
-@pytest.mark.parametrize("completion", ["is is is is is is is is is.", "too short."])
+@pytest.mark.parametrize(
+    "completion", ["is is is is is is is is is.", "too short.", "a b c d e f g h i", "a b c d\n\ne f g h i."]
+)
 def test_loops_and_fragments_are_left_out_even_if_they_are_likely(completion: str) -> None:
     given = [continuation("a", 0.01, completion), continuation("b", 3.0)]
     assert [each.nats_per_token for each in most_likely(given, 2)] == [3.0]
@@ -45,7 +53,7 @@ def test_loops_and_fragments_are_left_out_even_if_they_are_likely(completion: st
 
 def test_equal_answers_to_two_prompts_come_once() -> None:
     one, two = Paragraph("a/1", ("a",), "t"), Paragraph("b/1", ("b",), "t")
-    given = [Continuation(one, "x ", SENTENCE, 0.2), Continuation(two, "y ", f"{SENTENCE}\n", 0.1)]
+    given = [Continuation(one, "x ", SENTENCE, 0.2), Continuation(two, "y ", f" {SENTENCE}", 0.1)]
     assert [each.passage for each in most_likely(given, 2)] == [two]
 
 
