@@ -1,7 +1,7 @@
 """The commands `lorif check`, `build`, `update` and `demo`: check without Prefect and Ray, then run the flow."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +78,7 @@ def run_demo(out: str, store: str) -> Result:
     summary = demo(Path(out).resolve(), store)
     lines = [*change_lines(summary["change"]), *_test_lines(summary)]
     places = [f"next: {_question(str(Path(out) / 'index'))}"] if store == "local" else []
-    return Result(
-        summary, "\n".join([*lines, *places, f"report: {summary['report']}"])
-    )
+    return Result(summary, "\n".join([*lines, *places, f"report: {summary['report']}"]))
 
 
 def _read_local_config(config: str | None, overrides: Sequence[str]) -> "Config":
