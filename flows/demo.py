@@ -23,7 +23,7 @@ from tasks.demo.steps import (
 )
 from tasks.orchestration import flow
 
-_TRAINING_SECONDS, _CONTINUED_SECONDS = 45.0, 20.0
+_TRAINING_SECONDS, _CONTINUED_SECONDS = 60.0, 10.0
 _TOP_K = 5
 _TITLE = "Which passages of Python's documentation made the model say this?"
 

@@ -155,7 +155,7 @@ def _note(question: Question, test: Counterfactual | None) -> str:
     if not question.is_own:
         return "Typed by us."
     rises = [] if test is None else test.rises(question.question_id)
-    listed = "; ".join(f"{format_signed(rise)} without {method}" for method, rise in rises)
-    return "The model's own answer." + (
-        f" Trained again, its loss changes by, in nats a token: {listed}." if listed else ""
-    )
+    if not rises:
+        return "The model's own answer."
+    listed = ", by ".join(f"{format_signed(rise)} without {method}" for method, rise in rises)
+    return f"The model's own answer. Trained again, its loss in nats a token changes by {listed}."
