@@ -61,7 +61,13 @@ class Counterfactual:
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can encode."""
-        return asdict(self)
+        return {
+            "k": self.k,
+            "rows": self.rows,
+            "queries": list(self.queries),
+            "losses": list(self.losses),
+            "removals": [{**asdict(removal), "rises": list(removal.rises)} for removal in self.removals],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The report shows trainings without some passages: a bar and an interval per method, a rise per answer."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -52,6 +53,12 @@ def test_every_answer_has_a_rise_per_method_and_a_link_to_its_section() -> None:
         ["#query-2", "0.8750", "+0.30", f"{MINUS}0.07"],
         ["#query-3", "1.250", "+0.90", "+0.02"],
     ]
+
+
+def test_the_summary_is_what_json_gives_back() -> None:
+    summary = TEST.to_dict()
+    assert json.loads(json.dumps(summary)) == summary
+    assert [removal["rises"] for removal in summary["removals"]] == [[0.9, 0.3], [0.02, -0.07]]
 
 
 def test_a_report_without_trainings_does_not_mention_them() -> None:
