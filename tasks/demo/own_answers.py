@@ -82,7 +82,7 @@ def _continuations(loaded: LoadedModel, passages: Iterable[Paragraph]) -> Iterat
             if completion.strip():
                 query = Query(passage.paragraph_id, prompt=prompt, completion=completion)
                 example = query_example(query, loaded.tokenizer, loaded.vocab_size, POSITIONS)
-                losses_T, first_T = token_losses(loaded, example)
+                losses_T, first_T = token_losses(loaded, example.input_ids, example.labels)
                 if np.allclose(losses_T, first_T, equal_nan=True):
                     yield Continuation(passage, prompt, completion, float(np.nanmean(losses_T)))
 
