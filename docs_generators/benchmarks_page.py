@@ -4,6 +4,7 @@ from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.markdown import page
 from docs_generators.plans_benchmarks import plans_sections
 from docs_generators.quality_benchmarks import quality_sections
+from docs_generators.recording_benchmarks import recording_sections
 from docs_generators.speed_benchmarks import speed_sections
 
 _INTRODUCTION = """\
@@ -26,4 +27,5 @@ def benchmarks_page() -> str:
         "## Speed and memory {#speed}",
         *speed_sections(),
         *plans_sections(),
+        *recording_sections(),
     )

@@ -44,7 +44,10 @@ _LAYER = "Name of the tracked layer, as the model names its module."
 _LAYER_INDEX = "Number of the layer, in the order of the spec, from 0."
 _EXAMPLE_ID = "Id of the training example: the value of `corpus.id`, or `<file>#<row>` without it."
 _SHARD = "Shard that the row belongs to: file, range of rows, ETag and size."
-_CHECKPOINT = "Fingerprint of the checkpoint that the gradient was computed at."
+_CHECKPOINT = (
+    "Fingerprint of the checkpoint that the gradient was computed at, or `recorded:RUN/step-N` if a training "
+    "recorded it."
+)
 _CONTENT_HASH = "Hash of the token ids and labels: equal examples have equal hashes."
 _SPEC = "Hash of the spec: rows with equal hashes can be scored together."
 _SYMMETRIC = "the matrix is M_ij = s_i s_j q_ij. Empty if `source` is another layer."

@@ -144,13 +144,21 @@ def _strongest(contributions: Iterable[tuple[str, float]]) -> str:
     return ", ".join(f"{name!r} {value:+.3g}" for name, value in ordered)
 
 
+def _recorded(changes: Mapping[str, Any]) -> str:
+    """How the rows of a generation came about, if a training recorded them."""
+    if "recorded" not in changes:
+        return ""
+    first, last = changes["recorded"]["steps"]
+    return f", recorded during training, steps {first} to {last}"
+
+
 def generations_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """The generations of an index, oldest first."""
     return table(
         ["generation", "created (UTC)", "rows", "bytes per example", "checkpoint"],
         [
             [str(row["generation"]), row["created_at"][:19], f"{row['rows']:,}",
-             f"{row['bytes_per_example']:,.0f}", row["checkpoint"]]
+             f"{row['bytes_per_example']:,.0f}", f"{row['checkpoint']}{_recorded(row['changes'])}"]
             for row in rows
         ],
         numbers=["generation", "created (UTC)", "rows", "bytes per example"],

@@ -42,7 +42,7 @@ def update(
         drifts: tuple[PartDrift, ...] = ()
         with cluster(config.compute):  # one Ray for all steps
             with ModelWorkers(config) as workers:
-                if plan.part is None:  # a checkpoint that the index has not seen
+                if plan.has_new_checkpoint:  # the index has not seen it
                     plan = calibrate_whitening(config, plan, lease, workers)
                     if config.update.policy == "auto":
                         workers.release()  # the workers that measure the drift need what these reserve

@@ -47,6 +47,14 @@ def format_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def format_percentile(percentile: float) -> str:
+    """A percentile in [0, 100], rounded down, with the decimals that tell it from 100; at most four."""
+    rest = 100 - percentile
+    decimals = min(4, max(0, math.ceil(-math.log10(rest) - 1e-9))) if 0 < rest < 10 else 0
+    digits = math.floor(percentile * 10**decimals + 1e-6) / 10**decimals
+    return f"{digits:.{decimals}f}\N{NO-BREAK SPACE}%"
+
+
 def format_signed_percent(share: float) -> str:
     """A share that may be negative, as a signed percentage without decimals."""
     return f"{100 * share:+.0f}\N{NO-BREAK SPACE}%".replace("-", _MINUS)

@@ -71,7 +71,7 @@ def update_covariances(
     store, spec, part = Store(config.index, config.storage), plan.build.spec, plan.part
     frozen = spec.projection.whitening
     new = indexed.inventory.of_spec(spec.hash).difference(plan.base_inventory)
-    if frozen is None or part is None or not new.rows:
+    if frozen is None or part is None or not new.rows or not part.rows:
         return Metric(None if part is None else part.metric, None)
     started = time.perf_counter()
     most = sample_size(spec.projection, part.rows)

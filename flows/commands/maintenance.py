@@ -26,11 +26,11 @@ def run_status(index: str, overrides: Sequence[str]) -> Result:
     """`lorif status`."""
     store = _open_store(index, overrides)
     objects = Objects(index, store.storage)
-    holder = current_holder(objects)
-    if holder is None:
+    holder, recordings = current_holder(objects), _recordings(store)
+    if holder is None and not recordings:
         store.latest()
     rows = [_status_row(store, generation) for generation in store.generations()]
-    under_way = [] if holder is None else [str(holder)]
+    under_way = [*([] if holder is None else [str(holder)]), *recordings]
     text = Group(generations_table(rows), *(f"under way: {name}" for name in under_way))
     return Result({"index": index, "generations": rows, "under_way": under_way}, text)
 
@@ -140,6 +140,25 @@ def run_verify(index: str, overrides: Sequence[str], repair: bool) -> Result:
 def _open_store(index: str, overrides: Sequence[str]) -> Store:
     options = parse_options(list(overrides), ("storage",))
     return Store(index, parse_storage(options.get("storage", {})))
+
+
+def _recordings(store: Store) -> list[str]:
+    """The training that is recorded into the index, or was and is not published, as a sentence."""
+    from lorif_core.recording.journal import Journal  # imports torch
+
+    journal = Journal(store.uri, store.storage)
+    recording = journal.current()
+    if recording is None or not recording.is_open:
+        return []
+    progress = journal.progress(recording)
+    step = max((process.step for process in progress), default=recording.attempts[-1])
+    sentence = (
+        f"the recording of the training {recording.run}, attempt {len(recording.attempts)} from step "
+        f"{recording.attempts[-1] + 1}: {sum(process.rows for process in progress):,} rows up to step {step} by "
+        f"{len(progress)} processes"
+    )
+    causes = [process.stopped for process in progress if process.stopped is not None]
+    return [f"{sentence}; it has stopped: {causes[0]}" if causes else sentence]
 
 
 def _status_row(store: Store, generation: Generation) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ComputedAnswer:
         self, opened: OpenGeneration, question: Question, result: QueryResult, options: SearchOptions
     ) -> None:
         index, checkpoint = opened.index, opened.checkpoint
-        self.generation, self._search = index.generation, opened.search
+        self.generation, self.store, self._search = index.generation, index.store, opened.search
         self.relative = len(index.own_checkpoint_parts) > 1
         self._result = result
         self._explanation: Explanation | None = None

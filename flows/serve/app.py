@@ -19,6 +19,7 @@ from flows.serve.answer_schema import Answer
 from flows.serve.docs import docs_page
 from flows.serve.errors import ApiError, error_of, error_responses, failure_text, validation_error
 from flows.serve.examples import ExampleRecord, read_example
+from flows.serve.export import answer_file
 from flows.serve.generations import after_first, generation_events
 from flows.serve.limits import GENERATION_HEADER, Access, LimitsMiddleware
 from flows.serve.live_index import LiveIndex
@@ -26,6 +27,7 @@ from flows.serve.pairs import PairAnswer, answer_pair
 from flows.serve.question import ID_MAX, TOP_K_MAX, GenerationRequest, Pair, Question
 from flows.serve.request_queue import RequestQueue
 from flows.serve.state import Health, IndexFacts, health_of, index_facts
+from flows.serve.suggestions import SuggestedQuestions, Suggestions
 from lorif_core.errors import LorifError
 from lorif_core.report.page import Explorer, render_explorer
 
@@ -121,7 +123,7 @@ def _add_pages(app: FastAPI, live_index: LiveIndex, access: Access) -> None:
             rows=generation.rows,
             checkpoint=generation.checkpoint,
             created_at=generation.created_at.strftime("%Y-%m-%d %H:%M UTC"),
-            columns=opened.columns,
+            columns=tuple((name, name in opened.number_columns) for name in opened.columns),
             top_k_max=TOP_K_MAX,
             needs_token=access.token is not None,
             two_stage=opened.two_stage,
@@ -152,6 +154,13 @@ def _add_api(app: FastAPI, live_index: LiveIndex, queue: RequestQueue, access: A
         """Describe the generation that answers, and the limits of a question."""
         return index_facts(live_index)
 
+    suggested = SuggestedQuestions(live_index)
+
+    @app.get("/suggestions", dependencies=needs_token, responses=error_responses(401, 421))
+    async def suggestions() -> Suggestions:
+        """Suggest questions: passages of the index, each cut into a prompt and its continuation."""
+        return await asyncio.to_thread(suggested.current)
+
     @app.get(
         "/examples", dependencies=needs_token, responses=error_responses(401, 404, 408, 421, 422, 429, 500, 503)
     )
@@ -162,17 +171,25 @@ def _add_api(app: FastAPI, live_index: LiveIndex, queue: RequestQueue, access: A
         return await asyncio.to_thread(read_example, live_index.current, id)
 
     statuses = error_responses(400, 401, 408, 409, 410, 413, 415, 421, 422, 429, 500, 503)
-    html = {"description": "The answer.", "content": {"text/html": {"schema": {"type": "string"}}}}
+    text, binary = {"schema": {"type": "string"}}, {"schema": {"type": "string", "format": "binary"}}
+    html = {
+        "description": "The answer.",
+        "content": {"text/html": text, "text/csv": text, "application/vnd.apache.parquet": binary},
+    }
 
     @app.post("/answers", dependencies=needs_token, response_model=Answer, responses={200: html, **statuses})
     async def answers(question: Question, request: Request) -> Response:
         """Find the training examples that matter most to a query.
 
-        With `Accept: text/html` the response is a fragment of an HTML page instead of JSON.
+        With `Accept: text/html` the response is a fragment of an HTML page instead of JSON. With `format` it is a
+        file.
         """
         started = time.perf_counter()
         answer = await queue.ask(question)
         headers = {GENERATION_HEADER: str(answer.generation.generation)}
+        if question.format != "json":
+            file = await asyncio.to_thread(answer_file, answer, question.format)
+            return Response(file.content, headers={**headers, **file.headers}, media_type=file.media_type)
         if "text/html" in request.headers.get("accept", ""):
             fragment = await asyncio.to_thread(answer.html)  # a hundred long texts take a while
             return HTMLResponse(fragment, headers=headers)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import pyarrow as pa
+
 from flows.questions import open_for_questions
 from flows.serve.errors import ApiError
 from lorif_core.config import ModelConfig
@@ -25,13 +27,17 @@ _RETRY_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class OpenGeneration:
-    """A generation, the location of its newest checkpoint, and whether it is searched in two stages."""
+    """A generation, the location of its newest checkpoint, and whether it is searched in two stages.
+
+    `columns` are those that a filter may use; `number_columns` are those of them that hold numbers.
+    """
 
     index: Index
     checkpoint: ModelConfig
     columns: tuple[str, ...]
     resident_bytes: int
     two_stage: bool
+    number_columns: frozenset[str] = frozenset()
 
     @property
     def search(self) -> SearchKind:
@@ -148,5 +154,10 @@ class LiveIndex:
         resident_bytes = 0
         for part in reversed(index.parts):  # the newest rows first
             resident_bytes += part.keep_resident(self.memory_bytes // 2 - resident_bytes, two_stage=self.two_stage)
-        columns = index.store.rows.descriptive_columns(index.generation.factors_version)
-        return OpenGeneration(index, checkpoint, tuple(columns), resident_bytes, self.two_stage)
+        schema = index.store.rows.descriptive_schema(index.generation.factors_version)
+        numbers = frozenset(field.name for field in schema if _is_number(field.type))
+        return OpenGeneration(index, checkpoint, tuple(schema.names), resident_bytes, self.two_stage, numbers)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

@@ -1,7 +1,7 @@
 """The body of a question: the fields of a queries file, and the options of `lorif query`."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -189,6 +189,11 @@ class Question(SingleQuery):
     generation: GenerationNumber = None
     totals: Annotated[str, Field(max_length=200)] | None = Field(
         None, description="A column of the index; the answer sums the scores of all rows by its values."
+    )
+
+    format: Literal["json", "csv", "parquet", "report"] = Field(
+        "json",
+        description="`csv` and `parquet` give a table with a row for each example, `report` a page in one file.",
     )
 
     @model_validator(mode="after")

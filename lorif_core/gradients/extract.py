@@ -111,7 +111,7 @@ class Extractor:
     def start(self, batch: Batch) -> Extraction:
         """Codes of a batch in the stored dtype; a GPU may still compute them when this returns."""
         losses, codes, scales = self._run(batch)
-        return Extraction(losses, self._to_stored(codes), scales)
+        return Extraction(losses, to_stored(codes, self.layout), scales)
 
     def extract(self, batch: Batch) -> ExtractedBatch:
         """Codes of a batch in the stored dtype, and why rows must not be stored."""
@@ -138,12 +138,13 @@ class Extractor:
         losses = self._model.run(batch)
         return losses, *self._sink.codes()
 
-    def _to_stored(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, W) in the stored dtype, or (B, bytes) packed."""
-        dtype, slots = self.layout.code.dtype, self.layout.slots
-        if dtype in LEVELS_PER_BYTE:
-            return torch.cat([pack(codes[:, slot.start : slot.stop], dtype) for slot in slots], dim=1)
-        return codes.to(getattr(torch, dtype))
+
+def to_stored(codes: torch.Tensor, layout: CodeLayout) -> torch.Tensor:
+    """Codes (B, W) in the stored dtype, or (B, bytes) packed."""
+    dtype = layout.code.dtype
+    if dtype in LEVELS_PER_BYTE:
+        return torch.cat([pack(codes[:, slot.start : slot.stop], dtype) for slot in layout.slots], dim=1)
+    return codes.to(getattr(torch, dtype))
 
 
 class Calibrator:

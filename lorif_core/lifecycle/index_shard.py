@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from lorif_core.config import Config, ModelConfig
 from lorif_core.corpus.batches import collate
@@ -154,7 +155,15 @@ class ShardIndexer:
         return rows, [(examples[i].example_id, reason) for i, reason in sorted(reasons.items())], padded
 
 
-def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel) -> Iterator[Example]:
+@dataclass(frozen=True, slots=True)
+class Tokenising:
+    """What reading examples needs of a model: its tokenizer, and the number that token ids are below."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    vocab_size: int
+
+
+def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel | Tokenising) -> Iterator[Example]:
     """The shard's examples, in the order of the file. A record that is not text gives an example with a fault."""
     corpus = config.corpus
     columns, optional = needed_columns(corpus), optional_columns(corpus)

@@ -54,7 +54,7 @@ class UpdatePlan:
             not self.changes.is_empty
             or self.removals_pending
             or bool(self.build.damaged)
-            or (part is None and config.update.policy != "append")
+            or (self.has_new_checkpoint and config.update.policy != "append")
             or (
                 part is not None
                 and (part.curvature_spec, part.factored_query) != (self.build.curvature, config.query.factored)
@@ -65,6 +65,14 @@ class UpdatePlan:
     def part(self) -> Part | None:
         """The part of the base that new rows belong to; None if it has no part of their spec."""
         return next((part for part in self.base.parts if part.spec == self.build.spec.hash), None)
+
+    @property
+    def has_new_checkpoint(self) -> bool:
+        """Whether the base knows nothing of the gradients at this checkpoint.
+
+        It has no part of it, or only one for the rows that a training recorded on its way there.
+        """
+        return self.part is None or _is_recorded(self.base, self.part)
 
     def older_shards(self, specs: Set[str] | None = None) -> tuple[ShardRef, ...]:
         """Listed shards whose rows stay at other checkpoints: of all of them, or only of some specs."""
@@ -163,9 +171,14 @@ def make_update_plan(
 def _reads_older_rows(config: Config, base: Generation, spec: IndexSpec) -> bool:
     """Whether rows of older checkpoints are sampled or recomputed."""
     part = next((part for part in base.parts if part.spec == spec.hash), None)
-    if part is None or (config.update.policy == "refresh" and len(base.parts) > 1):
+    if part is None or _is_recorded(base, part) or (config.update.policy == "refresh" and len(base.parts) > 1):
         return True
     return part.sampled > 0 and refit_reason(config.update, part, curvature_spec(config), 0, 0) is not None
+
+
+def _is_recorded(base: Generation, part: Part) -> bool:
+    """Whether a generation was recorded during a training, which ended at the checkpoint of this part."""
+    return base.changes.get("command") == "record" and not part.rows
 
 
 def refit_reason(

@@ -65,6 +65,7 @@ def answer_section(
         answer_tokens=spoken.tokens,
         likelihood=spoken.likelihood,
         distribution=distribution,
+        compound="group" if query.group is not None else "contrast" if query.contrast is not None else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from lorif_core.corpus.turns import Turn
 from lorif_core.search.distribution import Distribution
@@ -17,6 +18,11 @@ class Source:
 
     uri: str
     row: int
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.uri.rstrip("/").rpartition("/")[2] or self.uri
 
     @property
     def link(self) -> str | None:
@@ -112,6 +118,7 @@ class QuerySection:
         answer_tokens: the tokens of the query with their losses; empty for several queries in one.
         likelihood: how likely the model finds the query; None for several queries in one.
         distribution: of the scores of all searched rows; None if it was not counted.
+        compound: whether it is the mean of several queries or the difference of two; None for a single one.
         note: a remark on the query, such as who gave the answer.
     """
 
@@ -130,6 +137,7 @@ class QuerySection:
     answer_tokens: tuple[AnswerToken, ...] = ()
     likelihood: Likelihood | None = None
     distribution: Distribution | None = None
+    compound: Literal["group", "contrast"] | None = None
     note: str | None = None
 
     @property

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
@@ -13,17 +12,15 @@ import pyarrow.parquet as pq
 
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
-from lorif_core.gradients.codes import CodeLayout
 from lorif_core.report.answer import answer_section
 from lorif_core.report.answer_sections import Hit, QuerySection
 from lorif_core.report.block_answers import Attribution
 from lorif_core.report.changes import Change
 from lorif_core.report.counterfactual import Counterfactual
-from lorif_core.report.page import Report, Storage, render
-from lorif_core.report.spectrum import LayerSection
+from lorif_core.report.index_report import report_of
+from lorif_core.report.page import render
 from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions
 from lorif_core.search.top_k import TopK
-from lorif_core.spec import Coverage
 from lorif_core.storage.filesystem import atomic_write, open_filesystem, storage_errors
 from lorif_core.tables.example_details import Details
 from lorif_core.tables.generation import Generation
@@ -94,7 +91,8 @@ def write_answers(
         fs.makedirs(path, exist_ok=True)
         with atomic_write(f"{out.rstrip('/')}/scores.parquet", store.storage) as file:
             written = _write_scores(file, store, generation, answers)
-    report = _report(store, generation, written, title, timings, change, counterfactual, notes)
+    shown = [replace(query, note=notes.get(query.query_id)) for query in written.shown()]
+    report = report_of(store, generation, shown, title, timings, change, counterfactual, omitted=written.omitted)
     summary = {
         "queries": written.queries,
         "scores": written.scores,
@@ -214,46 +212,6 @@ def _score_rows(answer: Attribution, details: dict[str, dict[str, Any]]) -> list
     ]
 
 
-def _report(
-    store: Store,
-    generation: Generation,
-    written: _Written,
-    title: str,
-    timings: Sequence[tuple[str, float]],
-    change: Change | None,
-    counterfactual: Counterfactual | None,
-    notes: Mapping[str, str],
-) -> Report:
-    code_bytes = store.rows.code_bytes(generation.factors_version)
-    layout = CodeLayout(generation.index_spec.layers, generation.index_spec.code)
-    coverage = json.loads(generation.coverage_json)
-    return Report(
-        title=title,
-        generation=generation.generation,
-        checkpoint=generation.checkpoint,
-        spec=generation.spec,
-        created_at=generation.created_at.strftime("%Y-%m-%d %H:%M UTC"),
-        curvature=generation.newest.curvature_kind,
-        queries=tuple(replace(query, note=notes.get(query.query_id)) for query in written.shown()),
-        layers=layer_sections(store, generation),
-        coverage=Coverage(
-            coverage["tracked"], coverage["total"], tuple((name, count) for name, count in coverage["untracked"])
-        ),
-        storage=Storage(
-            bytes_per_example=code_bytes / max(generation.rows, 1),
-            dense_bytes_per_example=layout.dense_bytes_per_example(),
-            rows=generation.rows,
-            total_bytes=code_bytes,
-        ),
-        timings=(*json.loads(generation.timings_json).items(), *timings),
-        skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
-        relative=len(generation.own_checkpoint_parts) > 1,
-        omitted=written.omitted,
-        change=change,
-        counterfactual=counterfactual,
-    )
-
-
 def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySection:
     top = answer.top
     shown = TopK(HITS_IN_REPORT, top.proponents[:HITS_IN_REPORT], top.opponents[:HITS_IN_REPORT])
@@ -261,26 +219,3 @@ def _section(answer: Attribution, details: dict[str, dict[str, Any]]) -> QuerySe
         answer.query, answer.loss, shown, details, answer.explanation, spoken=answer.spoken,
         distribution=answer.distribution,
     )  # fmt: skip
-
-
-def layer_sections(store: Store, generation: Generation) -> tuple[LayerSection, ...]:
-    """Shapes, retained spectrum, damping and retained energy of each layer of a generation's newest part."""
-    part = generation.newest
-    layers = part.index_spec.layers
-    components: dict[int, list[dict[str, Any]]] = {}
-    if part.curvature_kind != "none":
-        by_layer = groupby(store.curvatures.spectra(generation, part), key=lambda row: row["layer_index"])
-        components = {index: list(rows) for index, rows in by_layer}
-    sections = []
-    for index, layer in enumerate(layers):
-        rows = components.get(index, [])
-        trace = rows[0]["trace"] if rows else 0.0
-        sections.append(
-            LayerSection(
-                layer.name, layer.in_features, layer.out_features, layer.d1, layer.d2,
-                sigma=tuple(row["sigma2"] ** 0.5 for row in rows),
-                damping=rows[0]["damping"] if rows else 1.0,
-                energy=sum(row["sigma2"] for row in rows) / trace if trace else None,
-            )
-        )  # fmt: skip
-    return tuple(sections)

@@ -1,7 +1,7 @@
 """Display data of an answered query: shades of its tokens, and the files that its examples come from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lorif_core.report.answer_sections import Hit, QuerySection, Source, SourceTotal
@@ -15,11 +15,21 @@ _SPACES = str.maketrans({" ": "\N{OPEN BOX}", "\n": "\N{RETURN SYMBOL}", "\t": "
 
 @dataclass(frozen=True, slots=True)
 class Shade:
-    """A part of the query's text. `level` is its contribution from -4 to 4; None if it is not scored."""
+    """A part of the query's text.
+
+    Attributes:
+        space: the spaces before it.
+        text: the rest.
+        level: its contribution from -4 to 4; None if it is not scored.
+        is_cut: whether the model does not read it, because the query is longer than `max_length`.
+        tokens: (start, end) of its tokens, counted in the query; None if it is not scored.
+    """
 
     space: str
     text: str
     level: int | None
+    is_cut: bool = False
+    tokens: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +66,62 @@ class QueryTokens:
                 scored = [flag or value != 0 for flag, value in zip(scored, hit.tokens, strict=True)]
         self._pieces = _pieces([token.text for token in self._tokens], scored)
         self._before, self._after = _truncated(query, "".join(token.text for token in self._tokens))
+        self._prompt_chars = 0 if query.completion is None else len(query.prompt)
 
     @property
-    def unscored(self) -> list[Shade]:
-        """The text before the first scored token: the prompt, or the first token of a text."""
-        before = [_shade(self._before, None)] if self._before else []
-        return before + self._shades[: self._first_scored]
+    def prompt(self) -> list[Shade]:
+        """The prompt; empty for a query without one."""
+        return self._divided[0]
 
     @property
-    def scored(self) -> list[Shade]:
-        """The rest of the text, with the contribution of each piece to the scores of the proponents shown."""
-        return self._shades[self._first_scored :]
+    def answer(self) -> list[Shade]:
+        """The completion or text, with the contribution of each piece to the scores of the proponents shown."""
+        return self._divided[1]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether more than the first word of the answer is not scored, because only a part is asked about."""
+        return any(
+            shade.level is None and not shade.is_cut and (place > 0 or len(shade.text.split()) > 1)
+            for place, shade in enumerate(self.answer)
+        )
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the query is longer than what the model reads."""
+        return bool(self._before or self._after)
+
+    @property
+    def read(self) -> int:
+        """Number of tokens that the model reads."""
+        return len(self._tokens)
 
     @cached_property
-    def _first_scored(self) -> int:
-        return next((i for i, (_, is_scored) in enumerate(self._pieces) if is_scored), len(self._pieces))
+    def _divided(self) -> tuple[list[Shade], list[Shade]]:
+        """The shades before and after the end of the prompt. A scored token that reaches over it comes after."""
+        before, after, place = list[Shade](), list[Shade](), 0
+        for shade in self._shades:
+            text = shade.space + shade.text
+            if place + len(text) <= self._prompt_chars:
+                before.append(shade)
+            elif place >= self._prompt_chars or shade.level is not None:
+                after.append(shade)
+            else:
+                cut = self._prompt_chars - place
+                before.append(_shade(text[:cut], None, is_cut=shade.is_cut))
+                after.append(_shade(text[cut:], None, is_cut=shade.is_cut))
+            place += len(text)
+        return before, after
 
     @cached_property
     def _shades(self) -> list[Shade]:
         levels = iter(self._levels([token.contribution for token in self._tokens]))
-        pieces = [(self._text(piece), next(levels) if is_scored else None) for piece, is_scored in self._pieces]
-        return [_shade(text, level) for text, level in [*pieces, (self._after, None)] if text]
+        read = []
+        for piece, is_scored in self._pieces:
+            shade = _shade(self._text(piece), next(levels) if is_scored else None)
+            read.append(replace(shade, tokens=(piece[0], piece[-1] + 1)) if is_scored else shade)
+        before, after = ([_shade(text, None, is_cut=True)] if text else [] for text in (self._before, self._after))
+        return before + [shade for shade in read if shade.space or shade.text] + after
 
     def _text(self, piece: Sequence[int]) -> str:
         return "".join(self._tokens[i].text for i in piece)
@@ -114,9 +159,10 @@ class QueryTokens:
         return sorted(named, key=lambda token: -abs(token.share))[:_MAX_NAMED]
 
 
-def _shade(text: str, level: int | None) -> Shade:
+def _shade(text: str, level: int | None, *, is_cut: bool = False) -> Shade:
     words = text.lstrip()
-    return Shade(text[: len(text) - len(words)], words, level) if words else Shade("", text, level)
+    space = text[: len(text) - len(words)] if words else ""
+    return Shade(space, words or text, level, is_cut)
 
 
 def _pieces(texts: Sequence[str], scored: Sequence[bool]) -> list[tuple[list[int], bool]]:

@@ -1,8 +1,7 @@
-"""Excerpts of long texts, and pieces of a text that a page highlights."""
+"""Excerpts of long texts."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import accumulate
 
 from lorif_core.search.shares import TrainingToken
@@ -13,14 +12,6 @@ _SPAN_CHARS = 80  # the strongest span of a text; the excerpt shows a third of t
 _MIN_ADVANTAGE = 2  # an excerpt leaves the beginning only for more than this multiple of its marked characters
 
 Spans = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of a text, highlighted or not."""
-
-    text: str
-    is_marked: bool
 
 
 def excerpt(text: str, spans: Spans, tokens: Sequence[TrainingToken] | None = None) -> tuple[int, int] | None:
@@ -86,18 +77,3 @@ def _best_start(spans: Spans) -> int:
             marked -= spans[first][1] - spans[first][0]
         last = max(last, first + 1)
     return best
-
-
-def pieces(text: str, spans: Spans, part: tuple[int, int] | None = None) -> Iterator[Piece]:
-    """Cut a text, or a part of it, at the spans. The concatenated pieces are that text."""
-    position, stop = part or (0, len(text))
-    for start, end in spans:
-        start, end = max(start, position), min(end, stop)
-        if start >= end:
-            continue
-        if start > position:
-            yield Piece(text[position:start], False)
-        yield Piece(text[start:end], True)
-        position = end
-    if position < stop:
-        yield Piece(text[position:stop], False)

@@ -9,8 +9,17 @@ from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.changes import Change
 from lorif_core.report.counterfactual import Counterfactual
 from lorif_core.report.spectrum import LayerSection
-from lorif_core.report.templating import asset, csp_hash, render_template
+from lorif_core.report.templating import assets, csp_hash, render_template
 from lorif_core.spec import Coverage
+
+_STYLES = ("base.css", "answer.css")
+_SCRIPTS = ("page.js", "find.js", "keys.js", "shading.js")
+_REPORT_STYLES = (*_STYLES, "report.css")
+_EXPLORER_STYLES = (*_STYLES, "explorer.css")
+_EXPLORER_SCRIPTS = (
+    *_SCRIPTS, "question.js", "chips.js", "ask.js", "history.js", "start.js", "exports.js", "flags.js", "panel.js",
+    "pairs.js", "part.js", "generate.js", "explorer.js",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ class Explorer:
     """Facts about the served index that the live page shows.
 
     Attributes:
-        columns: names of the columns that a filter may use.
+        columns: the columns that a filter may use, (name, whether it holds numbers).
         top_k_max: the largest number of results that a request may ask for.
         needs_token: requests must carry the server's token.
         two_stage: searches may miss rows and cannot normalise scores.
@@ -76,7 +85,7 @@ class Explorer:
     rows: int
     checkpoint: str
     created_at: str
-    columns: tuple[str, ...]
+    columns: tuple[tuple[str, bool], ...]
     top_k_max: int
     needs_token: bool
     two_stage: bool
@@ -101,7 +110,7 @@ def render_answer_page(section: QuerySection, relative: bool) -> str:
 
 def _inlined() -> dict[str, Any]:
     """Style sheet and script of a document, and the policy that allows nothing else."""
-    style, script = asset("style.css"), asset("answers.js")
+    style, script = assets(*_REPORT_STYLES), assets(*_SCRIPTS)
     policy = (
         f"default-src 'none'; style-src {csp_hash(style)}; script-src {csp_hash(script)}; base-uri 'none'; "
         f"form-action 'none'"
@@ -126,24 +135,24 @@ def render_answer(section: QuerySection, relative: bool) -> str:
 def render_explorer(explorer: Explorer, nonce: str) -> str:
     """Render the explorer's page. Its style sheet and script carry the nonce of the server's content policy.
 
-    The page posts `text`, or `prompt` and `completion`, with `top_k`, `where` (a string or null), `normalise`,
-    `explain` (a boolean) and `totals` ("uri" or null).
+    The page has the question in the fragment of its address, which no browser sends to a server.
     """
-    script = asset("answers.js") + asset("explorer.js")
     return render_template(
-        "explorer.html.j2", explorer=explorer, title=explorer.title, style=asset("style.css"), script=script,
-        nonce=nonce,
+        "explorer.html.j2", explorer=explorer, title=explorer.title, style=assets(*_EXPLORER_STYLES),
+        script=assets(*_EXPLORER_SCRIPTS), nonce=nonce,
     )  # fmt: skip
 
 
 def _check_finite(query: QuerySection) -> None:
     contributions = [token.contribution for token in query.tokens or ()]
+    contributions.extend(layer.share for layer in query.layers)
     for hit in query.hits:
         contributions.extend(hit.tokens or ())
         contributions.extend(token.share for token in hit.training_tokens or ())
+        contributions.extend(layer.share for layer in hit.layers)
         if not math.isfinite(hit.score):
             raise LorifError(f"query {query.query_id!r}: the score of {hit.example_id!r} is {hit.score}")
     if not math.isfinite(query.loss):
         raise LorifError(f"query {query.query_id!r}: the loss is {query.loss}")
     if not all(map(math.isfinite, contributions)):
-        raise LorifError(f"query {query.query_id!r}: a token's contribution to a score is not finite")
+        raise LorifError(f"query {query.query_id!r}: the part of a token or a layer in a score is not finite")

@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from lorif_core import formatting
 from lorif_core.report.answer_sections import QuerySection
+from lorif_core.report.charts import HISTOGRAM, histogram, layer_map, passage_map
 from lorif_core.report.drawing import QueryTokens, source_rows
-from lorif_core.report.excerpt import pieces
+from lorif_core.report.passage import text_pieces
 from lorif_core.report.spectrum import PLOT, spectrum_plot
 from lorif_core.report.turns import example_excerpt, shaded_turns, turns_in
 
@@ -25,9 +26,9 @@ def render_template(name: str, **values: Any) -> str:
 
 
 @cache
-def asset(name: str) -> Markup:
-    """Content of one of our style sheets or scripts, for inlining."""
-    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+def assets(*names: str) -> Markup:
+    """Content of some of our style sheets or scripts, for inlining as one."""
+    return Markup("\n").join(Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in names)
 
 
 def csp_hash(content: str) -> str:
@@ -49,6 +50,7 @@ def _template(name: str) -> Template:
         bytes=formatting.format_bytes,
         count=lambda number: f"{number:,}",
         percent=formatting.format_percent,
+        percentile=formatting.format_percentile,
         score=formatting.format_score,
         seconds=formatting.format_seconds,
         signed=formatting.format_signed,
@@ -57,13 +59,17 @@ def _template(name: str) -> Template:
     )
     environment.globals.update(
         example_excerpt=example_excerpt,
+        chart_size=HISTOGRAM,
+        histogram=histogram,
         largest_score=_largest_score,
-        pieces=pieces,
+        layer_map=layer_map,
+        passage_map=passage_map,
         plot_size=PLOT,
         shaded_turns=shaded_turns,
         spectrum_plot=spectrum_plot,
         source_rows=source_rows,
         turns_in=turns_in,
+        text_pieces=text_pieces,
         query_tokens=lambda query: None if query.tokens is None else QueryTokens(query),
     )
     return environment.get_template(name)

@@ -24,12 +24,12 @@ class ShadedTurn:
 def example_excerpt(hit: Hit) -> tuple[int, int] | None:
     """(start, end) of the part of an example's text to show first; None if the text is short enough.
 
-    The part of a conversation begins behind its system prompt, which many examples share, unless marked words make
-    another part the better one.
+    It is where the tokens carry most of the score. If that is not known, the part of a conversation begins behind
+    its system prompt, which many examples share, unless marked words make another part the better one.
     """
     text = hit.text or ""
-    part = excerpt(text, hit.overlap)
-    if part is None or part[0] or not hit.turns:
+    part = excerpt(text, hit.overlap, hit.training_tokens)
+    if part is None or part[0] or hit.training_tokens or not hit.turns:
         return part
     start = next((turn.start for turn in hit.turns if turn.role not in _BACKGROUND), 0)
     following = excerpt(text[start:], ())
@@ -49,7 +49,7 @@ def shaded_turns(query: QuerySection, tokens: QueryTokens) -> list[ShadedTurn] |
 
     Scored shades are neither split nor left out, because the page addresses them by their number.
     """
-    shades = [*tokens.unscored, *tokens.scored]
+    shades = [*tokens.prompt, *tokens.answer]
     text = "".join(shade.space + shade.text for shade in shades)
     turns = _turns_in_text(query.turns, text)
     if turns is None:

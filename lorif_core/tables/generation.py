@@ -117,10 +117,10 @@ class Generation:
         created = f"{self.created_at:%Y-%m-%d %H:%M} UTC"
         return f"Generation({self.generation}, {self.rows:,} rows, checkpoint {self.checkpoint}, {created})"
 
-    def shows_same_as(self, other: "Generation") -> bool:
-        """Whether readers see the same in both generations."""
+    def shows_same_as(self, other: "Generation", *, with_changes: bool = False) -> bool:
+        """Whether readers see the same in both generations, and if asked, the same changes."""
         invisible: dict[str, Any] = {"generation": 0, "created_at": _EPOCH, "curvature_version": 0}
-        invisible |= {"timings_json": "", "changes_json": "", "removals": 0}
+        invisible |= {"timings_json": "", "removals": 0} | ({} if with_changes else {"changes_json": ""})
         return replace(self, **invisible) == replace(other, **invisible)
 
     @property

@@ -153,12 +153,16 @@ GENERATIONS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Rows of one shard in the order of the file, ready to be stored; a shard may have several parts."""
+    """Rows of one shard in the order of the file, ready to be stored; a shard may have several parts.
+
+    `checkpoints` says at what state of the model each row was made, if it is not that of the spec.
+    """
 
     examples: Sequence[Example]
     losses: np.ndarray
     codes: np.ndarray
     scales: np.ndarray
+    checkpoints: Sequence[str] | None = None
 
 
 def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec, schema: pa.Schema) -> pa.Table:
@@ -181,7 +185,7 @@ def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec, schema: pa.Schem
         "tokens": [len(example.input_ids) for example in rows.examples],
         "loss": rows.losses,
         "content_hash": [example.content_hash for example in rows.examples],
-        "checkpoint": [spec.checkpoint] * n,
+        "checkpoint": [spec.checkpoint] * n if rows.checkpoints is None else list(rows.checkpoints),
         "spec": [spec.hash] * n,
         "text": [example.text for example in rows.examples],
         TURNS: [turns_to_json(example.turns) for example in rows.examples],

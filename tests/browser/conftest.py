@@ -81,9 +81,11 @@ def open_page(chromium: Browser) -> Iterator[Open]:
     """Opens pages, each in its own browser context; by default in a light desktop window."""
     contexts = []
 
-    def new_page(address: str, *, width: int = 1280, scheme: Any = "light", scripts: bool = True) -> Watched:
+    def new_page(
+        address: str, *, width: int = 1280, height: int = 900, scheme: Any = "light", scripts: bool = True
+    ) -> Watched:
         context = chromium.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts,
+            viewport={"width": width, "height": height}, color_scheme=scheme, java_script_enabled=scripts,
             reduced_motion="reduce",
         )  # fmt: skip
         context.set_default_timeout(patience(_TIMEOUT))

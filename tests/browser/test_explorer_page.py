@@ -1,4 +1,4 @@
-"""The explorer in a real browser on a real server: it answers questions and shows error messages."""
+"""The explorer in a real browser on a real server: the answer comes first, and errors leave it readable."""
 
 import shutil
 import time
@@ -12,19 +12,13 @@ from lorif_core.config import Config
 from lorif_core.search.index import open_index
 from lorif_core.tables.generation import now
 from lorif_core.tables.store import Store
+from tests.browser.asking import ANSWERED, ask, cards, type_question, wait_for_colours
 from tests.browser.conftest import ATTACK, TOP_K, Open, serving
 from tests.patience import patience
 
 pytestmark = pytest.mark.browser
 
 TOKEN = "a-token-of-enough-characters"
-ANSWERED = "#answers[aria-busy=false] section.query"
-
-
-def ask(page: Page, text: str) -> None:
-    page.locator("#text").fill(text)
-    page.get_by_role("button", name="Ask", exact=True).click()
-    expect(page.locator("#answers[aria-busy=true]")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -32,119 +26,222 @@ def test_a_typed_question_is_answered(indexed: Config, explorer: str, open_page:
     """The keyboard suffices, hits equal the library's, the page is accessible and sends no request elsewhere."""
     watched = open_page(explorer, scheme=scheme)
     page, keys = watched.page, watched.page.keyboard
+    expect(page.locator("#start button")).to_have_count(3)
     assert watched.accessibility_violations() == []
     watched.screenshot_window(f"explorer-begin-{scheme}")
-    while page.evaluate("document.activeElement.id") != "text":
+    type_question(page, "the cat sees a bird")
+    while page.evaluate("document.activeElement.id") != "show-options":
         keys.press("Tab")
-    keys.type("the cat sees a bird")
+    keys.press("Enter")
     keys.press("Tab")
     keys.press("ControlOrMeta+a")
     keys.type(str(TOP_K))
+    assert watched.accessibility_violations() == []
     keys.press("Enter")
-    expect(page.locator("#progress")).to_contain_text("Answered in")
+    wait_for_colours(page)
     (top,) = open_index(indexed.index).top_k(["the cat sees a bird"], TOP_K)
     for side, hits in (("pro", top.proponents), ("con", top.opponents)):
-        assert page.locator(f".{side} .hit .id").all_inner_texts() == [hit.example_id for hit in hits]
+        assert page.locator(f".{side} .hit .id").all_text_contents() == [hit.example_id for hit in hits]
     assert page.locator(".query-text .t").count() == len("the cat sees a bird") - 1
-    page.locator("#answers").focus()
+    expect(page.locator(".query-text")).to_be_focused()
     keys.press("j")
     expect(page.locator(".pro .rank").first).to_be_focused()
     assert watched.accessibility_violations() == []
     watched.screenshot_window(f"explorer-{scheme}")
     assert watched.console == [] and {url.rstrip("?") for url in watched.requests} == {
         explorer,
+        f"{explorer}suggestions",
         f"{explorer}answers",
     }
 
 
-def test_completions_totals_and_search_options(explorer: str, open_page: Open) -> None:
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (800, 900), (390, 844)])
+def test_the_answer_comes_into_the_window(explorer: str, open_page: Open, width: int, height: int) -> None:
+    """The form folds to one line, and question and first passage are visible; also below a long page."""
+    watched = open_page(explorer, width=width, height=height)
+    page = watched.page
+    page.locator("#start button").nth(1).click()
+    for _ in range(2):
+        wait_for_colours(page)
+        expect(page.locator("#question")).to_be_hidden()
+        expect(page.locator(".query-text")).to_be_in_viewport(ratio=1)
+        expect(page.locator(".pro .hit").first).to_be_in_viewport(ratio=0.4 if width < 500 else 0.9)
+        assert page.locator("#folded").bounding_box()["height"] < (60 if width == 1400 else 140)  # type: ignore[index]
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        watched.screenshot_window(f"explorer-{width}")
+        page.get_by_role("button", name="Edit the question").click()
+        expect(page.locator("#answer")).to_be_focused()
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.locator("#answer").fill("a small dog runs to a tree")
+        page.keyboard.press("ControlOrMeta+Enter")
+        expect(page.locator(".query-text")).to_contain_text("a small dog runs")
+    wait_for_colours(page)
+    assert watched.accessibility_violations() == [] and watched.console == []
+
+
+def test_ranks_come_before_colours_and_reading_is_not_disturbed(explorer: str, open_page: Open) -> None:
     watched = open_page(explorer)
     page = watched.page
-    page.get_by_label("Prompt with completion").check()
-    page.get_by_label("Prompt", exact=True).fill("the dog ")
-    page.get_by_label("Completion (only").fill("runs to a tree")
-    page.get_by_label("Only rows where").fill("tokens > 10")
-    page.locator("#normalise").select_option("cosine")
-    expect(page.get_by_label("Show token contributions")).to_be_disabled()
-    page.get_by_label("Sum the scores of all rows").check()
-    page.get_by_role("button", name="Ask", exact=True).click()
+    held = []
+    page.route(
+        "**/answers",
+        lambda route: (
+            held.append(route) if '"explain":true' in (route.request.post_data or "") else route.continue_()
+        ),
+    )
+    type_question(page, "the cat sees the bird")
+    page.keyboard.press("ControlOrMeta+Enter")
     expect(page.locator(ANSWERED)).to_be_visible()
-    expect(page.locator(".completion")).to_have_text("runs to a tree")
+    expect(page.locator("#progress")).to_contain_text("Ranked in")
+    assert page.locator(".query-text .t").count() == 0
+    page.locator(".pro .rest > summary").click()
+    page.locator(".pro .rank").nth(4).focus()
+    rank = page.locator(".pro .rank").nth(4)
+    place = rank.bounding_box()
+    while not held:
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    wait_for_colours(page)
+    expect(page.locator(".pro .rest")).to_have_attribute("open", "")
+    expect(page.locator(".pro .rank").nth(4)).to_be_focused()
+    after = rank.bounding_box()
+    assert place and after and abs(after["y"] - place["y"]) < 2 and watched.console == []
+
+
+def test_filters_are_chips_that_write_sql_and_sql_becomes_chips(explorer: str, open_page: Open) -> None:
+    watched = open_page(explorer)
+    page = watched.page
+    page.get_by_role("button", name="Options and filters").click()
+    page.locator("#filter-column").select_option("tokens")
+    page.locator("#filter-operator").select_option(label="more than")
+    page.locator("#filter-value").fill("10")
+    page.get_by_role("button", name="Add filter").click()
+    page.locator("#filter-column").select_option("uri")
+    page.locator("#filter-operator").select_option(label="containing")
+    page.locator("#filter-value").fill("it's")
+    page.keyboard.press("Enter")
+    where = page.locator("#where")
+    expect(where).to_have_value("tokens > 10 AND contains(uri, 'it''s')")
+    page.get_by_role("button", name="Remove the filter contains(uri, 'it''s')").click()
+    expect(where).to_have_value("tokens > 10")
+    where.fill("tokens BETWEEN 5 AND 90 AND (row < 9 OR row > 10) AND uri <> ' AND '")
+    chips = page.locator("#question .chip")
+    expect(chips).to_have_count(3)
+    page.locator("#filter-value").fill("animals")
+    page.keyboard.press("Enter")
+    page.get_by_label("Compare the source files").check()
+    ask(page, "the small cat")
+    assert {name[0] for name in cards(page)} == {"a"}
+    page.locator("#folded").get_by_role("button", name="Remove the filter contains(uri, 'animals')").click()
+    wait_for_colours(page)
+    assert {name[0] for name in cards(page)} > {"a"}
     assert page.locator(".sources tbody tr").count() == 2
-    assert page.locator(".sources td:nth-child(5)").all_inner_texts() != ["0", "0"]
-    page.locator("#filter-file").select_option(label="animals.jsonl")
-    expect(page.locator(".filters [role=status]")).to_contain_text("shown")
-    assert all(name.startswith("a") for name in page.locator(".hit:visible .id").all_inner_texts())
-    assert watched.console == []
+    assert watched.accessibility_violations() == [] and watched.console == []
 
 
-def test_an_error_is_shown_and_the_next_question_is_answered(explorer: str, open_page: Open) -> None:
+def test_an_error_dims_the_former_answer_and_the_next_question_is_answered(explorer: str, open_page: Open) -> None:
     page = open_page(explorer).page
-    page.get_by_label("Only rows where").fill("no such thing")
     ask(page, ATTACK)
-    expect(page.get_by_role("alert")).not_to_be_empty()
-    assert "no such thing" in page.get_by_role("alert").inner_text()
-    page.get_by_label("Only rows where").fill("")
-    ask(page, ATTACK)
-    expect(page.locator(ANSWERED)).to_be_visible()
+    page.get_by_role("button", name="Edit the question").click()
+    page.get_by_role("button", name="Options and filters").click()
+    page.locator("#where").fill("no such thing")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("no such thing")
+    expect(page.locator("#answers.stale section.query")).to_have_css("opacity", "0.5")
+    expect(page.locator("#question")).to_be_visible()
+    page.locator("#where").fill("")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    wait_for_colours(page)
     expect(page.get_by_role("alert")).to_be_empty()
+    expect(page.locator("section.query")).to_have_css("opacity", "1")
     assert page.locator(".query-text").inner_text() == ATTACK and page.title() != "attacked"
 
 
-def test_recent_questions_can_be_shown_again(explorer: str, open_page: Open) -> None:
-    watched = open_page(explorer)
-    page = watched.page
+def test_escape_ends_what_was_begun_last(explorer: str, open_page: Open) -> None:
+    page = open_page(explorer).page
     ask(page, "a red bird")
-    expect(page.locator(".query-text")).to_have_text("a red bird")
-    expect(page.locator("#recent")).to_be_hidden()
-    ask(page, "an old tree")
-    expect(page.locator(".query-text")).to_have_text("an old tree")
-    requests = len(watched.requests)
-    page.get_by_role("button", name="a red bird").click()
-    expect(page.locator(".query-text")).to_have_text("a red bird")
-    expect(page.locator("#text")).to_have_value("a red bird")
-    assert len(watched.requests) == requests, "the answer must come from the history, not from the server"
-    assert watched.accessibility_violations() == [] and watched.console == []
+    page.get_by_role("button", name="Edit the question").press("Enter")
+    page.locator("#answer").fill("something else")
+    page.keyboard.press("Escape")
+    expect(page.locator("#question")).to_be_hidden()
+    expect(page.get_by_role("button", name="Edit the question")).to_contain_text("a red bird")
+    page.locator("#export summary").press("Enter")
+    expect(page.get_by_role("button", name="Table as CSV")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Table as CSV")).to_be_hidden()
+    page.keyboard.press("/")
+    page.keyboard.type("elephant")
+    expect(page.locator(".filters [role=status]")).to_contain_text("shown")
+    page.keyboard.press("Escape")
+    expect(page.locator("#filter-text")).to_have_value("")
+    page.route("**/answers", lambda route: None)
+    page.get_by_role("button", name="Edit the question").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#cancel")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#progress")).to_have_text("Cancelled.")
+
+
+def test_a_long_question_is_clamped_and_its_cut_is_marked(explorer: str, open_page: Open) -> None:
+    watched = open_page(explorer, width=1400)
+    page = watched.page
+    ask(page, "the cat sees a very long story " * 40)
+    text = page.locator(".query-text")
+    expect(page.locator(".pro .hit").first).to_be_in_viewport(ratio=0.9)
+    clamped = text.bounding_box()["height"]  # type: ignore[index]
+    assert page.locator(".cut").first.text_content() and "cut off" in page.locator(".cut-note").inner_text()
+    page.get_by_label("Show the whole question").check()
+    assert text.bounding_box()["height"] > 2 * clamped and watched.console == []  # type: ignore[index]
 
 
 def test_a_wrong_token_and_a_stopped_server_are_reported(indexed: Config, open_page: Open) -> None:
     with serving(indexed.index, LORIF_SERVE_TOKEN=TOKEN) as (address, process):
         page = open_page(address).page
+        expect(page.locator("#start")).to_be_hidden()
         page.get_by_label("Server token").fill("not this one")
-        ask(page, "a red bird")
+        type_question(page, "a red bird")
+        page.keyboard.press("ControlOrMeta+Enter")
         expect(page.get_by_role("alert")).to_contain_text("token")
         expect(page.get_by_label("Server token")).to_be_focused()
         page.get_by_label("Server token").fill(TOKEN)
-        ask(page, "a red bird")
-        expect(page.locator(ANSWERED)).to_be_visible()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        wait_for_colours(page)
         page.reload()
-        expect(page.get_by_label("Server token")).to_have_value(TOKEN)
+        wait_for_colours(page)
+        expect(page.locator("#token")).to_have_value(TOKEN)
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         process.terminate()
         process.wait()
-        ask(page, "a red bird")
+        page.get_by_role("button", name="Edit the question").click()
+        page.get_by_role("button", name="Ask", exact=True).click()
         expect(page.get_by_role("alert")).to_contain_text("can't be reached")
 
 
-def test_a_newer_generation_is_announced(indexed: Config, open_page: Open, tmp_path: Path) -> None:
+def test_a_newer_generation_is_announced_and_a_link_keeps_its_generation(
+    indexed: Config, open_page: Open, tmp_path: Path
+) -> None:
     shutil.copytree(indexed.index, tmp_path / "index")
     store = Store(str(tmp_path / "index"))
     with serving(store.uri) as (address, _):
         page = open_page(address).page
         ask(page, "a red bird")
-        expect(page.locator(ANSWERED)).to_be_visible()
         expect(page.locator("#newer")).to_be_empty()
+        link = page.url
+        assert "generation=1" in link
         store.publish(replace(store.latest(), generation=2, created_at=now()))
         deadline = time.monotonic() + patience(60)
         while page.locator("#newer").inner_text() == "" and time.monotonic() < deadline:
-            ask(page, "a red bird")
+            edit_and_ask(page)
         expect(page.locator("#newer")).to_contain_text("Answers now come from generation 2")
+        colleague = open_page(link).page
+        wait_for_colours(colleague)
+        expect(colleague.locator("#newer")).to_contain_text("from generation 1; the newest is 2")
+        colleague.get_by_role("button", name="Ask the newest").click()
+        wait_for_colours(colleague)
+        assert "generation=2" in colleague.url
 
 
-@pytest.mark.parametrize("width", [320, 400])
-def test_a_narrow_window_does_not_scroll_sideways(explorer: str, open_page: Open, width: int) -> None:
-    watched = open_page(explorer, width=width)
-    ask(watched.page, "the small cat")
-    expect(watched.page.locator(ANSWERED)).to_be_visible()
-    assert watched.page.evaluate("document.documentElement.scrollWidth") == width
-    watched.screenshot_window(f"explorer-{width}")
+def edit_and_ask(page: Page) -> None:
+    page.get_by_role("button", name="Edit the question").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    wait_for_colours(page)

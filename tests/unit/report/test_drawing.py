@@ -1,5 +1,8 @@
 """The tokens of a query are drawn as its full text; shades and percentages follow from their contributions."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -38,8 +41,8 @@ def section() -> QuerySection:
 def test_shades_come_from_the_proponents_or_from_one_example(section: QuerySection) -> None:
     tokens = QueryTokens(section)
     assert [token.contribution for token in section.tokens or ()] == [0, 0, 6, 1, 0, -2]
-    assert "".join(shade.space + shade.text for shade in tokens.unscored) == "a b"
-    assert [(shade.space, shade.text, shade.level) for shade in tokens.scored] == [
+    assert "".join(shade.space + shade.text for shade in tokens.prompt) == "a b"
+    assert [(shade.space, shade.text, shade.level) for shade in tokens.answer] == [
         (" ", "c", 4), ("", "d", 1), ("", " ", 0), ("", "ef", -1),
     ]  # fmt: skip
     assert [tokens.levels_of(hit) for hit in section.hits] == ["8543", "8442", "0454", "8442"]
@@ -53,7 +56,9 @@ def test_shades_come_from_the_proponents_or_from_one_example(section: QuerySecti
 
 def test_an_answer_shows_its_contributions_and_columns(section: QuerySection) -> None:
     page = render_answer(section, relative=True)
-    assert '<span class="completion"> <span class="t t8">c</span><span class="t t5">d</span>' in page
+    assert re.search(
+        r'<span class="completion"> <span class="t t8"[^>]*>c</span><span class="t t5"[^>]*>d</span>', page
+    )
     assert 'data-levels="0454"' in page and "67\N{NO-BREAK SPACE}%" in page
     assert "divided by the query" in page and "<dt>language</dt><dd>en</dd>" in page
 
@@ -61,7 +66,28 @@ def test_an_answer_shows_its_contributions_and_columns(section: QuerySection) ->
 def test_the_reason_for_a_missing_explanation_is_shown() -> None:
     section = answer_section(QUERY, 1.5, TOP, ROWS, Explanation((), {}, "it is too <long>"))
     page = render_answer(section, relative=False)
-    assert "are not shown: it is too &lt;long&gt;." in page and 'class="t ' not in page
+    assert "are not coloured: it is too &lt;long&gt;." in page and 'class="t ' not in page
+
+
+def test_the_part_of_a_query_that_the_model_does_not_read_is_marked() -> None:
+    cut = answer_section(
+        replace(QUERY, completion=" cd ef beyond"), 1.5, TOP, ROWS, Explanation(TOKENS, CONTRIBUTIONS)
+    )
+    page = render_answer(cut, relative=False)
+    assert '<span class="cut">beyond</span>' in page and "reads 6 tokens of it at most" in page
+    whole = answer_section(QUERY, 1.5, TOP, ROWS, Explanation(TOKENS, CONTRIBUTIONS))
+    assert 'class="cut' not in render_answer(whole, relative=False)
+
+
+def test_a_part_of_an_answer_stays_within_the_answer() -> None:
+    """With a span only its tokens are scored; the words before them belong to the answer, not to the prompt."""
+    part = {name: np.where(np.arange(6) == 5, values + 1, 0) for name, values in CONTRIBUTIONS.items()}
+    section = answer_section(QUERY, 1.5, TOP, ROWS, Explanation(TOKENS, part))
+    tokens = QueryTokens(section)
+    assert "".join(shade.space + shade.text for shade in tokens.prompt) == "a b"
+    assert [(shade.text, shade.level is None) for shade in tokens.answer] == [("cd ", True), ("ef", False)]
+    page = render_answer(section, relative=False)
+    assert '<span class="prompt">a b</span><span class="completion"> <span class="beside">cd </span>' in page
 
 
 @given(st.text(max_size=30))
@@ -84,8 +110,8 @@ def test_pieces_are_complete_characters(text: str, data: st.DataObject) -> None:
         Query("q", text=text + "beyond"), 1.0, TOP, ROWS, Explanation(tuple(texts), contributions)
     )
     tokens = QueryTokens(section)
-    assert "".join(shade.space + shade.text for shade in [*tokens.unscored, *tokens.scored]) == text + "beyond"
-    drawn = [shade for shade in tokens.scored if shade.level is not None]
+    assert "".join(shade.space + shade.text for shade in [*tokens.prompt, *tokens.answer]) == text + "beyond"
+    drawn = [shade for shade in tokens.answer if shade.level is not None]
     assert all(len(tokens.levels_of(hit)) == len(drawn) for hit in section.hits)
 
 

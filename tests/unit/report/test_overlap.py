@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorif_core.report.excerpt import EXCERPT_CHARS, excerpt, pieces, strongest_span
+from lorif_core.report.answer_sections import Hit, Source
+from lorif_core.report.excerpt import EXCERPT_CHARS, excerpt, strongest_span
 from lorif_core.report.overlap import STOP_WORDS, Overlap, words_of
+from lorif_core.report.passage import text_pieces
 from lorif_core.search.shares import TrainingToken
 from tests.patience import patience
 
@@ -62,21 +64,19 @@ def test_time_is_linear_in_the_lengths() -> None:
     spans = Overlap(["loop " * 100_000]).spans(text)
     assert len(spans) == 330_000
     part = excerpt(text, spans)
-    assert part is not None and sum(1 for _ in pieces(text, spans, part)) < EXCERPT_CHARS
+    assert part is not None
+    assert sum(1 for _ in text_pieces(Hit(1, "a", 1.0, text, Source("u", 0), spans), part)) < EXCERPT_CHARS
     assert time.perf_counter() - started < patience(30)
 
 
 @given(st.text(max_size=900), st.lists(st.tuples(st.integers(0, 900), st.integers(0, 900)), max_size=12))
-def test_pieces_concatenate_to_the_text(text: str, bounds: list[tuple[int, int]]) -> None:
+def test_an_excerpt_is_a_part_of_a_long_text(text: str, bounds: list[tuple[int, int]]) -> None:
     cuts = sorted({min(position, len(text)) for bound in bounds for position in bound})
     spans = [(a, b) for a, b in zip(cuts[::2], cuts[1::2], strict=False) if a < b]
-    assert "".join(piece.text for piece in pieces(text, spans)) == text
-    assert [piece.text for piece in pieces(text, spans) if piece.is_marked] == [text[a:b] for a, b in spans]
     part = excerpt(text, spans)
     assert (part is None) == (len(text) <= 1.25 * EXCERPT_CHARS)
     if part is not None:
         assert 0 <= part[0] < part[1] <= len(text) and part[1] - part[0] <= EXCERPT_CHARS
-        assert "".join(piece.text for piece in pieces(text, spans, part)) == text[slice(*part)]
 
 
 def test_an_excerpt_covers_shared_words_if_the_beginning_has_none() -> None:

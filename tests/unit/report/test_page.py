@@ -2,16 +2,19 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lorif_core.errors import LorifError
-from lorif_core.formatting import format_bytes, format_score, format_seconds
+from lorif_core.formatting import format_bytes, format_percentile, format_score, format_seconds
 from lorif_core.report.answer_sections import Hit, QuerySection, Source
 from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
+from lorif_core.report.index_report import metric_words
 from lorif_core.report.page import Report, Storage, render
 from lorif_core.report.spectrum import LayerSection
-from lorif_core.spec import Coverage
+from lorif_core.spec import Coverage, ProjectionSpec
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 ATTACK = "<script>alert('x')</script>"
@@ -112,7 +115,10 @@ def test_a_change_is_shown_with_its_facts(report: Report, change: Change) -> Non
 
 
 def test_a_proponent_is_marked_only_if_its_rank_changed(report: Report, change: Change) -> None:
-    queries = render(replace(report, change=change)).partition('<section class="query"')[2]
+    page = render(replace(report, change=change))
+    queries = re.sub(
+        '<section (class="overview"|aria-labelledby="change").*?</section>', "", page, flags=re.DOTALL
+    )
     first, second, third = queries.split('<li class="hit')[1:4]
     assert "former-rank" not in first
     assert '<span class="former-rank">was rank 40</span>' in second
@@ -187,6 +193,61 @@ def test_numbers_that_are_not_finite_are_refused(report: Report) -> None:
     for query in (bad_hit, bad_loss):
         with pytest.raises(LorifError, match="loop-else"):
             render(replace(report, queries=(query,)))
+
+
+def test_the_first_question_comes_first_and_facts_are_folded(report: Report, change: Change) -> None:
+    page = render(replace(report, change=change)).partition("<main>")[2]
+    places = [page.index(mark) for mark in (
+        'id="query-1"', 'class="overview"', 'id="change"', 'id="self-check"', 'id="query-2"', 'id="how-to-read"',
+        'id="layers"', 'id="coverage"', 'id="storage"', 'id="timings"', 'id="skipped"',
+    )]  # fmt: skip
+    assert places == sorted(places)
+    assert '<details class="fold" open' not in page and page.count('<details class="fold">') == 7
+
+
+def test_a_report_of_one_question_has_no_table_of_questions(report: Report) -> None:
+    page = render(replace(report, queries=report.queries[:1]))
+    assert 'class="overview"' not in page and 'href="#query-1"' in page
+
+
+def test_three_examples_a_side_are_open_and_the_rest_folded(report: Report) -> None:
+    hits = tuple(replace(PROPONENTS[0], rank=rank, example_id=f"for/{rank}") for rank in range(1, 11))
+    page = render(replace(report, queries=(replace(report.queries[0], proponents=hits),)))
+    open_list, _, folded = page.partition('<details class="rest">')
+    assert open_list.count('<li class="hit positive"') == 3 and "<summary>7 more</summary>" in folded
+    assert folded.partition("</details>\n  <p")[0].count('<li class="hit positive"') == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "curvature", "words"),
+    [
+        ("folded-whitened", "none", "K-FAC, in the projections"),
+        ("random", "none", "none"),
+        ("random", "woodbury", "woodbury"),
+    ],
+)
+def test_a_whitened_index_without_a_curvature_has_the_metric_of_kfac(
+    kind: Any, curvature: str, words: str
+) -> None:
+    spec = SimpleNamespace(projection=ProjectionSpec(kind=kind))
+    generation: Any = SimpleNamespace(newest=SimpleNamespace(curvature_kind=curvature, index_spec=spec))
+    assert metric_words(generation) == words
+
+
+@pytest.mark.parametrize(
+    ("percentile", "shown"),
+    [
+        (0.0, "0"),
+        (50.4, "50"),
+        (89.99, "89"),
+        (99.9, "99.9"),
+        (99.987, "99.98"),
+        (99.99999, "99.9999"),
+        (100.0, "100"),
+    ],
+)
+def test_percentiles_are_told_from_100(percentile: float, shown: str) -> None:
+    assert format_percentile(percentile) == f"{shown}\N{NO-BREAK SPACE}%"
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,7 @@ def test_an_example_is_drawn_turn_by_turn() -> None:
     assert drawn(html) == [
         ("system", "Be &lt;b&gt;brief&lt;/b&gt;."), ("user", "Say it."), ("assistant", "It is said."),
     ]  # fmt: skip
-    assert "<mark>" in html and "&lt;s&gt;" not in html and "turn-assistant" in html
-    assert 'class="columns"' not in html
+    assert 'class="w"' in html and "&lt;s&gt;" not in html and "turn-assistant" in html
     assert turns_from_json(turns_to_json(TURNS_OF_TEXT)) == TURNS_OF_TEXT and turns_to_json(()) is None
     assert spoken_line(TEXT, TURNS_OF_TEXT) == "system: Be <b>brief</b>. user: Say it. assistant: It is said."
     assert spoken_line("a\nb", ()) == "a b"
@@ -84,7 +83,7 @@ def test_a_query_is_drawn_turn_by_turn_with_every_shade(case: Case) -> None:
     section = answer_section(query, 1.0, TOP, row(TEXT, TURNS_OF_TEXT), explanation)
     tokens = QueryTokens(section)
     turns = shaded_turns(section, tokens)
-    scored = [shade for shade in [*tokens.unscored, *tokens.scored] if shade.level is not None]
+    scored = [shade for shade in [*tokens.prompt, *tokens.answer] if shade.level is not None]
     assert turns is not None
     assert [shade for turn in turns for shade in turn.shades if shade.level is not None] == scored
     assert "".join(shade.space + shade.text for turn in turns for shade in turn.shades) == case.text
