@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from flows.answer_options import NEW_TOKENS
 from lorif_core.errors import UserError
 from lorif_core.search.options import Normalisation
 from lorif_core.search.queries import Query, as_query
@@ -16,7 +17,7 @@ TEXT_MAX = 100_000
 TOKENS_MAX = 100_000
 MEMBERS_MAX = 32
 MESSAGES_MAX = 100
-NEW_TOKENS, NEW_TOKENS_MAX = 64, 512
+NEW_TOKENS_MAX = 512
 ID_MAX = 10_000
 
 _NORMALISE, _NORMALIZE = "normalise", "normalize"

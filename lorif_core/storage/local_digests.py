@@ -47,7 +47,8 @@ def _version(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _digest_of_version(path: Path, version: tuple[int, ...]) -> str:
-    kept = _kept_path(path) if path.stat().st_size >= KEPT_FROM else None
+    _, _, size, *_ = version
+    kept = _kept_path(path) if size >= KEPT_FROM else None
     if kept is None:
         return _computed(path)
     return _read(kept, version) or _computed_once(path, version, kept)
