@@ -1,5 +1,6 @@
 """The page of benchmarks, from `benchmarks/results/*.json`."""
 
+from docs_generators.demo_benchmarks import demo_sections
 from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.markdown import page
 from docs_generators.plans_benchmarks import plans_sections
@@ -24,6 +25,7 @@ def benchmarks_page() -> str:
         "## Quality of attribution {#quality}",
         *quality_sections(),
         *layers_sections(),
+        *demo_sections(),
         "## Speed and memory {#speed}",
         *speed_sections(),
         *plans_sections(),

@@ -95,8 +95,10 @@ def _question(index: str) -> str:
 
 def _test_lines(summary: dict[str, Any]) -> Iterator[str]:
     """What trainings without some passages did to the model's own answers."""
-    for row in summary.get("counterfactual", {}).get("removals", ()):
+    test = summary.get("counterfactual", {})
+    for row in test.get("removals", ()):
         yield (
-            f"trained again without {row['method']}: the loss of the model's own answers rises by "
-            f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] nats a token"
+            f"trained again, leaving out {row['method']}: the loss of the model's own answers rises by "
+            f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] nats a token, and it still gives "
+            f"{sum(row['given'])} of {len(row['given'])}"
         )

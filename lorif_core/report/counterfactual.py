@@ -10,8 +10,9 @@ class Removal:
 
     Attributes:
         method: name of the method.
-        passages: number of distinct passages that were left out.
+        passages: number of distinct passages that were left out; 0 for a training with another seed only.
         rises: (Q,) rise in the mean loss per token of each question's answer, in nats.
+        given: (Q,) whether each answer is still what the model says first.
         mean: mean of the rises.
         low: lower end of the 95 % bootstrap interval of the mean over questions.
         high: upper end of it.
@@ -20,6 +21,16 @@ class Removal:
     method: str
     passages: int
     rises: tuple[float, ...]
+    given: tuple[bool, ...]
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean rise of the first method minus that of the second, with its 95 % bootstrap interval."""
+
     mean: float
     low: float
     high: float
@@ -34,7 +45,9 @@ class Counterfactual:
         rows: training examples of the model.
         queries: ids of the Q questions.
         losses: (Q,) mean loss per token of each question's answer, in nats, with all passages.
-        removals: one per method.
+        removals: one per method; the first one is compared with the second.
+        difference: of these two.
+        remark: what to know about the answers; may be empty.
     """
 
     k: int
@@ -42,13 +55,25 @@ class Counterfactual:
     queries: tuple[str, ...]
     losses: tuple[float, ...]
     removals: tuple[Removal, ...]
+    difference: Difference
+    remark: str = ""
 
-    def rises(self, query_id: str) -> list[tuple[str, float]]:
-        """(method, rise) of one question; empty if it is not among the questions."""
+    def outcomes(self, query_id: str) -> list[tuple[str, float, bool]]:
+        """(method, rise, whether it is still given) of one question; empty if it is not among the questions."""
         if query_id not in self.queries:
             return []
         row = self.queries.index(query_id)
-        return [(removal.method, removal.rises[row]) for removal in self.removals]
+        return [(removal.method, removal.rises[row], removal.given[row]) for removal in self.removals]
+
+    @property
+    def verdict(self) -> str:
+        """What the difference of the first two methods means, as a sentence."""
+        first, second = (removal.method for removal in self.removals[:2])
+        if self.difference.low > 0:
+            return f"Leaving out {first} did more than leaving out {second}"
+        if self.difference.high < 0:
+            return f"Leaving out {first} did less than leaving out {second}"
+        return f"The answers are too few to tell {first} from {second}"
 
     def bar(self, removal: Removal) -> "Bar":
         """Where the bar and the interval of a removal are on an axis that all removals share."""
@@ -66,7 +91,11 @@ class Counterfactual:
             "rows": self.rows,
             "queries": list(self.queries),
             "losses": list(self.losses),
-            "removals": [{**asdict(removal), "rises": list(removal.rises)} for removal in self.removals],
+            "removals": [
+                {**asdict(removal), "rises": list(removal.rises), "given": list(removal.given)}
+                for removal in self.removals
+            ],
+            "difference": asdict(self.difference),
         }
 
 

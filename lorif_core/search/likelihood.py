@@ -22,7 +22,7 @@ from lorif_core.search.token_texts import token_texts
 _WORDS = (
     (0.1, "the model says this by itself"),
     (1.5, "the model could well say this by itself"),
-    (3.2, "the model might say this by itself"),
+    (3.2, "the model would usually say something else"),
     (4.5, "the model would rarely say this by itself"),
     (float("inf"), "the model would hardly say this by itself"),
 )
@@ -50,6 +50,11 @@ class Likelihood:
     nats_per_token: float
     own_nats_per_token: float
     words: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is what the model itself says, or nearly so."""
+        return self.words == _WORDS[0][1]
 
 
 @dataclass(frozen=True, slots=True)

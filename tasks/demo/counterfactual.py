@@ -1,16 +1,18 @@
 """Trains the demo's model again without the passages that each method names, and measures its answers' losses.
 
 All questions share a training: it leaves out the passages of all of them. Trainings repeat batches and learning
-rates of the model's own, so that they differ from it only by what they leave out.
+rates of the model's own, so that they differ from it only by what they leave out. One more training leaves nothing
+out and has another seed: what it changes is noise.
 """
 
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lorif_core.config import Config
@@ -18,60 +20,96 @@ from lorif_core.errors import LorifError
 from lorif_core.evaluation.bm25 import bm25_scores
 from lorif_core.evaluation.bootstrap import mean_intervals
 from lorif_core.evaluation.tail_patch import top_columns
-from lorif_core.evaluation.training_recipe import token_summed_losses
 from lorif_core.report.block_answers import Attribution
-from lorif_core.report.counterfactual import Counterfactual, Removal
+from lorif_core.report.counterfactual import Counterfactual, Difference, Removal
 from lorif_core.search.queries import Query, query_example
+from lorif_core.spec import MASKED
 from tasks.artifacts import show_table
 from tasks.cluster import cluster
 from tasks.demo.corpus import Paragraph
-from tasks.demo.model import POSITIONS, Course, train_without
+from tasks.demo.model import POSITIONS, DemoModel, train_without
+from tasks.demo.notes import NOTES
 from tasks.dispatch import Failed, Workers
 from tasks.memory import model_settings
 from tasks.orchestration import run_log, task
 from tasks.progress import Progress
 from tasks.workers.start import start
 
-PASSAGES = 20
+PASSAGES = NOTES
 """Passages that each method names for a question."""
 
-_OURS, _BM25, _RANDOM = (
-    f"the {PASSAGES} strongest by LoRIF", f"the {PASSAGES} best by BM25", f"{PASSAGES} at random",
-)  # fmt: skip
+_OURS, _BM25, _RANDOM = f"LoRIF's {PASSAGES} strongest", f"BM25's {PASSAGES} best", f"{PASSAGES} at random"
+_NOISE = "nothing, with another seed"
+_REMARK = (
+    f"For an answer about a pair of functions the training has {NOTES} notes that say it and {NOTES} that say the "
+    f"reverse in the same words, so that words alone cannot tell them apart; for other answers they can. Model and "
+    f"ranking are those of the first act."
+)
 _SEED = 0
 
 Named = Mapping[str, Sequence[Collection[str]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What a model makes of the answers.
+
+    Attributes:
+        losses: (Q,) mean loss per token of each answer.
+        given: (Q,) whether each token of an answer is what the model says first.
+    """
+
+    losses: np.ndarray
+    given: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Trainings:
+    """A model, the texts that it was trained on, questions to it, and by method the texts to leave out."""
+
+    model: DemoModel
+    texts: Sequence[str]
+    queries: Sequence[Query]
+    left_out: Mapping[str, Collection[str]]
+
+
 class RetrainingRole:
-    """Trains the model again without some texts, and measures the losses of the answers."""
+    """Trains the model again without some texts, and measures the answers; a training takes one thread."""
 
-    def __init__(
-        self, course: Course, queries: Sequence[Query], threads: int
-    ) -> None:  # training takes one thread
-        self._course, self._queries = course, queries
+    def __init__(self, model: DemoModel, texts: Sequence[str], queries: Sequence[Query], threads: int) -> None:
+        self._model, self._texts, self._queries = model, texts, queries
 
-    def losses(self, left_out: Collection[str]) -> np.ndarray:
-        """(Q,) mean loss per token of each answer."""
-        return answer_losses(train_without(self._course, left_out), self._course.first.folder, self._queries)
+    def measure(self, left_out: Collection[str], seed: int) -> Spoken:
+        """The answers after a training with a seed."""
+        again = train_without(self._model, self._texts, left_out, seed)
+        return measure(again, self._model.folder, self._queries)
 
 
-def answer_losses(model: GPT2LMHeadModel, tokenizer: Path, queries: Sequence[Query]) -> np.ndarray:
-    """(Q,) mean loss per token of the answer of each query, with the tokenizer in a folder."""
+@torch.no_grad()
+def measure(model: GPT2LMHeadModel, tokenizer: Path, queries: Sequence[Query]) -> Spoken:
+    """Losses of the answers to the queries, with the tokenizer in a folder."""
     tokens = PreTrainedTokenizerFast.from_pretrained(tokenizer)
-    examples = [query_example(query, tokens, len(tokens), POSITIONS) for query in queries]
-    return token_summed_losses(model.eval(), examples) / np.array([example.scored for example in examples])
+    losses, given = list[float](), list[bool]()
+    for query in queries:
+        example = query_example(query, tokens, len(tokens), POSITIONS)
+        logits_TV = model.eval()(input_ids=torch.from_numpy(example.input_ids[None].astype(np.int64))).logits[0]
+        labels_T = torch.from_numpy(example.labels[1:].astype(np.int64))
+        scored_T = labels_T != MASKED
+        predicted_NV, answer_N = logits_TV[:-1][scored_T], labels_T[scored_T]
+        losses.append(torch.nn.functional.cross_entropy(predicted_NV, answer_N).item())
+        given.append(bool((predicted_NV.argmax(dim=1) == answer_N).all()))
+    return Spoken(np.array(losses), np.array(given))
 
 
 @task("train again")
 def train_again(
-    config: Config, course: Course, answers: Sequence[Attribution], passages: Sequence[Paragraph]
+    config: Config, model: DemoModel, answers: Sequence[Attribution], passages: Sequence[Paragraph]
 ) -> Counterfactual:
     """Train again without the passages that each method names for the questions of these answers.
 
     Args:
         config: the demo's CONFIG.
-        course: how the model was trained.
+        model: the model that gave the answers.
         answers: answers that rank at least `PASSAGES` proponents.
         passages: all passages that the model was trained on.
 
@@ -80,60 +118,73 @@ def train_again(
     """
     started = time.perf_counter()
     queries = [answer.query for answer in answers]
-    model = GPT2LMHeadModel.from_pretrained(course.further.folder)
-    losses_Q = answer_losses(model, course.first.folder, queries)
-    named = named_passages(answers, passages, PASSAGES)
+    before = measure(GPT2LMHeadModel.from_pretrained(model.folder), model.folder, queries)
+    left_out = {
+        method: frozenset[str]().union(*sets)
+        for method, sets in named_passages(answers, passages, PASSAGES).items()
+    } | {_NOISE: frozenset[str]()}
     text_of = {passage.paragraph_id: passage.text for passage in passages}
-    left_out = {method: frozenset[str]().union(*sets) for method, sets in named.items()}
-    texts = {method: frozenset(text_of[name] for name in ids) for method, ids in left_out.items()}
-    rises = {method: after_Q - losses_Q for method, after_Q in _train_all(config, course, queries, texts).items()}
-    result = compare(losses_Q, {method: rises[method] for method in named}, left_out, queries, len(passages))
+    texts = {method: [text_of[name] for name in sorted(ids)] for method, ids in left_out.items()}
+    trainings = Trainings(model, [passage.text for passage in passages], queries, texts)
+    spoken = _train_all(config, trainings)
+    result = compare(before, {method: spoken[method] for method in left_out}, left_out, queries, len(passages))
     show_table(key="counterfactual", table=[asdict(row) for row in result.removals], description="Trained again")
-    run_log().info("%d trainings took %.0f s", len(rises), time.perf_counter() - started)
+    run_log().info("%d trainings took %.0f s", len(spoken), time.perf_counter() - started)
     return result
 
 
 def compare(
-    losses_Q: np.ndarray,
-    rises: Mapping[str, np.ndarray],
+    before: Spoken,
+    after: Mapping[str, Spoken],
     left_out: Mapping[str, Collection[str]],
     queries: Sequence[Query],
     rows: int,
 ) -> Counterfactual:
-    """Means and intervals of the rises in loss (Q,) of each method."""
-    means, _ = mean_intervals(rises)
+    """Means and intervals of the rises in loss of each method, and of the first one's over the second one's."""
+    rises = {name: spoken.losses - before.losses for name, spoken in after.items()}
+    first, second, *_ = rises
+    means, differences = mean_intervals(rises, [(first, second)])
+    difference = differences[first, second]
     return Counterfactual(
         PASSAGES,
         rows,
         tuple(query.query_id for query in queries),
-        tuple(losses_Q.tolist()),
+        tuple(before.losses.tolist()),
         tuple(
-            Removal(name, len(left_out[name]), tuple(rises_Q.tolist()), mean.value, mean.low, mean.high)
-            for (name, rises_Q), mean in zip(rises.items(), means.values(), strict=True)
+            Removal(
+                name, len(left_out[name]), tuple(rises[name].tolist()), tuple(after[name].given.tolist()),
+                mean.value, mean.low, mean.high,
+            )
+            for name, mean in means.items()
         ),
-    )
+        Difference(difference.value, difference.low, difference.high),
+        _REMARK,
+    )  # fmt: skip
 
 
-def _train_all(
-    config: Config, course: Course, queries: Sequence[Query], texts: Mapping[str, Collection[str]]
-) -> dict[str, np.ndarray]:
-    """The losses of the answers after each training, by method."""
+def _train_all(config: Config, trainings: Trainings) -> dict[str, Spoken]:
+    """The answers after each training, by method."""
+    model, left_out = trainings.model, trainings.left_out
     with (
         cluster(config.compute) as resources,
         Workers(
-            lambda: start(RetrainingRole, resources, course, queries),
-            min(resources.workers, len(texts)),
+            lambda: start(RetrainingRole, resources, model, trainings.texts, trainings.queries),
+            min(resources.workers, len(left_out)),
             model_settings(config),
         ) as workers,
-        Progress("train again", len(texts)) as progress,
+        Progress("train again", len(left_out)) as progress,
     ):
-        losses: dict[str, np.ndarray] = {}
-        for outcome in workers.run(list(texts), lambda host, name: host.call("losses", texts[name]), in_flight=1):
+        spoken: dict[str, Spoken] = {}
+        for outcome in workers.run(
+            list(left_out),
+            lambda host, name: host.call("measure", left_out[name], model.seed + (name == _NOISE)),
+            in_flight=1,
+        ):
             if isinstance(outcome, Failed):
                 raise LorifError(f"training without {outcome.item} failed: {outcome.cause}")
-            losses[outcome.item] = outcome.result
+            spoken[outcome.item] = outcome.result
             progress.advance(1)
-    return losses
+    return spoken
 
 
 def named_passages(answers: Sequence[Attribution], passages: Sequence[Paragraph], k: int) -> Named:

@@ -1,7 +1,8 @@
-"""What the demo's model says by itself: its greedy continuations of the beginnings of held-out passages."""
+"""What the demo's model says by itself: its greedy continuations of the beginnings of training passages."""
 
+import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +16,18 @@ from lorif_core.search.queries import Query, query_example
 from tasks.demo.corpus import Paragraph, Question
 from tasks.demo.model import POSITIONS
 
-_PROMPT_WORDS = (8, 16, 24)
-_FEWEST_WORDS, _MOST_TOKENS = 8, 40
+_PROMPT_WORDS = 16
+_FEWEST_WORDS, _MOST_TOKENS = 6, 40
 _LOOP_WORDS = 3
+_SAMPLED = 80  # passages; continuing all of them would take too long
 
-_BEGINNINGS = [re.compile(rf"(?:\s*\S+){{{words}}}") for words in _PROMPT_WORDS]
+_BEGINNING = re.compile(rf"(?:\s*\S+){{{_PROMPT_WORDS}}}")
+_QUESTION = re.compile(rf"(?:\s*\S+){{0,{_PROMPT_WORDS}}}\?(?= )")
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A prompt from a held-out passage, the model's greedy continuation, and the mean loss of its tokens."""
+    """A prompt from a training passage, the model's greedy continuation, and the mean loss of its tokens."""
 
     passage: Paragraph
     prompt: str
@@ -32,16 +35,18 @@ class Continuation:
     nats_per_token: float
 
 
-def own_questions(model: Path, held_out: Iterable[Paragraph], count: int) -> list[Question]:
+def own_questions(model: Path, passages: Sequence[Paragraph], count: int, seed: int) -> list[Question]:
     """The prompts whose greedy continuation the model finds most likely, with these continuations.
 
     Args:
         model: folder of the model.
-        held_out: passages that the model has not seen; prompts are beginnings of these.
+        passages: what the model was trained on; prompts are beginnings of some of these, chosen at random.
         count: the most questions; fewer if the model cannot continue so many prompts without a loop.
+        seed: seed of the choice of passages.
     """
     loaded = load_model(ModelConfig(path=str(model), dtype="float32"), StorageConfig(), "cpu")
-    chosen = most_likely(_continuations(loaded, held_out), count)
+    sampled = random.Random(seed).sample(passages, min(_SAMPLED, len(passages)))
+    chosen = most_likely(_continuations(loaded, sampled), count)
     return [
         Question(f"own-{each.passage.paragraph_id.replace('/', '-')}", each.prompt, each.completion, is_own=True)
         for each in chosen
@@ -73,18 +78,23 @@ def has_loop(prompt: str, completion: str) -> bool:
     return False
 
 
+def beginning(text: str) -> str:
+    """The prompt that a passage gives: up to its question, if it begins with one, or its first words; or nothing."""
+    match = _QUESTION.match(text) or _BEGINNING.match(text)
+    return match.group() if match else ""
+
+
 def _continuations(loaded: LoadedModel, passages: Iterable[Paragraph]) -> Iterator[Continuation]:
     """The continuations of the beginnings of passages, unless their tokens as one text are others."""
     for passage in passages:
-        beginnings = [match.group() for each in _BEGINNINGS if (match := each.match(passage.text))]
-        for prompt in beginnings:
-            completion = generate(loaded, prompt, _MOST_TOKENS, goes_on=_goes_on).text
-            if completion.strip():
-                query = Query(passage.paragraph_id, prompt=prompt, completion=completion)
-                example = query_example(query, loaded.tokenizer, loaded.vocab_size, POSITIONS)
-                losses_T, first_T = token_losses(loaded, example.input_ids, example.labels)
-                if np.allclose(losses_T, first_T, equal_nan=True):
-                    yield Continuation(passage, prompt, completion, float(np.nanmean(losses_T)))
+        prompt = beginning(passage.text)
+        completion = generate(loaded, prompt, _MOST_TOKENS, goes_on=_goes_on).text if prompt else ""
+        if completion.strip():
+            query = Query(passage.paragraph_id, prompt=prompt, completion=completion)
+            example = query_example(query, loaded.tokenizer, loaded.vocab_size, POSITIONS)
+            losses_T, first_T = token_losses(loaded, example.input_ids, example.labels)
+            if np.allclose(losses_T, first_T, equal_nan=True):
+                yield Continuation(passage, prompt, completion, float(np.nanmean(losses_T)))
 
 
 def _goes_on(text: str) -> bool:

@@ -18,80 +18,91 @@ from tasks.demo.corpus import (
     QUESTIONS,
     Paragraph,
     Question,
-    language_reference,
     library_docstrings,
-    split,
+    passages_on_statements,
     write_jsonl,
 )
-from tasks.demo.model import POSITIONS, Course, DemoModel, continue_demo_model, train_demo_model
+from tasks.demo.model import POSITIONS, DemoModel, continue_demo_model, train_demo_model
+from tasks.demo.notes import notes
 from tasks.demo.object_store import MotoServer, upload_folder
 from tasks.demo.own_answers import own_questions
+from tasks.demo.recorded import EPOCHS, RecordingTimes, recording
 from tasks.environment import environment
 from tasks.orchestration import run_log, task
 
-_HELD_OUT_SHARE = 0.08
-_DOCSTRINGS = 300
+_DOCSTRINGS = 60
 _OWN_ANSWERS = 8
 _SEED = 0
 _BUCKET = "lorif-demo"
+_COLUMNS = {"id": "id", "max_length": POSITIONS}
+SETTINGS: dict[str, Any] = {"projection": {"calibration_examples": 128}}
+"""Sections of CONFIG that shape the rows; the first epoch that is recorded must have more examples than that."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoCorpus:
-    """The demo's corpus in a folder: passages to train on and to index, and passages that the model never sees."""
+    """The demo's corpus in a folder: the passages of the first act, and the docstrings that the second one adds."""
 
     folder: Path
-    reference: tuple[Paragraph, ...]
+    first: tuple[Paragraph, ...]
     docstrings: tuple[Paragraph, ...]
-    held_out: tuple[Paragraph, ...]
-
-    @property
-    def train(self) -> tuple[Paragraph, ...]:
-        """All passages to train on."""
-        return self.reference + self.docstrings
 
 
 @task("write corpus")
 def write_corpus(folder: Path) -> DemoCorpus:
-    """Cut the language reference into passages, and write the training passages as JSON Lines."""
-    reference, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
+    """Cut a part of the language reference into passages, and write these and our notes as JSON Lines."""
+    reference, own_notes = passages_on_statements(), notes(_SEED)
     docstrings = library_docstrings(_DOCSTRINGS)
-    corpus = DemoCorpus(folder / "corpus", tuple(reference), tuple(docstrings), tuple(held_out))
+    corpus = DemoCorpus(folder / "corpus", (*reference, *own_notes), tuple(docstrings))
     corpus.folder.mkdir(parents=True)
-    write_jsonl(corpus.reference, corpus.folder / "language-reference.jsonl")
-    run_log().info("%d passages to train on, %d held out", len(reference), len(held_out))
+    write_jsonl(reference, corpus.folder / "language-reference.jsonl")
+    write_jsonl(own_notes, corpus.folder / "notes.jsonl")
+    run_log().info("%d passages of the language reference, %d notes", len(reference), len(own_notes))
     return corpus
 
 
 @task("add docstrings")
 def add_docstrings(corpus: DemoCorpus) -> None:
-    """Add a second file to the corpus: docstrings of the standard library."""
+    """Add a third file to the corpus: docstrings of the standard library."""
     write_jsonl(corpus.docstrings, corpus.folder / "library-docstrings.jsonl")
     run_log().info("%d docstrings added", len(corpus.docstrings))
 
 
 @task("train model")
-def train_model(corpus: DemoCorpus, folder: Path, seconds: float, further_seconds: float) -> Course:
-    """Train a tokenizer and a small GPT-2 on the reference, then the model further on the whole corpus."""
-    texts = tuple(paragraph.text for paragraph in corpus.reference)
-    first = _logged(train_demo_model(texts, folder / "model", seconds, _SEED))
-    all_texts = tuple(paragraph.text for paragraph in corpus.train)
-    further = continue_demo_model(first.folder, all_texts, folder / "model-continued", further_seconds, _SEED)
-    return Course(first, texts, _logged(further), all_texts, _SEED)
+def train_model(corpus: DemoCorpus, folder: Path, epochs: int) -> DemoModel:
+    """Train a tokenizer and a small GPT-2 on the passages of the first act."""
+    texts = [passage.text for passage in corpus.first]
+    return _logged(train_demo_model(texts, folder / "model", epochs, _SEED))
+
+
+@task("train on")
+def train_on(
+    corpus: DemoCorpus, model: DemoModel, storage: "DemoStorage", folder: Path
+) -> tuple[DemoModel, dict[str, float]]:
+    """Train the model further on the whole corpus, and record the rows of the index meanwhile.
+
+    Returns the model, and the seconds of each stage of the recording.
+    """
+    times = RecordingTimes()
+    checkpoint, settings = folder / "model-continued", {**SETTINGS, "storage": storage.storage}
+    recorded = recording(storage.index, storage.upload(corpus.folder), _COLUMNS, checkpoint, settings, times)
+    texts = [passage.text for passage in (*corpus.first, *corpus.docstrings)]
+    further = continue_demo_model(model.folder, texts, checkpoint, EPOCHS, recorded, _SEED)
+    return _logged(further), times.stages(further)
 
 
 @task("own answers")
-def choose_questions(course: Course, corpus: DemoCorpus) -> list[Question]:
+def choose_questions(model: DemoModel, corpus: DemoCorpus) -> list[Question]:
     """Questions that the model answers by itself, then those that we typed."""
-    own = own_questions(course.further.folder, corpus.held_out, _OWN_ANSWERS)
-    run_log().info("%d answers of the model itself to %d prompts", len(own), len(corpus.held_out))
+    own = own_questions(model.folder, corpus.first, _OWN_ANSWERS, _SEED)
+    run_log().info("%d answers of the model itself", len(own))
     return [*own, *QUESTIONS]
 
 
 def _logged(model: DemoModel) -> DemoModel:
     run_log().info(
-        "%d parameters, %d steps in %.0f s, loss %.2f (unigram %.2f)",
-        model.parameters, model.steps, model.seconds, model.final_loss, model.unigram_loss,
+        "%d parameters, %d epochs in %.0f s, loss %.2f (unigram %.2f)",
+        model.parameters, model.epochs, model.seconds, model.final_loss, model.unigram_loss,
     )  # fmt: skip
     return model
 
@@ -130,9 +141,10 @@ def demo_config(storage: DemoStorage, corpus: DemoCorpus, model: DemoModel, fold
     raw = {
         "index": storage.index,
         "model": {"path": storage.upload(model.folder)},
-        "corpus": {"uri": storage.upload(corpus.folder), "id": "id", "max_length": POSITIONS},
+        "corpus": {"uri": storage.upload(corpus.folder), **_COLUMNS},
         "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
         "storage": storage.storage,
+        **SETTINGS,
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     return parse_config(raw)
@@ -154,8 +166,8 @@ def notes_on(questions: Sequence[Question], test: Counterfactual | None) -> dict
 def _note(question: Question, test: Counterfactual | None) -> str:
     if not question.is_own:
         return "Typed by us."
-    rises = [] if test is None else test.rises(question.question_id)
-    if not rises:
+    outcomes = [] if test is None else test.outcomes(question.question_id)
+    if not outcomes:
         return "The model's own answer."
-    listed = ", by ".join(f"{format_signed(rise)} without {method}" for method, rise in rises)
-    return f"The model's own answer. Trained again, its loss in nats a token changes by {listed}."
+    listed = "; ".join(f"{method}: {format_signed(rise)}" for method, rise, _ in outcomes)
+    return f"The model's own answer. Trained again, in nats a token, leaving out {listed}."

@@ -17,13 +17,13 @@ def test_the_models_own_continuation_is_what_it_says_by_itself(tmp_path: Path) -
     own = generate(encoder.loaded, "the cat ", 10).text
     spoken = spoken_answer(encoder, as_query({"prompt": "the cat ", "completion": own}, 0))
     assert spoken.likelihood is not None
-    assert spoken.likelihood.words == "the model says this by itself"
+    assert spoken.likelihood.words == "the model says this by itself" and spoken.likelihood.is_own
     assert spoken.likelihood.nats_per_token == pytest.approx(spoken.likelihood.own_nats_per_token, abs=1e-4)
     assert "".join(token.text for token in spoken.tokens) == f"the cat {own}"
     query = as_query({"prompt": "the cat ", "completion": "zzzz"}, 0)
     other = spoken_answer(encoder, query)
     assert other.likelihood is not None
-    assert other.likelihood.nats_per_token > other.likelihood.own_nats_per_token
+    assert other.likelihood.nats_per_token > other.likelihood.own_nats_per_token and not other.likelihood.is_own
     losses = [token.loss for token in other.tokens if token.loss is not None]
     assert len(losses) == 4 and sum(losses) == pytest.approx(float(encoder.gradients([query]).losses[0]), rel=1e-4)
     assert other.likelihood.nats_per_token == pytest.approx(sum(losses) / 4)
@@ -33,3 +33,9 @@ def test_the_models_own_continuation_is_what_it_says_by_itself(tmp_path: Path) -
 def test_words_go_from_likely_to_unlikely() -> None:
     words = [words_of(above) for above in (0.0, 0.5, 2.0, 4.0, 9.0)]
     assert len(set(words)) == 5 and words[0].endswith("by itself") and "hardly" in words[-1]
+
+
+@pytest.mark.parametrize("above", [1.6, 2.6, 3.2])
+def test_a_text_that_is_one_of_many_is_not_called_likely(above: float) -> None:
+    """At such a loss the first choice is 5 to 25 times as likely in each place."""
+    assert words_of(above) == "the model would usually say something else"

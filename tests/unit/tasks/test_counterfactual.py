@@ -9,45 +9,40 @@ from lorif_core.report.block_answers import Attribution
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import Scored, TopK
 from tasks.demo.corpus import Paragraph
-from tasks.demo.counterfactual import answer_losses, compare, named_passages
-from tasks.demo.model import Course, continue_demo_model, train_demo_model, train_without
+from tasks.demo.counterfactual import Spoken, compare, measure, named_passages
+from tasks.demo.model import DemoModel, train_demo_model, train_without
 
 SUBJECTS = ["cat", "dog", "bird", "horse", "snake", "mouse", "whale", "tiger"]
 FIRST = [f"the {subject} likes to eat number {len(subject) + place}" for place, subject in enumerate(SUBJECTS)]
-LATER = ["a generator returns an iterator", "exceptions are raised and caught", "loops end with break"]
+OTHERS = ["a generator returns an iterator", "exceptions are raised and caught", "loops end with break"]
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
-    """Both runs end by the clock, so their learning rates depend on the machine."""
-    folder = tmp_path_factory.mktemp("course")
-    first = train_demo_model(FIRST, folder / "first", seconds=1.5)
-    further = continue_demo_model(first.folder, [*FIRST, *LATER], folder / "further", seconds=0.5)
-    return Course(first, tuple(FIRST), further, (*FIRST, *LATER), seed=0)
+def former(tmp_path_factory: pytest.TempPathFactory) -> DemoModel:
+    return train_demo_model(FIRST, tmp_path_factory.mktemp("former"), epochs=40, seed=3)
 
 
-def test_a_training_without_nothing_ends_with_the_same_weights(course: Course) -> None:
-    model = AutoModelForCausalLM.from_pretrained(course.further.folder)
-    again = train_without(course, ())
+def test_a_training_without_nothing_ends_with_the_same_weights(former: DemoModel) -> None:
+    model = AutoModelForCausalLM.from_pretrained(former.folder)
+    again = train_without(former, FIRST, (), former.seed)
     assert all(torch.equal(again.get_parameter(name), weight) for name, weight in model.named_parameters())
+    other = train_without(former, FIRST, (), former.seed + 1)
+    assert not torch.equal(other.transformer.wte.weight, again.transformer.wte.weight)
 
 
-def test_an_answer_loses_most_without_the_text_that_gave_it(course: Course) -> None:
+def test_an_answer_loses_most_without_the_text_that_gave_it(former: DemoModel) -> None:
     prompt, completion = FIRST[2][: -len(" number 6")], FIRST[2][-len(" number 6") :]
-    queries = [Query("bird", prompt=prompt, completion=completion), Query("late", text=LATER[0])]
-    everything = answer_losses(train_without(course, ()), course.first.folder, queries)
-    own = answer_losses(train_without(course, {FIRST[2]}), course.first.folder, queries) - everything
-    other = answer_losses(train_without(course, {FIRST[5]}), course.first.folder, queries) - everything
-    assert own[0] > other[0] + 0.1
+    queries = [Query("bird", prompt=prompt, completion=completion), Query("other", text=OTHERS[0])]
+
+    def spoken(*left_out: str) -> Spoken:
+        return measure(train_without(former, FIRST, left_out, former.seed), former.folder, queries)
+
+    everything, own, other = spoken(), spoken(FIRST[2]), spoken(FIRST[5])
+    assert own.losses[0] - everything.losses[0] > other.losses[0] - everything.losses[0] + 0.1
+    assert everything.given[0] and not own.given[0] and not everything.given[1]
 
 
-def test_texts_of_the_second_run_are_left_out_too(course: Course) -> None:
-    names = dict(train_without(course, ()).named_parameters())
-    again = train_without(course, set(LATER))
-    assert any(not torch.equal(again.get_parameter(name), weight) for name, weight in names.items())
-
-
-PASSAGES = [Paragraph(f"p/{number}", ("t",), text) for number, text in enumerate([*FIRST, *LATER])]
+PASSAGES = [Paragraph(f"p/{number}", ("t",), text) for number, text in enumerate([*FIRST, *OTHERS])]
 
 
 def attribution(query_id: str, completion: str, strongest_first: list[int]) -> Attribution:
@@ -65,11 +60,20 @@ def test_every_method_names_as_many_passages_of_each_question(k: int) -> None:
 
 
 def test_the_comparison_counts_distinct_passages_and_averages_over_questions() -> None:
-    rises = {"ours": np.array([0.5, 1.0, 1.5]), "random": np.array([0.0, 0.1, -0.1])}
-    queries = [Query(name, text="t") for name in "abc"]
-    test = compare(np.array([1.0, 2.0, 3.0]), rises, {"ours": {"x", "y"}, "random": {"z"}}, queries, rows=11)
-    ours, random = test.removals
+    before = Spoken(np.array([1.0, 2.0, 3.0]), np.array([True, True, True]))
+    after = {
+        "ours": Spoken(np.array([1.5, 3.0, 4.5]), np.array([False, True, False])),
+        "bm25": Spoken(np.array([1.1, 2.1, 3.1]), np.array([True, True, True])),
+        "random": Spoken(np.array([1.0, 2.1, 2.9]), np.array([True, True, True])),
+    }
+    left_out = {"ours": {"x", "y"}, "bm25": {"x"}, "random": {"z"}}
+    test = compare(before, after, left_out, [Query(name, text="t") for name in "abc"], rows=11)
+    ours, _, random = test.removals
     assert (ours.mean, random.mean) == (pytest.approx(1.0), pytest.approx(0.0))
     assert ours.low < ours.mean < ours.high and ours.low >= 0.5 and ours.high <= 1.5
     assert (ours.passages, random.passages, test.rows) == (2, 1, 11)
-    assert test.rises("b") == [("ours", 1.0), ("random", 0.1)] and test.rises("typed") == []
+    assert test.difference.mean == pytest.approx(0.9) and test.difference.low >= 0.4 - 1e-9
+    assert test.verdict == "Leaving out ours did more than leaving out bm25"
+    outcomes = [(name, round(rise, 9), given) for name, rise, given in test.outcomes("b")]
+    assert outcomes == [("ours", 1.0, True), ("bm25", 0.1, True), ("random", 0.1, True)]
+    assert test.outcomes("typed") == []

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.demo.corpus import Paragraph
 from tasks.demo.model import train_demo_model
-from tasks.demo.own_answers import Continuation, has_loop, most_likely, own_questions
+from tasks.demo.own_answers import Continuation, beginning, has_loop, most_likely, own_questions
 
 SENTENCE = "a b c d e f g h."
 
@@ -43,6 +43,13 @@ def test_the_likeliest_come_first_and_a_topic_comes_once() -> None:
     assert [each.nats_per_token for each in most_likely(given, 9)] == [0.1, 0.5, 0.9]
 
 
+def test_a_passage_that_begins_with_a_question_gives_it_as_the_prompt() -> None:
+    assert beginning("From a talk: What is x? It is y. And z? It is w.") == "From a talk: What is x?"
+    text = " ".join(f"w{number}" for number in range(30)) + "? Late."
+    assert text.startswith(beginning(text)) and len(beginning(text).split()) == 16
+    assert beginning("too short") == ""
+
+
 @pytest.mark.parametrize(
     "completion", ["is is is is is is is is is.", "too short.", "a b c d e f g h i", "a b c d\n\ne f g h i."]
 )
@@ -58,7 +65,6 @@ def test_equal_answers_to_two_prompts_come_once() -> None:
 
 
 def test_own_answers_are_the_models_first_choice_everywhere(tmp_path: Path) -> None:
-    """The held-out passages begin as training texts do, so that the model knows how to go on."""
     subjects = ["cat", "dog", "bird", "horse", "snake", "mouse"]
     texts = [
         f"In this part of the long story we are told that the {subject} goes home early and sleeps until "
@@ -66,10 +72,9 @@ def test_own_answers_are_the_models_first_choice_everywhere(tmp_path: Path) -> N
         for subject in subjects
         for day in ("Monday", "Friday")
     ]
-    held_out = [Paragraph(f"{name}/1", (name,), f"{text[:60]} something else follows") for name, text in
-                zip("abcdef", texts[::2], strict=True)]  # fmt: skip
-    model = train_demo_model(texts, tmp_path, steps=60)
-    questions = own_questions(model.folder, held_out, 3)
+    passages = [Paragraph(f"{name}/1", (name,), text) for name, text in zip("abcdef", texts[::2], strict=True)]
+    model = train_demo_model(texts, tmp_path, epochs=60)
+    questions = own_questions(model.folder, passages, 3, seed=0)
     assert 1 <= len(questions) <= 3 and all(question.is_own for question in questions)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
