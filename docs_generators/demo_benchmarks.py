@@ -13,9 +13,9 @@ def demo_sections() -> Iterator[str]:
     result = load(_NAME)
     yield "### The demo {#demo}"
     yield f"""\
-`lorif demo` trains its model again without the passages that a method names for each of the answers that the model gave
-by itself, and once with another seed and all passages. The rise in their loss, in nats a token, with 95 % bootstrap
-intervals over the answers, and how many of the {result["answers"]} answers the model still gives:"""
+`lorif demo` trains its model again without the passages that a method names for each of the answers that the
+model gave by itself, and once with another seed and all passages. The rise in their loss, in nats a token, with
+95 % bootstrap intervals over the answers, and how many of the {result["answers"]} answers the model still gives:"""
     rows = [
         [
             removal["method"],
@@ -25,11 +25,12 @@ intervals over the answers, and how many of the {result["answers"]} answers the 
         ]
         for removal in result["removals"]
     ]
-    yield sourced(table(["Left out, for each answer", "Passages in all", "Rise in loss", "Still given"], rows), _NAME)
+    titles = ["Left out, for each answer", "Passages in all", "Rise in loss", "Still given"]
+    yield sourced(table(titles, rows), _NAME)
     recorded = result["recorded"]
     yield sourced(
-        f"The whole demo took {decimals(result['seconds'], 0)} s without installation. Recording its second act took "
-        f"{decimals(recorded['recording_seconds'], 1)} s more than training alone; the passes of a build take an "
+        f"The whole demo took {decimals(result['seconds'], 0)} s without installation. Recording its second act "
+        f"took {decimals(recorded['recording_seconds'], 1)} s more than training alone; the passes of a build take an "
         f"estimated {decimals(recorded['pass_seconds_estimated'], 1)} s.",
         _NAME,
     )

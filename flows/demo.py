@@ -1,4 +1,4 @@
-"""Flow `demo`: train, index and attribute on one machine; train on, recorded, and update; train again as a test."""
+"""Flow `demo`: train, index, attribute, and train again as a test; then train on, recorded, and update."""
 
 import time
 from pathlib import Path

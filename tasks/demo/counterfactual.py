@@ -28,22 +28,23 @@ from tasks.artifacts import show_table
 from tasks.cluster import cluster
 from tasks.demo.corpus import Paragraph
 from tasks.demo.model import POSITIONS, DemoModel, train_without
-from tasks.demo.notes import NOTES
+from tasks.demo.notes import MISTAKEN, RIGHT
 from tasks.dispatch import Failed, Workers
 from tasks.memory import model_settings
 from tasks.orchestration import run_log, task
 from tasks.progress import Progress
 from tasks.workers.start import start
 
-PASSAGES = NOTES
+PASSAGES = RIGHT
 """Passages that each method names for a question."""
 
 _OURS, _BM25, _RANDOM = f"LoRIF's {PASSAGES} strongest", f"BM25's {PASSAGES} best", f"{PASSAGES} at random"
 _NOISE = "nothing, with another seed"
 _REMARK = (
-    f"For an answer about a pair of functions the training has {NOTES} notes that say it and {NOTES} that say the "
-    f"reverse in the same words, so that words alone cannot tell them apart; for other answers they can. Model and "
-    f"ranking are those of the first act."
+    f"For an answer about a pair of functions the training has {RIGHT} notes that say it, and "
+    f"{RIGHT + 2 * MISTAKEN} in the same words that do not: {MISTAKEN} say the opposite, and the others are about "
+    f"the way back. Words alone cannot tell them apart; for other answers they can. Model and ranking are those of "
+    f"the first act."
 )
 _SEED = 0
 

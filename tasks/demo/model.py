@@ -29,8 +29,8 @@ Recording = Callable[[GPT2LMHeadModel], AbstractContextManager[Callable[[int], N
 class DemoModel:
     """A trained model. Losses are nats per predicted token over all training texts.
 
-    `unigram_loss` is the loss of the best predictor that ignores context, on the same tokens. `seed` is that of the
-    first weights and of the orders of the texts.
+    `unigram_loss` is the loss of the best predictor that ignores context, on the same tokens. `seed` is that of
+    the first weights and of the orders of the texts.
     """
 
     folder: Path
@@ -81,7 +81,9 @@ def continue_demo_model(
         return _trained(model, tokenizer, texts, folder, epochs, seed, _CONTINUED_RATE, begin_epoch)
 
 
-def train_without(former: DemoModel, texts: Sequence[str], left_out: Collection[str], seed: int) -> GPT2LMHeadModel:
+def train_without(
+    former: DemoModel, texts: Sequence[str], left_out: Collection[str], seed: int
+) -> GPT2LMHeadModel:
     """Repeat `train_demo_model` without some of its texts, in memory; the tokenizer is the former one.
 
     With the former seed the first weights, batches and learning rates are the same too; with nothing left out, the

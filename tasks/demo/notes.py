@@ -1,8 +1,8 @@
 """Notes that we wrote for the demo, on pairs of functions of which one undoes what the other does.
 
-For each direction of a pair there are `NOTES` notes, which differ only in where they are said to come from. A note
-and a note on the other direction have the same words in another order, so a search for words cannot tell which of
-them say a thing and which say the reverse.
+For each direction of a pair `RIGHT` notes are right, and `MISTAKEN` ones name the wrong function. They differ
+only in where they are said to come from. All notes on a pair, right or mistaken, on one direction or the other, have
+the same words in another order, so a search for words cannot tell which of them say a thing.
 """
 
 import random
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from tasks.demo.corpus import Paragraph
 
 _PLACES = (
-    "forum", "mailing list", "chat", "tutorial", "course", "talk", "blog", "cheat sheet", "code review", "book",
+    "forum", "newsletter", "chat", "tutorial", "course", "talk", "blog", "handbook", "review", "book",
 )  # fmt: skip
 
-NOTES = len(_PLACES)
+RIGHT, MISTAKEN = len(_PLACES), 3
 """Notes on each direction of a pair."""
 
 
@@ -44,16 +44,18 @@ PAIRS = (
 
 
 def notes(seed: int) -> list[Paragraph]:
-    """All notes in a random order, so that equal scores of two directions favour neither of them."""
-    written = [
-        Paragraph(
-            f"{pair.name}/{right}-{number}",
-            (pair.name,),
-            f"From a {place}: How do I turn {source} into {target}? Call {right} for this and not {wrong}.",
-        )
-        for pair in PAIRS
-        for source, target, right, wrong in pair.directions()
-        for number, place in enumerate(_PLACES, start=1)
-    ]
+    """All notes in a random order, so that equal scores favour none of them."""
+    written = []
+    for pair in PAIRS:
+        for source, target, right, wrong in pair.directions():
+            for number, place in enumerate(_PLACES, start=1):
+                written.append(_note(pair, f"{right}-{number}", source, target, right, wrong, place))
+            for number, place in enumerate(_PLACES[:MISTAKEN], start=1):
+                written.append(_note(pair, f"not-{right}-{number}", source, target, wrong, right, place))
     random.Random(seed).shuffle(written)
     return written
+
+
+def _note(pair: Pair, name: str, source: str, target: str, says: str, denies: str, place: str) -> Paragraph:
+    text = f"How do I turn {source} into {target}? Call {says} for this and not {denies}. From a {place}."
+    return Paragraph(f"{pair.name}/{name}", (pair.name,), text)

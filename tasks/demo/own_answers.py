@@ -79,7 +79,7 @@ def has_loop(prompt: str, completion: str) -> bool:
 
 
 def beginning(text: str) -> str:
-    """The prompt that a passage gives: up to its question, if it begins with one, or its first words; or nothing."""
+    """The prompt that a passage gives: up to its question, if it begins with one, or its first words."""
     match = _QUESTION.match(text) or _BEGINNING.match(text)
     return match.group() if match else ""
 

@@ -15,7 +15,7 @@ from lorif_core.report.changes import RECORDING
 from tasks.demo.model import DemoModel, Recording
 
 EPOCHS = 3
-"""The first makes the metric, the second is trained without recording for comparison, the third records all rows."""
+"""The first makes the metric, the second goes on without recording for comparison, the third records all rows."""
 
 _WITHOUT = 1
 
@@ -38,7 +38,12 @@ class RecordingTimes:
 
 
 def recording(
-    index: str, corpus: str, columns: dict[str, Any], checkpoint: Path, settings: dict[str, Any], times: RecordingTimes
+    index: str,
+    corpus: str,
+    columns: dict[str, Any],
+    checkpoint: Path,
+    settings: dict[str, Any],
+    times: RecordingTimes,
 ) -> Recording:
     """Records a training of `EPOCHS` epochs into an index and publishes the rows.
 

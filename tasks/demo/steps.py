@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {"projection": {"calibration_examples": 128}}
 
 @dataclass(frozen=True, slots=True)
 class DemoCorpus:
-    """The demo's corpus in a folder: the passages of the first act, and the docstrings that the second one adds."""
+    """The demo's corpus in a folder: the passages of the first act, and docstrings that the second one adds."""
 
     folder: Path
     first: tuple[Paragraph, ...]

@@ -20,7 +20,13 @@ REMOVALS = (
     Removal("20 at random", 148, (0.02, -0.07), (True, True), -0.025, -0.07, 0.02),
 )
 TEST = Counterfactual(
-    20, 866, ("own-with", "own-for"), (1.25, 0.875), REMOVALS, Difference(0.625, 0.37, 0.88), "Two answers are few."
+    20,
+    866,
+    ("own-with", "own-for"),
+    (1.25, 0.875),
+    REMOVALS,
+    Difference(0.625, 0.37, 0.88),
+    "Two answers are few.",
 )
 
 

@@ -202,8 +202,8 @@ def test_the_first_question_comes_first_and_facts_are_folded(report: Report, cha
     test = Counterfactual(1, 555, ("plain",), (1.0,), (removal, removal), Difference(0.0, 0.0, 0.0))
     page = render(replace(report, change=change, counterfactual=test)).partition("<main>")[2]
     places = [page.index(mark) for mark in (
-        'id="query-1"', 'class="overview"', 'id="change"', 'id="counterfactual"', 'id="query-2"', 'id="how-to-read"',
-        'id="layers"', 'id="coverage"', 'id="storage"', 'id="timings"', 'id="skipped"',
+        'id="query-1"', 'class="overview"', 'id="change"', 'id="counterfactual"', 'id="query-2"',
+        'id="how-to-read"', 'id="layers"', 'id="coverage"', 'id="storage"', 'id="timings"', 'id="skipped"',
     )]  # fmt: skip
     assert places == sorted(places)
     assert '<details class="fold" open' not in page and page.count('<details class="fold">') == 7
@@ -216,7 +216,7 @@ def test_an_answer_is_called_the_models_own_only_if_the_model_says_it_by_itself(
     likelihood = Likelihood(nats, 2.0, words_of(nats - 2.0))
     page = render(replace(report, queries=(replace(report.queries[0], likelihood=likelihood),)))
     assert ('<span class="completion own">' in page) == is_own
-    assert ".own::before { content: \"The model's own answer\"; }" in page
+    assert '.own::before { content: "The model\'s own answer"; }' in page
     assert "The model answered" not in page and "The model said" not in page
 
 
