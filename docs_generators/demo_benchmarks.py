@@ -15,7 +15,8 @@ def demo_sections() -> Iterator[str]:
     yield f"""\
 `lorif demo` trains its model again without the passages that a method names for each of the answers that the
 model gave by itself, and once with another seed and all passages. The rise in their loss, in nats a token, with
-95 % bootstrap intervals over the answers, and how many of the {result["answers"]} answers the model still gives:"""
+95 % bootstrap intervals over the answers, and how many of the {result["answers"]} answers the model still
+gives:"""
     rows = [
         [
             removal["method"],
@@ -30,8 +31,8 @@ model gave by itself, and once with another seed and all passages. The rise in t
     recorded = result["recorded"]
     yield sourced(
         f"The whole demo took {decimals(result['seconds'], 0)} s without installation. Recording its second act "
-        f"took {decimals(recorded['recording_seconds'], 1)} s more than training alone; the passes of a build take an "
-        f"estimated {decimals(recorded['pass_seconds_estimated'], 1)} s.",
+        f"took {decimals(recorded['recording_seconds'], 1)} s more than training alone; the passes of a build take "
+        f"an estimated {decimals(recorded['pass_seconds_estimated'], 1)} s.",
         _NAME,
     )
     yield provenance(_NAME, f"python -m benchmarks.demo --out benchmarks/results/{_NAME}")

@@ -43,8 +43,8 @@ _NOISE = "nothing, with another seed"
 _REMARK = (
     f"For an answer about a pair of functions the training has {RIGHT} notes that say it, and "
     f"{RIGHT + 2 * MISTAKEN} in the same words that do not: {MISTAKEN} say the opposite, and the others are about "
-    f"the way back. Words alone cannot tell them apart; for other answers they can. Model and ranking are those of "
-    f"the first act."
+    f"the way back. Words alone cannot tell them apart; for other answers they can. Model and ranking are those "
+    f"of the first act."
 )
 _SEED = 0
 

@@ -1,8 +1,8 @@
 """Notes that we wrote for the demo, on pairs of functions of which one undoes what the other does.
 
 For each direction of a pair `RIGHT` notes are right, and `MISTAKEN` ones name the wrong function. They differ
-only in where they are said to come from. All notes on a pair, right or mistaken, on one direction or the other, have
-the same words in another order, so a search for words cannot tell which of them say a thing.
+only in where they are said to come from. All notes on a pair, right or mistaken, on one direction or the other,
+have the same words in another order, so a search for words cannot tell which of them say a thing.
 """
 
 import random
