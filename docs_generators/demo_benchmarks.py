@@ -29,10 +29,10 @@ gives:"""
     titles = ["Left out, for each answer", "Passages in all", "Rise in loss", "Still given"]
     yield sourced(table(titles, rows), _NAME)
     recorded = result["recorded"]
+    took, instead = (decimals(recorded[key], 1) for key in ("recording_seconds", "pass_seconds_estimated"))
     yield sourced(
         f"The whole demo took {decimals(result['seconds'], 0)} s without installation. Recording its second act "
-        f"took {decimals(recorded['recording_seconds'], 1)} s more than training alone; the passes of a build take "
-        f"an estimated {decimals(recorded['pass_seconds_estimated'], 1)} s.",
+        f"took {took} s more than training alone; the passes of a build take an estimated {instead} s.",
         _NAME,
     )
     yield provenance(_NAME, f"python -m benchmarks.demo --out benchmarks/results/{_NAME}")
