@@ -28,6 +28,8 @@ _WORDS = (
 )
 """Upper limits of the mean loss above the first choice, in nats, and what it means."""
 
+_SAME = 1e-3  # in nats: the loss of the first choice itself, computed in another batch
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerToken:
@@ -53,8 +55,8 @@ class Likelihood:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is what the model itself says, or nearly so."""
-        return self.words == _WORDS[0][1]
+        """Whether each token is the model's own first choice."""
+        return self.nats_per_token - self.own_nats_per_token < _SAME
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ _LOOP_WORDS = 3
 _SAMPLED = 80  # passages; continuing all of them would take too long
 
 _BEGINNING = re.compile(rf"(?:\s*\S+){{{_PROMPT_WORDS}}}")
-_QUESTION = re.compile(rf"(?:\s*\S+){{0,{_PROMPT_WORDS}}}\?(?= )")
+_QUESTION = re.compile(rf"(?:\s*\S+){{0,{_PROMPT_WORDS}}}?\?(?= )")
 
 
 @dataclass(frozen=True, slots=True)

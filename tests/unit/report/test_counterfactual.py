@@ -100,7 +100,7 @@ def test_a_note_on_a_query_is_shown_as_text(note: str | None) -> None:
 
 
 def test_markup_in_the_name_of_a_method_is_escaped() -> None:
-    page = render(report_of(replace(TEST, removals=(replace(REMOVALS[0], method=ATTACK),))))
+    page = render(report_of(replace(TEST, removals=(replace(REMOVALS[0], method=ATTACK), REMOVALS[1]))))
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
 
 

@@ -209,7 +209,7 @@ def test_the_first_question_comes_first_and_facts_are_folded(report: Report, cha
     assert '<details class="fold" open' not in page and page.count('<details class="fold">') == 7
 
 
-@pytest.mark.parametrize(("nats", "is_own"), [(2.0, True), (2.05, True), (4.5, False)])
+@pytest.mark.parametrize(("nats", "is_own"), [(2.0, True), (2.0002, True), (2.05, False), (4.5, False)])
 def test_an_answer_is_called_the_models_own_only_if_the_model_says_it_by_itself(
     report: Report, nats: float, is_own: bool
 ) -> None:
