@@ -37,5 +37,6 @@ gives:"""
     )
     yield provenance(_NAME, f"python -m benchmarks.demo --out benchmarks/results/{_NAME}")
     yield """\
-What this does not show: most of the answers are about notes that were written so that words cannot tell them from
-their reverse. Where words suffice, BM25 is as good."""
+What this does not show: the answers are from notes that were written so that words cannot tell those that give an
+answer from those that say the opposite. Where an answer repeats a passage with words of its own, BM25 finds that
+passage as well."""

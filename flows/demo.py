@@ -24,7 +24,7 @@ from tasks.demo.steps import (
 )
 from tasks.orchestration import flow
 
-_TRAINING_EPOCHS = 12
+_TRAINING_EPOCHS = 14
 _TOP_K = 5
 _TITLE = "Which passages made the model say this?"
 

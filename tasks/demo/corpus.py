@@ -17,8 +17,8 @@ from tasks.demo.passages import ENOUGH_CHARS, normalise, passages
 _MAX_DOCSTRINGS = 1500
 _STATEMENTS = frozenset(
     {
-        "compound", "assert", "break", "continue", "del", "exceptions", "global", "nonlocal", "pass", "raise",
-        "return", "yield",
+        "assert", "break", "class", "continue", "del", "exceptions", "for", "function", "global", "if", "nonlocal",
+        "pass", "raise", "return", "try", "while", "with", "yield",
     }
 )  # fmt: skip
 

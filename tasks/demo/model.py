@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from lorif_core.errors import LorifError
 from tasks.demo.training import Encoded, fit, mean_loss
 
-VOCABULARY = 4096
+VOCABULARY = 2048
 POSITIONS = 256
 _WIDTH, _LAYERS, _HEADS = 128, 4, 4
 _CONTINUED_RATE = 0.01  # relative to the learning rates of the first training

@@ -21,8 +21,7 @@ _FEWEST_WORDS, _MOST_TOKENS = 6, 40
 _LOOP_WORDS = 3
 _SAMPLED = 80  # passages; continuing all of them would take too long
 
-_BEGINNING = re.compile(rf"(?:\s*\S+){{{_PROMPT_WORDS}}}")
-_QUESTION = re.compile(rf"(?:\s*\S+){{0,{_PROMPT_WORDS}}}?\?(?= )")
+_BEGINNING = re.compile(rf"(?:\s*+\S++){{{_PROMPT_WORDS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,10 @@ def has_loop(prompt: str, completion: str) -> bool:
 
 def beginning(text: str) -> str:
     """The prompt that a passage gives: up to its question, if it begins with one, or its first words."""
-    match = _QUESTION.match(text) or _BEGINNING.match(text)
+    question, mark, _ = text.partition("? ")
+    if mark and len(question.split()) <= _PROMPT_WORDS:
+        return f"{question}?"
+    match = _BEGINNING.match(text)
     return match.group() if match else ""
 
 

@@ -31,12 +31,11 @@ from tasks.environment import environment
 from tasks.orchestration import run_log, task
 
 _DOCSTRINGS = 60
-_OWN_ANSWERS = 8
+_OWN_ANSWERS = 6
 _SEED = 0
 _BUCKET = "lorif-demo"
 _COLUMNS = {"id": "id", "max_length": POSITIONS}
-SETTINGS: dict[str, Any] = {"projection": {"calibration_examples": 128}}
-"""Sections of CONFIG that shape the rows; the first epoch that is recorded must have more examples than that."""
+_SETTINGS = {"projection": {"calibration_examples": 128}}  # fewer than an epoch has, or no row would be recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def train_on(
     Returns the model, and the seconds of each stage of the recording.
     """
     times = RecordingTimes()
-    checkpoint, settings = folder / "model-continued", {**SETTINGS, "storage": storage.storage}
+    checkpoint, settings = folder / "model-continued", {**_SETTINGS, "storage": storage.storage}
     recorded = recording(storage.index, storage.upload(corpus.folder), _COLUMNS, checkpoint, settings, times)
     texts = [passage.text for passage in (*corpus.first, *corpus.docstrings)]
     further = continue_demo_model(model.folder, texts, checkpoint, EPOCHS, recorded, _SEED)
@@ -144,7 +143,7 @@ def demo_config(storage: DemoStorage, corpus: DemoCorpus, model: DemoModel, fold
         "corpus": {"uri": storage.upload(corpus.folder), **_COLUMNS},
         "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
         "storage": storage.storage,
-        **SETTINGS,
+        **_SETTINGS,
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     return parse_config(raw)

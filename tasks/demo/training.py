@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 from lorif_core.errors import LorifError
 from lorif_core.spec import MASKED
 
-_TOKENS_PER_BATCH = 1024
+_TOKENS_PER_BATCH, _ROWS_PER_BATCH = 1024, 12  # so that the short notes make as many steps as the long passages
 _ADAM_RATE, _MUON_RATE = 4e-3, 2e-2
 _WARMUP_SHARE = 0.05
 _PADDING = 0
@@ -93,10 +93,13 @@ def _shuffled_batches(encoded: Sequence[Encoded], source: random.Random) -> list
 
 
 def _by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Batches of at most `_TOKENS_PER_BATCH` tokens after padding; texts of equal length keep their order."""
+    """Batches of `_ROWS_PER_BATCH` texts and `_TOKENS_PER_BATCH` tokens after padding at most.
+
+    Texts of equal length keep their order.
+    """
     batch: list[Encoded] = []
     for ids in sorted(encoded, key=len):
-        if batch and (len(batch) + 1) * len(ids) > _TOKENS_PER_BATCH:
+        if batch and len(ids) * (len(batch) + 1) > _TOKENS_PER_BATCH or len(batch) == _ROWS_PER_BATCH:
             yield batch
             batch = []
         batch.append(ids)
