@@ -41,10 +41,10 @@ PASSAGES = RIGHT + MISTAKEN
 _OURS, _BM25, _RANDOM = f"LoRIF's {PASSAGES} strongest", f"BM25's {PASSAGES} best", f"{PASSAGES} at random"
 _NOISE = "nothing, with another seed"
 _REMARK = (
-    f"These answers were made hard for a search for words: of each answer about a pair of functions the training has "
-    f"{PASSAGES} notes that give it, and {PASSAGES} notes of the same words in another order that say the opposite. "
-    f"Where an answer repeats a passage with words of its own, a search for words finds that passage as well. Model "
-    f"and ranking are those of the first act."
+    f"These answers were made hard for a search for words: of each answer about a pair of functions the training "
+    f"has {PASSAGES} notes that give it, and {PASSAGES} notes of the same words in another order that say the "
+    f"opposite. Where an answer repeats a passage with words of its own, a search for words finds that passage as "
+    f"well. Model and ranking are those of the first act."
 )
 _SEED = 0
 

@@ -99,7 +99,7 @@ def _by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
     """
     batch: list[Encoded] = []
     for ids in sorted(encoded, key=len):
-        if batch and len(ids) * (len(batch) + 1) > _TOKENS_PER_BATCH or len(batch) == _ROWS_PER_BATCH:
+        if batch and (len(ids) * (len(batch) + 1) > _TOKENS_PER_BATCH or len(batch) == _ROWS_PER_BATCH):
             yield batch
             batch = []
         batch.append(ids)
