@@ -1,5 +1,6 @@
 """The page of benchmarks, from `benchmarks/results/*.json`."""
 
+from docs_generators.demo_benchmarks import demo_sections
 from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.likelihood_benchmarks import likelihood_sections
 from docs_generators.markdown import page
@@ -27,6 +28,7 @@ def benchmarks_page() -> str:
         *quality_sections(),
         *layers_sections(),
         *likelihood_sections(),
+        *demo_sections(),
         "## Speed and memory {#speed}",
         *speed_sections(),
         *pretrained_sections(),

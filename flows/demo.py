@@ -1,5 +1,6 @@
-"""Flow `demo`: train, index, attribute and report on one machine; then the same with more data."""
+"""Flow `demo`: train, index, attribute, and train again as a test; then train on, recorded, and update."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +10,63 @@ from lorif_core.report.batch_outputs import write_answers
 from lorif_core.tables.store import Store
 from tasks.cluster import cluster
 from tasks.demo.acts import compare_acts, run_act
+from tasks.demo.counterfactual import train_again
 from tasks.demo.steps import (
     add_docstrings,
-    continue_training,
+    choose_questions,
     demo_config,
-    demo_queries,
     demo_storage,
-    run_self_check,
+    notes_on,
+    queries_of,
     train_model,
+    train_on,
     write_corpus,
 )
 from tasks.orchestration import flow
 
-_TRAINING_SECONDS, _CONTINUED_SECONDS = 60.0, 30.0
+_TRAINING_EPOCHS = 14
 _TOP_K = 5
-_TITLE = "Which passages of Python's documentation made the model say this?"
+_TITLE = "Which passages made the model say this?"
 
 
 @flow("demo", "demo {out}")
 def demo(out: Path, store: str = "local") -> dict[str, Any]:
-    """Train, index and attribute; add data, train further, update and attribute again; report the changes.
+    """Train a model, index its corpus and attribute what it says; add data, train on, update, attribute again.
+
+    After the first act the model is trained again without the passages that attribution names. The training that
+    goes on in the second act is recorded, so that it leaves the rows of the index behind.
 
     Returns the summary that it also writes to `out`. With the store `s3`, corpus, checkpoints and index are in an
     object store that runs as long as the demo.
     """
     out.mkdir(parents=True, exist_ok=True)
-    corpus, queries = write_corpus(out), demo_queries()
-    model = train_model(corpus, out, _TRAINING_SECONDS)
+    corpus = write_corpus(out)
+    model = train_model(corpus, out, _TRAINING_EPOCHS)
+    questions = choose_questions(model, corpus)
+    queries = queries_of(questions)
     with demo_storage(store, out) as storage:
         config = demo_config(storage, corpus, model, out)
         with cluster(config.compute):  # one Ray for all steps
             first = run_act(config, build, queries, out, explained=0)
-            corpus = add_docstrings(corpus)
-            continued = continue_training(model, corpus, out, _CONTINUED_SECONDS)
-            config = demo_config(storage, corpus, continued, out)
-            second = run_act(config, update, queries, out)
+            started = time.perf_counter()
+            own = [answer for answer, question in zip(first.answers, questions, strict=True) if question.is_own]
+            test = train_again(config, model, own, corpus.first) if own else None
+            test_seconds = time.perf_counter() - started
+            add_docstrings(corpus)
+            further, recording = train_on(corpus, model, storage, out)
+            config = demo_config(storage, corpus, further, out)
+            index = Store(config.index, config.storage)
+            recorded = index.latest()
+            second = run_act(config, update, queries, out, before=recording)
         summary = write_answers(
-            str(out), Store(config.index, config.storage), second.generation, second.first(_TOP_K), _TITLE,
+            str(out), index, second.generation, second.first(_TOP_K), _TITLE,
             timings=[
-                ("train", model.seconds), ("first build", first.build_seconds),
-                ("first attribute", first.query_seconds), ("train further", continued.seconds),
-                ("attribute", second.query_seconds),
+                ("train", model.seconds), ("train further", further.seconds),
+                ("first build", first.build_seconds), ("first attribute", first.query_seconds),
+                ("attribute", second.query_seconds), ("train again", test_seconds),
             ],
-            self_checks=run_self_check(config, corpus),
-            change=compare_acts(config, first, second, _TOP_K),
+            change=compare_acts(config, first, second, recorded, _TOP_K),
+            counterfactual=test,
+            notes=notes_on(questions, test),
         )  # fmt: skip
     return {"report": str(out / "report.html"), **summary}

@@ -106,15 +106,27 @@ def change_lines(change: Mapping[str, Any]) -> list[str]:
             f"old and new gradients of {older['sampled']:,} of {older['rows']:,} old rows: cosine "
             f"{older['cosine']:.3f}{scores}; the rows {outcome}"
         )
-    lines.append(
-        f"the update took {format_seconds(change['update_seconds']['all'])}; a rebuild would take an estimated "
-        f"{format_seconds(change['rebuild_seconds_estimated']['all'])}"
-    )
+    lines.append(_recording_line(change["recorded"]) if "recorded" in change else _update_line(change))
     lines.append(
         f"strongest proponents of {len(change['queries'])} questions: {proponents['new_data']} from new data, "
         f"{proponents['risen']} risen, {proponents['stayed']} stayed"
     )
     return lines
+
+
+def _update_line(change: Mapping[str, Any]) -> str:
+    return (
+        f"the update took {format_seconds(change['update_seconds']['all'])}; a rebuild would take an estimated "
+        f"{format_seconds(change['rebuild_seconds_estimated']['all'])}"
+    )
+
+
+def _recording_line(recorded: Mapping[str, Any]) -> str:
+    return (
+        f"{recorded['rows']:,} rows were recorded while the model trained on, which took "
+        f"{format_seconds(recorded['recording_seconds'])} more; the passes of a build over them take an estimated "
+        f"{format_seconds(recorded['pass_seconds_estimated'])} (saved {recorded['saved']:.0%})"
+    )
 
 
 def ranking_text(answer: Mapping[str, Sequence[Mapping[str, Any]]]) -> "RenderableType":

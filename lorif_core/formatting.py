@@ -60,6 +60,11 @@ def format_signed_percent(share: float) -> str:
     return f"{100 * share:+.0f}\N{NO-BREAK SPACE}%".replace("-", _MINUS)
 
 
+def format_signed(number: float) -> str:
+    """A number with its sign and two decimals."""
+    return f"{number:+.2f}".replace("-", _MINUS)
+
+
 def format_seconds(seconds: float) -> str:
     """A duration in seconds, minutes and seconds, or hours and minutes."""
     if seconds < 60:

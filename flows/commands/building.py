@@ -1,7 +1,7 @@
 """The commands `lorif check`, `build`, `update` and `demo`: check without Prefect and Ray, then run the flow."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,14 +76,9 @@ def run_demo(out: str, store: str) -> Result:
 
     log_failures_once()
     summary = demo(Path(out).resolve(), store)
-    checks = [
-        f"{row['question']} ours {row['ours']:.1%}, BM25 {row['bm25']:.1%}, chance {row['chance']:.1%}"
-        for row in summary["self_check"]
-    ]
+    lines = [*change_lines(summary["change"]), *_test_lines(summary)]
     places = [f"next: {_question(str(Path(out) / 'index'))}"] if store == "local" else []
-    return Result(
-        summary, "\n".join([*change_lines(summary["change"]), *checks, *places, f"report: {summary['report']}"])
-    )
+    return Result(summary, "\n".join([*lines, *places, f"report: {summary['report']}"]))
 
 
 def _read_local_config(config: str | None, overrides: Sequence[str]) -> "Config":
@@ -96,3 +91,14 @@ def _read_local_config(config: str | None, overrides: Sequence[str]) -> "Config"
 
 def _question(index: str) -> str:
     return f'lorif query {shlex.quote(index)} "a text that the model wrote"'
+
+
+def _test_lines(summary: dict[str, Any]) -> Iterator[str]:
+    """What trainings without some passages did to the model's own answers."""
+    test = summary.get("counterfactual", {})
+    for row in test.get("removals", ()):
+        yield (
+            f"trained again, leaving out {row['method']}: the loss of the model's own answers rises by "
+            f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] nats a token, and it still gives "
+            f"{sum(row['given'])} of {len(row['given'])}"
+        )

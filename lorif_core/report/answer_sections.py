@@ -119,6 +119,7 @@ class QuerySection:
         likelihood: how likely the model finds the query; None for several queries in one.
         distribution: of the scores of all searched rows; None if it was not counted.
         compound: whether it is the mean of several queries or the difference of two; None for a single one.
+        note: a remark on the query, such as who gave the answer.
     """
 
     query_id: str
@@ -137,6 +138,7 @@ class QuerySection:
     likelihood: Likelihood | None = None
     distribution: Distribution | None = None
     compound: Literal["group", "contrast"] | None = None
+    note: str | None = None
 
     @property
     def hits(self) -> tuple[Hit, ...]:

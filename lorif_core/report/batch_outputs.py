@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -15,8 +16,9 @@ from lorif_core.report.answer import answer_section
 from lorif_core.report.answer_sections import Hit, QuerySection
 from lorif_core.report.block_answers import Attribution
 from lorif_core.report.changes import Change
+from lorif_core.report.counterfactual import Counterfactual
 from lorif_core.report.index_report import report_of
-from lorif_core.report.page import SelfCheckRow, render
+from lorif_core.report.page import render
 from lorif_core.search.options import DEFAULT_OPTIONS, SearchOptions
 from lorif_core.search.top_k import TopK
 from lorif_core.storage.filesystem import atomic_write, open_filesystem, storage_errors
@@ -62,9 +64,10 @@ def write_answers(
     answers: Iterable[Attribution],
     title: str,
     timings: Sequence[tuple[str, float]] = (),
-    self_checks: Sequence[SelfCheckRow] = (),
     change: Change | None = None,
     options: SearchOptions = DEFAULT_OPTIONS,
+    counterfactual: Counterfactual | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write the three files into `out`, the summary last, and return the summary.
 
@@ -78,18 +81,18 @@ def write_answers(
         answers: one per query, in order.
         title: heading of the report.
         timings: (stage, seconds) to show after those of the build.
-        self_checks: self-checks to show.
         change: changes since a former generation, for the same queries.
         options: options of the search.
+        counterfactual: trainings without the passages of several methods.
+        notes: remarks on queries, by id.
     """
     fs, path = open_filesystem(out, store.storage)
     with storage_errors(out, "write"):
         fs.makedirs(path, exist_ok=True)
         with atomic_write(f"{out.rstrip('/')}/scores.parquet", store.storage) as file:
             written = _write_scores(file, store, generation, answers)
-    report = report_of(
-        store, generation, written.shown(), title, timings, self_checks, change, omitted=written.omitted
-    )
+    shown = [replace(query, note=notes.get(query.query_id)) for query in written.shown()]
+    report = report_of(store, generation, shown, title, timings, change, counterfactual, omitted=written.omitted)
     summary = {
         "queries": written.queries,
         "scores": written.scores,
@@ -104,10 +107,7 @@ def write_answers(
         "covered_parameters": report.coverage.share,
         "skipped": [list(item) for item in report.skipped],
         "timings": dict(report.timings),
-        "self_check": [
-            {"question": row.question, "ours": row.ours, "bm25": row.bm25, "chance": row.chance}
-            for row in self_checks
-        ],
+        **({} if counterfactual is None else {"counterfactual": counterfactual.to_dict()}),
         **({} if change is None else {"change": change.to_dict()}),
     }
     files = {"report.html": render(report), SUMMARY: json.dumps(summary, indent=2) + "\n"}

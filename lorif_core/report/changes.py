@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+RECORDING = "record: "
+"""What the names of the stages of a recording begin with."""
+
+_OF_A_PASS = frozenset({"calibrate", "index"})
+
 
 @dataclass(frozen=True, slots=True)
 class PartDrift:
@@ -29,6 +34,16 @@ class StageCost:
     stage: str
     update: float
     rebuild: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A generation that a training left behind: its number, its rows, and the first and the last of its steps."""
+
+    generation: int
+    rows: int
+    first_step: int
+    last_step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +95,7 @@ class Change:
         older_rows: drift of the rows of older checkpoints.
         costs: by stage; they add up to the total costs of update and rebuild.
         queries: one per query, in order.
+        recorded: the generation between the two, if a training recorded one.
     """
 
     former_generation: int
@@ -92,6 +108,7 @@ class Change:
     older_rows: tuple[PartDrift, ...]
     costs: tuple[StageCost, ...]
     queries: tuple[QueryChange, ...]
+    recorded: Recorded | None = None
 
     @property
     def update_seconds(self) -> float:
@@ -102,6 +119,21 @@ class Change:
     def rebuild_seconds(self) -> float:
         """Estimated total seconds of a rebuild."""
         return sum(cost.rebuild for cost in self.costs)
+
+    @property
+    def recording_seconds(self) -> float:
+        """Seconds that recording added to the training."""
+        return sum(cost.update for cost in self.costs if cost.stage.startswith(RECORDING))
+
+    @property
+    def pass_seconds(self) -> float:
+        """Estimated seconds of the passes of a build over the corpus; its workers run at the same time."""
+        return sum(cost.rebuild for cost in self.costs if cost.stage in _OF_A_PASS)
+
+    @property
+    def saved(self) -> float:
+        """Share of these seconds that recording saved; negative if recording took longer."""
+        return 1 - self.recording_seconds / self.pass_seconds if self.pass_seconds else 0.0
 
     @property
     def new(self) -> int:
@@ -143,7 +175,14 @@ class Change:
             },
             "proponents": {"new_data": self.new, "risen": self.risen, "stayed": self.stayed},
             "queries": [_query_dict(query) for query in self.queries],
+            **self._recording(),
         }  # fmt: skip
+
+    def _recording(self) -> dict[str, Any]:
+        if self.recorded is None:
+            return {}
+        seconds = {"recording_seconds": self.recording_seconds, "pass_seconds_estimated": self.pass_seconds}
+        return {"recorded": {**asdict(self.recorded), **seconds, "saved": self.saved}}
 
 
 def _query_dict(query: QueryChange) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.changes import Change
-from lorif_core.report.page import Report, SelfCheckRow, Storage
+from lorif_core.report.counterfactual import Counterfactual
+from lorif_core.report.page import Report, Storage
 from lorif_core.report.spectrum import LayerSection
 from lorif_core.spec import Coverage
 from lorif_core.tables.generation import Generation, metric_words
@@ -21,8 +22,8 @@ def report_of(
     sections: Sequence[QuerySection],
     title: str,
     timings: Sequence[tuple[str, float]] = (),
-    self_checks: Sequence[SelfCheckRow] = (),
     change: Change | None = None,
+    counterfactual: Counterfactual | None = None,
     omitted: str | None = None,
 ) -> Report:
     """The page of some answered queries, with the facts about their generation; arguments as in `Report`."""
@@ -49,10 +50,10 @@ def report_of(
         ),
         timings=(*json.loads(generation.timings_json).items(), *timings),
         skipped=tuple((example_id, reason) for example_id, reason in json.loads(generation.skipped_json)),
-        self_checks=tuple(self_checks),
         relative=len(generation.own_checkpoint_parts) > 1,
         omitted=omitted,
         change=change,
+        counterfactual=counterfactual,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from lorif_core.errors import LorifError
 from lorif_core.report.answer_sections import QuerySection
 from lorif_core.report.changes import Change
+from lorif_core.report.counterfactual import Counterfactual
 from lorif_core.report.spectrum import LayerSection
 from lorif_core.report.templating import assets, csp_hash, render_template
 from lorif_core.spec import Coverage
@@ -37,17 +38,6 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class SelfCheckRow:
-    """One self-check. The three results are shares between 0 and 1; None where a method does not apply."""
-
-    question: str
-    ours: float
-    bm25: float | None
-    chance: float | None
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that the page shows.
 
@@ -58,6 +48,7 @@ class Report:
             checkpoints.
         change: what changed since the previous generation, for the same queries in the same order.
         omitted: a sentence about results that the page leaves out.
+        counterfactual: trainings without the passages of several methods.
     """
 
     title: str
@@ -72,10 +63,10 @@ class Report:
     storage: Storage
     timings: tuple[tuple[str, float], ...]
     skipped: tuple[tuple[str, str], ...]
-    self_checks: tuple[SelfCheckRow, ...] = ()
     relative: bool = False
     change: Change | None = None
     omitted: str | None = None
+    counterfactual: Counterfactual | None = None
 
 
 @dataclass(frozen=True, slots=True)

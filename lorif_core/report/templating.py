@@ -53,6 +53,7 @@ def _template(name: str) -> Template:
         percentile=formatting.format_percentile,
         score=formatting.format_score,
         seconds=formatting.format_seconds,
+        signed=formatting.format_signed,
         signed_percent=formatting.format_signed_percent,
         significant=formatting.format_significant,
     )

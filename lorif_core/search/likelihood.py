@@ -22,11 +22,13 @@ from lorif_core.search.token_texts import token_texts
 _WORDS = (
     (0.1, "the model says this by itself"),
     (1.5, "the model could well say this by itself"),
-    (3.2, "the model might say this by itself"),
+    (3.2, "the model would usually say something else"),
     (4.5, "the model would rarely say this by itself"),
     (float("inf"), "the model would hardly say this by itself"),
 )
 """Upper limits of the mean loss above the first choice, in nats, and what it means."""
+
+_SAME = 1e-3  # in nats: the loss of the first choice itself, computed in another batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class Likelihood:
     nats_per_token: float
     own_nats_per_token: float
     words: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether each token is the model's own first choice."""
+        return self.nats_per_token - self.own_nats_per_token < _SAME
 
 
 @dataclass(frozen=True, slots=True)

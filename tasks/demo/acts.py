@@ -1,14 +1,15 @@
 """The demo's two acts, each a generation and its answers to the same queries, and the changes between them."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from lorif_core.config import Config
 from lorif_core.report.batch_run import BatchRun
 from lorif_core.report.block_answers import Attribution
-from lorif_core.report.changes import Change, PartDrift, QueryChange, StageCost, with_former_ranks
+from lorif_core.report.changes import Change, PartDrift, QueryChange, Recorded, StageCost, with_former_ranks
 from lorif_core.search.explanation import QUERIES_EXPLAINED
 from lorif_core.search.queries import Query
 from lorif_core.tables.generation import Generation
@@ -21,12 +22,22 @@ _PER_TOKEN = frozenset({"index", "curvature"})  # calibration has a small sample
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A generation, its answers with all rows ranked, and the seconds of building it and of attribution."""
+    """A generation and its answers with all rows ranked.
+
+    Attributes:
+        stages: seconds of each stage that made the generation.
+        query_seconds: seconds of attribution.
+    """
 
     generation: Generation
     answers: list[Attribution]
-    build_seconds: float
+    stages: Mapping[str, float]
     query_seconds: float
+
+    @property
+    def build_seconds(self) -> float:
+        """Seconds that making the generation took."""
+        return sum(self.stages.values())
 
     def first(self, k: int) -> list[Attribution]:
         """The answers, each cut to the first `k` proponents and opponents."""
@@ -39,37 +50,49 @@ def run_act(
     queries: Sequence[Query],
     out: Path,
     explained: int = QUERIES_EXPLAINED,
+    before: Mapping[str, float] = MappingProxyType({}),
 ) -> Act:
     """Make a generation and attribute the queries against it; `out` has the answers while the act runs.
 
-    The first `explained` answers get explanations.
+    The first `explained` answers get explanations. `before` has the seconds of what was done for it earlier.
     """
     started = time.perf_counter()
     generation = make(config)
-    build_seconds, started = time.perf_counter() - started, time.perf_counter()
+    stages = {**before, **generation.timings}
+    stages[_REST] = stages.get(_REST, 0.0) + time.perf_counter() - started - sum(generation.timings.values())
+    started = time.perf_counter()
     run = BatchRun(config, queries, generation.rows, str(out), generation, explained=explained)
     attribute_queries(config, run)
     answers = list(run.answers())
     run.clean_up()
-    return Act(generation, answers, build_seconds, time.perf_counter() - started)
+    return Act(generation, answers, stages, time.perf_counter() - started)
 
 
-def compare_acts(config: Config, before: Act, after: Act, k: int) -> Change:
-    """The changes from the first act to the second, with `k` proponents per query."""
-    store = Store(config.index, config.storage)
-    changes = after.generation.changes
+def compare_acts(config: Config, before: Act, after: Act, recorded: Generation, k: int) -> Change:
+    """The changes from the first act to the second, with `k` proponents per query.
+
+    Args:
+        config: the demo's CONFIG.
+        before: the act with the build.
+        after: the act with the update.
+        recorded: the generation between them, which was recorded during training.
+        k: proponents per query.
+    """
+    rows = Store(config.index, config.storage).rows
+    first, last = recorded.changes["recorded"]["steps"]
     return Change(
         former_generation=before.generation.generation,
         rows_before=before.generation.rows,
         rows_after=after.generation.rows,
-        rows_added=changes["rows_added"],
-        rows_refreshed=changes["rows_refreshed"],
-        bytes_before=store.rows.code_bytes(before.generation.factors_version),
-        bytes_after=store.rows.code_bytes(after.generation.factors_version),
-        older_rows=tuple(PartDrift(**drift) for drift in changes["older_rows"]),
+        rows_added=after.generation.rows - before.generation.rows,
+        rows_refreshed=after.generation.changes["rows_refreshed"],
+        bytes_before=rows.code_bytes(before.generation.factors_version),
+        bytes_after=rows.code_bytes(after.generation.factors_version),
+        older_rows=tuple(PartDrift(**drift) for drift in after.generation.changes["older_rows"]),
         costs=tuple(stage_costs(before, after)),
         queries=tuple(compare(before.answers, after.answers, k)),
-    )  # fmt: skip
+        recorded=Recorded(recorded.generation, recorded.rows, first, last),
+    )
 
 
 def compare(before: Sequence[Attribution], after: Sequence[Attribution], k: int) -> Iterator[QueryChange]:
@@ -80,15 +103,9 @@ def compare(before: Sequence[Attribution], after: Sequence[Attribution], k: int)
 
 
 def stage_costs(before: Act, after: Act) -> Iterator[StageCost]:
-    """Seconds of each stage of the update, and of a rebuild: those of the first build, scaled to all tokens."""
+    """Seconds of each stage of the later act, and of a rebuild: those of the first build, scaled to all tokens."""
     growth = after.generation.tokens / before.generation.tokens
-    built, updated = _stages(before), _stages(after)
-    for stage in dict.fromkeys([*updated, *built]):
-        rebuilt = built.get(stage, 0.0) * (growth if stage in _PER_TOKEN else 1.0)
-        yield StageCost(stage, updated.get(stage, 0.0), rebuilt)
-
-
-def _stages(act: Act) -> dict[str, float]:
-    """Seconds of each stage; the rest of the total comes last."""
-    timings = act.generation.timings
-    return {**timings, _REST: act.build_seconds - sum(timings.values())}
+    stages = dict.fromkeys([*after.stages, *before.stages])
+    for stage in [*(stage for stage in stages if stage != _REST), _REST]:
+        rebuilt = before.stages.get(stage, 0.0) * (growth if stage in _PER_TOKEN else 1.0)
+        yield StageCost(stage, after.stages.get(stage, 0.0), rebuilt)

@@ -1,14 +1,13 @@
-"""The demo's text, which every Python installation has: the language reference and the library's docstrings."""
+"""The demo's texts that every Python installation has, language reference and docstrings, and our questions."""
 
 import ast
 import itertools
 import json
-import random
 import sys
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics as reference_topics
@@ -16,6 +15,12 @@ from pydoc_data.topics import topics as reference_topics
 from tasks.demo.passages import ENOUGH_CHARS, normalise, passages
 
 _MAX_DOCSTRINGS = 1500
+_STATEMENTS = frozenset(
+    {
+        "assert", "break", "class", "continue", "del", "exceptions", "for", "function", "global", "if", "nonlocal",
+        "pass", "raise", "return", "try", "while", "with", "yield",
+    }
+)  # fmt: skip
 
 _EXCLUDED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages"})
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -23,7 +28,7 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """One training example of the demo; `topics` are the reference topics, or the module, that contain it."""
+    """One training example; `topics` are the reference topics, the module or the pair of functions it is about."""
 
     paragraph_id: str
     topics: tuple[str, ...]
@@ -32,34 +37,15 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of a Python programmer, and the answer whose loss is attributed."""
+    """A prompt and the answer whose loss is attributed; the model gave an own answer, we typed the others."""
 
     question_id: str
     prompt: str
     completion: str
+    is_own: bool = False
 
 
 QUESTIONS: tuple[Question, ...] = (
-    Question(
-        "loop-else",
-        'When is the "else" clause of a "for" loop executed? ',
-        'When the items are exhausted and no "break" statement terminates the loop.',
-    ),
-    Question(
-        "finally-break",
-        'What happens when "break" passes control out of a "try" statement with a "finally" clause? ',
-        'That "finally" clause is executed before really leaving the loop.',
-    ),
-    Question(
-        "mutable-default",
-        "When are default parameter values of a function evaluated? ",
-        "They are evaluated from left to right when the function definition is executed.",
-    ),
-    Question(
-        "with-exit",
-        'What does the return value of "__exit__()" do in a "with" statement? ',
-        "If the return value was true, the exception is suppressed.",
-    ),
     Question(
         "raise-from",
         'What is the "from" clause of a "raise" statement used for? ',
@@ -71,35 +57,14 @@ QUESTIONS: tuple[Question, ...] = (
         "It causes the listed identifiers to refer to previously bound variables in the nearest enclosing scope.",
     ),
     Question(
-        "hash-eq",
-        'What must hold for the hash values of objects that define "__eq__()"? ',
-        "Objects which compare equal must have the same hash value.",
+        "loop-else",
+        'When is the "else" clause of a "for" loop executed? ',
+        'When the items are exhausted and no "break" statement terminates the loop.',
     ),
     Question(
-        "getattr",
-        'When is the "__getattr__()" method called? ',
-        'It is called when the default attribute access fails with an "AttributeError".',
-    ),
-    Question(
-        "chained-comparison",
-        'Can comparisons be chained, as in "x < y <= z"? ',
-        'Comparisons can be chained arbitrarily; "y" is evaluated only once.',
-    ),
-    Question(
-        "generator",
-        "What happens when a generator function is called? ",
-        "It returns an iterator known as a generator, which controls the execution of the generator function.",
-    ),
-    Question(
-        "sort-key",
-        'How can I sort a list by a "key" in place? ',
-        'The "sort()" method sorts the list in place; "key" specifies a function of one argument that is used '
-        "to extract a comparison key from each list element.",
-    ),
-    Question(
-        "assert-optimised",
-        'What happens to "assert" statements when optimization is requested? ',
-        "The code generator emits no code for an assert statement when optimization is requested at compile time.",
+        "with-exit",
+        'What does the return value of "__exit__()" do in a "with" statement? ',
+        "If the return value was true, the exception is suppressed.",
     ),
 )
 
@@ -129,6 +94,11 @@ def language_reference() -> list[Paragraph]:
     return paragraphs
 
 
+def passages_on_statements() -> list[Paragraph]:
+    """The passages of the language reference on statements and exceptions."""
+    return [paragraph for paragraph in language_reference() if not _STATEMENTS.isdisjoint(paragraph.topics)]
+
+
 def library_docstrings(limit: int = _MAX_DOCSTRINGS) -> list[Paragraph]:
     """Docstrings of the standard library, parsed from its source files without importing them.
 
@@ -146,34 +116,6 @@ def library_docstrings(limit: int = _MAX_DOCSTRINGS) -> list[Paragraph]:
     if len(docstrings) <= limit:
         return docstrings
     return [docstrings[index * len(docstrings) // limit] for index in range(limit)]
-
-
-def split(
-    paragraphs: Sequence[Paragraph], held_out_share: float, seed: int
-) -> tuple[list[Paragraph], list[Paragraph]]:
-    """Split into (train, held_out), disjoint and in the given order; equal arguments give equal results.
-
-    A passage is held out only if another passage of one of its topics stays in `train`; otherwise no method could
-    find its topic.
-
-    Raises:
-        ValueError: `held_out_share` is below 0, or 1 or more.
-    """
-    if not 0 <= held_out_share < 1:
-        raise ValueError(f"held_out_share must be at least 0 and below 1, not {held_out_share}")
-    target = round(held_out_share * len(paragraphs))
-    remaining = Counter(topic for paragraph in paragraphs for topic in paragraph.topics)
-    order = list(range(len(paragraphs)))
-    random.Random(seed).shuffle(order)
-    held_out: set[int] = set()
-    for index in order:
-        if len(held_out) == target:
-            break
-        if any(remaining[topic] > 1 for topic in paragraphs[index].topics):
-            held_out.add(index)
-            remaining.subtract(paragraphs[index].topics)
-    train = [paragraph for index, paragraph in enumerate(paragraphs) if index not in held_out]
-    return train, [paragraph for index, paragraph in enumerate(paragraphs) if index in held_out]
 
 
 def write_jsonl(paragraphs: Iterable[Paragraph], path: Path) -> None:

@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,77 +13,100 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lorif_core.errors import LorifError
-from tasks.demo.training import Encoded, Length, fit, mean_loss
+from tasks.demo.training import Encoded, fit, mean_loss
 
-VOCABULARY = 4096
+VOCABULARY = 2048
 POSITIONS = 256
 _WIDTH, _LAYERS, _HEADS = 128, 4, 4
 _CONTINUED_RATE = 0.01  # relative to the learning rates of the first training
 _END = "<|endoftext|>"
+
+Recording = Callable[[GPT2LMHeadModel], AbstractContextManager[Callable[[int], None]]]
+"""Records the training of a model within a context, which gives what each epoch begins with."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoModel:
     """A trained model. Losses are nats per predicted token over all training texts.
 
-    `unigram_loss` is the loss of the best predictor that ignores context, on the same tokens.
+    `unigram_loss` is the loss of the best predictor that ignores context, on the same tokens. `seed` is that of
+    the first weights and of the orders of the texts.
     """
 
     folder: Path
+    seed: int
     parameters: int
     steps: int
-    epochs: float
-    seconds: float
+    epoch_seconds: tuple[float, ...]
     final_loss: float
     unigram_loss: float
 
+    @property
+    def epochs(self) -> int:
+        """Passes over the texts."""
+        return len(self.epoch_seconds)
 
-def train_demo_model(
-    texts: Sequence[str],
-    folder: Path,
-    seconds: float = 60.0,
-    seed: int = 0,
-    steps: int | None = None,
-) -> DemoModel:
+    @property
+    def seconds(self) -> float:
+        """Duration of the training."""
+        return sum(self.epoch_seconds)
+
+
+def train_demo_model(texts: Sequence[str], folder: Path, epochs: int, seed: int = 0) -> DemoModel:
     """Train on `texts` and save weights (safetensors) and tokenizer into `folder`.
 
-    The run takes `seconds` of wall clock. A faster machine takes more steps and gets another model, so runs are
-    not reproducible bit by bit, even with equal seeds. With `steps` the run has exactly that many steps and is
-    repeatable on one machine.
+    Equal arguments give equal weights on one machine.
     Training and indexing use the same tokens of a text: its own tokens, cut at `POSITIONS`, with nothing added.
 
     Raises:
-        ValueError: `seconds` or `steps` is not positive.
+        ValueError: `epochs` is not positive.
         LorifError: no text has two tokens or more, or the training diverged.
     """
-    length = Length(seconds, steps)
     tokenizer = _train_tokenizer(texts)
-    encoded = _encoded(tokenizer, texts)
     model = _new_model(len(tokenizer), tokenizer.eos_token_id, seed)
-    return _trained(model, tokenizer, encoded, folder, length, seed, rate=1.0)
+    return _trained(model, tokenizer, texts, folder, epochs, seed, 1.0, lambda _: None)
 
 
 def continue_demo_model(
-    former: Path,
-    texts: Sequence[str],
-    folder: Path,
-    seconds: float = 30.0,
-    seed: int = 0,
-    steps: int | None = None,
+    former: Path, texts: Sequence[str], folder: Path, epochs: int, recording: Recording, seed: int = 0
 ) -> DemoModel:
     """Train the model in the folder `former` further on `texts`, at a low learning rate; save it into `folder`.
 
-    The tokenizer does not change. Length and errors are those of `train_demo_model`.
+    The tokenizer does not change. The model is saved within the context of the recording. Errors are those of
+    `train_demo_model`.
     """
-    length = Length(seconds, steps)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(former)
     model = GPT2LMHeadModel.from_pretrained(former)
-    return _trained(model, tokenizer, _encoded(tokenizer, texts), folder, length, seed, rate=_CONTINUED_RATE)
+    with recording(model) as begin_epoch:
+        return _trained(model, tokenizer, texts, folder, epochs, seed, _CONTINUED_RATE, begin_epoch)
+
+
+def train_without(
+    former: DemoModel, texts: Sequence[str], left_out: Collection[str], seed: int
+) -> GPT2LMHeadModel:
+    """Repeat `train_demo_model` without some of its texts, in memory; the tokenizer is the former one.
+
+    With the former seed the first weights, batches and learning rates are the same too; with nothing left out, the
+    model then has the weights of the former one.
+
+    Raises:
+        LorifError: the training diverged.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(former.folder)
+    model = _new_model(len(tokenizer), tokenizer.eos_token_id, seed)
+    removed = {tuple(ids) for ids in _tokens(tokenizer, list(left_out))}
+    fit(model, _encoded(tokenizer, texts), former.epochs, seed, 1.0, removed)
+    return model
+
+
+def _tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Encoded]:
+    encoded: list[Encoded] = tokenizer(list(texts), truncation=True)["input_ids"] if texts else []
+    return encoded
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Encoded]:
     """Token ids of the texts that have at least two tokens, one of them to predict."""
-    encoded = [ids for ids in tokenizer(list(texts), truncation=True)["input_ids"] if len(ids) > 1]
+    encoded = [ids for ids in _tokens(tokenizer, texts) if len(ids) > 1]
     if not encoded:
         raise LorifError("the demo model cannot be trained: no text has two tokens or more")
     return encoded
@@ -91,22 +115,26 @@ def _encoded(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[E
 def _trained(
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerFast,
-    encoded: Sequence[Encoded],
+    texts: Sequence[str],
     folder: Path,
-    length: Length,
+    epochs: int,
     seed: int,
     rate: float,
+    begin_epoch: Callable[[int], None],
 ) -> DemoModel:
     """Train the model, and save weights and tokenizer."""
-    trained = fit(model, encoded, length, seed, rate)
+    if epochs <= 0:
+        raise ValueError(f"epochs must be positive, not {epochs}")
+    encoded = _encoded(tokenizer, texts)
+    trained = fit(model, encoded, epochs, seed, rate, begin_epoch=begin_epoch)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return DemoModel(
         folder=folder,
+        seed=seed,
         parameters=model.num_parameters(),
         steps=trained.steps,
-        epochs=trained.tokens / sum(map(len, encoded)),
-        seconds=trained.seconds,
+        epoch_seconds=trained.epoch_seconds,
         final_loss=mean_loss(model, encoded),
         unigram_loss=_unigram_loss(encoded),
     )

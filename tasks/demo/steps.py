@@ -1,92 +1,107 @@
-"""The demo's steps as Prefect tasks: write the corpus, train the model, run the self-check."""
+"""The demo's steps as Prefect tasks: write the corpus, train the model, and choose the questions."""
 
 import json
 import os
-import random
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorif_core.config import Config
 from lorif_core.config_file import parse_config
-from lorif_core.report.page import SelfCheckRow
-from lorif_core.search.index import Index
+from lorif_core.formatting import format_signed
+from lorif_core.report.counterfactual import Counterfactual
 from lorif_core.search.queries import Query
-from lorif_core.tables.store import Store
-from tasks.artifacts import show_table
 from tasks.demo.corpus import (
     QUESTIONS,
     Paragraph,
-    language_reference,
+    Question,
     library_docstrings,
-    split,
+    passages_on_statements,
     write_jsonl,
 )
 from tasks.demo.model import POSITIONS, DemoModel, continue_demo_model, train_demo_model
+from tasks.demo.notes import notes
 from tasks.demo.object_store import MotoServer, upload_folder
-from tasks.demo.self_check import bm25_hits, chance_same_topic_at_k, same_topic_at_k, self_retrieval
+from tasks.demo.own_answers import own_questions
+from tasks.demo.recorded import EPOCHS, RecordingTimes, recording
 from tasks.environment import environment
 from tasks.orchestration import run_log, task
 
-_HELD_OUT_SHARE = 0.08
-_DOCSTRINGS = 300
-_SELF_CHECK_PASSAGES = 64
-_TOP_TOPICS = 5
+_DOCSTRINGS = 60
+_OWN_ANSWERS = 6
 _SEED = 0
 _BUCKET = "lorif-demo"
+_COLUMNS = {"id": "id", "max_length": POSITIONS}
+_SETTINGS = {"projection": {"calibration_examples": 128}}  # fewer than an epoch has, or no row would be recorded
 
 
 @dataclass(frozen=True, slots=True)
 class DemoCorpus:
-    """The demo's corpus in a folder: passages to train on and to index, and passages that the model never sees."""
+    """The demo's corpus in a folder: the passages of the first act, and docstrings that the second one adds."""
 
     folder: Path
-    train: tuple[Paragraph, ...]
-    held_out: tuple[Paragraph, ...]
+    first: tuple[Paragraph, ...]
+    docstrings: tuple[Paragraph, ...]
 
 
 @task("write corpus")
 def write_corpus(folder: Path) -> DemoCorpus:
-    """Cut the language reference into passages, and write the training passages as JSON Lines."""
-    train, held_out = split(language_reference(), _HELD_OUT_SHARE, _SEED)
-    corpus = DemoCorpus(folder / "corpus", tuple(train), tuple(held_out))
+    """Cut a part of the language reference into passages, and write these and our notes as JSON Lines."""
+    reference, own_notes = passages_on_statements(), notes(_SEED)
+    docstrings = library_docstrings(_DOCSTRINGS)
+    corpus = DemoCorpus(folder / "corpus", (*reference, *own_notes), tuple(docstrings))
     corpus.folder.mkdir(parents=True)
-    write_jsonl(train, corpus.folder / "language-reference.jsonl")
-    run_log().info("%d passages to train on, %d held out", len(train), len(held_out))
+    write_jsonl(reference, corpus.folder / "language-reference.jsonl")
+    write_jsonl(own_notes, corpus.folder / "notes.jsonl")
+    run_log().info("%d passages of the language reference, %d notes", len(reference), len(own_notes))
     return corpus
 
 
 @task("add docstrings")
-def add_docstrings(corpus: DemoCorpus) -> DemoCorpus:
-    """Add a second file to the corpus: docstrings of the standard library, for training and indexing."""
-    docstrings = library_docstrings(_DOCSTRINGS)
-    write_jsonl(docstrings, corpus.folder / "library-docstrings.jsonl")
-    run_log().info("%d docstrings added", len(docstrings))
-    return replace(corpus, train=(*corpus.train, *docstrings))
+def add_docstrings(corpus: DemoCorpus) -> None:
+    """Add a third file to the corpus: docstrings of the standard library."""
+    write_jsonl(corpus.docstrings, corpus.folder / "library-docstrings.jsonl")
+    run_log().info("%d docstrings added", len(corpus.docstrings))
 
 
 @task("train model")
-def train_model(corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
-    """Train a tokenizer and a small GPT-2 on the passages."""
-    texts = [paragraph.text for paragraph in corpus.train]
-    return _logged(train_demo_model(texts, folder / "model", seconds, _SEED))
+def train_model(corpus: DemoCorpus, folder: Path, epochs: int) -> DemoModel:
+    """Train a tokenizer and a small GPT-2 on the passages of the first act."""
+    texts = [passage.text for passage in corpus.first]
+    return _logged(train_demo_model(texts, folder / "model", epochs, _SEED))
 
 
-@task("continue training")
-def continue_training(model: DemoModel, corpus: DemoCorpus, folder: Path, seconds: float) -> DemoModel:
-    """Train the model further on the whole corpus."""
-    texts = [paragraph.text for paragraph in corpus.train]
-    return _logged(continue_demo_model(model.folder, texts, folder / "model-continued", seconds, _SEED))
+@task("train on")
+def train_on(
+    corpus: DemoCorpus, model: DemoModel, storage: "DemoStorage", folder: Path
+) -> tuple[DemoModel, dict[str, float]]:
+    """Train the model further on the whole corpus, and record the rows of the index meanwhile.
+
+    Returns the model, and the seconds of each stage of the recording.
+    """
+    times = RecordingTimes()
+    checkpoint, settings = folder / "model-continued", {**_SETTINGS, "storage": storage.storage}
+    recorded = recording(storage.index, storage.upload(corpus.folder), _COLUMNS, checkpoint, settings, times)
+    texts = [passage.text for passage in (*corpus.first, *corpus.docstrings)]
+    further = continue_demo_model(model.folder, texts, checkpoint, EPOCHS, recorded, _SEED)
+    return _logged(further), times.stages(further)
+
+
+@task("own answers")
+def choose_questions(model: DemoModel, corpus: DemoCorpus) -> list[Question]:
+    """Questions that the model answers by itself, then those that we typed."""
+    own = own_questions(model.folder, corpus.first, _OWN_ANSWERS, _SEED)
+    run_log().info("%d answers of the model itself", len(own))
+    return [*own, *QUESTIONS]
 
 
 def _logged(model: DemoModel) -> DemoModel:
     run_log().info(
-        "%d parameters, %d steps in %.0f s, loss %.2f (unigram %.2f)",
-        model.parameters, model.steps, model.seconds, model.final_loss, model.unigram_loss,
+        "%d parameters, %d epochs in %.0f s, loss %.2f (unigram %.2f)",
+        model.parameters, model.epochs, model.seconds, model.final_loss, model.unigram_loss,
     )  # fmt: skip
     return model
 
@@ -125,66 +140,33 @@ def demo_config(storage: DemoStorage, corpus: DemoCorpus, model: DemoModel, fold
     raw = {
         "index": storage.index,
         "model": {"path": storage.upload(model.folder)},
-        "corpus": {"uri": storage.upload(corpus.folder), "id": "id", "max_length": POSITIONS},
+        "corpus": {"uri": storage.upload(corpus.folder), **_COLUMNS},
         "compute": {"ray": "local", "workers": min(2, os.cpu_count() or 1)},
         "storage": storage.storage,
+        **_SETTINGS,
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     return parse_config(raw)
 
 
-def demo_queries() -> list[Query]:
-    """The demo's questions as queries."""
+def queries_of(questions: Sequence[Question]) -> list[Query]:
+    """The questions as queries."""
     return [
-        Query(question.question_id, None, question.prompt, question.completion, None, None)
-        for question in QUESTIONS
+        Query(question.question_id, prompt=question.prompt, completion=question.completion)
+        for question in questions
     ]
 
 
-@task("self-check")
-def run_self_check(config: Config, corpus: DemoCorpus) -> list[SelfCheckRow]:
-    """Query the index with its own passages and with held-out passages, and compare it with BM25 and chance."""
-    started = time.perf_counter()
-    index = Index(Store(config.index, config.storage))
-    rows = [_check_self_retrieval(index, corpus), _check_topics(index, corpus)]
-    show_table(key="self-check", table=[asdict(row) for row in rows], description="Self-check")
-    run_log().info("self-check took %.1f s", time.perf_counter() - started)
-    return rows
+def notes_on(questions: Sequence[Question], test: Counterfactual | None) -> dict[str, str]:
+    """By question, who gave the answer, and what happened to it without the passages of each method."""
+    return {question.question_id: _note(question, test) for question in questions}
 
 
-def _check_self_retrieval(index: Index, corpus: DemoCorpus) -> SelfCheckRow:
-    chosen = random.Random(_SEED).sample(corpus.train, _SELF_CHECK_PASSAGES)
-    own = [paragraph.paragraph_id for paragraph in chosen]
-    texts = [paragraph.text for paragraph in chosen]
-    return SelfCheckRow(
-        question=f"Training passage as query: is it its own top proponent? ({len(chosen)} passages)",
-        ours=self_retrieval(_proponents(index, chosen, 1), own),
-        bm25=self_retrieval(_bm25(corpus, texts, 1), own),
-        chance=1 / len(corpus.train),
-        note="BM25 compares the exact words, so it is near perfect here by construction",
-    )
-
-
-def _check_topics(index: Index, corpus: DemoCorpus) -> SelfCheckRow:
-    topics_of = {paragraph.paragraph_id: set(paragraph.topics) for paragraph in corpus.train}
-    known = set().union(*topics_of.values())
-    chosen = [paragraph for paragraph in corpus.held_out if known & set(paragraph.topics)]
-    topics = [set(paragraph.topics) for paragraph in chosen]
-    texts = [paragraph.text for paragraph in chosen]
-    return SelfCheckRow(
-        question=f"Held-out passage: a top-{_TOP_TOPICS} proponent from the same topic? ({len(chosen)} passages)",
-        ours=same_topic_at_k(_proponents(index, chosen, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
-        bm25=same_topic_at_k(_bm25(corpus, texts, _TOP_TOPICS), topics, topics_of, _TOP_TOPICS),
-        chance=chance_same_topic_at_k(topics, topics_of, _TOP_TOPICS),
-        note="the model never saw these passages",
-    )
-
-
-def _proponents(index: Index, paragraphs: Sequence[Paragraph], k: int) -> list[list[str]]:
-    tops = index.top_k([paragraph.text for paragraph in paragraphs], k)
-    return [[hit.example_id for hit in top.proponents] for top in tops]
-
-
-def _bm25(corpus: DemoCorpus, queries: Sequence[str], k: int) -> list[list[str]]:
-    texts = [paragraph.text for paragraph in corpus.train]
-    return bm25_hits(texts, [paragraph.paragraph_id for paragraph in corpus.train], queries, k)
+def _note(question: Question, test: Counterfactual | None) -> str:
+    if not question.is_own:
+        return "Typed by us."
+    outcomes = [] if test is None else test.outcomes(question.question_id)
+    if not outcomes:
+        return "The model's own answer."
+    listed = "; ".join(f"{method}: {format_signed(rise)}" for method, rise, _ in outcomes)
+    return f"The model's own answer. Trained again, in nats a token, leaving out {listed}."

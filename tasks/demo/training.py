@@ -1,9 +1,9 @@
-"""The demo's training loop: Muon and AdamW on one thread, for a number of seconds or steps."""
+"""The demo's training loop: Muon and AdamW on one thread, for a number of epochs."""
 
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,8 +11,9 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from lorif_core.errors import LorifError
+from lorif_core.spec import MASKED
 
-_TOKENS_PER_BATCH = 1024
+_TOKENS_PER_BATCH, _ROWS_PER_BATCH = 1024, 12  # so that the short notes make as many steps as the long passages
 _ADAM_RATE, _MUON_RATE = 4e-3, 2e-2
 _WARMUP_SHARE = 0.05
 _PADDING = 0
@@ -21,32 +22,11 @@ Encoded = list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
-    """The length of a run: `seconds` of wall clock, or exactly `steps` steps if they are given.
-
-    Raises:
-        ValueError: one of them is not positive.
-    """
-
-    seconds: float
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.seconds <= 0 or (self.steps is not None and self.steps <= 0):
-            raise ValueError(f"seconds and steps must be positive, not {self.seconds} and {self.steps}")
-
-    def progress(self, elapsed: float, taken: int) -> float:
-        """The finished share of the run after some seconds and steps; 1 is its end."""
-        return elapsed / self.seconds if self.steps is None else taken / self.steps
-
-
-@dataclass(frozen=True, slots=True)
 class Trained:
-    """The steps, tokens and seconds of a run."""
+    """The steps of a run, and the seconds of each of its epochs."""
 
     steps: int
-    tokens: int
-    seconds: float
+    epoch_seconds: tuple[float, ...]
 
 
 @contextmanager
@@ -63,44 +43,63 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def fit(model: GPT2LMHeadModel, encoded: Sequence[Encoded], length: Length, seed: int, rate: float) -> Trained:
-    """Train on the texts, epoch after epoch, in random orders.
+def fit(
+    model: GPT2LMHeadModel,
+    encoded: Sequence[Encoded],
+    epochs: int,
+    seed: int,
+    rate: float,
+    left_out: Collection[tuple[int, ...]] = (),
+    begin_epoch: Callable[[int], None] = lambda _: None,
+) -> Trained:
+    """Train on the texts, each epoch in another random order.
+
+    Runs with equal arguments end with equal weights. A run that leaves texts out has the same batches without
+    them, at the same learning rates.
 
     Args:
         model: trained in place.
         encoded: texts of at least two tokens.
-        length: length of the run.
+        epochs: passes over the texts.
         seed: seed of the orders.
         rate: learning rates, relative to those for training from scratch.
+        left_out: texts to leave out, as tokens.
+        begin_epoch: called with the number of each epoch, from 0, before it begins.
 
     Raises:
         LorifError: the training diverged.
     """
-    batches = _endless_batches(encoded, random.Random(seed))
-    optimizers = _optimizers(model, rate)
-    taken, tokens, begin = 0, 0, time.monotonic()
-    while (now := length.progress(time.monotonic() - begin, taken)) < 1:
-        batch = next(batches)
-        _step(model, optimizers, batch, _schedule(now))
-        taken += 1
-        tokens += sum(map(len, batch))
-    return Trained(taken, tokens, time.monotonic() - begin)
+    model.train()
+    optimizers, source = _optimizers(model, rate), random.Random(seed)
+    steps = epochs * len(list(_by_length(encoded)))
+    seconds, step = list[float](), 0
+    for epoch in range(epochs):
+        begin_epoch(epoch)
+        begin = time.perf_counter()
+        for batch in _shuffled_batches(encoded, source):
+            remaining = [ids for ids in batch if tuple(ids) not in left_out]
+            if remaining:
+                _step(model, optimizers, remaining, _schedule(step / steps))
+            step += 1
+        seconds.append(time.perf_counter() - begin)
+    return Trained(steps, tuple(seconds))
 
 
-def _endless_batches(encoded: Sequence[Encoded], source: random.Random) -> Iterator[list[Encoded]]:
-    """Epoch after epoch in a new order; a batch has texts of similar length, so that there is little padding."""
-    while True:
-        shuffled = source.sample(encoded, len(encoded))
-        batches = list(_by_length(shuffled))
-        source.shuffle(batches)
-        yield from batches
+def _shuffled_batches(encoded: Sequence[Encoded], source: random.Random) -> list[list[Encoded]]:
+    """An epoch in a new order; a batch has texts of similar length, so that there is little padding."""
+    batches = list(_by_length(source.sample(encoded, len(encoded))))
+    source.shuffle(batches)
+    return batches
 
 
 def _by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Batches of at most `_TOKENS_PER_BATCH` tokens after padding; texts of equal length keep their order."""
+    """Batches of `_ROWS_PER_BATCH` texts and `_TOKENS_PER_BATCH` tokens after padding at most.
+
+    Texts of equal length keep their order.
+    """
     batch: list[Encoded] = []
     for ids in sorted(encoded, key=len):
-        if batch and (len(batch) + 1) * len(ids) > _TOKENS_PER_BATCH:
+        if batch and (len(ids) * (len(batch) + 1) > _TOKENS_PER_BATCH or len(batch) == _ROWS_PER_BATCH):
             yield batch
             batch = []
         batch.append(ids)
@@ -110,7 +109,7 @@ def _by_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
 def _optimizers(model: GPT2LMHeadModel, rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
     """Muon for the matrices of the layers and AdamW for the rest, each with `rate` times its peak learning rate.
 
-    A minute on two cores allows only a few hundred steps; AdamW alone would end at a much higher loss.
+    The demo has time for a few hundred steps only; AdamW alone would end at a much higher loss.
     """
     matrices = [weight for weight in model.transformer.h.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
@@ -149,14 +148,13 @@ def _schedule(progress: float) -> float:
 
 
 def _batch_loss(model: GPT2LMHeadModel, batch: list[Encoded]) -> torch.Tensor:
-    """Mean loss over the predicted tokens; padding is on the right, so causal attention never reads it."""
+    """Mean loss over the predicted tokens."""
     width = max(map(len, batch))
     ids_BT = torch.tensor([ids + [_PADDING] * (width - len(ids)) for ids in batch])
-    next_BT = ids_BT[:, 1:]
-    predicted_BT = torch.tensor([[t < len(ids) for t in range(1, width)] for ids in batch])
-    hidden_BTd = model.transformer(input_ids=ids_BT[:, :-1]).last_hidden_state
-    logits_NV = model.lm_head(hidden_BTd[predicted_BT])  # the head is the most expensive layer, so skip padding
-    return torch.nn.functional.cross_entropy(logits_NV, next_BT[predicted_BT])
+    mask_BT = torch.tensor([[t < len(ids) for t in range(width)] for ids in batch])
+    labels_BT = ids_BT.masked_fill(~mask_BT, MASKED)
+    loss: torch.Tensor = model(input_ids=ids_BT, attention_mask=mask_BT.long(), labels=labels_BT).loss
+    return loss
 
 
 @_one_thread()

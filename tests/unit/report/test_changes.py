@@ -8,7 +8,7 @@ import pytest
 
 from flows.tables import change_lines
 from lorif_core.report.block_answers import Attribution
-from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
+from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, Recorded, StageCost
 from lorif_core.search.queries import Query
 from lorif_core.search.top_k import Scored, TopK
 from lorif_core.tables.generation import Generation
@@ -26,7 +26,7 @@ def make_act(tokens: int, seconds: float, timings: Mapping[str, float]) -> Act:
         checkpoint="c", rows=1, tokens=tokens, parts_json="[]", coverage_json="{}", skipped_json="[]",
         timings_json=json.dumps(timings),
     )  # fmt: skip
-    return Act(generation, [answer("q", 1.0, "abc")], seconds, 1.0)
+    return Act(generation, [answer("q", 1.0, "abc")], {**timings, "plan, publish": seconds}, 1.0)
 
 
 def test_proponents_are_new_or_have_their_former_rank() -> None:
@@ -58,15 +58,41 @@ def test_first_k_keeps_both_ends_of_the_ranking() -> None:
 
 def test_costs_add_up_to_the_seconds_of_the_acts() -> None:
     """Stages that grow with the data are scaled by the tokens; calibration and planning are not."""
-    before = make_act(100, 50.0, {"calibrate": 10.0, "index": 20.0, "curvature": 2.0})
-    after = make_act(150, 40.0, {"calibrate": 11.0, "drift": 6.0, "index": 9.0, "curvature": 1.0})
+    before = make_act(100, 18.0, {"calibrate": 10.0, "index": 20.0, "curvature": 2.0})
+    after = make_act(
+        150, 13.0, {"record: rows": 3.0, "calibrate": 11.0, "drift": 6.0, "index": 9.0, "curvature": 1.0}
+    )
     costs = {cost.stage: cost for cost in stage_costs(before, after)}
-    assert sum(cost.update for cost in costs.values()) == 40.0
+    assert sum(cost.update for cost in costs.values()) == after.build_seconds == 43.0
+    assert costs["record: rows"] == StageCost("record: rows", 3.0, 0.0)
     assert costs["index"] == StageCost("index", 9.0, 30.0)
     assert costs["curvature"] == StageCost("curvature", 1.0, 3.0)
     assert costs["drift"] == StageCost("drift", 6.0, 0.0)
     assert costs["calibrate"] == StageCost("calibrate", 11.0, 10.0)
     assert costs["plan, publish"] == StageCost("plan, publish", 13.0, 18.0)
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(3.0, 0.75), (15.0, -0.25)])
+def test_a_recording_is_compared_with_the_passes_of_a_build(seconds: float, saved: float) -> None:
+    """The start of workers and publishing are no passes over the corpus."""
+    costs = (
+        StageCost("record: metric", 1.0, 0.0), StageCost("record: rows", seconds - 1.0, 0.0),
+        StageCost("start", 0.0, 50.0), StageCost("calibrate", 9.0, 4.0), StageCost("index", 0.0, 8.0),
+        StageCost("plan, publish", 7.0, 60.0),
+    )  # fmt: skip
+    change = Change(1, 10, 14, 4, 0, 1, 2, (), costs, (), Recorded(2, 14, 3, 9))
+    summary = json.loads(json.dumps(change.to_dict()))
+    assert summary["recorded"] == {
+        "generation": 2, "rows": 14, "first_step": 3, "last_step": 9, "recording_seconds": seconds,
+        "pass_seconds_estimated": 12.0, "saved": saved,
+    }  # fmt: skip
+    text = "\n".join(change_lines(summary))
+    assert f"14 rows were recorded while the model trained on, which took {seconds} s more" in text
+    assert f"saved {saved:.0%}" in text and "the update took" not in text
+
+
+def test_a_change_without_a_recording_mentions_none() -> None:
+    assert "recorded" not in Change(1, 1, 1, 0, 0, 1, 1, (), (), ()).to_dict()
 
 
 @pytest.mark.parametrize("correlation", [0.5, None])

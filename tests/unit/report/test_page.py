@@ -10,9 +10,11 @@ import pytest
 from lorif_core.errors import LorifError
 from lorif_core.formatting import format_bytes, format_percentile, format_score, format_seconds
 from lorif_core.report.answer_sections import Hit, QuerySection, Source
-from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, StageCost
-from lorif_core.report.page import Report, SelfCheckRow, Storage, render
+from lorif_core.report.changes import Change, PartDrift, QueryChange, RankedProponent, Recorded, StageCost
+from lorif_core.report.counterfactual import Counterfactual, Difference, Removal
+from lorif_core.report.page import Report, Storage, render
 from lorif_core.report.spectrum import LayerSection
+from lorif_core.search.likelihood import Likelihood, words_of
 from lorif_core.spec import Coverage, ProjectionSpec
 from lorif_core.tables.generation import metric_words
 
@@ -49,7 +51,6 @@ def report() -> Report:
         storage=Storage(1234.0, 12340.0, 555, 555 * 1234),
         timings=(("Train the demo model", 61.2), ("Index", 0.25)),
         skipped=(("empty/1", "no scored token"),),
-        self_checks=(SelfCheckRow("Is it its own top proponent?", 0.96875, None, None, "64 passages"),),
     )
 
 
@@ -74,7 +75,6 @@ def test_every_hit_and_score_is_shown(report: Report) -> None:
         assert format_score(hit.score, 12.5) in page
         assert hit.text is None or hit.text in page
     for fact in (
-        "96.9 %",
         "75.0 %",
         "1,234",
         "12,340",
@@ -176,11 +176,9 @@ def test_empty_parts_still_render(report: Report) -> None:
         storage=Storage(0.0, 0.0, 0, 0),
         timings=(),
         skipped=(),
-        self_checks=(),
     )
     page = render(empty)
     assert "No example was skipped." in page
-    assert "Self-check" not in page
     assert "<polyline" not in page
 
 
@@ -200,13 +198,34 @@ def test_numbers_that_are_not_finite_are_refused(report: Report) -> None:
 
 
 def test_the_first_question_comes_first_and_facts_are_folded(report: Report, change: Change) -> None:
-    page = render(replace(report, change=change)).partition("<main>")[2]
+    removal = Removal("m", 1, (0.5,), (False,), 0.5, 0.5, 0.5)
+    test = Counterfactual(1, 555, ("plain",), (1.0,), (removal, removal), Difference(0.0, 0.0, 0.0))
+    page = render(replace(report, change=change, counterfactual=test)).partition("<main>")[2]
     places = [page.index(mark) for mark in (
-        'id="query-1"', 'class="overview"', 'id="change"', 'id="self-check"', 'id="query-2"', 'id="how-to-read"',
-        'id="layers"', 'id="coverage"', 'id="storage"', 'id="timings"', 'id="skipped"',
+        'id="query-1"', 'class="overview"', 'id="change"', 'id="counterfactual"', 'id="query-2"',
+        'id="how-to-read"', 'id="layers"', 'id="coverage"', 'id="storage"', 'id="timings"', 'id="skipped"',
     )]  # fmt: skip
     assert places == sorted(places)
     assert '<details class="fold" open' not in page and page.count('<details class="fold">') == 7
+
+
+@pytest.mark.parametrize(("nats", "is_own"), [(2.0, True), (2.0002, True), (2.05, False), (4.5, False)])
+def test_an_answer_is_called_the_models_own_only_if_the_model_says_it_by_itself(
+    report: Report, nats: float, is_own: bool
+) -> None:
+    likelihood = Likelihood(nats, 2.0, words_of(nats - 2.0))
+    page = render(replace(report, queries=(replace(report.queries[0], likelihood=likelihood),)))
+    assert ('<span class="completion own">' in page) == is_own
+    assert '.own::before { content: "The model\'s own answer"; }' in page
+    assert "The model answered" not in page and "The model said" not in page
+
+
+def test_a_recording_is_told_with_what_it_saved(report: Report, change: Change) -> None:
+    costs = (StageCost("record: rows", 1.0, 0.0), StageCost("index", 0.0, 4.0))
+    page = render(replace(report, change=replace(change, recorded=Recorded(2, 1234, 21, 1063), costs=costs)))
+    for fact in ("1,234\n    rows of generation 2", "steps 21\n    to 1,063", "saved 75 % of them", "4.0 s"):
+        assert fact in page
+    assert "saved" not in render(replace(report, change=change)).partition('id="change"')[2].partition("<table")[0]
 
 
 def test_a_report_of_one_question_has_no_table_of_questions(report: Report) -> None:

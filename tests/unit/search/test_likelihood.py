@@ -25,13 +25,13 @@ def test_the_models_own_continuation_is_what_it_says_by_itself(tmp_path: Path) -
     own = generate(encoder.loaded, "the cat ", 10).text
     spoken = spoken_of(encoder, {"prompt": "the cat ", "completion": own})
     assert spoken.likelihood is not None
-    assert spoken.likelihood.words == "the model says this by itself"
+    assert spoken.likelihood.words == "the model says this by itself" and spoken.likelihood.is_own
     assert spoken.likelihood.nats_per_token == pytest.approx(spoken.likelihood.own_nats_per_token, abs=1e-4)
     assert "".join(token.text for token in spoken.tokens) == f"the cat {own}"
     question = {"prompt": "the cat ", "completion": "zzzz"}
     other = spoken_of(encoder, question)
     assert other.likelihood is not None
-    assert other.likelihood.nats_per_token > other.likelihood.own_nats_per_token
+    assert other.likelihood.nats_per_token > other.likelihood.own_nats_per_token and not other.likelihood.is_own
     losses = [token.loss for token in other.tokens if token.loss is not None]
     whole = encoder.gradients([as_query(question, 0)]).losses[0]
     assert len(losses) == 4 and sum(losses) == pytest.approx(float(whole), rel=1e-4)
@@ -45,3 +45,9 @@ def test_words_go_from_likely_to_unlikely() -> None:
     limits = [limit_of(above) for above in (0.0, 0.5, 2.0, 4.0, 9.0)]
     assert limits == sorted(set(limits)) and [words_of(limit) for limit in limits] == words
     assert len(set(words)) == 5 and words[0].endswith("by itself") and "hardly" in words[-1]
+
+
+@pytest.mark.parametrize("above", [1.6, 2.6, 3.2])
+def test_a_text_that_is_one_of_many_is_not_called_likely(above: float) -> None:
+    """At such a loss the first choice is 5 to 25 times as likely in each place."""
+    assert words_of(above) == "the model would usually say something else"
