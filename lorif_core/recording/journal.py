@@ -17,6 +17,7 @@ from lorif_core.config import StorageConfig
 from lorif_core.errors import LorifError
 from lorif_core.gradients.whitening import Covariances
 from lorif_core.recording.metric import RecordedWhitening, moments_bytes, moments_of, whitening_bytes, whitening_of
+from lorif_core.recording.settings import Sightings
 from lorif_core.storage.objects import Objects, parse_object
 from lorif_core.tables.checksums import damaged
 from lorif_core.tables.file_digests import sealed, unsealed
@@ -46,7 +47,7 @@ class Recording:
     config: Mapping[str, Any]
     layers: Sequence[Mapping[str, Any]]
     ids: str | None
-    sightings: str
+    sightings: Sightings
     attempts: tuple[int, ...] = ()
     generation: int | None = None
 
