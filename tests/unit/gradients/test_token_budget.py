@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,8 +161,8 @@ def config_for(model_folder: Path, corpus_file: Path, tmp_path: Path, tokens: in
 def failing_above(tokens: int) -> Callable[..., torch.Tensor]:
     backward = LoadedModel.backward
 
-    def limited(self: LoadedModel, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        losses = backward(self, ids, labels)
+    def limited(self: LoadedModel, ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        losses = backward(self, ids, *arguments)
         if ids.numel() > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return losses
