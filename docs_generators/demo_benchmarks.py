@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from docs_generators.benchmark_results import decimals, load, provenance, signed_interval, sourced
+from docs_generators.benchmark_results import load, provenance, signed_interval, sourced
 from docs_generators.markdown import table
 
 _NAME = "demo.json"
@@ -28,13 +28,6 @@ gives:"""
     ]
     titles = ["Left out, for each answer", "Passages in all", "Rise in loss", "Still given"]
     yield sourced(table(titles, rows), _NAME)
-    recorded = result["recorded"]
-    took, instead = (decimals(recorded[key], 1) for key in ("recording_seconds", "pass_seconds_estimated"))
-    yield sourced(
-        f"The whole demo took {decimals(result['seconds'], 0)} s without installation. Recording its second act "
-        f"took {took} s more than training alone; the passes of a build take an estimated {instead} s.",
-        _NAME,
-    )
     yield provenance(_NAME, f"python -m benchmarks.demo --out benchmarks/results/{_NAME}")
     yield """\
 What this does not show: the answers are from notes that were written so that words cannot tell those that give an
