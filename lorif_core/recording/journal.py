@@ -16,7 +16,16 @@ from xxhash import xxh3_64_hexdigest
 from lorif_core.config import StorageConfig
 from lorif_core.errors import LorifError
 from lorif_core.gradients.whitening import Covariances
-from lorif_core.recording.metric import RecordedWhitening, moments_bytes, moments_of, whitening_bytes, whitening_of
+from lorif_core.recording.metric import (
+    RecordedScales,
+    RecordedWhitening,
+    moments_bytes,
+    moments_of,
+    scales_bytes,
+    scales_from,
+    whitening_bytes,
+    whitening_of,
+)
 from lorif_core.recording.settings import Sightings
 from lorif_core.storage.objects import Objects, parse_object
 from lorif_core.tables.checksums import damaged
@@ -163,6 +172,15 @@ class Journal:
         """The whitening of the rows; None if it has not been made."""
         content = self._objects.get_bytes(f"{_FOLDER}/{recording.run}/whitening.npz")
         return None if content is None else whitening_of(content)
+
+    def write_scales(self, recording: Recording, scales: RecordedScales) -> None:
+        """Store the scales of the rows."""
+        self._objects.put_bytes(f"{_FOLDER}/{recording.run}/scales.npz", scales_bytes(scales))
+
+    def scales(self, recording: Recording) -> RecordedScales | None:
+        """The scales of the rows; None if they have not been read, or there are none."""
+        content = self._objects.get_bytes(f"{_FOLDER}/{recording.run}/scales.npz")
+        return None if content is None else scales_from(content)
 
     def write_progress(self, recording: Recording, process: int, progress: Progress) -> None:
         """Store how far a process has come; no attempt overwrites the progress of a newer one."""
