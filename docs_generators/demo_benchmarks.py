@@ -32,4 +32,5 @@ gives:"""
     yield """\
 What this does not show: the answers are from notes that were written so that words cannot tell those that give an
 answer from those that say the opposite. Where an answer repeats a passage with words of its own, BM25 finds that
-passage as well."""
+passage as well. 13 is the number of notes that say an answer. It was chosen after a try with 10, where the other
+three still taught the answer, and no method raised its loss by more than .1 nats a token."""
