@@ -78,6 +78,9 @@ def _add_demo(commands: _Commands) -> None:
         help="where corpus, checkpoint and index are stored: in the output folder (local, the default), or in an "
         "S3 server on 127.0.0.1 that the demo starts (s3)",
     )
+    demo.add_argument(
+        "--first-act", action="store_true", help="stop after the first index and its answers, in half a minute"
+    )
 
 
 def _add_init(commands: _Commands) -> None:

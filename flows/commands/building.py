@@ -68,15 +68,15 @@ def _check_text(data: Mapping[str, Any], next_command: str) -> Any:
     return Group(text, step_table(data), "", f"{plan_sentence(data)} Nothing was built.", f"next: {next_command}")
 
 
-def run_demo(out: str, store: str) -> Result:
+def run_demo(out: str, store: str, first_act: bool) -> Result:
     """`lorif demo`."""
     prepare_run("local")
     with fast_imports():
         from flows.demo import demo
 
     log_failures_once()
-    summary = demo(Path(out).resolve(), store)
-    lines = [*change_lines(summary["change"]), *_test_lines(summary)]
+    summary = demo(Path(out).resolve(), store, first_act)
+    lines = [*(change_lines(summary["change"]) if "change" in summary else ()), *_test_lines(summary)]
     places = [f"next: {_question(str(Path(out) / 'index'))}"] if store == "local" else []
     return Result(summary, "\n".join([*lines, *places, f"report: {summary['report']}"]))
 

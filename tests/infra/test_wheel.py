@@ -106,17 +106,10 @@ def test_without_extras_it_builds_in_python_asks_and_names_what_is_missing(
         )
 
 
-def test_with_the_extra_it_builds(wheel: Path, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
-    """A small build on Ray; the demo would take minutes."""
+def test_with_the_extra_it_plays_the_first_act_of_the_demo(wheel: Path, tmp_path: Path) -> None:
     programs = environment(tmp_path / "build", wheel, {"build"})
-    words = [
-        "--model",
-        str(model_folder),
-        "--corpus",
-        str(corpus_file),
-        "corpus.max_length=64",
-        "compute.workers=1",
-    ]
-    built = run(programs / "lorif", "build", "index", *words, "--json", folder=tmp_path)
-    assert built.returncode == 0, built.stderr
-    assert json.loads(built.stdout)["rows"] == 1099
+    played = run(programs / "lorif", "demo", "--first-act", "--json", folder=tmp_path)
+    assert played.returncode == 0, played.stderr
+    summary = json.loads(played.stdout)
+    assert summary["generation"] == 1 and summary["rows"] == 224
+    assert "The model&#39;s own answer" in (tmp_path / "demo-out" / "report.html").read_text(encoding="utf-8")
