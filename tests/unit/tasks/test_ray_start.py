@@ -7,6 +7,7 @@ from types import FrameType
 
 import pytest
 import ray._private.utils
+from ray._private.services import node_ip_address_from_perspective
 
 from tasks.ray_start import _is_private, _late_signals, _own_sigterm_handler
 
@@ -56,9 +57,13 @@ def test_ray_does_not_replace_our_handler() -> None:
     assert signal.getsignal(signal.SIGTERM) is ours
 
 
-def test_a_ray_that_listens_on_loopback_only_is_told_from_one_that_listens_everywhere() -> None:
+def test_a_ray_that_listens_on_loopback_only_is_told_from_one_that_listens_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ray replaces 127.0.0.1 by the address of the machine, where a private Ray does not listen."""
-    for host, expected in (("127.0.0.1", True), ("0.0.0.0", ray.util.get_node_ip_address() == "127.0.0.1")):
+    address = node_ip_address_from_perspective()  # Ray's own function has that of a Ray that runs in this process
+    monkeypatch.setattr("tasks.ray_start.get_node_ip_address", lambda: address)
+    for host, expected in (("127.0.0.1", address != "127.0.0.1"), ("0.0.0.0", False)):
         with socket.create_server((host, 0)) as listener:
             assert _is_private(f"127.0.0.1:{listener.getsockname()[1]}") == expected
     assert not any(map(_is_private, ("auto", "10.0.0.1:6379", "ray://127.0.0.1:10001", "head:6379")))
