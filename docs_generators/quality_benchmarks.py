@@ -76,6 +76,7 @@ after its results were seen. "Version 1" are the presets of the first release.""
     yield """\
 "LoGRA f58" stores 10 x 10 numbers or so of each of the 210 layers in float16, with its exact curvature. "Gradient
 dot, f8" estimates the dot product of whole gradients, without curvature."""
+    yield from _tail_patch()
     yield """\
 What this does not show: larger models, other texts, pretraining from scratch, or corpora with
 more examples than a projected gradient has entries, where LoGRA's exact curvature gains. The intervals do not
@@ -109,6 +110,34 @@ def _testbed(name_of_bed: str, model: str, command: str) -> Iterator[str]:
         command.format(bed=name_of_bed),
         "lorif evaluate lds -c TESTBED/evaluation.yaml --out OUT",
         f"cp OUT/lds.json OUT/lds.csv OUT/lds.svg benchmarks/results/quality-{name_of_bed}/",
+        f"python -m benchmarks.run_record benchmarks/results/{name}",
+    )
+
+
+def _tail_patch() -> Iterator[str]:
+    """The gain of one training step on the proponents, on the testbed `budgets`."""
+    name = "quality-budgets/tail-patch.json"
+    result = load(name)
+    yield "#### Tail-patch {#tail-patch}"
+    yield f"""\
+How much one step of plain gradient descent on the {result["top_k"]} strongest proponents of a query raises its
+log-probability, on the testbed `budgets`; {result["queries"]} queries. Such a step moves along the gradient itself,
+so it favours methods near its plain dot product, whatever training does: in LDS the gradient dot product is last."""
+    rows = [
+        [
+            method["method"],
+            "none" if method["bytes_per_example"] is None else f"{method['bytes_per_example']:,.0f}",
+            interval([method["value"], method["low"], method["high"]]),
+        ]
+        for method in result["methods"]
+        if method["measure"] == "log-probability"
+    ]
+    yield sourced(table(["Method", "Bytes", "Gain in nats"], rows), name)
+    yield provenance(
+        name,
+        f"{_REAL.replace('{bed}', 'python')} --methods budgets",
+        "lorif evaluate tail-patch -c TESTBED/evaluation.yaml --out OUT",
+        "cp OUT/tail-patch.json benchmarks/results/quality-budgets/",
         f"python -m benchmarks.run_record benchmarks/results/{name}",
     )
 
