@@ -121,8 +121,9 @@ def _tail_patch() -> Iterator[str]:
     yield "#### Tail-patch {#tail-patch}"
     yield f"""\
 How much one step of plain gradient descent on the {result["top_k"]} strongest proponents of a query raises its
-log-probability, on the testbed `budgets`; {result["queries"]} queries. Such a step moves along the gradient itself,
-so it favours methods near its plain dot product, whatever training does: in LDS the gradient dot product is last."""
+log-probability, on the testbed `budgets`; {result["queries"]} queries. Such a step moves along the gradient
+itself, so it favours methods near its plain dot product, whatever training does: in LDS the gradient dot product
+is last."""
     rows = [
         [
             method["method"],
