@@ -81,12 +81,12 @@ class _Publication:
         self._journal, self._recording, self._lease = journal, recording, lease
         self._store = Store(config.index, config.storage)
         self._config = config
+        self._whitening, self._scales = journal.whitening(recording), journal.scales(recording)
 
     def run(self) -> Generation:
         """Publish, and empty the journal."""
-        whitening, scales = self._journal.whitening(self._recording), self._journal.scales(self._recording)
         projection = projection_spec(self._config)
-        if (projection.is_whitened and whitening is None) or (projection.is_adam and scales is None):
+        if (projection.is_whitened and self._whitening is None) or (projection.is_adam and self._scales is None):
             raise UserError(
                 f"the recording of {self._store.uri} has no rows yet, because training ended "
                 f"before enough examples were seen for the metric; lower projection.calibration_examples, or "
@@ -97,7 +97,7 @@ class _Publication:
         self._config = with_longest(self._config, sightings)
         skeleton = load_skeleton(self._config.model, self._config.storage)
         final = self._final_spec(skeleton, sightings)
-        name = None if whitening is None else whitening.name
+        name = None if self._whitening is None else self._whitening.name
         rows_spec = replace(final, checkpoint=self._recording.checkpoint).with_whitening(name)
         self._store_whitening(rows_spec)
         final = self._newest_metric(final)
@@ -119,8 +119,8 @@ class _Publication:
                 f"the checkpoint {self._config.model.path} has other tracked layers than the training recorded "
                 f"({len(spec.layers)} against {len(recorded)}); name the checkpoint that the training saved"
             )
-        scales = self._journal.scales(self._recording)
-        spec = spec.with_whitening(None).with_scales(None if scales is None else scales.scales.name)
+        name = None if self._scales is None else self._scales.scales.name
+        spec = spec.with_whitening(None).with_scales(name)
         return replace(spec, code=self._stored_code(spec.code, sightings))
 
     def _stored_code(self, code: CodeSpec, sightings: Sightings) -> CodeSpec:
@@ -139,11 +139,10 @@ class _Publication:
 
     def _store_whitening(self, spec: IndexSpec) -> None:
         """Store the scales and the whitening of the rows as they were used."""
-        whitening, table = self._journal.whitening(self._recording), self._store.whitenings
-        scales = self._journal.scales(self._recording)
+        whitening, table = self._whitening, self._store.whitenings
         self._lease.confirm()
-        if scales is not None:
-            self._store.scales.add(scales.scales, spec.layers)
+        if self._scales is not None:
+            self._store.scales.add(self._scales.scales, spec.layers)
         self._store.create(spec)
         if whitening is None:
             return
@@ -154,10 +153,9 @@ class _Publication:
 
     def _newest_metric(self, final: IndexSpec) -> IndexSpec:
         """The spec of the trained model with the newest covariances as its whitening."""
-        whitening = self._journal.whitening(self._recording)
-        if whitening is None:
+        if self._whitening is None:
             return final
-        sums = whitening.covariances
+        sums = self._whitening.covariances
         sums.add(self._journal.moments(self._recording))
         self._lease.confirm()
         return final.with_whitening(self._store.whitenings.add(sums, final.layers, final))

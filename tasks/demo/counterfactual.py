@@ -20,10 +20,10 @@ from lorif_core.errors import LorifError
 from lorif_core.evaluation.bm25 import bm25_scores
 from lorif_core.evaluation.bootstrap import mean_intervals
 from lorif_core.evaluation.tail_patch import top_columns
+from lorif_core.model.loss import losses_by_token
 from lorif_core.report.block_answers import Attribution
 from lorif_core.report.counterfactual import Counterfactual, Difference, Removal
 from lorif_core.search.queries import Query, query_example
-from lorif_core.spec import MASKED
 from tasks.artifacts import show_table
 from tasks.cluster import cluster
 from tasks.demo.corpus import Paragraph
@@ -93,12 +93,10 @@ def measure(model: GPT2LMHeadModel, tokenizer: Path, queries: Sequence[Query]) -
     losses, given = list[float](), list[bool]()
     for query in queries:
         example = query_example(query, tokens, len(tokens), POSITIONS)
-        logits_TV = model.eval()(input_ids=torch.from_numpy(example.input_ids[None].astype(np.int64))).logits[0]
-        labels_T = torch.from_numpy(example.labels[1:].astype(np.int64))
-        scored_T = labels_T != MASKED
-        predicted_NV, answer_N = logits_TV[:-1][scored_T], labels_T[scored_T]
-        losses.append(torch.nn.functional.cross_entropy(predicted_NV, answer_N).item())
-        given.append(bool((predicted_NV.argmax(dim=1) == answer_N).all()))
+        ids, labels = (torch.from_numpy(row[None].astype(np.int64)) for row in (example.input_ids, example.labels))
+        own_T, first_T = losses_by_token(model.eval()(input_ids=ids).logits, labels)[:, 0]
+        losses.append(own_T.nanmean().item())
+        given.append(bool((own_T == first_T)[~own_T.isnan()].all()))
     return Spoken(np.array(losses), np.array(given))
 
 

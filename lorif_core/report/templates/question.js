@@ -8,19 +8,22 @@
   const defaults = { top_k: fields.top_k.value, normalise: "none", explain: true, totals: false };
   let span = null;
 
-  lorif.readForm = () => ({
-    messages: lorif.readMessages(),
-    prompt: lorif.readMessages() ? "" : fields.prompt.value,
-    answer: lorif.readMessages() ? "" : fields.answer.value,
-    other: document.getElementById("other-row").hidden ? "" : fields.other.value,
-    where: fields.where.value.trim(),
-    top_k: fields.top_k.value,
-    normalise: fields.normalise.value,
-    explain: fields.explain.checked,
-    totals: fields.totals.checked,
-    span,
-    generation: null,
-  });
+  lorif.readForm = () => {
+    const messages = lorif.readMessages();
+    return {
+      messages,
+      prompt: messages ? "" : fields.prompt.value,
+      answer: messages ? "" : fields.answer.value,
+      other: document.getElementById("other-row").hidden ? "" : fields.other.value,
+      where: fields.where.value.trim(),
+      top_k: fields.top_k.value,
+      normalise: fields.normalise.value,
+      explain: fields.explain.checked,
+      totals: fields.totals.checked,
+      span,
+      generation: null,
+    };
+  };
 
   lorif.fillForm = (state) => {
     for (const name of [...TEXTS, "top_k", "normalise"]) fields[name].value = state[name];
