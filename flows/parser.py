@@ -79,7 +79,9 @@ def _add_demo(commands: _Commands) -> None:
         "S3 server on 127.0.0.1 that the demo starts (s3)",
     )
     demo.add_argument(
-        "--first-act", action="store_true", help="stop after the first index and its answers, in less than a minute"
+        "--first-act",
+        action="store_true",
+        help="stop after the first index and its answers, in less than a minute",
     )
 
 
