@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from docs_generators.markdown import fenced, page
+from docs_generators.markdown import code, fenced, page
+from lorif_core.presets import PRESETS
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")
@@ -39,6 +40,12 @@ def provenance(name: str, *commands: str) -> str:
     torch = f", torch {run['torch']}" if "torch" in run else ""
     place = f"Measured {run['date']} on {run['machine']}{torch}; recorded in commit `{run['commit']}`."
     return page(f"{place} To measure it again:", fenced("sh", "\n".join(commands)))
+
+
+def method_name(name: str) -> str:
+    """The name of a method, that of a preset in code type."""
+    method, comma, rest = name.partition(", ")
+    return f"{code(method)}{comma}{rest}" if method in PRESETS else name
 
 
 def decimals(value: float, digits: int) -> str:

@@ -4,6 +4,7 @@ from docs_generators.demo_benchmarks import demo_sections
 from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.likelihood_benchmarks import likelihood_sections
 from docs_generators.markdown import page
+from docs_generators.method_benchmarks import method_sections
 from docs_generators.plans_benchmarks import plans_sections
 from docs_generators.pretrained_benchmarks import pretrained_sections
 from docs_generators.quality_benchmarks import quality_sections
@@ -25,6 +26,7 @@ def benchmarks_page() -> str:
     return page(
         _INTRODUCTION,
         "## Quality of attribution {#quality}",
+        *method_sections(),
         *quality_sections(),
         *layers_sections(),
         *likelihood_sections(),

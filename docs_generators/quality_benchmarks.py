@@ -1,4 +1,4 @@
-"""The sections of the benchmarks page on the quality of attribution: LDS, searches, self-influence, updates."""
+"""The sections of the benchmarks page on the quality of searches, self-influences and updates."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,12 +8,12 @@ from docs_generators.benchmark_results import (
     decimals,
     interval,
     load,
+    method_name,
     provenance,
     signed_interval,
     sourced,
 )
 from docs_generators.markdown import code, table
-from lorif_core.presets import DEFAULT_PRESET, PRESETS
 
 _CURVE_CANDIDATES = (100, 400)
 _CHOICES = {
@@ -21,9 +21,6 @@ _CHOICES = {
     "learned": "terms chosen with other queries",
     "random": "random signs of the gradient (simulated)",
 }
-_WIKITEXT = "{examples} examples of WikiText-2"
-_OWN_MODEL = "python -m benchmarks.quality.testbed TESTBED --size {bed}"
-_REAL = "python -m benchmarks.quality.pretrained TESTBED --model CHECKPOINT --text {bed}"
 _SEARCHES = {
     "prefilter": "prefilter (the default)",
     "prefilter, batch": "prefilter, all queries together",
@@ -38,7 +35,6 @@ _PREFILTERS = {
 
 def quality_sections() -> Iterator[str]:
     """Markdown blocks in the order of the page."""
-    yield from _presets()
     yield from _prefilters()
     yield from _two_stage()
     yield from _self_influence()
@@ -49,118 +45,6 @@ def quality_sections() -> Iterator[str]:
 def _command(module: str, testbed: str, result: str) -> str:
     """The command that measures a result; OUT is the folder of `lorif evaluate lds`, or of `continued`."""
     return f"python -m benchmarks.quality.{module} {testbed} OUT --result benchmarks/results/{result}"
-
-
-def _presets() -> Iterator[str]:
-    yield "### LDS of presets and baselines {#lds}"
-    yield """\
-The linear datamodeling score (LDS) asks whether scores predict what training does. Models are trained on
-random halves of the corpus. For each query, the scores of the examples in a half are summed; LDS is the rank
-correlation, over the halves, of these sums with the loss that the trained models have. 1 is perfect, 0 is
-chance. Bytes are those of an example's code. Intervals are 95 % bootstrap intervals over subsets and queries.
-The rule for layers and the presets were chosen on the small testbed and on one of WikiText-2. The large one had
-no part in it; on that of the pretrained model, the largest number of layers, 15, and "shorter sides" were chosen
-after its results were seen. "Version 1" are the presets of the first release."""
-    yield "![LDS against bytes for each example, on the large testbed](assets/lds.svg)"
-    yield from _testbed("large", f"A GPT-2 of 4 layers of width 256, trained on {_WIKITEXT}", _OWN_MODEL)
-    yield from _testbed("small", f"A GPT-2 of 2 layers of width 96, trained on {_WIKITEXT}", _OWN_MODEL)
-    yield from _testbed(
-        "python", "SmolLM2-135M, fine-tuned on {examples} examples of Python's documentation", _REAL
-    )
-    yield from _testbed(
-        "budgets",
-        "The model and subsets of `python` again, with `code.bytes` and baselines: SmolLM2-135M, fine-tuned on "
-        "{examples} examples",
-        f"{_REAL.replace('{bed}', 'python')} --methods budgets",
-    )
-    yield """\
-"LoGRA f58" stores 10 x 10 numbers or so of each of the 210 layers in float16, with its exact curvature. "Gradient
-dot, f8" estimates the dot product of whole gradients, without curvature."""
-    yield from _tail_patch()
-    yield """\
-What this does not show: larger models, other texts, pretraining from scratch, or corpora with
-more examples than a projected gradient has entries, where LoGRA's exact curvature gains. The intervals do not
-cover the seeds of the model or of the projections. To measure your own model and data, see [Measure
-quality](how-to/measure-quality.md)."""
-
-
-def _testbed(name_of_bed: str, model: str, command: str) -> Iterator[str]:
-    name = f"quality-{name_of_bed}/lds.json"
-    result = load(name)
-    yield f"#### The testbed {code(name_of_bed)} {{#lds-{name_of_bed}}}"
-    runs = "1 training run" if result["seeds"] == 1 else f"{result['seeds']} training runs"
-    trained = model.format(examples=f"{result['examples']:,}")
-    yield f"""\
-{trained}; {result["queries"]} queries, {result["subsets"]} subsets, {runs} on each. Presets are in code type;
-`{DEFAULT_PRESET}` is the default."""
-    yield sourced(
-        table(["Method", "Bytes", "LDS"], [_method(method) for method in _by_size(result["methods"])]), name
-    )
-    yield "Paired differences of LDS:"
-    rows = [
-        [
-            f"{_named(pair['first'])} minus {_named(pair['second'])}",
-            signed_interval([pair["difference"], pair["low"], pair["high"]]),
-        ]
-        for pair in result["differences"]
-    ]
-    yield sourced(table(["Pair", "Difference of LDS"], rows), name)
-    yield provenance(
-        name,
-        command.format(bed=name_of_bed),
-        "lorif evaluate lds -c TESTBED/evaluation.yaml --out OUT",
-        f"cp OUT/lds.json OUT/lds.csv OUT/lds.svg benchmarks/results/quality-{name_of_bed}/",
-        f"python -m benchmarks.run_record benchmarks/results/{name}",
-    )
-
-
-def _tail_patch() -> Iterator[str]:
-    """The gain of one training step on the proponents, on the testbed `budgets`."""
-    name = "quality-budgets/tail-patch.json"
-    result = load(name)
-    yield "#### Tail-patch {#tail-patch}"
-    yield f"""\
-How much one step of plain gradient descent on the {result["top_k"]} strongest proponents of a query raises its
-log-probability, on the testbed `budgets`; {result["queries"]} queries. Such a step moves along the gradient
-itself, so it favours methods near its plain dot product, whatever training does: in LDS the gradient dot product
-is last."""
-    rows = [
-        [
-            method["method"],
-            "none" if method["bytes_per_example"] is None else f"{method['bytes_per_example']:,.0f}",
-            interval([method["value"], method["low"], method["high"]]),
-        ]
-        for method in result["methods"]
-        if method["measure"] == "log-probability"
-    ]
-    yield sourced(table(["Method", "Bytes", "Gain in nats"], rows), name)
-    yield provenance(
-        name,
-        f"{_REAL.replace('{bed}', 'python')} --methods budgets",
-        "lorif evaluate tail-patch -c TESTBED/evaluation.yaml --out OUT",
-        "cp OUT/tail-patch.json benchmarks/results/quality-budgets/",
-        f"python -m benchmarks.run_record benchmarks/results/{name}",
-    )
-
-
-def _by_size(methods: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Methods by bytes, those without any last."""
-    return sorted(methods, key=lambda method: (method["bytes_per_example"] or float("inf"), -method["lds"]))
-
-
-def _method(method: dict[str, Any]) -> list[str]:
-    size = method["bytes_per_example"]
-    return [
-        _named(method["method"]),
-        "none" if size is None else f"{size:,.0f}",
-        interval([method["lds"], method["low"], method["high"]]),
-    ]
-
-
-def _named(name: str) -> str:
-    """The name of a method; those of presets in code type."""
-    method, comma, rest = name.partition(", ")
-    return f"{code(method)}{comma}{rest}" if method in PRESETS else name
 
 
 def _prefilters() -> Iterator[str]:
@@ -306,7 +190,7 @@ the second checkpoint."""
             difference = result["minus_rebuild"]
             rows.append(
                 [
-                    _named(method),
+                    method_name(method),
                     code(policy),
                     interval(result["lds"]),
                     "" if difference is None else signed_interval(difference),
@@ -316,7 +200,7 @@ the second checkpoint."""
     yield sourced(table(["Method", "Policy", "LDS", "LDS minus rebuild", "Seconds"], rows), name)
     yield "The drift that `auto` measured on a sample of the old rows:"
     drifts = [
-        [_named(method), decimals(older["cosine"], 2), decimals(older["score_correlation"], 2)]
+        [method_name(method), decimals(older["cosine"], 2), decimals(older["score_correlation"], 2)]
         for method, policies in results.items()
         for older in policies["auto"]["older_rows"]
     ]
@@ -336,7 +220,7 @@ training that changes the model more."""
 def _distinct_policies(results: dict[str, Any]) -> str:
     """A sentence on the policies whose LDS differs from that of a rebuild by more than chance explains."""
     distinct = [
-        f"{_named(method)} {code(policy)}"
+        f"{method_name(method)} {code(policy)}"
         for method, policies in results.items()
         for policy, result in policies.items()
         if result["minus_rebuild"] and not result["minus_rebuild"][1] <= 0 <= result["minus_rebuild"][2]
@@ -355,7 +239,7 @@ are fitted in pieces and merged one after another, and compared with one fit ove
 correlation of scores, and LDS."""
     rows = [
         [
-            _named(method),
+            method_name(method),
             kind,
             decimals(result["spearman"], 4),
             interval(result["lds"], 4),

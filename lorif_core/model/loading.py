@@ -67,6 +67,8 @@ class LoadedModel:
     ) -> torch.Tensor:
         """One forward and one activation-only backward pass of the token-summed loss; hooks receive the gradients.
 
+        Without hooks nothing needs gradients, and there is no backward pass.
+
         Args:
             ids_BT: (B, T) int64, right-padded. No attention mask is needed: attention is causal, so no real
                 token attends to the padding, and the padding has no loss.
@@ -81,7 +83,8 @@ class LoadedModel:
                 logits = self.model(input_ids=ids_BT, use_cache=False).logits
                 labels_BT = labels_BT.to(logits.device)
                 losses = token_losses(logits, labels_BT)
-                losses.sum().backward()
+                if losses.requires_grad:
+                    losses.sum().backward()
                 if take_losses is not None:
                     take_losses(losses_by_token(logits, labels_BT))
                 return losses.detach().to(ids_BT.device)

@@ -67,7 +67,7 @@ def test_losses_of_tokens_add_up_to_the_loss(name: str, monkeypatch: pytest.Monk
     loaded = prepare_model(scaled(gpt2()) if name == "gpt2" else gemma())
     example = make_example(list(range(3, 33)), [-100] * 4 + list(range(7, 33)))
     ids, labels = (torch.tensor(values[None].astype(np.int64)) for values in (example.input_ids, example.labels))
-    monkeypatch.setattr("lorif_core.model.token_losses._CHUNK_BYTES", 4 * loaded.head.width * 7)
+    monkeypatch.setattr("lorif_core.model.loss._CHUNK_BYTES", 4 * loaded.head.width * 7)
     losses, first = token_losses(loaded, example.input_ids, example.labels)
     assert np.nansum(losses) == pytest.approx(float(loaded.backward(ids, labels)[0]), rel=1e-5)
     assert (np.nan_to_num(first) <= np.nan_to_num(losses) + 1e-6).all()
