@@ -119,8 +119,9 @@ def _recall() -> Iterator[str]:
     yield f"""\
 On the testbed `budgets`, {result["sources"]} near-duplicates of the {result["queries"]} queries are planted in
 the corpus, and the model is trained on all {result["examples"]} examples. A copy is
-exact; in the others the named share of the tokens is dropped, swapped with a neighbour or replaced. Recall is the share of sources
-that a method ranks first, or among the first ten; the reciprocal rank is 1 if the source is first."""
+exact; in the others the named share of the tokens is dropped, swapped with a neighbour or replaced. Recall is
+the share of sources that a method ranks first, or among the first ten; the reciprocal rank is 1 if the source is
+first."""
     rows = [
         [
             method,
