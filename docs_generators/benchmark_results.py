@@ -42,6 +42,12 @@ def provenance(name: str, *commands: str) -> str:
     return page(f"{place} To measure it again:", fenced("sh", "\n".join(commands)))
 
 
+def measured_by(module: str, options: str = "", name: str | None = None) -> tuple[str, str]:
+    """The result of a benchmark and the command that measures it."""
+    result = name or f"{module}.json"
+    return result, f"python -m benchmarks.{module}{options} --out benchmarks/results/{result}"
+
+
 def method_name(name: str) -> str:
     """The name of a method, that of a preset in code type."""
     method, comma, rest = name.partition(", ")

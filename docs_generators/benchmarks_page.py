@@ -1,5 +1,6 @@
 """The page of benchmarks, from `benchmarks/results/*.json`."""
 
+from docs_generators.build_benchmarks import build_sections
 from docs_generators.demo_benchmarks import demo_sections
 from docs_generators.layers_benchmarks import layers_sections
 from docs_generators.likelihood_benchmarks import likelihood_sections
@@ -9,7 +10,7 @@ from docs_generators.plans_benchmarks import plans_sections
 from docs_generators.pretrained_benchmarks import pretrained_sections
 from docs_generators.quality_benchmarks import quality_sections
 from docs_generators.recording_benchmarks import recording_sections
-from docs_generators.speed_benchmarks import speed_sections
+from docs_generators.search_benchmarks import search_sections
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -32,7 +33,8 @@ def benchmarks_page() -> str:
         *likelihood_sections(),
         *demo_sections(),
         "## Speed and memory {#speed}",
-        *speed_sections(),
+        *build_sections(),
+        *search_sections(),
         *pretrained_sections(),
         *plans_sections(),
         *recording_sections(),
