@@ -11,13 +11,15 @@ from lorif_core.out_of_memory import MemorySetting, is_out_of_memory, memory_exh
 from lorif_core.storage.faults import one_line
 
 _KERNEL_COUNTERS = Path("/proc/vmstat")
+_SHORTEST = 2  # tokens of an example, for the first has no loss
 
 
 def model_settings(config: Config) -> tuple[MemorySetting, ...]:
-    """The settings that bound the memory of a step that runs the model."""
-    compute = config.compute
+    """The settings that bound the memory of a step that runs the model; the last resort are shorter examples."""
+    compute, longest = config.compute, config.corpus.longest
     size = HostGauge.most_tokens if compute.tokens_per_batch == "auto" else compute.tokens_per_batch
-    return MemorySetting("compute.tokens_per_batch", size, config.corpus.longest), *scan_settings(compute)
+    batch = MemorySetting("compute.tokens_per_batch", size, longest)
+    return batch, *scan_settings(compute), MemorySetting("corpus.max_length", longest, _SHORTEST)
 
 
 def scan_settings(compute: ComputeConfig) -> tuple[MemorySetting, ...]:
