@@ -16,10 +16,11 @@ _SHORTEST = 2  # tokens of an example, for the first has no loss
 
 def model_settings(config: Config) -> tuple[MemorySetting, ...]:
     """The settings that bound the memory of a step that runs the model; the last resort are shorter examples."""
-    compute, longest = config.compute, config.corpus.longest
+    compute, longest = config.compute, config.corpus.max_length
     size = HostGauge.most_tokens if compute.tokens_per_batch == "auto" else compute.tokens_per_batch
-    batch = MemorySetting("compute.tokens_per_batch", size, longest)
-    return batch, *scan_settings(compute), MemorySetting("corpus.max_length", longest, _SHORTEST)
+    examples = () if longest == "auto" else (MemorySetting("corpus.max_length", longest, _SHORTEST),)
+    lowest = _SHORTEST if longest == "auto" else longest
+    return MemorySetting("compute.tokens_per_batch", size, lowest), *scan_settings(compute), *examples
 
 
 def scan_settings(compute: ComputeConfig) -> tuple[MemorySetting, ...]:
