@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lorif_core.answer import Answer
 from lorif_core.config import StorageConfig
 from lorif_core.config_file import parse_config
+from lorif_core.errors import UserError
 from lorif_core.report.answer import answer_section
 from lorif_core.search import index as search_index
 from lorif_core.search.explanation import explain as explain_query
@@ -14,6 +15,7 @@ from lorif_core.search.likelihood import spoken_answers
 from lorif_core.search.options import Normalisation
 from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput
+from lorif_core.search.top_k import check_k
 
 if TYPE_CHECKING:
     from lorif_core.corpus.in_memory import Records
@@ -54,6 +56,9 @@ class Index(search_index.Index):
         Raises:
             UserError: as in `scores`.
         """
+        if explain and normalise != "none":
+            raise UserError("explain shows the parts of plain scores; leave out normalise")
+        check_k(k)
         (parsed,) = parse_queries([query])
         options = self.options(where, normalise)
         gradients = self.encode([parsed], model)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from lorif_core.config import StorageConfig
 from lorif_core.errors import UserError
+from lorif_core.storage.faults import one_line
 from lorif_core.storage.objects import Objects
 
 Records: TypeAlias = "Sequence[str] | Sequence[Mapping[str, Any]] | pa.Table | Any"
@@ -21,20 +22,30 @@ def store_records(records: Records, index: str, storage: StorageConfig) -> str:
     The same data have the same name and are written once, so that a build that runs again resumes.
 
     Raises:
-        UserError: the data have no rows, or are of no supported type.
+        UserError: the data have no rows, are of no supported type, or have values that Parquet cannot store.
         StoreUnavailableError: the store keeps failing.
     """
-    table = _table(records)
-    if not table.num_rows:
-        raise UserError("the corpus has no rows; give at least one")
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    content = sink.getvalue().to_pybytes()
+    content = _as_parquet(records)
     name = f"corpus/{hashlib.sha256(content).hexdigest()[:16]}.parquet"
     objects = Objects(index, storage)
     if objects.get_bytes(name) is None:
         objects.put_bytes(name, content)
     return f"{objects.uri}/{objects.folder}/{name}"
+
+
+def _as_parquet(records: Records) -> bytes:
+    sink = pa.BufferOutputStream()
+    try:
+        table = _table(records)
+        if not table.num_rows:
+            raise UserError("the corpus has no rows; give at least one")
+        pq.write_table(table, sink)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"the corpus cannot be stored as Parquet: {one_line(error)}; change these values, or leave "
+            f"their column out"
+        ) from None
+    return sink.getvalue().to_pybytes()
 
 
 def _table(records: Records) -> pa.Table:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lorif_core.config import StorageConfig
+from lorif_core.config import CorpusConfig, StorageConfig
+from lorif_core.corpus.chat_template import ChatTemplate, corpus_template
 from lorif_core.corpus.tokenise import Example, make_example
 from lorif_core.errors import UserError
 from lorif_core.evaluation.config import EvaluationConfig, RecallConfig
@@ -21,6 +22,7 @@ from lorif_core.evaluation.ground_truth import check_identity
 from lorif_core.evaluation.inputs import EvaluationInputs, digest
 from lorif_core.evaluation.recall import Source
 from lorif_core.gradients.projection import counter_generator
+from lorif_core.model.loading import LoadedModel
 from lorif_core.search.queries import Query, query_example
 from lorif_core.spec import MASKED
 from lorif_core.storage.filesystem import open_filesystem, storage_errors
@@ -75,7 +77,7 @@ class Planted:
 
 
 def plant(
-    inputs: EvaluationInputs, recall: RecallConfig, pairs: Sequence[tuple[Query, Query]], length: int
+    inputs: EvaluationInputs, recall: RecallConfig, pairs: Sequence[tuple[Query, Query]], corpus: CorpusConfig
 ) -> Planted:
     """Append near-duplicates of every query at every share of edits, and the source of every pair.
 
@@ -83,15 +85,16 @@ def plant(
         inputs: the corpus and the queries.
         recall: the recall section of EVALUATION.
         pairs: (query, source).
-        length: maximum number of tokens of an example.
+        corpus: the corpus section of the config; its chat template renders the messages of pairs.
 
     Raises:
         UserError: a pair cannot be tokenised or has no scored token, or an id would occur twice.
     """
     queries = list(inputs.queries) if recall.edits else []
     plants = list(_near_duplicates(inputs, recall))
+    template = corpus_template(corpus, inputs.loaded.tokenizer)
     for pair in pairs:
-        query, source = _pair_examples(pair, inputs, length)
+        query, source = _pair_examples(pair, inputs.loaded, corpus.longest, template)
         plants.append((len(queries), PARAPHRASE, source))
         queries.append(query)
     first = len(inputs.examples)
@@ -115,12 +118,14 @@ def _near_duplicates(inputs: EvaluationInputs, recall: RecallConfig) -> Iterator
                 yield row, kind, make_example(name, 0, ids, labels, None)
 
 
-def _pair_examples(pair: tuple[Query, Query], inputs: EvaluationInputs, length: int) -> tuple[Example, Example]:
+def _pair_examples(
+    pair: tuple[Query, Query], loaded: LoadedModel, length: int, template: ChatTemplate | None
+) -> tuple[Example, Example]:
     query, source = pair
-    loaded, name = inputs.loaded, f"pair/{query.query_id}"
+    name = f"pair/{query.query_id}"
     named = replace(query, query_id=name), replace(source, query_id=f"plant/{name}")
     query_as_example, source_as_example = (
-        query_example(q, loaded.tokenizer, loaded.vocab_size, length) for q in named
+        query_example(q, loaded.tokenizer, loaded.vocab_size, length, template) for q in named
     )
     return query_as_example, source_as_example
 

@@ -248,4 +248,4 @@ def _as_dicts(queries: Sequence[Query]) -> list[Any]:
 
 
 def _digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps([_FORMAT, *values], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([_FORMAT, *values], sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -10,6 +10,7 @@ _SHADES = 4
 _MAX_NAMED = 3
 _MIN_NAMED_SHARE = 0.05
 _MAX_SOURCES = 20
+_MOST_SPECIAL = 2  # tokens that a tokenizer puts before a text
 _SPACES = str.maketrans({" ": "\N{OPEN BOX}", "\n": "\N{RETURN SYMBOL}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"})
 
 
@@ -65,8 +66,8 @@ class QueryTokens:
             if hit.tokens is not None:
                 scored = [flag or value != 0 for flag, value in zip(scored, hit.tokens, strict=True)]
         self._pieces = _pieces([token.text for token in self._tokens], scored)
-        self._before, self._after = _truncated(query, "".join(token.text for token in self._tokens))
-        self._prompt_chars = 0 if query.completion is None else len(query.prompt)
+        self._before, special, self._after = _surroundings(query, [token.text for token in self._tokens])
+        self._prompt_chars = 0 if query.completion is None else len(query.prompt) + special
 
     @property
     def prompt(self) -> list[Shade]:
@@ -182,12 +183,20 @@ def _pieces(texts: Sequence[str], scored: Sequence[bool]) -> list[tuple[list[int
     return pieces
 
 
-def _truncated(query: QuerySection, tokens_text: str) -> tuple[str, str]:
-    """The query's text before its first token and after its last, if it was truncated to the model's length."""
-    if not tokens_text:
-        return "", ""
-    before, match, after = (query.prompt + (query.completion or "")).partition(tokens_text)
-    return (before, after) if match else ("", "")
+def _surroundings(query: QuerySection, texts: Sequence[str]) -> tuple[str, int, str]:
+    """The query's text that the tokens lack before and behind them, for a query longer than what the model reads.
+
+    Between the two, the number of characters that tokenizers put before a text, such as a special token.
+    """
+    whole, text = query.prompt + (query.completion or ""), "".join(texts)
+    for first in range(min(_MOST_SPECIAL + 1, len(texts))):
+        start = len("".join(texts[:first]))
+        for begin in (start, start + 1) if first and text[start : start + 1] == " " else (start,):
+            for end in (len(text), len(text) - len(texts[-1])):
+                before, match, after = whole.partition(text[begin:end]) if begin < end else ("", "", "")
+                if match:
+                    return before, begin, after
+    return "", 0, ""
 
 
 def source_rows(query: QuerySection) -> list[SourceRow]:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lorif_core.report.spectrum import PLOT, spectrum_plot
 from lorif_core.report.turns import example_excerpt, shaded_turns, turns_in
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the text around them
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -75,11 +77,19 @@ def _template(name: str) -> Template:
     return environment.get_template(name)
 
 
+def _is_unprintable(character: str) -> bool:
+    """Whether HTML forbids it (control characters, lone surrogates) or it turns the direction of other text.
+
+    Line breaks and tabs are printable, and so are joiners, which emoji and many scripts need.
+    """
+    forbidden = unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+    return forbidden or character in _DIRECTIONS
+
+
 def _replace_unprintable(value: Any) -> Any:
-    """Replace control characters and lone surrogates, which HTML forbids; line breaks and tabs stay."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return "".join(c if c in "\n\t" or c.isprintable() or c.isspace() else "\ufffd" for c in value)
+    return "".join("\ufffd" if _is_unprintable(c) else c for c in value)
 
 
 def _largest_score(query: QuerySection) -> float:

@@ -112,9 +112,10 @@ class GenerationReader:
         """Top-k of folded queries over all parts."""
         if not two_stage:
             return self.top_k_prepared(self.prepare(folded), k, options)
-        pairs = zip(self.parts, folded, strict=True)
+        pairs = list(zip(self.parts, folded, strict=True))
+        searched = [pair for pair in pairs if pair[0].part.rows] or pairs  # the newest part may have no rows yet
         return _merged(
-            [part.two_stage().top_k(queries, k, options.condition, MEMORY_GB) for part, queries in pairs]
+            [part.two_stage().top_k(queries, k, options.condition, MEMORY_GB) for part, queries in searched]
         )
 
     def top_k_prepared(

@@ -18,7 +18,7 @@ from lorif_core.search.options import Normalisation
 from lorif_core.search.pair_shares import PairShares
 from lorif_core.search.queries import QueryInput, parse_queries
 from lorif_core.search.query_encoder import ModelInput
-from lorif_core.search.top_k import TopK
+from lorif_core.search.top_k import TopK, check_k
 from lorif_core.search.training_shares import TrainingShares
 from lorif_core.tables.generation import Generation
 from lorif_core.tables.store import Store
@@ -85,6 +85,7 @@ class Index(GenerationReader):
             two_stage: score only a few candidates exactly (`search.two_stage`), which may miss some of the k. The
                 first such search reads all codes and retains a sixteenth of their bytes in memory.
         """
+        check_k(k)
         options = self.options(where, normalise, two_stage=two_stage)
         return self.top_k_folded(self.fold(self.encode(queries, model), options), k, options, two_stage=two_stage)
 

@@ -142,7 +142,7 @@ class PartReader:
             UserError: that sketch does not fit.
         """
         self._resident, codes, size = Resident(), None, 0
-        if two_stage:
+        if two_stage and self.part.rows:
             size = self.two_stage(limit).bytes
         elif self.part.rows * self.layout.bytes_per_example <= limit:
             blocks, size = blocks_within(self.blocks(extra=(ROW_ADDRESS,)), limit)

@@ -10,6 +10,7 @@ from lorif_core.config import StorageConfig
 from lorif_core.corpus.chat_template import ChatTemplate, template_of
 from lorif_core.corpus.messages import Conversation, Message, display_text, parse_conversation, turns_of
 from lorif_core.corpus.padding import MASK_NAME
+from lorif_core.corpus.records import is_unicode
 from lorif_core.corpus.tokenise import (
     Example,
     TokenSequence,
@@ -222,6 +223,8 @@ def _parse(record: Mapping[str, Any], position: int, subject: str, *, single: bo
     query_id = given.get("id", position)
     if isinstance(query_id, bool) or not isinstance(query_id, str | int):
         raise UserError(f"the id of {subject} must be a string or an integer, it is {query_id!r}")
+    if not is_unicode(str(query_id)):
+        raise UserError(f"the id of {subject} is not valid Unicode: {query_id!r}")
     compound = next((field for field in _COMPOUND if field in given), None)
     if compound is not None:
         return _parse_compound(given, compound, str(query_id), subject, single)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lorif_core.errors import UserError
 from lorif_core.search.distribution import Distribution, ScoreCounts
 
 
@@ -70,6 +71,12 @@ class TopK:
 
     def _best(self, hits: Iterable[Scored], sign: float) -> list[Scored]:
         return sorted(hits, key=lambda hit: (-sign * hit.score, hit.example_id))[: self.k]
+
+
+def check_k(k: int) -> None:
+    """Raise UserError if k is not positive."""
+    if k < 1:
+        raise UserError(f"k is {k}; it must be at least 1")
 
 
 def largest_score(top: TopK) -> float:

@@ -18,6 +18,7 @@ import torch
 from lorif_core.corpus.tokenise import Example
 from lorif_core.corpus.turns import turns_to_json
 from lorif_core.curvature.woodbury import LayerCurvature
+from lorif_core.errors import UserError
 from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.quantisation import is_float
 from lorif_core.spec import IndexSpec, ShardRef
@@ -183,7 +184,10 @@ def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec, schema: pa.Schem
         rows: the rows.
         shard: their shard.
         spec: their spec.
-        schema: that of the stored table, or `factors_schema(spec)`.
+        schema: that of the stored table, or `factors_schema(spec)`. Columns that users have added are null.
+
+    Raises:
+        UserError: a column that users have added may not be null.
     """
     n = len(rows.examples)
     magnitude = np.ones(n, np.float32) if is_float(spec.code.dtype) else rows.scales.max(axis=1)
@@ -204,9 +208,16 @@ def to_table(rows: ShardRows, shard: ShardRef, spec: IndexSpec, schema: pa.Schem
         "scales": _fixed_size(scales.astype(np.float32 if is_float(spec.code.dtype) else np.float16)),
         "magnitude": magnitude,
     }
+    for field in schema:
+        if field.name not in (*columns, CHECKSUMS) and not field.nullable:
+            raise UserError(
+                f"column {field.name!r} of the table factors is not one of lorif's and may not be null, so no row "
+                f"can be added; make it nullable (alter_columns of lance) or drop it"
+            )
     arrays = {
-        field.name: column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
+        field.name: column if isinstance(column, pa.Array) else pa.array(column, field.type)
         for field in schema
+        for column in [columns.get(field.name, [None] * n)]
         if field.name != CHECKSUMS
     }
     arrays[CHECKSUMS] = factors_checksums(arrays, schema.field(CHECKSUMS).type)

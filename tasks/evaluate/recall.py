@@ -22,7 +22,7 @@ def plant_sources(evaluation: EvaluationConfig, out: str) -> tuple[EvaluationCon
     config, recall = evaluation.base(), evaluation.recall
     inputs = load_inputs(evaluation)
     pairs = [] if recall.pairs is None else read_pairs(recall.pairs, config.storage)
-    planted = plant(inputs, recall, pairs, config.corpus.longest)
+    planted = plant(inputs, recall, pairs, config.corpus)
     folder = PlantedFolder(out, config.storage)
     folder.save(planted, planting_identity(inputs, recall, pairs))
     run_log().info(

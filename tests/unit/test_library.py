@@ -138,9 +138,31 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no rows": ({"corpus": []}, "the corpus has no rows"),
     "another type": ({"corpus": 3}, "the corpus is a int; give a path, a list of texts"),
     "mixed values": ({"corpus": [{"body": "x"}, {"body": 3}]}, "values of several types in one column"),
+    "a column of empty objects": ({"corpus": [{"body": "x", "meta": {}}]}, "cannot be stored as Parquet: "),
+    "half a character": ({"corpus": ["a \ud83d"]}, "cannot be stored as Parquet: "),
+    "too large a number": ({"corpus": [{"body": "x", "n": 2**70}]}, "cannot be stored as Parquet: "),
+    "a name that is no text": ({"corpus": [{"body": "x", 3: 4}]}, "cannot be stored as Parquet: "),
     "a misspelt key": ({"corpus": RECORDS, "presett": "fine"}, "unknown key 'presett'; did you mean 'preset'?"),
     "a missing column": ({"corpus": [{"text": "x"}]}, "no column 'body'"),
 }
+
+
+def test_a_data_frame_that_parquet_cannot_store_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    mixed = pandas.DataFrame({"body": ["x", "y"], "other": [1, "z"]})
+    twice = pandas.DataFrame([["x", "y"]], columns=["body", "body"])
+    for frame in (mixed, twice):
+        with pytest.raises(UserError, match=r"cannot be stored as Parquet: .*; change these values"):
+            build(tmp_path, model_folder, frame)
+
+
+def test_wrong_options_of_a_question_are_one_sentence(index: lc.Index) -> None:
+    for ask in (index.query, index.top_k):
+        for k in (0, -1):
+            with pytest.raises(UserError, match=f"k is {k}; it must be at least 1"):
+                ask(QUESTION, k)
+    with pytest.raises(UserError, match="parts of plain scores; leave out normalise"):
+        index.query(QUESTION, explain=True, normalise="cosine")
 
 
 @pytest.mark.parametrize("case", MISTAKES)

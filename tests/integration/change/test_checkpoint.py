@@ -10,6 +10,7 @@ from prefect import flow
 
 import lorif_core as lc
 from flows.build import build
+from flows.serve.live_index import LiveIndex
 from flows.update import update
 from lorif_core.config import Config
 from lorif_core.lifecycle.publishing import rollback
@@ -25,7 +26,7 @@ from tasks.model_workers import ModelWorkers
 from tasks.older import calibrate_whitening
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, scores_of
-from tests.integration.kinds import check_agreement
+from tests.integration.kinds import check_agreement, check_two_stage
 from tests.integration.lorif import run
 from tests.models import gpt2, scaled
 from tests.tiny_tokenizer import VOCAB, byte_tokenizer
@@ -127,6 +128,24 @@ def test_close_rows_follow_the_new_checkpoint(
     assert [(part.rows, part.follows is not None) for part in third.parts] == [(60, True), (30, False)]
     assert third.changes["older_rows"] == [] and third.newest.metric is not None
     check_agreement(lc.open_index(config.index), QUERIES)
+
+
+def test_a_new_checkpoint_without_new_data_has_all_rows_in_every_search(
+    make_config: MakeConfig, folder: Folder, tmp_path: Path, moved: dict[str, Path]
+) -> None:
+    """The rows follow, so the part of the new checkpoint has none."""
+    code = {"kind": "cut", "rank": 2, "dtype": "sign"}
+    config = make_config(
+        tmp_path / "index", corpus=folder.section, projection=WHITENED, code=code, curvature=NONE, compute=ONE
+    )
+    build(config)
+    second = update(at(config, moved["little"]))
+    assert [(part.rows, part.follows is not None) for part in second.parts] == [(60, True), (0, False)]
+    for two_stage in (False, True):
+        live = LiveIndex(config.index, [], None, 1.0, two_stage=two_stage)
+        (top,) = live.current.index.top_k(QUERIES[:1], 60, two_stage=two_stage)
+        assert len(top.proponents) == 60
+    check_two_stage(lc.open_index(config.index), QUERIES)
 
 
 def test_rows_that_have_moved_far_are_recomputed(

@@ -2,6 +2,7 @@
 and at least one scored token; sources record the positions of the plants.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorif_core.config import StorageConfig
+from lorif_core.config import CorpusConfig, StorageConfig
 from lorif_core.corpus.tokenise import make_example
 from lorif_core.errors import UserError
 from lorif_core.evaluation.config import RecallConfig
@@ -17,8 +18,11 @@ from lorif_core.evaluation.inputs import EvaluationInputs
 from lorif_core.evaluation.planting import PlantedFolder, edit_tokens, plant, planting_identity
 from lorif_core.search.queries import Query, read_pairs
 from lorif_core.spec import MASKED
+from tests.chat_templates import CASES, TALK, with_template
 from tests.models import gpt2, loaded, random_examples
+from tests.tiny_tokenizer import byte_tokenizer
 
+CORPUS = CorpusConfig(uri="corpus.jsonl", max_length=64)
 TOKENS = np.arange(40, dtype=np.int32)
 
 
@@ -82,7 +86,7 @@ def inputs() -> EvaluationInputs:
 def test_every_query_has_a_source_of_every_kind_at_the_recorded_position(inputs: EvaluationInputs) -> None:
     recall = RecallConfig(edits=(0.0, 0.5), per_query=2)
     pair = Query("0", tokens=(1, 2, 3)), Query("0", tokens=(4, 5, 6))
-    planted = plant(inputs, recall, [pair], 64)
+    planted = plant(inputs, recall, [pair], CORPUS)
     assert [example.example_id for example in planted.queries] == ["q0", "q1", "q2", "pair/0"]
     assert list(planted.examples[:8]) == list(inputs.examples)
     assert [source.column for source in planted.sources] == list(range(8, 8 + 3 * 2 * 2 + 1))
@@ -94,38 +98,51 @@ def test_every_query_has_a_source_of_every_kind_at_the_recorded_position(inputs:
         elif source.kind == "0.5 edited":
             assert duplicate.content_hash != query.content_hash
     assert planted.examples[-1].input_ids.tolist() == [4, 5, 6] and planted.sources[-1].kind == "paraphrase"
-    again = plant(inputs, recall, [pair], 64)
+    again = plant(inputs, recall, [pair], CORPUS)
     assert [e.content_hash for e in again.examples] == [e.content_hash for e in planted.examples]
 
-    pairs_only = plant(inputs, RecallConfig(edits=(), pairs="some.jsonl"), [pair], 64)
+    pairs_only = plant(inputs, RecallConfig(edits=(), pairs="some.jsonl"), [pair], CORPUS)
     assert [example.example_id for example in pairs_only.queries] == ["pair/0"], (
         "queries without a source are left out"
     )
+
+
+def test_messages_of_pairs_are_rendered_by_the_template_of_the_corpus(inputs: EvaluationInputs) -> None:
+    """Also if the tokenizer has another template."""
+    said = Query("0", messages=tuple(TALK)), Query("0", messages=tuple(TALK))
+    tokenizer = with_template(byte_tokenizer(), CASES[0], "{{ 'another template' }}")
+    with_tokenizer = EvaluationInputs(
+        replace(inputs.loaded, tokenizer=tokenizer, vocab_size=len(tokenizer)), inputs.examples, inputs.queries
+    )
+    chat = CorpusConfig(uri="c.jsonl", messages="messages", max_length=4096, chat_template=CASES[0].template)
+    planted = plant(with_tokenizer, RecallConfig(edits=(), pairs="some.jsonl"), [said], chat)
+    text = tokenizer.decode(planted.queries[0].input_ids)
+    assert "another template" not in text and TALK[-1]["content"] in text
 
 
 def test_a_duplicate_id_raises(inputs: EvaluationInputs) -> None:
     taken = make_example("plant/q0/copy/0", 0, TOKENS, TOKENS, None)
     with_taken = EvaluationInputs(inputs.loaded, [*inputs.examples, taken], inputs.queries)
     with pytest.raises(UserError, match="'plant/q0/copy/0' would be in the planted corpus twice"):
-        plant(with_taken, RecallConfig(), [], 64)
+        plant(with_taken, RecallConfig(), [], CORPUS)
 
 
 def test_a_planted_corpus_is_written_once_and_never_mixed(inputs: EvaluationInputs, tmp_path: Path) -> None:
     recall = RecallConfig(edits=(0.5,))
     folder = PlantedFolder(str(tmp_path), StorageConfig())
-    folder.save(plant(inputs, recall, [], 64), planting_identity(inputs, recall, []))
+    folder.save(plant(inputs, recall, [], CORPUS), planting_identity(inputs, recall, []))
     corpus = tmp_path / "planted" / "corpus.jsonl"
     written = corpus.stat().st_mtime_ns
-    folder.save(plant(inputs, recall, [], 64), planting_identity(inputs, recall, []))
+    folder.save(plant(inputs, recall, [], CORPUS), planting_identity(inputs, recall, []))
     assert corpus.stat().st_mtime_ns == written, (
         "a new modification time would make every index of the corpus outdated"
     )
     other = RecallConfig(edits=(0.5,), per_query=2)
     with pytest.raises(UserError, match="planted corpus of another per_query"):
-        folder.save(plant(inputs, other, [], 64), planting_identity(inputs, other, []))
+        folder.save(plant(inputs, other, [], CORPUS), planting_identity(inputs, other, []))
     pair = Query("0", tokens=(1, 2)), Query("0", tokens=(4, 5))
     with pytest.raises(UserError, match="another pairs"):
-        folder.save(plant(inputs, recall, [pair], 64), planting_identity(inputs, recall, [pair]))
+        folder.save(plant(inputs, recall, [pair], CORPUS), planting_identity(inputs, recall, [pair]))
 
 
 def test_pairs_are_queries_with_a_source(tmp_path: Path) -> None:

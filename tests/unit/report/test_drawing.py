@@ -79,6 +79,29 @@ def test_the_part_of_a_query_that_the_model_does_not_read_is_marked() -> None:
     assert 'class="cut' not in render_answer(whole, relative=False)
 
 
+@pytest.mark.parametrize("special", [("<s>",), ("<|begin_of_text|>",), ("[gMASK]", "<sop>")])
+@pytest.mark.parametrize("space", ["", " "])
+@pytest.mark.parametrize("end", [(), ("</s>",)])
+@pytest.mark.parametrize("lost", ["", "much more "])
+def test_tokens_around_the_text_do_not_move_the_answer(
+    special: tuple[str, ...], space: str, end: tuple[str, ...], lost: str
+) -> None:
+    """Tokenizers may put special tokens before and behind a text, and a space before its first word."""
+    tokens = (*special, space + TOKENS[0], *TOKENS[1:], *end)
+    around = {
+        name: np.concatenate([np.zeros(len(special)), values, np.zeros(len(end))]).astype(np.float32)
+        for name, values in CONTRIBUTIONS.items()
+    }
+    query = replace(QUERY, prompt=f"{lost}a b")
+    drawn = QueryTokens(answer_section(query, 1.5, TOP, ROWS, Explanation(tokens, around)))
+    prompt, answer = (
+        "".join(shade.space + shade.text for shade in shades) for shades in (drawn.prompt, drawn.answer)
+    )
+    cut = "".join(shade.space + shade.text for shade in drawn.prompt if shade.is_cut)
+    assert cut == (lost.rstrip() if space else lost) and drawn.is_cut == bool(lost)
+    assert prompt == f"{cut}{''.join(special)}{space}a b" and answer == " cd ef" + "".join(end)
+
+
 def test_a_part_of_an_answer_stays_within_the_answer() -> None:
     """With a span only its tokens are scored; the words before them belong to the answer, not to the prompt."""
     part = {name: np.where(np.arange(6) == 5, values + 1, 0) for name, values in CONTRIBUTIONS.items()}

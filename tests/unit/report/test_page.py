@@ -189,6 +189,13 @@ def test_control_characters_do_not_reach_the_page(report: Report) -> None:
     page.encode()
 
 
+def test_characters_that_join_others_reach_the_page(report: Report) -> None:
+    """Emoji and Persian need them. Those that turn the direction of the text around them do not."""
+    text = "\N{MAN}\N{ZERO WIDTH JOINER}\N{GIRL} می\N{ZERO WIDTH NON-JOINER}خواهم so\N{SOFT HYPHEN}ft"
+    query = replace(report.queries[0], prompt=f"{text} a\N{RIGHT-TO-LEFT OVERRIDE}b")
+    assert f"{text} a\ufffdb" in render(replace(report, queries=(query,)))
+
+
 def test_numbers_that_are_not_finite_are_refused(report: Report) -> None:
     bad_hit = replace(report.queries[0], opponents=(replace(OPPONENTS[0], score=float("nan")),))
     bad_loss = replace(report.queries[0], loss=float("inf"))

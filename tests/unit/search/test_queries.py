@@ -282,3 +282,10 @@ def test_a_span_scores_the_tokens_that_overlap_it(bos: bool) -> None:
 def test_a_span_that_marks_nothing_is_refused(query: dict[str, object], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         query_example(as_query(query, 0), byte_tokenizer(), VOCAB, 64)
+
+
+def test_an_id_must_be_unicode(tmp_path: Path) -> None:
+    """A file of answers could not be written with another one, after all the work."""
+    (tmp_path / "q.jsonl").write_text('{"id": "\\ud83d", "text": "a"}\n')
+    with pytest.raises(UserError, match=r"the id of query 0 .*is not valid Unicode"):
+        read_queries(str(tmp_path / "q.jsonl"), STORAGE)

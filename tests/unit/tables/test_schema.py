@@ -7,8 +7,10 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
+import pytest
 from lance.file import LanceFileReader
 
+from lorif_core.errors import UserError
 from lorif_core.lifecycle.verify import verify
 from lorif_core.spec import ShardRef
 from lorif_core.tables.checksums import CHECKSUMS, CODE_COLUMNS
@@ -47,6 +49,17 @@ def test_a_row_costs_at_most_40_bytes_beyond_codes_and_text(store: Store) -> Non
     beyond = sum(size for column, size in sizes.items() if column not in (*CODE_COLUMNS, TEXT)) - 4
     assert beyond <= 40, sizes
     assert sum(sizes[column] for column in ("shard", "uri", "checkpoint", "spec")) < 1, sizes
+
+
+def test_a_column_that_users_have_added_is_null_in_new_rows(store: Store) -> None:
+    commit(store, 0)
+    lance.dataset(f"{store.uri}/factors.lance").add_columns({"topic": "'cats'"})
+    with pytest.raises(UserError, match=r"column 'topic' .* may not be null"):
+        commit(store, 1)
+    lance.dataset(f"{store.uri}/factors.lance").alter_columns({"path": "topic", "nullable": True})
+    commit(store, 1)
+    topics = lance.dataset(f"{store.uri}/factors.lance").to_table(["topic"])["topic"].to_pylist()
+    assert topics == ["cats"] * 4 + [None] * 4
 
 
 def test_a_table_of_an_older_lorif_is_read_and_grows(tmp_path: Path) -> None:
