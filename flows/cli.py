@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from flows.command_words import parse_command
@@ -90,8 +91,9 @@ def _memory_message(error: Exception, options: Mapping[str, Any]) -> str:
     if "memory_gb" in options:
         settings = (MemorySetting("--memory-gb", options["memory_gb"] or default_memory_gb()),)
     elif "config" in options and "measure" not in options:
-        settings = model_settings(load_config(options["config"], list(options["overrides"])))
-    return str(memory_exhausted("this process", one_line(error), settings))
+        with suppress(LorifError):  # it was read before; by now it may be gone, or was a pipe
+            settings = model_settings(load_config(options["config"], list(options["overrides"])))
+    return str(memory_exhausted("this process", one_line(error) or type(error).__name__, settings))
 
 
 def _fail(as_json: bool, message: str, code: int) -> int:

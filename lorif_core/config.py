@@ -232,7 +232,7 @@ class ComputeConfig(Section):
     workers: Literal["auto"] | PositiveInt = "auto"
     """Number of workers; `auto` starts one per GPU, or without GPUs one per 4 cores."""
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """GPUs of each worker; `auto` is 1 if the nodes have GPUs, else 0. A fraction lets workers share a GPU."""
+    """GPUs of each worker, or a share of one; `auto` takes as few as have twice the memory of the weights."""
     tokens_per_batch: Literal["auto"] | PositiveInt = "auto"
     """Maximum number of tokens of a batch, including padding; at least `corpus.max_length`. `auto` takes what fits
     into memory. In both cases a batch that does not fit is halved."""

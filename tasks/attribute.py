@@ -5,6 +5,7 @@ A block whose answers are saved is not scored again, so a run that was killed co
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +32,7 @@ from tasks.artifacts import show_markdown
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.memory import scan_settings
+from tasks.model_workers import weights_of
 from tasks.orchestration import run_log, task
 from tasks.outcome import link
 from tasks.progress import Progress
@@ -78,7 +80,8 @@ def _answer_missing(config: Config, run: BatchRun, resources: Resources) -> None
     shares = shares_of(Index(Store(config.index, config.storage), run.generation))
     rows, done = run.generation.rows, len(run.blocks) - len(missing)
     with (
-        _encoder(config, run.generation, resources) as encoder,
+        cluster(config.compute, partial(weights_of, config)) as of_model,
+        _encoder(config, run.generation, of_model) as encoder,
         start_scorers(config, run.generation, resources, len(shares)) as scorers,
         Progress("score rows", rows * len(run.blocks), rows * done) as progress,
     ):

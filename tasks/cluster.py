@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import ray
 from ray.exceptions import GetTimeoutError
@@ -94,13 +95,22 @@ def _resources(compute: ComputeConfig, weights: Callable[[], int] | None) -> Res
 
 def _gpus_each(weight_bytes: int) -> float:
     """GPUs of a worker by the memory of one of them; all are taken for equal."""
-    reference = _gpu_memory.remote()
     try:
-        return float(gpus_for(weight_bytes, ray.get(reference, timeout=_GPU_ANSWER_SECONDS)))
+        return float(gpus_for(weight_bytes, _memory_of_a_gpu(ray.get_runtime_context().gcs_address)))
     except GetTimeoutError:
-        ray.cancel(reference)
         log.warning("no GPU is free to ask for its memory; each worker gets one, see compute.gpus_per_worker")
         return 1.0
+
+
+@cache
+def _memory_of_a_gpu(address: str) -> int:
+    """Bytes of a GPU of the cluster at an address; asked once, for soon workers hold all GPUs."""
+    reference = _gpu_memory.remote()
+    try:
+        return int(ray.get(reference, timeout=_GPU_ANSWER_SECONDS))
+    except GetTimeoutError:
+        ray.cancel(reference)
+        raise
 
 
 @ray.remote(num_gpus=0.01, num_cpus=0, max_retries=0)

@@ -239,9 +239,11 @@ class Workers(AbstractContextManager["Workers"]):
             ray.get(reference)
             worker.is_up = True
         except RayError as error:
+            if isinstance(fault := _fault(error), UserError):
+                raise fault from None
             self._failures_in_a_row += 1
             self._stop_if_out_of_memory(error, was_alone=True)
-            self._stop_if_all_fail(error, None)
+            self._stop_if_all_fail(error, fault)
             self._replace(worker, 0)
 
     def _replace(self, worker: _Worker, died_with: int) -> None:

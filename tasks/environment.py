@@ -95,7 +95,10 @@ def _mentions_prefect() -> bool:
     if (home / "profiles.toml").exists() or Path("prefect.toml").exists():
         return True
     files = {Path(".env"): "PREFECT_API_URL", Path("pyproject.toml"): "[tool.prefect"}
-    return any(path.exists() and text in path.read_text(errors="replace") for path, text in files.items())
+    return any(
+        path.is_file() and os.access(path, os.R_OK) and text in path.read_text(errors="replace")
+        for path, text in files.items()
+    )
 
 
 def prepare_run(ray: str) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import TracebackType
 
 from lorif_core.config import Config
@@ -62,7 +63,7 @@ class ModelWorkers(AbstractContextManager["ModelWorkers"]):
             LorifError: no worker could load the model.
         """
         try:
-            with cluster(self._config.compute, self._weights) as resources:
+            with cluster(self._config.compute, partial(weights_of, self._config)) as resources:
                 count = min(resources.workers, count)
                 if self._workers is None:
                     started = time.perf_counter()
@@ -81,8 +82,10 @@ class ModelWorkers(AbstractContextManager["ModelWorkers"]):
                 workers.__exit__(type(error), error, error.__traceback__)
             raise
 
-    def _weights(self) -> int:
-        return weight_bytes_of(self._config, load_skeleton(self._config.model, self._config.storage))
+
+def weights_of(config: Config) -> int:
+    """Bytes of the weights that a worker loads."""
+    return weight_bytes_of(config, load_skeleton(config.model, config.storage))
 
 
 def _load(workers: Workers, spec: IndexSpec, count: int) -> None:

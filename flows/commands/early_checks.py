@@ -29,10 +29,18 @@ def check_early(command: str, options: Mapping[str, Any]) -> None:
             require_file(options[name], kind)
     if command == "evaluate":
         require_file(options["config"], "evaluation file")
-    if command == "demo" and Path(options["out"]).is_dir() and any(Path(options["out"]).iterdir()):
-        raise UserError(f"--out {options['out']} is not empty; name a new or empty folder")
+    if command == "demo":
+        _require_empty(Path(options["out"]))
     if command == "select" and Path(options["out"]).exists():
         raise UserError(f"--out {options['out']} exists already; name a new file")
+
+
+def _require_empty(folder: Path) -> None:
+    """Raise UserError if the folder of an output is a file, or has files."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a new or empty folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--out {folder} is not empty; name a new or empty folder")
 
 
 def require_extras(name: str, extras: tuple[str, ...]) -> None:
@@ -45,13 +53,14 @@ def require_extras(name: str, extras: tuple[str, ...]) -> None:
 
 def require_file(path: str, kind: str) -> None:
     """Raise UserError if a local file or folder is missing."""
-    if "://" not in path and not Path(path).exists():
+    if "://" not in path and not Path(path).expanduser().exists():
         raise UserError(f"the {kind} {path} cannot be read: it does not exist")
 
 
 def _require_index(index: str) -> None:
-    if "://" in index or Path(index).is_dir():
+    path = Path(index).expanduser()
+    if "://" in index or path.is_dir():
         return
-    if Path(index).exists():
+    if path.exists():
         raise UserError(f"{index} is a file; name the folder or URI of an index")
     raise UserError(f"the index {index} does not exist; run lorif build first")

@@ -1,5 +1,6 @@
 """The command `lorif init`: a first CONFIG from what is in a folder."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def run_init(folder: str, model: str | None, corpus: str | None, out: str) -> Re
     require_file(folder, "folder")
     if Path(out).exists():
         raise UserError(f"{out} exists already; name a new file with --out")
+    if not os.access(Path(out).parent, os.W_OK):
+        raise UserError(f"{out} cannot be written: its folder does not exist or is read-only; name another file")
     if corpus is not None and not any(character in corpus for character in "*?["):
         require_file(corpus, "corpus")
     with fast_imports():

@@ -200,7 +200,8 @@ class DriftSink:
         encoded = encode(A_BTd, E_BTd, self._layout.code, unbiased=self._unbiased)
         self.codes[:, slot.start : slot.stop] = encoded.codes
         self.scales[:, slot.scales] = encoded.scales
-        G_BD = torch.bmm(A_BTd.transpose(1, 2), E_BTd).flatten(1).double()
+        G_BD = torch.bmm(A_BTd.transpose(1, 2), E_BTd).flatten(1)
+        G_BD = G_BD.double().to(self.codes.device)  # the layers of a model may be on several
         for number, (codes, scales) in enumerate((self._stored, (self.codes, self.scales))):
             decoded_BD = self._layout.decode(codes, scales, index).double()
             self._products[number] += (decoded_BD * G_BD).sum(dim=1)

@@ -164,4 +164,6 @@ def _ends_linear(
     """Whether the logits are what the output layer returns, and that is a linear function of its input."""
     if logits.shape != test_values.shape or not torch.equal(logits, test_values.to(logits)):
         return False
-    return is_close(torch.nn.functional.linear(head_input, layer.weight, layer.bias), head_output, tolerance)
+    # of a model on several devices the hook has the input before it moves to that of the layer
+    expected = torch.nn.functional.linear(head_input.to(layer.weight.device), layer.weight, layer.bias)
+    return is_close(expected, head_output, tolerance)

@@ -38,9 +38,9 @@ def s3_filesystem(storage: StorageConfig) -> S3FileSystem:
         UserError: the endpoint is not encrypted and `allow_http` is not set, or the profile does not exist.
     """
     endpoint = resolve_endpoint(storage)
-    settings = {"endpoint_url": endpoint, "profile": storage.profile}
+    settings, region = {"endpoint_url": endpoint, "profile": storage.profile}, _region(storage)
     fs = S3FileSystem(
-        client_kwargs={"region_name": storage.region} if storage.region else {},
+        client_kwargs={"region_name": region} if region else {},
         config_kwargs={
             "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
             "read_timeout": _READ_TIMEOUT_SECONDS,
@@ -59,7 +59,7 @@ def lance_options(storage: StorageConfig) -> dict[str, str]:
     options = {
         **_LANCE_LIMITS,
         "aws_endpoint": endpoint,
-        "aws_region": storage.region or _profile_setting(storage, "region"),
+        "aws_region": _region(storage),
         "allow_http": "true" if endpoint is not None and endpoint.startswith("http://") else None,
         **_profile_credentials(storage),
     }
@@ -111,12 +111,20 @@ def require_bucket(uri: str, bucket: str, storage: StorageConfig) -> None:
     except (*STORE_ERRORS, ValueError) as error:
         raise explain(error, uri) from None
     if "Name" not in response and "KeyCount" not in response:
-        raise UserError(f"{uri}: the server at {storage.endpoint} does not speak S3; check storage.endpoint")
+        raise UserError(
+            f"{uri}: the server at {resolve_endpoint(storage)} does not speak S3; check storage.endpoint"
+        )
     actual = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
-    configured = storage.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    configured = _region(storage)
     if actual and configured and actual != configured and resolve_endpoint(storage) is None:
         raise UserError(f"{uri} is in the region {actual}, not in {configured}; set storage.region={actual}")
     _known_buckets.add((bucket, storage))
+
+
+def _region(storage: StorageConfig) -> str | None:
+    """The region from the storage section, else the environment, else the profile."""
+    variables = (os.environ.get("AWS_REGION"), os.environ.get("AWS_DEFAULT_REGION"))
+    return next(filter(None, (storage.region, *variables)), None) or _profile_setting(storage, "region")
 
 
 def _profile_setting(storage: StorageConfig, key: str) -> str | None:

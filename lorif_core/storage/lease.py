@@ -21,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
-import psutil
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from lorif_core.config import StorageConfig
@@ -35,6 +34,7 @@ TIME_TO_LIVE = 60.0
 _RENEWALS_PER_LIFE = 6
 _POLL_SECONDS = 1.0
 _SETTLE_SECONDS = 3.0
+_PROCESSES = Path("/proc")
 _FOLDER = "lease"
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 _LONGEST_LIFE = 3600.0
@@ -60,7 +60,8 @@ class Holder:
     Attributes:
         what: the command.
         machine: boot and process namespace, see `_machine`.
-        started: creation time of the process in seconds, since process ids are reused.
+        started: clock ticks from the boot to the start of the process, since process ids are reused. They do not
+            change when the clock of the machine is set.
         since: when it took the lease.
     """
 
@@ -84,11 +85,10 @@ class Holder:
         """Whether the process is known to have ended; always False for a process of another machine."""
         if self.machine != _machine():
             return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        if not _PROCESSES.is_dir():
+            return False
+        state, started = _state_and_start(self.pid)
+        return started != self.started or state == "Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +269,17 @@ def _name(number: int) -> str:
 
 
 def _this_process(command: str) -> Holder:
-    process = psutil.Process()
-    since = datetime.now(UTC).strftime(_TIME)
-    return Holder(command, _user(), socket.gethostname(), _machine(), process.pid, process.create_time(), since)
+    since, pid = datetime.now(UTC).strftime(_TIME), os.getpid()
+    return Holder(command, _user(), socket.gethostname(), _machine(), pid, _state_and_start(pid)[1], since)
+
+
+def _state_and_start(pid: int) -> tuple[str, float]:
+    """State of a process, `Z` for a zombie, and its start in clock ticks since the boot; "" and 0 without one."""
+    try:
+        fields = (_PROCESSES / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "", 0.0
+    return fields[0], float(fields[19])  # fields 3 and 22 of proc(5); the name of a process may contain spaces
 
 
 def _user() -> str:

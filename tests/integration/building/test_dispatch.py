@@ -74,6 +74,13 @@ SETTINGS = (MemorySetting("compute.tokens_per_batch", 8192, 64), MemorySetting("
 ADVICE = "lower compute.tokens_per_batch from 8192 to 4096, or compute.memory_gb from 4 to 2"
 
 
+class Refusing:
+    """A role that finds out when it starts that it cannot work."""
+
+    def __init__(self, threads: int) -> None:
+        raise UserError("the index is wrong")
+
+
 def run(
     items: list[Any], call: Callable[[Any, Any], Any], count: int = 2, in_flight: int = 2
 ) -> list[Done | Failed]:
@@ -134,6 +141,14 @@ def test_a_kill_by_the_kernel_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_mistake_of_the_user_stops_the_run_at_once() -> None:
     with pytest.raises(UserError, match="the corpus is wrong"):
         run([1, 99, 2], lambda host, item: host.call("square", item), count=1)
+
+
+def test_a_mistake_that_a_role_finds_when_it_starts_stops_the_run_at_once() -> None:
+    with (
+        pytest.raises(UserError, match="the index is wrong"),
+        Workers(lambda: start(Refusing, Resources(2, 1, 0.0, 2)), 2) as workers,
+    ):
+        list(workers.run([1], lambda host, item: host.call("square", item)))
 
 
 def test_a_damaged_file_is_tried_twice_and_its_message_is_the_cause(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 import yaml
 
+from flows.commands.early_checks import require_file
+from lorif_core.errors import UserError
 from tests.integration.lorif import run
 
 COMPUTE = "compute.tokens_per_batch from 2048 to 1024, or compute.memory_gb from 4 to 2"
@@ -53,3 +55,29 @@ def test_a_command_that_lacks_memory_says_what_to_lower(
     last = err.splitlines()[-1]
     assert code == 1 and last.startswith("lorif: error: this process ran out of memory") and expected in last
     assert "corpus" not in last.replace("corpus.max_length", "") and "Traceback" not in err
+
+
+def test_a_config_that_is_gone_hides_no_lack_of_memory(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have been a pipe."""
+
+    def fail(*_: Any) -> None:
+        Path(config).unlink()
+        raise MemoryError
+
+    monkeypatch.setattr("lorif_core.lifecycle.plan.preflight", fail)
+    code, _, err = run(capsys, "build", "-c", config)
+    last = err.splitlines()[-1]
+    assert code == 1 and last.startswith(
+        "lorif: error: this process ran out of memory (MemoryError); give it more"
+    )
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands it in a CONFIG; reading the corpus does."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="does not exist"):
+        require_file("~/data.jsonl", "corpus")
+    (tmp_path / "data.jsonl").touch()
+    require_file("~/data.jsonl", "corpus")

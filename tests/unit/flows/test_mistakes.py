@@ -75,6 +75,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["select", "FOLDER", "--self-influence", "--fraction", "1", "--out", "GOOD"],
         "exists already",
     ),
+    "a folder for init that does not exist": (
+        ["init", "FOLDER", "--out", "missing/config.yaml"],
+        "missing/config.yaml cannot be written: its folder does not exist",
+    ),
+    "a file for the output of the demo": (["demo", "--out", "GOOD"], "GOOD is a file; name a new or empty folder"),
     "a file that init would overwrite": (
         ["init", "FOLDER", "--out", "GOOD"],
         "GOOD exists already; name a new file",

@@ -198,6 +198,15 @@ def test_a_failed_renewal_is_logged_and_the_lease_stays_valid(
     assert "could not be renewed: the store is unavailable" in caplog.text
 
 
+def test_the_clock_may_be_set_while_a_lease_is_held(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of the boot, as the kernel tells it, moves with the clock."""
+    with Lease(objects, "build", time_to_live=TTL):
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+        holder = current_holder(objects)
+        assert holder is not None and not holder.is_gone()
+        assert replace(holder, pid=2**22 + 1).is_gone(), "no process has such an id"
+
+
 def test_a_reused_process_id_is_another_process(objects: Objects) -> None:
     with Lease(objects, "build", time_to_live=TTL):
         holder = current_holder(objects)

@@ -1,10 +1,11 @@
 """Invariant: every requested worker fits on a node; one that does not would wait forever."""
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.cluster import _cores_each, _slots, gpus_for
+from tasks.cluster import _cores_each, _gpus_each, _memory_of_a_gpu, _slots, gpus_for
 
 NODES = [{"CPU": 6.0}, {"CPU": 6.0}, {"CPU": 16.0, "GPU": 2.0}]
 
@@ -24,6 +25,22 @@ def test_slots_count_the_workers_that_fit_on_each_node(cpus_each: int, gpus_each
 def test_a_node_without_cores_does_not_reduce_the_cores_of_a_worker(cores: tuple[int, ...], expected: int) -> None:
     """The Ray head and the node of a driver have no cores; if they counted, every core would load the model."""
     assert _cores_each([{"CPU": float(count)} if count else {} for count in cores]) == expected
+
+
+def test_the_memory_of_a_gpu_is_asked_for_once(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later workers hold all GPUs, and nobody would answer."""
+    asked = list[int]()
+
+    class Task:
+        def remote(self) -> ray.ObjectRef:
+            asked.append(1)
+            return ray.put(80 * 2**30)
+
+    monkeypatch.setattr("tasks.cluster._gpu_memory", Task())
+    _memory_of_a_gpu.cache_clear()
+    assert [_gpus_each(weights * 10**9) for weights in (2, 140, 140)] == [1, 4, 4]
+    _memory_of_a_gpu.cache_clear()
+    assert len(asked) == 1
 
 
 @given(st.integers(1, 10**12), st.integers(10**9, 10**12))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorif_core.errors import LorifError, StoreUnavailableError, UserError
-from tasks import orchestration
+from tasks import environment, orchestration
 from tasks.orchestration import Run, current_run, flow, run_log, runs_in_prefect, task
 
 
@@ -104,6 +104,16 @@ def test_an_api_counts_wherever_prefect_reads_it(file: str | None, text: str, tm
         env={"HOME": str(tmp_path), "PYTHONPATH": str(root), "PATH": "/usr/bin", **variables},
     )  # fmt: skip
     assert result.stdout.split() == (["False", "False"] if file is None else ["True", "True"])
+
+
+def test_a_folder_named_like_a_settings_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a virtual environment in .env."""
+    (tmp_path / ".env").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in environment._PREFECT_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert not environment._mentions_prefect()
 
 
 def test_the_same_flow_under_prefect_has_a_run_of_prefect(prefect_server: None) -> None:
