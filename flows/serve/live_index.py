@@ -98,9 +98,8 @@ class LiveIndex:
             ApiError: it does not exist any more, or it needs another checkpoint.
         """
         current, pinned = self.current, self._pinned
-        for opened in (current, pinned):
-            if number is None or (opened is not None and opened.index.generation.generation == number):
-                return opened or current
+        if number in (None, current.index.generation.generation):
+            return current
         store = current.index.store
         found = {generation.generation: generation for generation in store.generations()}
         if number not in found:
@@ -108,6 +107,8 @@ class LiveIndex:
             raise ApiError(
                 410, "generation_gone", f"the index has no generation {number} any more; it has {numbers}"
             )
+        if pinned is not None and pinned.index.generation == found[number]:
+            return pinned
         index = Index(store, found[number])
         for part in index.parts:
             for earlier in current.index.parts:

@@ -122,6 +122,8 @@ def _token(host: str) -> str | None:
             f"{TOKEN_VARIABLE} must be at least {_TOKEN_CHARACTERS} printable ASCII characters; make one with "
             f"openssl rand -hex 32"
         )
+    if token is not None and token != token.strip():
+        raise UserError(f"{TOKEN_VARIABLE} begins or ends with a space, which no request can carry; remove it")
     return token
 
 

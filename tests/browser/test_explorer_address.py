@@ -127,12 +127,12 @@ def copied(page: Page, name: str) -> str:
 
 
 def test_code_that_is_copied_asks_the_same(indexed: Config, explorer: str, open_page: Open) -> None:
-    """Also with quotes; the name of the index stands for its path."""
+    """Also with quotes and hyphens; the name of the index stands for its path."""
     page = open_page(explorer).page
     page.get_by_role("button", name="Options and filters").click()
     page.locator("#where").fill("starts_with(text, 'a small')")
     page.locator("#top_k").fill("3")
-    ask(page, 'it\'s "red"', "the bird ")
+    ask(page, '--it\'s"red"', "the bird ")
     shown = cards(page)
     curl = shlex.split(copied(page, "Copy as curl").replace("\\\n", " "))
     answer = json.loads(subprocess.run(curl, capture_output=True, check=True, timeout=patience(60)).stdout)

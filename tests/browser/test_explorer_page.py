@@ -241,6 +241,25 @@ def test_a_newer_generation_is_announced_and_a_link_keeps_its_generation(
         assert "generation=2" in colleague.url
 
 
+def test_a_link_keeps_its_generation_while_it_waits_for_the_token(
+    indexed: Config, open_page: Open, tmp_path: Path
+) -> None:
+    shutil.copytree(indexed.index, tmp_path / "index")
+    store = Store(str(tmp_path / "index"))
+    store.publish(replace(store.latest(), generation=2, created_at=now()))
+    with serving(store.uri, LORIF_SERVE_TOKEN=TOKEN) as (address, _):
+        page = open_page(f"{address}#answer=a+red+bird&generation=1").page
+        for token in ("not this one", TOKEN):
+            page.get_by_label("Server token").fill(token)
+            page.get_by_role("button", name="Ask", exact=True).click()
+            if token != TOKEN:
+                expect(page.get_by_role("alert")).to_contain_text("token")
+        wait_for_colours(page)
+        assert "generation=1" in page.url
+        edit_and_ask(page)
+        assert "generation=2" in page.url
+
+
 def edit_and_ask(page: Page) -> None:
     page.get_by_role("button", name="Edit the question").click()
     page.get_by_role("button", name="Ask", exact=True).click()

@@ -45,13 +45,15 @@ def test_a_part_is_asked_about_by_keys(indexed: Config, explorer: str, open_page
     assert watched.console == [] and watched.accessibility_violations() == []
 
 
-@pytest.mark.parametrize("width", [1400, 800, 390])
+@pytest.mark.parametrize(("width", "before"), [(1400, ""), (800, ""), (390, ""), (1400, " "), (1400, "<s> ")])
 def test_a_part_is_asked_about_by_dragging_over_the_answer(
-    indexed: Config, explorer: str, open_page: Open, width: int
+    indexed: Config, explorer: str, open_page: Open, width: int, before: str
 ) -> None:
+    """Other tokenizers than that of this model make the page show a space or a special token before the answer."""
     watched = open_page(explorer, width=width)
     page = watched.page
     ask(page, ANSWER, PROMPT)
+    page.evaluate("before => document.querySelector('.completion').prepend(before)", before)
     tokens = page.locator(".completion .t")
     first, last = tokens.nth(PART["start"]).bounding_box(), tokens.nth(PART["end"] - 1).bounding_box()
     assert first and last
@@ -67,6 +69,41 @@ def test_a_part_is_asked_about_by_dragging_over_the_answer(
     page.reload()
     check_part(page, indexed)
     assert watched.console == []
+
+
+def test_a_part_of_the_answer_is_left_when_two_answers_are_compared(
+    indexed: Config, explorer: str, open_page: Open
+) -> None:
+    page = open_page(f"{explorer}#prompt=the+dog+&answer=runs+to+a+tree&span=5-9").page
+    check_part(page, indexed)
+    page.get_by_role("button", name="Edit the question").click()
+    page.get_by_role("button", name="Compare two answers").click()
+    page.keyboard.type("sees a bird")
+    expect(page.locator(".chip")).to_have_count(0)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    wait_for_colours(page)
+    assert "span" not in page.url
+
+
+def test_what_the_model_says_does_not_come_into_another_question(explorer: str, open_page: Open) -> None:
+    page = open_page(explorer).page
+    ask(page, "a red bird")
+    other = page.url
+    page.get_by_role("button", name="New question").click()
+    page.evaluate("""() => {
+        const request = lorif.request;
+        const waits = ({ signal }) => new Promise((_, reject) => {
+            signal.addEventListener("abort", () => reject(signal.reason));
+        });
+        lorif.request = (path, options) => (path === "generations" ? waits(options) : request(path, options));
+    }""")
+    page.locator("#prompt").fill("the cat")
+    page.get_by_role("button", name="Let the model answer").click()
+    assert page.evaluate("lorif.isGenerating()")
+    page.evaluate("hash => { location.hash = hash; }", other.partition("#")[2])
+    expect(page.locator("#answer")).to_have_value("a red bird")
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    assert not page.evaluate("lorif.isGenerating()")
 
 
 def test_two_answers_are_compared(indexed: Config, explorer: str, open_page: Open) -> None:

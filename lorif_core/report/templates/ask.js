@@ -44,7 +44,7 @@
   lorif.showError = (message, code = "") => {
     error.textContent = message;
     if (LOST_GENERATION.includes(code)) {
-      error.append(" ", lorif.element("button", { type: "button", onclick: () => lorif.submit() }, "Ask the newest generation"));
+      error.append(" ", lorif.element("button", { type: "button", onclick: lorif.askNewest }, "Ask the newest generation"));
     }
     answers.classList.toggle("stale", message !== "" && container.hasChildNodes());
   };

@@ -67,7 +67,8 @@
       const write = `printf '%s\\n' ${shellQuoted(line)} > queries.jsonl`; // some echoes would read the backslashes
       return `${write}\nlorif attribute -c config.yaml --queries queries.jsonl --out answer ${options}\n`;
     }
-    const text = prompt === "" ? `--text ${shellQuoted(answer)}` : `--text ${shellQuoted(prompt)} --completion ${shellQuoted(answer)}`;
+    // joined by =, since a text that begins with a hyphen would be an option
+    const text = prompt === "" ? `--text=${shellQuoted(answer)}` : `--text=${shellQuoted(prompt)} --completion=${shellQuoted(answer)}`;
     return `lorif query ${shellQuoted(name)} ${text} ${options}\n`;
   }
 

@@ -32,7 +32,7 @@
       await read(response.body.pipeThrough(new TextDecoderStream()).getReader(), field);
       progress.textContent = field.value === "" ? "The model has nothing to add." : "This is what the model says. Edit it, or ask.";
     } catch (failure) {
-      progress.textContent = failure.name === "AbortError" ? "Stopped." : "";
+      if (!lorif.isBusy()) progress.textContent = failure.name === "AbortError" ? "Stopped." : "";
       if (failure.name !== "AbortError") lorif.showError(failure.message);
     } finally {
       running = null;

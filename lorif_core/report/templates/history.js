@@ -47,7 +47,7 @@
     newer.textContent = "";
     if (generation > shownGeneration) newer.textContent = `Answers now come from generation ${generation}; reload the page to see the facts about it.`;
     if (generation < shownGeneration) {
-      const button = lorif.element("button", { type: "button", onclick: () => lorif.submit() }, "Ask the newest");
+      const button = lorif.element("button", { type: "button", onclick: lorif.askNewest }, "Ask the newest");
       newer.append(`This answer is from generation ${generation}; the newest is ${shownGeneration}. `, button);
     }
   }
@@ -64,7 +64,13 @@
   }
 
   history.scrollRestoration = "manual"; // an answer scrolls itself into the window
-  lorif.submit = () => ask(lorif.readForm(), "pushState");
+  lorif.askNewest = () => ask(lorif.readForm(), "pushState");
+  lorif.submit = () => {
+    // a link that waits for its first answer, perhaps for a token, keeps its generation
+    const linked = answered.has(location.hash) ? null : lorif.fromHash(location.hash);
+    const isLinked = linked !== null && lorif.toHash({ ...linked, generation: null }) === lorif.toHash(lorif.readForm());
+    return isLinked ? ask(linked, "replaceState") : lorif.askNewest();
+  };
   lorif.currentState = () => lorif.fromHash(location.hash);
   lorif.newQuestion = () => {
     history.pushState(null, "", location.pathname);

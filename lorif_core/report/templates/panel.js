@@ -4,14 +4,20 @@
   const content = document.getElementById("panel-content");
   const MAX_QUESTION_CHARS = 20_000;
 
+  let newest = null; // what was opened last; an earlier record that comes later is not shown
+
   lorif.openPanel = async (id) => {
+    const opened = {};
+    newest = opened;
     document.getElementById("panel-title").textContent = id;
     content.replaceChildren("Reading …");
     if (!panel.open) panel.showModal();
     try {
       const record = await (await lorif.request(`examples?${new URLSearchParams({ id })}`)).json();
+      if (newest !== opened) return;
       content.replaceChildren(...draw(record));
     } catch (failure) {
+      if (newest !== opened) return;
       content.replaceChildren(lorif.element("p", { className: "error" }, failure.message));
     }
     panel.scrollTop = 0;

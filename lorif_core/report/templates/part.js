@@ -27,10 +27,13 @@
     const before = new Range();
     before.selectNodeContents(text);
     before.setEnd(range.startContainer, range.startOffset);
-    const hidden = state.answer.length - state.answer.replace(/^\n+/, "").length; // line breaks that the page leaves out
-    const start = hidden + before.toString().length;
+    // the page leaves out line breaks around the answer, and may show a space or a special token before it
+    const core = state.answer.replace(/^\n+|\n+$/g, "");
+    const moved = state.answer.indexOf(core) - text.textContent.indexOf(core);
     const chosen = range.toString();
-    return chosen.trim() === "" ? null : { span: lorif.spanOf(state.answer, start, start + chosen.length), range };
+    const end = moved + before.toString().length + chosen.length;
+    if (!text.textContent.includes(core) || chosen.trim() === "" || end <= 0) return null;
+    return { span: lorif.spanOf(state.answer, Math.max(0, end - chosen.length), end), range };
   }
 
   function updateShown() {

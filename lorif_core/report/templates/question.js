@@ -10,22 +10,24 @@
 
   lorif.readForm = () => {
     const messages = lorif.readMessages();
+    const other = document.getElementById("other-row").hidden ? "" : fields.other.value;
     return {
       messages,
       prompt: messages ? "" : fields.prompt.value,
       answer: messages ? "" : fields.answer.value,
-      other: document.getElementById("other-row").hidden ? "" : fields.other.value,
+      other,
       where: fields.where.value.trim(),
       top_k: fields.top_k.value,
       normalise: fields.normalise.value,
       explain: fields.explain.checked,
       totals: fields.totals.checked,
-      span,
+      span: messages || other !== "" ? null : span,
       generation: null,
     };
   };
 
   lorif.fillForm = (state) => {
+    lorif.stopGenerating();
     for (const name of [...TEXTS, "top_k", "normalise"]) fields[name].value = state[name];
     lorif.fillMessages(state.messages);
     fields.explain.checked = state.explain;
@@ -118,9 +120,11 @@
   fields.answer.addEventListener("input", () => {
     if (span !== null) lorif.setSpan(null);
   });
+  fields.other.addEventListener("input", () => document.dispatchEvent(new Event("question")));
   document.getElementById("compare").addEventListener("click", () => {
     const isShown = document.getElementById("other-row").hidden;
     lorif.showCompare(isShown);
+    document.dispatchEvent(new Event("question"));
     if (isShown) fields.other.focus();
   });
   document.getElementById("show-options").addEventListener("click", (event) => {

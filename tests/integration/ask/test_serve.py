@@ -415,6 +415,9 @@ def test_a_server_that_cannot_start_prints_one_sentence(
     monkeypatch.setenv("LORIF_SERVE_TOKEN", "short")
     code, _, err = run(capsys, "serve", index, "--port", "0")
     assert code == 2 and "16" in err and "short" not in err
+    monkeypatch.setenv("LORIF_SERVE_TOKEN", "long-enough-but-spaced ")
+    code, _, err = run(capsys, "serve", index, "--port", "0")
+    assert code == 2 and "begins or ends with a space" in err and "spaced" not in err
 
 
 def test_a_stopping_server_answers_waiting_questions_and_exits_with_0(server: RunningServer) -> None:

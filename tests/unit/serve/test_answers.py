@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -249,6 +251,19 @@ def test_a_pinned_generation_answers_or_says_why_not(index: str) -> None:
         assert (await http.post("/pairs", json=pair)).json()["generation"] == 2
 
     run(index, test)
+
+
+def test_a_pinned_generation_that_was_asked_before_may_be_gone(index: str, tmp_path: Path) -> None:
+    copy = str(shutil.copytree(index, tmp_path / "index"))
+
+    async def test(http: httpx.AsyncClient) -> None:
+        pinned = {**ANSWER, "generation": 2}
+        assert (await http.post("/answers", json=pinned)).status_code == 200
+        Store(copy).retire([2], [])
+        assert error_of(await http.post("/answers", json=pinned)) == (410, "generation_gone")
+        assert (await http.post("/answers", json=ANSWER)).status_code == 200
+
+    run(copy, test)
 
 
 def test_a_pinned_generation_of_another_checkpoint_is_refused(index: str) -> None:
