@@ -15,12 +15,13 @@ from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import STORED_DTYPES, ExtractedBatch, Extraction, to_stored
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.recording import processes
-from lorif_core.recording.capture import IDS_KEY, Pass, TrainingCapture
+from lorif_core.recording.capture import IDS_KEY, TrainingCapture
 from lorif_core.recording.journal import BEFORE_METRIC, Journal, Progress, Recording
 from lorif_core.recording.metric import RecordedScales, RecordedWhitening, whiten
 from lorif_core.recording.settings import RecordingSettings
 from lorif_core.recording.tracked_model import TrackedModel
 from lorif_core.recording.training_batch import TrainingBatch, training_batch
+from lorif_core.recording.training_pass import Pass
 from lorif_core.recording.writer import RowsOnTheirWay, Writer, host_copy
 from lorif_core.storage.faults import one_line
 

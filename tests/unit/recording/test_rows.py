@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from lorif_core.corpus.tokenise import Example
 from lorif_core.recording.record import record
@@ -123,6 +124,42 @@ def test_a_checkpointed_pass_counts_once(reentrant: bool, tmp_path: Path) -> Non
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     check(rows_and_built(model, tmp_path, padded_batches(), EXACT))
+
+
+def with_frozen_blocks() -> torch.nn.Module:
+    """A model that trains the last of three blocks and the head; each block is in a checkpoint of torch."""
+    model = scaled(llama(num_hidden_layers=3, use_cache=False))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.2." in name or "lm_head" in name)
+    model.model.layers = torch.nn.ModuleList(checkpoint_wrapper(block) for block in model.model.layers)
+    return model
+
+
+def test_frozen_layers_in_a_checkpoint_are_recorded(tmp_path: Path) -> None:
+    check(rows_and_built(with_frozen_blocks(), tmp_path, padded_batches(), EXACT))
+
+
+def twice(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    loss = model_loss(model, batch)
+    loss.backward(retain_graph=True)
+    return loss
+
+
+@pytest.mark.parametrize("loss", [model_loss, own_loss, twice])
+def test_recording_does_not_disturb_frozen_layers_in_a_checkpoint(loss: Loss, tmp_path: Path) -> None:
+    def trained(recording: bool) -> dict[str, torch.Tensor]:
+        model = with_frozen_blocks()
+        model.get_output_embeddings = lambda: None  # type: ignore[assignment]  # nothing watches the loss outside
+        if recording:
+            with record(model, **recorded(tmp_path, corpus=CORPUS, columns=COLUMNS, **EXACT)) as recorder:
+                train(model, padded_batches(), recorder, rate=1e-4, loss=loss)
+            assert (recorder.stopped is not None) == (loss is own_loss)
+        else:
+            train(model, padded_batches(), rate=1e-4, loss=loss)
+        return model.state_dict()
+
+    plain, with_rows = trained(False), trained(True)
+    assert all(torch.equal(plain[name], with_rows[name]) for name in plain)
 
 
 def test_a_head_that_caps_logits_is_scaled_by_the_returned_loss(tmp_path: Path) -> None:
