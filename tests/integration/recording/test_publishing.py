@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from scipy.stats import spearmanr
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoModelForCausalLM
 
 import lorif_core as lc
@@ -143,6 +144,17 @@ def test_publishing_goes_on_after_it_was_killed(
         generation = publish_recording(str(tmp_path / place / "index"), str(tmp_path / place / "trained"))
         config = undisturbed.model_copy(update={"index": str(tmp_path / place / "index")})
         assert generation.rows == ROWS and codes_of(config) == codes_of(undisturbed)
+
+
+def test_a_training_with_wrapped_blocks_is_published(tmp_path: Path, model_folder: Path, corpus: Path) -> None:
+    index, trained, model = tmp_path / "index", tmp_path / "trained", load(model_folder)
+    model.config.use_cache = False
+    model.transformer.h = torch.nn.ModuleList(checkpoint_wrapper(block) for block in model.transformer.h)
+    with lc.record(model, index, checkpoint=trained, corpus=corpus, columns=COLUMNS, **SETTINGS):
+        train(model, batches_of(corpus) * 2, 1e-4)
+        model.save_pretrained(trained)
+        byte_tokenizer().save_pretrained(trained)
+    assert Store(str(index)).latest().rows == ROWS
 
 
 def test_another_corpus_than_the_one_in_training_is_refused(

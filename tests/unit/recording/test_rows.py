@@ -139,6 +139,23 @@ def test_frozen_layers_in_a_checkpoint_are_recorded(tmp_path: Path) -> None:
     check(rows_and_built(with_frozen_blocks(), tmp_path, padded_batches(), EXACT))
 
 
+def test_a_wrapper_changes_no_name_of_a_layer(tmp_path: Path) -> None:
+    names = []
+    for is_wrapped in (False, True):
+        model = llama(use_cache=False)
+        blocks = model.model.layers
+        if is_wrapped:
+            blocks[0].mlp.gate_proj = checkpoint_wrapper(blocks[0].mlp.gate_proj)
+            blocks[1] = checkpoint_wrapper(checkpoint_wrapper(blocks[1]))
+        settings = {**EXACT, "model": {"layers": r"layers\.\d\.mlp", "exclude": r"1\.mlp\.up"}}
+        arguments = recorded(tmp_path / str(is_wrapped), corpus=CORPUS, columns=COLUMNS, **settings)
+        with record(model, **arguments) as recorder:
+            train(model, padded_batches(), recorder)
+        assert recorder.stopped is None and recorder._whitening is not None
+        names.append(([layer.name for layer in recorder._tracked.layers], recorder._whitening.name))
+    assert names[0] == names[1] and len(names[0][0]) == 5
+
+
 def twice(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     loss = model_loss(model, batch)
     loss.backward(retain_graph=True)
