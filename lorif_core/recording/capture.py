@@ -23,7 +23,7 @@ from lorif_core.spec import LayerSpec, exclusion
 
 TakePair = Callable[[Pass, int, torch.Tensor, torch.Tensor], None]
 Guard = Callable[[Callable[[], Any]], Any]
-"""Calls a function; if it fails, recording stops, and training goes on."""
+"""Calls a function without autocast; if it fails, recording stops, and training goes on."""
 
 
 class TrainingCapture:
@@ -251,7 +251,7 @@ class TrainingCapture:
             raise self._refusal(index, f"has tensors of shape {tuple(x.shape)} for {segments.shape} tokens")
         matrix = getattr(side, "matrix", None)
         x = x.detach() if matrix is None else x.detach().to(matrix.dtype)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad():
             projected = side(x.reshape(segments.shape[0], rows, x.shape[-1]))
             return segments.split(projected)
 

@@ -108,9 +108,11 @@ class Recorder:
         self._guard(self._write_progress)
 
     def _guard(self, function: Callable[[], Any]) -> Any:
-        """Call a function within the training; whatever fails stops the recording only."""
+        """Call a function within the training, in full precision; whatever fails stops the recording only."""
         try:
-            return function()
+            # the training may call backward, and make its steps, within autocast
+            with torch.autocast(self._device.type, enabled=False):
+                return function()
         except Exception as error:  # noqa: BLE001  a training of days must not end by a row
             self._stop(error)
             return None

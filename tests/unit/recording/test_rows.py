@@ -216,6 +216,29 @@ def test_rows_under_autocast_are_near_those_of_a_build(tmp_path: Path) -> None:
     assert found["missing"] == 0 and found["gradients"][-1] < 0.3 and found["losses"] < 0.05, found
 
 
+@pytest.mark.parametrize("code", [EXACT["code"], {"kind": "cut", "rank": 2, "dtype": "sign"}])
+@pytest.mark.parametrize("kind", ["none", "adam"])
+def test_a_backward_pass_within_autocast_makes_the_same_rows(
+    kind: str, code: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**EXACT, "code": code, "curvature": {"kind": kind}}
+    rows = []
+    for is_within in (False, True):
+        model, folder = llama(), tmp_path / str(is_within)
+        with record(model, **recorded(folder, corpus=CORPUS, columns=COLUMNS, **settings)) as recorder:
+            optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.0)
+            for batch in padded_batches():
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = model(**batch).loss
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_within):
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+        assert recorder.stopped is None
+        rows.append(journal_rows(folder)[2])
+    assert rows[0] == rows[1] and rows[0]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trained_weights_are_the_same_bit_for_bit(checkpointing: bool, tmp_path: Path) -> None:
     def trained(recording: bool) -> dict[str, torch.Tensor]:
