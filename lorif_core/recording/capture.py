@@ -145,9 +145,11 @@ class TrainingCapture:
 
     def _at_head(self, current: Pass, grad: torch.Tensor) -> None:
         self._begin(current)
-        if current.head is None:
-            return
-        current.scale = self._checked(current, current.head.measure(grad))
+        head = current.head
+        if isinstance(head, HeadWatch):
+            current.scale = self._checked(current, head.measure(grad, current.scale))
+        elif head is not None:
+            current.scale = self._checked(current, head.measure(grad))
 
     def _checked(self, current: Pass, measured: LossScale) -> LossScale:
         """The scale at the head, or that of the returned loss if the head is not linear.

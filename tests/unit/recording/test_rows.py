@@ -12,6 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from lorif_core.corpus.tokenise import Example
 from lorif_core.recording.record import record
+from lorif_core.recording.training_batch import content_key
 from tests.models import gpt2, llama, llama_lora, neox, scaled
 from tests.unit.recording.trainings import (
     COLUMNS,
@@ -124,6 +125,45 @@ def test_a_checkpointed_pass_counts_once(reentrant: bool, tmp_path: Path) -> Non
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     check(rows_and_built(model, tmp_path, padded_batches(), EXACT))
+
+
+def model_that_knows(examples: Sequence[Example]) -> torch.nn.Module:
+    """A model whose loss of the examples, one a batch, is 1e-2."""
+    model = llama().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        for example in examples:
+            model_loss(model, padded([example])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize("loss", [model_loss])
+def test_memorised_examples_do_not_end_the_recording(loss: Loss, tmp_path: Path) -> None:
+    examples = texts(4)
+    for example in examples:
+        example.labels[:-2] = -100
+    model, batches = model_that_knows(examples), [padded([example]) for example in examples]
+    arguments = recorded(
+        tmp_path,
+        corpus=corpus_of(examples),
+        columns=COLUMNS,
+        **{**EXACT, "projection": {"calibration_examples": 4}},
+    )
+    with record(model, **arguments) as recorder:
+        train(model, batches * 2, recorder, loss=loss)
+        for _ in range(3):  # the loss becomes 0 in float32
+            with torch.no_grad():
+                model.lm_head.weight.mul_(2)
+            train(model, batches, recorder, loss=loss)
+    assert recorder.stopped is None
+    rows = journal_rows(tmp_path)[2]
+    assert rows.keys() == {content_key(example.input_ids, example.labels) for example in examples}
+    for of_example in rows.values():
+        losses = [row["loss"] for row in of_example]
+        assert [row["fault"] for row in of_example] == [None] * 4
+        assert losses == sorted(losses, reverse=True) and losses[-1] == 0.0
 
 
 def with_frozen_blocks() -> torch.nn.Module:
