@@ -70,6 +70,7 @@ class HeadWatch:
         self._logits_KV = logits_BTV[self._places].double()
         likely = torch.from_numpy(ids_BT if labels_BT is None else labels_BT).to(logits_BTV.device)
         self._likely_BT = likely[:, 1:].clamp_min(0)
+        self._predicted_BT = None if labels_BT is not None else logits_BTV[:, :-1].argmax(dim=2)
         self._keep_references(logits_BTV)
 
     def has_seen(self, logits_BTV: torch.Tensor) -> bool:
@@ -114,12 +115,16 @@ class HeadWatch:
         return LossScale((1 / scale).float(), residual.float(), losses, inferred)
 
     def _targets(self, grad_BTV: torch.Tensor) -> torch.Tensor:
-        """(B, T) targets; those that the forward pass did not get have the only negative gradient."""
-        if self._labels_BT is not None:
+        """(B, T) targets. Those that the forward pass did not get have the only negative gradient.
+
+        At p = 1 it is rounded to 0, and such a target is the token that the model predicts.
+        """
+        if self._predicted_BT is None:
             return torch.from_numpy(self._labels_BT).to(grad_BTV.device)
         least, targets = grad_BTV[:, :-1].min(dim=2)
+        is_scored = (least < 0) | (grad_BTV[:, :-1].amax(dim=2) > 0)
         labels = torch.full(grad_BTV.shape[:2], MASKED, dtype=torch.int64, device=grad_BTV.device)
-        labels[:, 1:] = torch.where(least < 0, targets, MASKED)
+        labels[:, 1:] = torch.where(is_scored, torch.where(least < 0, targets, self._predicted_BT), MASKED)
         return labels
 
     def _losses(self, grad_BTV: torch.Tensor, labels_BT: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -55,11 +55,13 @@ ROWS = Segments((2, 9), [(0, 0, 9), (1, 0, 9)])
 @pytest.mark.parametrize("margin", [16.0, 20.0, 25.0, 30.0, 60.0, 80.0])
 @pytest.mark.parametrize("vocabulary", [50, 32000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("told", [True, False])
 def test_targets_that_the_model_is_sure_of_hide_no_factor(
-    margin: float, vocabulary: int, dtype: torch.dtype
+    margin: float, vocabulary: int, dtype: torch.dtype, told: bool
 ) -> None:
     labels, logits = sure(margin, vocabulary, dtype)
-    watch = HeadWatch(logits, labels.numpy(), ROWS, labels.clamp_min(0).numpy())
+    others = labels.clamp_min(0).flip(1)  # the targets need not be the tokens
+    watch = HeadWatch(logits, labels.numpy() if told else None, ROWS, others.numpy())
     (gradient,) = torch.autograd.grad(1 / 7 * loss_of(logits.float(), labels).sum(), logits)
     measured = watch.measure(gradient)
     assert float(measured.inverse) == pytest.approx(7, rel=2e-3 if dtype == torch.float32 else 1e-2)
@@ -67,6 +69,9 @@ def test_targets_that_the_model_is_sure_of_hide_no_factor(
     torch.testing.assert_close(
         measured.losses.double(), loss_of(logits.detach().double(), labels), rtol=1e-2, atol=1e-3
     )
+    if not told:
+        assert measured.labels is not None
+        np.testing.assert_array_equal(measured.labels[:, 1:], labels[:, 1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -139,7 +139,7 @@ def model_that_knows(examples: Sequence[Example]) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("loss", [model_loss])
+@pytest.mark.parametrize("loss", [model_loss, own_loss])
 def test_memorised_examples_do_not_end_the_recording(loss: Loss, tmp_path: Path) -> None:
     examples = texts(4)
     for example in examples:
