@@ -74,8 +74,9 @@ class HeadWatch:
         self._keep_references(logits_BTV)
 
     def has_seen(self, logits_BTV: torch.Tensor) -> bool:
-        """Whether these logits are the outputs of the head."""
-        return torch.equal(logits_BTV.detach()[self._places].double(), self._logits_KV)
+        """Whether these logits are the outputs of the head; accelerate may have moved them to another GPU."""
+        b, t = (place.to(logits_BTV.device) for place in self._places)
+        return torch.equal(logits_BTV.detach()[b, t].to(self._logits_KV), self._logits_KV)
 
     def _keep_references(self, logits_BTV: torch.Tensor) -> None:
         """How far the logit of the target is above that of a token whose gradient has full precision."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorif_core.recording.loss_scale import LARGEST_RESIDUAL, HeadWatch, returned_loss
 from lorif_core.recording.segments import Segments
@@ -85,6 +86,19 @@ def test_a_gradient_of_zero_has_the_factor_of_the_returned_loss(dtype: torch.dty
     returned = returned_loss(loss, labels.numpy().copy(), None, ROWS).measure(torch.tensor(1.0))
     known = watch.measure(gradient, returned)
     assert float(known.inverse) == 14 and not known.losses.any() and torch.isnan(known.residual)
+
+
+def test_logits_may_have_moved_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_one_device(*tensors: torch.Tensor) -> bool:
+        return len({(tensor.device, tensor.dtype, tensor.shape) for tensor in tensors}) == 1
+
+    ids = np.zeros((2, 9), np.int64)
+    watch = HeadWatch(torch.zeros(2, 9, 50), ids, ROWS, ids)
+    monkeypatch.setattr(torch, "equal", on_one_device)
+    with FakeTensorMode():  # its tensors have a device, and no numbers
+        watch._places = tuple(torch.zeros(8, dtype=torch.int64, device="cuda") for _ in range(2))
+        watch._logits_KV = torch.zeros(8, 50, dtype=torch.float64, device="cuda")
+        assert watch.has_seen(torch.zeros(2, 9, 50, device="cpu"))
 
 
 def test_another_loss_leaves_a_residual() -> None:
