@@ -89,6 +89,7 @@ class TrainingCapture:
         inputs = {**kwargs, **({"input_ids": args[0]} if args else {}), IDS_KEY: ids}
         is_training = module.training and torch.is_grad_enabled()
         batch = self._guard(lambda: self._open_pass(inputs)) if is_training else None
+        self._running = None  # it stays after a backward pass that failed, or a second one through the same graph
         self._pass = self._newest = None if batch is None else Pass(batch)
         return args, kwargs
 
