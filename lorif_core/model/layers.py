@@ -15,6 +15,7 @@ from lorif_core.errors import UserError
 from lorif_core.formatting import listed
 from lorif_core.model.experts import ExpertMatrix, TrackedModule, expert_matrices
 from lorif_core.model.layer_choice import ALL, AUTO, LATE_BLOCKS, MLP, Choice, choose, compile_regex, layer_sizes
+from lorif_core.model.weights import without_wrappers
 from lorif_core.spec import Coverage, LayerSpec, folded_sizes, projected_size
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -27,11 +28,13 @@ _GROUPS = {"norm": "norms", "conv": "convolutions"}
 def linear_layers(model: torch.nn.Module) -> dict[str, TrackedModule]:
     """Every nn.Linear, Conv1D and matrix of fused experts by name, one for each weight.
 
-    The output head, and what it shares, are not among them.
+    The output head, and what it shares, are not among them. Wrappers of a training, such as torch's checkpoint
+    around a block, do not show in the names.
     """
     untracked = _head_parameters(model) | _parameters_of_other_modules(model)
     layers: dict[int, tuple[str, TrackedModule]] = {}
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
+        name = without_wrappers(path)
         if _is_linear(module) and id(module.weight) not in untracked:
             layers.setdefault(id(module.weight), (name, module))
         for matrix in expert_matrices(module):

@@ -17,11 +17,10 @@ from lorif_core.formatting import listed
 from lorif_core.model.checkpoint import Checkpoint
 from lorif_core.model.placement import placement
 
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch.compile, FSDP, checkpoint
 WRAPPERS = {
     r"^(?:module\.|_orig_mod\.)+": "",  # DataParallel and torch.compile of the whole model
-    r"_orig_mod\.": "",  # torch.compile of a part
-    r"_fsdp_wrapped_module\.": "",
-    r"_checkpoint_wrapped_module\.": "",
+    **{rf"{name}\.": "" for name in _WRAPPED},
 }
 """Names that a wrapper of the training adds to those of tensors, as regexes, and what replaces them."""
 
@@ -118,6 +117,11 @@ def name_in_model(name: str) -> str:
     for pattern, replacement in WRAPPERS.items():
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def without_wrappers(name: str) -> str:
+    """The name of a module of a model in training without those of wrappers inside of it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 
 def named(names: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from lorif_core.recording.capture import IDS_KEY
 from lorif_core.recording.record import finish, is_checkpoint, make_settings, start
 from lorif_core.recording.recorder import Recorder
 from lorif_core.recording.settings import RecordingSettings, Sightings
+from lorif_core.storage.faults import one_line
 
 if TYPE_CHECKING:
     from lorif_core.corpus.in_memory import Records
@@ -88,17 +89,26 @@ class LorifCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save the trained model, unless it has a place already, and publish the index."""
+        """Save the trained model, unless it has a place already, and publish the index.
+
+        A failure is logged, and the training ends as without a recording.
+        """
         recorder, settings = self.recorder, self._settings
         self.recorder = None
         if recorder is None or settings is None:
             return
+        saves = self._checkpoint is None and processes.process_number() == 0 and not _is_sharded(kwargs["model"])
         try:
-            if self._checkpoint is None and processes.process_number() == 0 and not _is_sharded(kwargs["model"]):
+            if saves:
                 _save(kwargs, settings.config.model.path)
+        except Exception as error:  # noqa: BLE001  as below
+            recorder.close()  # the other processes wait there
+            _log_failure(settings, error)
+            return
+        try:
             finish(recorder, settings)
-        except LorifError as error:  # the trained model is worth more than its index
-            log.error("the recording of %s was not published: %s", settings.config.index, error)
+        except Exception as error:  # noqa: BLE001  the trained model is worth more than its index
+            _log_failure(settings, error)
 
 
 def _save(kwargs: Mapping[str, Any], folder: str) -> None:
@@ -108,6 +118,16 @@ def _save(kwargs: Mapping[str, Any], folder: str) -> None:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     assert is_checkpoint(folder)
+
+
+def _log_failure(settings: RecordingSettings, error: Exception) -> None:
+    """Say that the rows stay in the journal, and where an error comes from that has no message of its own."""
+    is_explained = isinstance(error, LorifError)
+    cause = str(error) if is_explained else f"{type(error).__name__}: {one_line(error)}"
+    log.error(
+        "the recording of %s was not published: %s; its rows stay, and publish_recording goes on with them",
+        settings.config.index, cause, exc_info=None if is_explained else error,
+    )  # fmt: skip
 
 
 def _is_sharded(model: Any) -> bool:

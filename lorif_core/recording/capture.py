@@ -8,9 +8,7 @@ Shapes: B rows, T tokens, S examples, L tokens of the longest one, d1 and d2 pro
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,45 +18,12 @@ from lorif_core.gradients.projection import ProjectionSet, Side
 from lorif_core.model.token_rows import rows_per_example
 from lorif_core.recording.loss_scale import HeadWatch, LogProbs, LossScale, ReturnedLoss, returned_loss
 from lorif_core.recording.training_batch import TrainingBatch
+from lorif_core.recording.training_pass import Pass
 from lorif_core.spec import LayerSpec, exclusion
 
-TakePair = Callable[["Pass", int, torch.Tensor, torch.Tensor], None]
+TakePair = Callable[[Pass, int, torch.Tensor, torch.Tensor], None]
 Guard = Callable[[Callable[[], Any]], Any]
-"""Calls a function; if it fails, recording stops, and training goes on."""
-
-
-@dataclass(slots=True, eq=False)
-class _Pairs:
-    """Inputs and projected gradients of the calls of one layer, by call; `calls` is their number."""
-
-    inputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    E: dict[int, torch.Tensor] = field(default_factory=dict)
-    calls: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Pass:
-    """One forward pass and its backward pass.
-
-    Attributes:
-        batch: the examples.
-        head: the logits of this pass, or what stands for them.
-        scale: what the loss was multiplied by, as soon as its gradient has passed the head.
-        is_running: whether its backward pass has begun.
-        is_done: whether its backward pass has ended, so that later gradients do not count.
-        is_checked: whether the scale at the head was seen to be right.
-        kept: layers whose calls outside of the backward pass had a gradient.
-        pairs: what has been captured and not passed on, by layer.
-    """
-
-    batch: TrainingBatch
-    head: HeadWatch | LogProbs | None = None
-    scale: LossScale | None = None
-    is_running: bool = False
-    is_done: bool = False
-    is_checked: bool = False
-    kept: set[int] = field(default_factory=set)
-    pairs: defaultdict[int, _Pairs] = field(default_factory=lambda: defaultdict(_Pairs))
+"""Calls a function without autocast; if it fails, recording stops, and training goes on."""
 
 
 class TrainingCapture:
@@ -90,6 +55,7 @@ class TrainingCapture:
         self._open_pass, self._take, self._close_pass, self._guard = open_pass, take, close_pass, guard
         self._pass: Pass | None = None
         self._running: Pass | None = None
+        self._newest: Pass | None = None
         self._watches_head = True
         self._handles = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True, prepend=True),
@@ -110,18 +76,21 @@ class TrainingCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for current in (self._pass, self._running):
+        for current in (self._pass, self._running, self._newest):
             if current is not None:
                 current.is_done = True
                 current.pairs.clear()
-        self._pass = self._running = None
+        self._pass = self._running = self._newest = None
 
     def _before_model(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ids = kwargs.pop(IDS_KEY, None)
+        if _in_backward():
+            return args, kwargs  # a checkpoint around the whole model computes it again
         inputs = {**kwargs, **({"input_ids": args[0]} if args else {}), IDS_KEY: ids}
-        is_training = module.training and torch.is_grad_enabled() and not _in_backward()
+        is_training = module.training and torch.is_grad_enabled()
         batch = self._guard(lambda: self._open_pass(inputs)) if is_training else None
-        self._pass = None if batch is None else Pass(batch)
+        self._running = None  # it stays after a backward pass that failed, or a second one through the same graph
+        self._pass = self._newest = None if batch is None else Pass(batch)
         return args, kwargs
 
     def _after_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -177,9 +146,11 @@ class TrainingCapture:
 
     def _at_head(self, current: Pass, grad: torch.Tensor) -> None:
         self._begin(current)
-        if current.head is None:
-            return
-        current.scale = self._checked(current, current.head.measure(grad))
+        head = current.head
+        if isinstance(head, HeadWatch):
+            current.scale = self._checked(current, head.measure(grad, current.scale))
+        elif head is not None:
+            current.scale = self._checked(current, head.measure(grad))
 
     def _checked(self, current: Pass, measured: LossScale) -> LossScale:
         """The scale at the head, or that of the returned loss if the head is not linear.
@@ -222,11 +193,15 @@ class TrainingCapture:
     def _layer_hook(self, index: int) -> Any:
         def hook(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             rerun = _in_backward()
-            current = self._running if rerun else self._pass
-            if current is None or current.is_done or current.batch.is_early or not torch.is_grad_enabled():
+            # the backward pass of a loss that nothing watches begins unseen
+            current = self._running or self._newest if rerun else self._pass
+            if current is None or not torch.is_grad_enabled():
                 return None
             if rerun and index in current.kept:
-                return None  # a checkpoint computes again what the first run has kept for its gradient
+                # a checkpoint computes again what the first run has kept, and refuses another graph
+                return None if output.requires_grad else _begin_graph(output)
+            if current.is_done or current.batch.is_early:
+                return None
             return self._guard(lambda: self._watch(current, index, inputs, output, rerun))
 
         return hook
@@ -236,7 +211,7 @@ class TrainingCapture:
             raise self._refusal(index, f"returns {type(output).__name__} for {len(inputs)} inputs")
         changed = None
         if not output.requires_grad:
-            output = changed = output.detach().requires_grad_(True).clone()
+            output = changed = _begin_graph(output)
         if not rerun:
             current.kept.add(index)
         pairs = current.pairs[index]
@@ -279,7 +254,7 @@ class TrainingCapture:
             raise self._refusal(index, f"has tensors of shape {tuple(x.shape)} for {segments.shape} tokens")
         matrix = getattr(side, "matrix", None)
         x = x.detach() if matrix is None else x.detach().to(matrix.dtype)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad():
             projected = side(x.reshape(segments.shape[0], rows, x.shape[-1]))
             return segments.split(projected)
 
@@ -293,6 +268,11 @@ class TrainingCapture:
 
 IDS_KEY = "lorif_ids"
 """Key of the ids in a batch; the model does not see it."""
+
+
+def _begin_graph(output: torch.Tensor) -> torch.Tensor:
+    """The output with a gradient; it is a clone, so that the model may change it in place."""
+    return output.detach().requires_grad_(True).clone()
 
 
 def _in_backward() -> bool:

@@ -2,7 +2,8 @@
 
 The gradient of the token-summed cross-entropy at the logits z of a token with target y is softmax(z) - onehot(y).
 A mean over tokens, gradient accumulation, loss scaling and several processes multiply this r by an s of the batch.
-s is the least-squares fit over the logits of a few tokens; what the fit leaves tells another loss.
+s is the least-squares fit over the logits of a few tokens; what the fit leaves tells another loss. At a target
+with p near 1 the gradient is only rounding, so the fit uses the other logits of such a token, and nothing is told.
 
 Shapes: B rows, T tokens, V vocabulary, K tokens that are looked at.
 """
@@ -21,6 +22,10 @@ _TOKENS = 8
 _UNTOLD_TOKENS = 64  # where it is not known which tokens have a loss
 _REFERENCES = 16  # tokens of the vocabulary, of which the likeliest stands for all
 _LEAST_PROBABILITY = 1e-30
+_LEAST_DOUBT = 4 * torch.finfo(torch.float32).eps
+"""Times V, the least 1 - p that is precise: a sum of V terms in float32 loses those that are far below its 1."""
+_PRECISE = 64
+"""A gradient that is not much larger than the smallest number of its type has only a few bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class LossScale:
 
     Attributes:
         inverse: 1 / s, a float32 scalar on the device of the logits.
-        residual: share of the gradient's energy that is not s r, a float32 scalar.
+        residual: share of the gradient's energy that is not s r, a float32 scalar; NaN where that cannot be told.
         losses: (S,) float32, token-summed losses of the examples.
         labels: (B, T) int64 targets, if the forward pass did not get them.
     """
@@ -65,11 +70,13 @@ class HeadWatch:
         self._logits_KV = logits_BTV[self._places].double()
         likely = torch.from_numpy(ids_BT if labels_BT is None else labels_BT).to(logits_BTV.device)
         self._likely_BT = likely[:, 1:].clamp_min(0)
+        self._predicted_BT = None if labels_BT is not None else logits_BTV[:, :-1].argmax(dim=2)
         self._keep_references(logits_BTV)
 
     def has_seen(self, logits_BTV: torch.Tensor) -> bool:
-        """Whether these logits are the outputs of the head."""
-        return torch.equal(logits_BTV.detach()[self._places].double(), self._logits_KV)
+        """Whether these logits are the outputs of the head; accelerate may have moved them to another GPU."""
+        b, t = (place.to(logits_BTV.device) for place in self._places)
+        return torch.equal(logits_BTV.detach()[b, t].to(self._logits_KV), self._logits_KV)
 
     def _keep_references(self, logits_BTV: torch.Tensor) -> None:
         """How far the logit of the target is above that of a token whose gradient has full precision."""
@@ -80,49 +87,74 @@ class HeadWatch:
         self._reference_BT = references[places]
         self._above_BT = logits_BTV[:, :-1].gather(2, self._likely_BT[:, :, None])[:, :, 0].float() - best
 
-    def measure(self, grad: torch.Tensor) -> LossScale:
-        """The scale of the gradient of the logits, and what follows from it."""
+    def measure(self, grad: torch.Tensor, returned: LossScale | None = None) -> LossScale:
+        """The scale of the gradient of the logits, and what follows from it.
+
+        Args:
+            grad: the gradient of the logits.
+            returned: the scale by the loss that the model returned, for a gradient that is zero or nearly so.
+                Without it the scale and the losses of such a gradient are NaN.
+        """
         grad_BTV = grad.reshape(*self._segments.shape, -1)
         labels_BT = self._targets(grad_BTV)
         b, t = self._places
         grad_KV = grad_BTV[b, t].double()
         expected_KV = self._logits_KV.softmax(dim=1)
-        targets_K = labels_BT[b, t + 1]
-        is_scored = (targets_K != MASKED)[:, None]
-        expected_KV = expected_KV.scatter_add(
-            1, targets_K.clamp_min(0)[:, None], torch.full_like(expected_KV[:, :1], -1.0)
-        )
-        expected_KV = torch.where(is_scored, expected_KV, 0.0)
-        scale = (grad_KV * expected_KV).sum() / expected_KV.square().sum()
-        energy = grad_KV.square().sum()
-        residual = (grad_KV - scale * expected_KV).square().sum() / energy  # NaN without a gradient
+        targets_K1 = labels_BT[b, t + 1][:, None]
+        is_scored_K1, targets_K1 = targets_K1 != MASKED, targets_K1.clamp_min(0)
+        expected_KV = expected_KV.scatter_add(1, targets_K1, torch.full_like(expected_KV[:, :1], -1.0))
+        expected_KV = torch.where(is_scored_K1, expected_KV, 0.0)
+        doubted_K1 = expected_KV.gather(1, targets_K1) < -_LEAST_DOUBT * expected_KV.shape[1]
+        weight_KV = torch.ones_like(expected_KV).scatter(1, targets_K1, doubted_K1.double())
+        fitted = _fitted(grad_KV, weight_KV * expected_KV, grad.dtype)
+        left_KV = torch.where(doubted_K1, grad_KV - fitted * expected_KV, 0.0)
+        residual = left_KV.square().sum() / torch.where(doubted_K1, grad_KV, 0.0).square().sum()
+        otherwise = torch.full_like(fitted, torch.nan) if returned is None else 1 / returned.inverse.to(fitted)
+        scale = torch.where(torch.isfinite(fitted), fitted, otherwise)
         losses = self._losses(grad_BTV, labels_BT, scale)
         inferred = labels_BT if self._labels_BT is None else None
         return LossScale((1 / scale).float(), residual.float(), losses, inferred)
 
     def _targets(self, grad_BTV: torch.Tensor) -> torch.Tensor:
-        """(B, T) targets; those that the forward pass did not get have the only negative gradient."""
-        if self._labels_BT is not None:
+        """(B, T) targets. Those that the forward pass did not get have the only negative gradient.
+
+        At p = 1 it is rounded to 0, and such a target is the token that the model predicts.
+        """
+        if self._predicted_BT is None:
             return torch.from_numpy(self._labels_BT).to(grad_BTV.device)
         least, targets = grad_BTV[:, :-1].min(dim=2)
+        is_scored = (least < 0) | (grad_BTV[:, :-1].amax(dim=2) > 0)
         labels = torch.full(grad_BTV.shape[:2], MASKED, dtype=torch.int64, device=grad_BTV.device)
-        labels[:, 1:] = torch.where(least < 0, targets, MASKED)
+        labels[:, 1:] = torch.where(is_scored, torch.where(least < 0, targets, self._predicted_BT), MASKED)
         return labels
 
     def _losses(self, grad_BTV: torch.Tensor, labels_BT: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """(S,) losses: the gradient at another token is s p, and p at the target is above it by their logits.
+        """(S,) losses. The gradient s (p - 1) at the target tells p, but only roughly where p is small.
 
-        Where the targets are not the likely ones, the gradient s (p - 1) at the target tells p, but only roughly.
+        There the gradient at another token is s p, and p at the target is above it by their logits, if the target
+        is the likely one.
         """
         targets = labels_BT[:, 1:]
-        at_reference = grad_BTV[:, :-1].gather(2, self._reference_BT[:, :, None])[:, :, 0].double()
-        probability = (at_reference / scale).clamp_min(_LEAST_PROBABILITY)
-        by_token = -(probability.log() + self._above_BT)
-        if self._labels_BT is None:
-            at_target = grad_BTV[:, :-1].gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0].double()
-            rough = -(1 + at_target / scale).clamp(_LEAST_PROBABILITY, 1.0).log()
-            by_token = torch.where(targets == self._likely_BT, by_token, rough)
+        at_reference, at_target = (
+            grad_BTV[:, :-1].gather(2, tokens[:, :, None])[:, :, 0].double() / scale
+            for tokens in (self._reference_BT, targets.clamp_min(0))
+        )
+        by_token = -(1 + at_target).clamp(_LEAST_PROBABILITY, 1.0).log()
+        by_reference = -(at_reference.clamp_min(_LEAST_PROBABILITY).log() + self._above_BT)
+        is_improbable = (targets == self._likely_BT) & (at_target < -0.5)
+        by_token = torch.where(is_improbable, by_reference, by_token)
         return _by_example(torch.where(targets != MASKED, by_token, 0.0), self._segments)
+
+
+def _fitted(grad_KV: torch.Tensor, expected_KV: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The s of grad = s expected by least squares over the precise entries of a gradient that had a dtype.
+
+    NaN if there are none.
+    """
+    kind = torch.finfo(dtype)
+    is_precise_KV = grad_KV.abs() >= _PRECISE * kind.smallest_normal * kind.eps
+    expected_KV = torch.where(is_precise_KV, expected_KV, 0.0)
+    return (grad_KV * expected_KV).sum() / expected_KV.square().sum()
 
 
 @dataclass(frozen=True, slots=True)

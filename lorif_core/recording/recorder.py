@@ -15,12 +15,13 @@ from lorif_core.gradients.codes import CodeLayout
 from lorif_core.gradients.extract import STORED_DTYPES, ExtractedBatch, Extraction, to_stored
 from lorif_core.gradients.whitening import Covariances, CovarianceSink
 from lorif_core.recording import processes
-from lorif_core.recording.capture import IDS_KEY, Pass, TrainingCapture
+from lorif_core.recording.capture import IDS_KEY, TrainingCapture
 from lorif_core.recording.journal import BEFORE_METRIC, Journal, Progress, Recording
 from lorif_core.recording.metric import RecordedScales, RecordedWhitening, whiten
 from lorif_core.recording.settings import RecordingSettings
 from lorif_core.recording.tracked_model import TrackedModel
 from lorif_core.recording.training_batch import TrainingBatch, training_batch
+from lorif_core.recording.training_pass import Pass
 from lorif_core.recording.writer import RowsOnTheirWay, Writer, host_copy
 from lorif_core.storage.faults import one_line
 
@@ -107,9 +108,11 @@ class Recorder:
         self._guard(self._write_progress)
 
     def _guard(self, function: Callable[[], Any]) -> Any:
-        """Call a function within the training; whatever fails stops the recording only."""
+        """Call a function within the training, in full precision; whatever fails stops the recording only."""
         try:
-            return function()
+            # the training may call backward, and make its steps, within autocast
+            with torch.autocast(self._device.type, enabled=False):
+                return function()
         except Exception as error:  # noqa: BLE001  a training of days must not end by a row
             self._stop(error)
             return None

@@ -14,8 +14,10 @@ from lorif_core.corpus.tokenise import Example
 from lorif_core.errors import LorifError
 from lorif_core.lifecycle.index_shard import ShardIndexer, model_config
 from lorif_core.model.loading import load_model
+from lorif_core.out_of_memory import is_out_of_memory
 from lorif_core.recording.journal import BEFORE_METRIC, Recording
 from lorif_core.spec import IndexSpec
+from lorif_core.storage.faults import one_line
 from lorif_core.tables.schema import ShardRows
 
 log = logging.getLogger(__name__)
@@ -45,16 +47,23 @@ class RowsAfterwards:
     def encode(self, examples: Sequence[Example]) -> tuple[list[ShardRows], Skipped]:
         """Rows of examples, if there are any, and the examples that get none.
 
-        A failure, such as too little memory beside the model in training, costs only these rows.
+        Too little memory beside the model in training, or another failure that a build explains, costs only these
+        rows. After it no further ones are computed.
+
+        Raises:
+            Exception: an error of another kind.
         """
         if self._is_possible and examples:
             try:
                 rows, skipped, _ = self._loaded().encode(examples)
                 checkpoints = [self._recording.row_checkpoint(())] * len(rows.examples)
                 return [replace(rows, checkpoints=checkpoints)] if checkpoints else [], skipped
-            except LorifError as error:
-                self._is_possible = False
-                log.error("the rows of the first examples of the training are not computed: %s", error)
+            except Exception as error:
+                if not isinstance(error, LorifError) and not is_out_of_memory(error):
+                    raise
+                self._is_possible, self._indexer = False, None
+                cause = error if isinstance(error, LorifError) else one_line(error)
+                log.error("the rows of the first examples of the training are not computed: %s", cause)
         return [], [(example.example_id, BEFORE_METRIC) for example in examples]
 
     def _loaded(self) -> ShardIndexer:

@@ -12,10 +12,10 @@ from lorif_core.errors import LorifError, UserError
 from lorif_core.gradients.projection import ProjectionSet
 from lorif_core.gradients.side_scales import SideScales, adam_scales
 from lorif_core.lifecycle.plan import projection_spec
-from lorif_core.lifecycle.tracking import layers_of_model
+from lorif_core.lifecycle.tracking import TrackedLayers, layers_of_model
 from lorif_core.model.dry_run import uncapturable_layers
 from lorif_core.model.experts import ExpertMatrix
-from lorif_core.model.layers import modules_by_weight, out_by_in, tracked_module
+from lorif_core.model.layers import modules_by_weight, out_by_in
 from lorif_core.model.optimizer_state import live_moments
 from lorif_core.spec import LayerSpec, ProjectionSpec, exclusion
 from lorif_core.tables.store import Store
@@ -81,7 +81,7 @@ def track(model: torch.nn.Module, config: Config) -> TrackedModel:
     automatic = config.projection.kind == "folded" and config.projection.max_side == "auto"
     stored = Store(config.index, config.storage).newest_spec() if automatic else None
     tracked = layers_of_model(config, base, _uncapturable(base), stored)
-    modules = _modules(base, tracked.specs)
+    modules = _modules(base, tracked)
     _refuse_compiled(called, {id(module) for of_layer in modules for module in of_layer})
     if config.curvature.kind == "adam":
         _refuse_frozen(tracked.specs, modules)
@@ -131,11 +131,11 @@ def _compiled(what: str) -> UserError:
     )
 
 
-def _modules(model: torch.nn.Module, layers: Sequence[LayerSpec]) -> list[list[Any]]:
+def _modules(model: torch.nn.Module, tracked: TrackedLayers) -> list[list[Any]]:
     sharing = modules_by_weight(model)
     modules: list[list[Any]] = []
-    for layer in layers:
-        module = tracked_module(model, layer.name)
+    for layer in tracked.specs:
+        module = tracked.choice.layers[layer.name]
         if isinstance(module, ExpertMatrix):
             raise UserError(
                 f"the layer {layer.name} has the experts of a mixture, which cannot be recorded yet; leave it out "

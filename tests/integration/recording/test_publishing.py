@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from scipy.stats import spearmanr
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoModelForCausalLM
 
 import lorif_core as lc
@@ -145,6 +146,17 @@ def test_publishing_goes_on_after_it_was_killed(
         assert generation.rows == ROWS and codes_of(config) == codes_of(undisturbed)
 
 
+def test_a_training_with_wrapped_blocks_is_published(tmp_path: Path, model_folder: Path, corpus: Path) -> None:
+    index, trained, model = tmp_path / "index", tmp_path / "trained", load(model_folder)
+    model.config.use_cache = False
+    model.transformer.h = torch.nn.ModuleList(checkpoint_wrapper(block) for block in model.transformer.h)
+    with lc.record(model, index, checkpoint=trained, corpus=corpus, columns=COLUMNS, **SETTINGS):
+        train(model, batches_of(corpus) * 2, 1e-4)
+        model.save_pretrained(trained)
+        byte_tokenizer().save_pretrained(trained)
+    assert Store(str(index)).latest().rows == ROWS
+
+
 def test_another_corpus_than_the_one_in_training_is_refused(
     tmp_path: Path, model_folder: Path, corpus: Path
 ) -> None:
@@ -228,16 +240,19 @@ def test_examples_that_only_the_warm_up_saw_are_in_a_corpus_of_ids(
     assert sorted(lc.open_index(index).scores(["the cat"])[0]) == sorted(f"doc {number}" for number in range(ROWS))
 
 
-@pytest.mark.parametrize("cause", ["memory", "too many"])
+@pytest.mark.parametrize("cause", ["memory", "memory of torch", "too many"])
 def test_examples_without_a_row_are_counted_and_named(
     cause: str, tmp_path: Path, model_folder: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     def refuse(*_: Any) -> None:
-        raise MemoryExhaustedError("the model in training takes all memory")
+        kind = MemoryExhaustedError if cause == "memory" else torch.OutOfMemoryError
+        raise kind("the model in training takes all memory")
 
     if cause == "memory":
         monkeypatch.setattr("lorif_core.recording.rows_afterwards.load_model", refuse)
+    elif cause == "memory of torch":
+        monkeypatch.setattr("lorif_core.recording.rows_afterwards.ShardIndexer.encode", refuse)
     else:
         monkeypatch.setattr("lorif_core.recording.rows_afterwards.MOST", len(EARLY) - 1)
     config = record_one_epoch(tmp_path, model_folder, corpus)
@@ -245,7 +260,7 @@ def test_examples_without_a_row_are_counted_and_named(
     assert generation.rows == ROWS - len(EARLY) and generation.changes["recorded"]["missing"] == len(EARLY)
     (warning,) = [entry.getMessage() for entry in caplog.records if "have no row" in entry.getMessage()]
     assert "24 examples" in warning and "s20, s21" in warning and "update.policy=refresh" in warning
-    assert ("takes all memory" in caplog.text) == (cause == "memory")
+    assert ("takes all memory" in caplog.text) == (cause != "too many")
     console = Console(record=True, width=200)
     console.print(generations_table(run_status(config.index, []).data["generations"]))
     assert "steps 7 to 10, 24 examples without a row" in console.export_text()

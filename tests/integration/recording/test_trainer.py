@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
 import lorif_core as lc
 from lorif_core.recording.callback import WithIds
+from lorif_core.recording.publishing import publish_recording
 from lorif_core.tables.store import Store
 from tests.integration.recording.test_publishing import COLUMNS, ROWS, SETTINGS, corpus, load
 from tests.tiny_tokenizer import byte_tokenizer
@@ -73,6 +75,24 @@ def test_a_resumed_training_ends_with_the_rows_of_an_undisturbed_one(
     assert len(steps_of(calm / "index")) == ROWS
     assert Store(str(calm / "index")).latest().changes["recorded"]["steps"] == [4, 15]
     assert lc.open_index(killed / "index").query("the cat").proponents
+
+
+@pytest.mark.parametrize("place", ["callback._save", "record.publish_recording"])
+def test_a_failure_at_the_end_does_not_reach_the_trainer(
+    place: str, tmp_path: Path, model_folder: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    index = tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"lorif_core.recording.{place}", refuse)
+        made = trainer(model_folder, tmp_path, corpus, [callback(index, corpus)])
+        assert made.train().global_step == 15
+    assert "was not published: OutOfMemoryError: CUDA out of memory" in caplog.text
+    made.save_model(str(tmp_path / "saved"))
+    assert publish_recording(str(index), str(tmp_path / "saved")).rows == ROWS
 
 
 def test_ids_are_kept_by_the_collator(tmp_path: Path, model_folder: Path, corpus: Path) -> None:
