@@ -126,8 +126,9 @@ def publish_update(
     """Publish the rows that stayed and the new rows as one generation."""
     indexed = replace(indexed, quarantined=(*plan.quarantined, *indexed.quarantined))
     newest = new_part(config, plan.build, fit, metric.name)
+    leading = {newest.spec, *plan.followers}  # what followed a follower follows the newest, too
     others = [
-        part.following(newest) if part.spec in plan.followers or part.follows == newest.spec else part
+        part.following(newest) if part.spec in plan.followers or part.follows in leading else part
         for part in plan.base.parts
         if part.spec != newest.spec
     ]

@@ -82,6 +82,13 @@ def new_part(config: "Config", plan: "BuildPlan", fit: "Fit", metric: str | None
     )
 
 
+def kept_metric(store: Store, spec: str) -> str | None:
+    """The metric of the rows of a spec in the newest generation, which updates have measured; None without one."""
+    generations = store.generations()
+    parts = generations[-1].parts if generations else ()
+    return next((part.metric for part in parts if part.spec == spec), None)
+
+
 def publish_rows(
     config: "Config",
     plan: "BuildPlan",

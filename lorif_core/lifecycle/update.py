@@ -54,7 +54,7 @@ class UpdatePlan:
             not self.changes.is_empty
             or self.removals_pending
             or bool(self.build.damaged)
-            or (self.has_new_checkpoint and config.update.policy != "append")
+            or (config.update.policy != "append" and (self.has_new_checkpoint or not self._is_newest))
             or (
                 part is not None
                 and (part.curvature_spec, part.factored_query) != (self.build.curvature, config.query.factored)
@@ -68,11 +68,16 @@ class UpdatePlan:
 
     @property
     def has_new_checkpoint(self) -> bool:
-        """Whether the base knows nothing of the gradients at this checkpoint.
+        """Whether nothing is known of the gradients of the rows of the base at this checkpoint.
 
-        It has no part of it, or only one for the rows that a training recorded on its way there.
+        The base has no part of it, only one for the rows that a training recorded on its way there, or one whose
+        rows follow another checkpoint.
         """
-        return self.part is None or _is_recorded(self.base, self.part)
+        return _is_new(self.base, self.part)
+
+    @property
+    def _is_newest(self) -> bool:
+        return self.base.newest.spec == self.build.spec.hash
 
     def older_shards(self, specs: Set[str] | None = None) -> tuple[ShardRef, ...]:
         """Listed shards whose rows stay at other checkpoints: of all of them, or only of some specs."""
@@ -171,9 +176,14 @@ def make_update_plan(
 def _reads_older_rows(config: Config, base: Generation, spec: IndexSpec) -> bool:
     """Whether rows of older checkpoints are sampled or recomputed."""
     part = next((part for part in base.parts if part.spec == spec.hash), None)
-    if part is None or _is_recorded(base, part) or (config.update.policy == "refresh" and len(base.parts) > 1):
+    if part is None or _is_new(base, part) or (config.update.policy == "refresh" and len(base.parts) > 1):
         return True
     return part.sampled > 0 and refit_reason(config.update, part, curvature_spec(config), 0, 0) is not None
+
+
+def _is_new(base: Generation, part: Part | None) -> bool:
+    """Whether the checkpoint of a part of the base is new to its rows (`UpdatePlan.has_new_checkpoint`)."""
+    return part is None or part.follows is not None or _is_recorded(base, part)
 
 
 def _is_recorded(base: Generation, part: Part) -> bool:
@@ -195,6 +205,8 @@ def refit_reason(
     """
     if part is None:
         return "there is none of this spec yet"
+    if part.follows is not None:
+        return "it is that of another checkpoint"
     if part.curvature_spec != settings:
         return "its settings have changed"
     if options.curvature == "refit":

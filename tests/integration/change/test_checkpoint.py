@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "ray_session")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny model after a little and after much training, which noise on the weights stands for."""
     folders = {}
-    for name, amount in {"little": 0.02, "much": 1.0}.items():
+    for name, amount in {"little": 0.02, "further": 0.03, "much": 1.0}.items():
         folders[name] = tmp_path_factory.mktemp(name)
         model = scaled(gpt2(vocab_size=VOCAB))
         noise = torch.Generator().manual_seed(1)
@@ -146,6 +146,37 @@ def test_a_new_checkpoint_without_new_data_has_all_rows_in_every_search(
         (top,) = live.current.index.top_k(QUERIES[:1], 60, two_stage=two_stage)
         assert len(top.proponents) == 60
     check_two_stage(lc.open_index(config.index), QUERIES)
+
+
+@pytest.mark.parametrize("curvature", ["none", "woodbury"])
+def test_rows_follow_through_several_checkpoints_and_back(
+    curvature: str, make_config: MakeConfig, folder: Folder, tmp_path: Path, moved: dict[str, Path]
+) -> None:
+    """Also those of a file that has left the corpus; and each checkpoint has a curvature of its own."""
+    code = {"kind": "cut", "rank": 2, "dtype": "sign"}
+    config = make_config(
+        tmp_path / "index", corpus=folder.section, projection=WHITENED, code=code, curvature={"kind": curvature},
+        compute=ONE,
+    )  # fmt: skip
+    first = build(config)
+    folder.put("b", range(80, 110))
+    second = update(at(config, moved["little"], max_drift=1.0))
+    folder.drop("a")
+    folder.put("c", range(110, 140))
+    third = update(at(config, moved["further"], max_drift=1.0))
+    assert [part.rows for part in third.parts] == [60, 30, 30]
+    assert [part.follows for part in third.parts] == [third.newest.spec, third.newest.spec, None]
+    assert second.newest.spec != third.newest.spec and len(scores_of(config, QUERIES)) == 120
+
+    folder.put("a", range(20, 80))
+    back = update(at(config, Path(config.model.path), max_drift=1.0))
+    assert back.newest.spec == first.newest.spec and back.newest.follows is None
+    assert sorted(part.rows for part in back.parts) == [30, 30, 60] and len(scores_of(config, QUERIES)) == 120
+    assert {part.follows for part in back.parts[:-1]} == {first.newest.spec}
+    if curvature != "none":
+        layer = Store(config.index).curvatures.layer(back, back.newest, 0)
+        assert layer.rows == 120 and back.changes["curvature"] == "fitted"
+    assert update(at(config, Path(config.model.path), max_drift=1.0)) == back, "nothing has changed"
 
 
 def test_rows_that_have_moved_far_are_recomputed(

@@ -123,6 +123,9 @@ def test_a_newer_metric_folds_queries_as_if_codes_were_whitened_again(
     updated_rows = codes_of(config)
     assert {name: updated_rows[name] for name in rows} == rows and second.newest.metric is not None
 
+    again = build(config)
+    assert again == second, "a build of the same corpus changes nothing, not the metric either"
+
     store = Store(config.index)
     frozen, newer = (
         store.whitenings.covariances(name)
