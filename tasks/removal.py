@@ -61,10 +61,9 @@ def remove_rows(
         store, lease, parts, inventory, curvature_version=store.curvatures.version(),
         coverage_json=base.coverage_json, skipped=sorted(skipped), quarantined_json=base.quarantined_json,
         timings={"curvature": sum(fit.seconds for fit in fits)},
-        changes={
-            "command": "remove", "rows_removed": base.rows - inventory.rows,
-            "curvature": [fit.how for fit in fits],
-        },
+        changes=base.change(
+            "remove", rows_removed=base.rows - inventory.rows, curvature=[fit.how for fit in fits],
+        ),
         removals=removals.count,
     )  # fmt: skip
 

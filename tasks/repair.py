@@ -45,7 +45,7 @@ def repair(
         store, lease, parts, inventory, curvature_version=store.curvatures.version(),
         coverage_json=base.coverage_json, skipped=json.loads(base.skipped_json),
         quarantined_json=base.quarantined_json, timings={},
-        changes={"command": "verify", "rows_removed": base.rows - inventory.rows}, removals=base.removals,
+        changes=base.change("verify", rows_removed=base.rows - inventory.rows), removals=base.removals,
     )  # fmt: skip
 
 

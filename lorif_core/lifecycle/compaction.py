@@ -37,7 +37,7 @@ def compact(store: Store, lease: Lease) -> Generation:
     compacted = compact_rows(store, lease, inventory)
     if compacted.version == inventory.version:
         return base
-    changes = {"command": "compact", "fragments": len(compacted.fragments)}
+    changes = base.change("compact", fragments=len(compacted.fragments))
     return publish_again(store, lease, base, compacted, changes)
 
 

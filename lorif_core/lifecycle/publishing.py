@@ -131,7 +131,7 @@ def rollback(store: Store, lease: Lease, number: int) -> Generation:
     store.rows.rewind(target.factors_version)
     removals = read_removals(store, target.index_spec)
     inventory, removed_again = apply_removals(store, removals, clean_fragments(store, target, removals))
-    changes = {"command": "rollback", "to": number, "removed_again": removed_again}
+    changes = target.change("rollback", to=number, removed_again=removed_again)
     return publish_again(store, lease, replace(target, removals=removals.count), inventory, changes)
 
 

@@ -188,7 +188,7 @@ def _is_new(base: Generation, part: Part | None) -> bool:
 
 def _is_recorded(base: Generation, part: Part) -> bool:
     """Whether a generation was recorded during a training, which ended at the checkpoint of this part."""
-    return base.changes.get("command") == "record" and not part.rows
+    return base.is_unmeasured and not part.rows
 
 
 def refit_reason(

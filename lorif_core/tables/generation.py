@@ -17,6 +17,7 @@ from typing import Any
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.spec import IndexSpec
 
+_UNMEASURED = "unmeasured"
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -152,6 +153,15 @@ class Generation:
     def changes(self) -> dict[str, Any]:
         """The command that made it, and what the command changed."""
         return json.loads(self.changes_json)
+
+    @property
+    def is_unmeasured(self) -> bool:
+        """Whether its rows were recorded during a training, and no update has measured their drift since."""
+        return self.changes.get("command") == "record" or bool(self.changes.get(_UNMEASURED))
+
+    def change(self, command: str, **details: Any) -> dict[str, Any]:
+        """The changes of a generation that a command derives from this one without measuring its rows."""
+        return {"command": command, **details, **({_UNMEASURED: True} if self.is_unmeasured else {})}
 
     @property
     def index_spec(self) -> IndexSpec:

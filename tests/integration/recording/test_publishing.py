@@ -321,14 +321,16 @@ def test_an_update_measures_the_drift_of_recorded_rows(
 
 @pytest.mark.usefixtures("prefect_server", "ray_session")
 def test_recorded_rows_are_taken_down(tmp_path: Path, model_folder: Path, corpus: Path) -> None:
+    """Before an update has measured their drift; the next one does so all the same."""
     from tasks.removal import remove_rows
 
-    config = record_training(tmp_path, model_folder, corpus)
+    config = record_training(tmp_path, model_folder, corpus, rate=1e-3)
     store = Store(config.index)
     rows = rows_with_ids(store, store.latest().factors_version, ["s25"])
     with hold_lease(config.index, config.storage, "remove") as lease:
         remove_rows(store, rows, config.compute, config.update, lease)
     assert "s25" not in metadata_of(config) and store.latest().rows == ROWS - 1
+    assert update(config).changes["older_rows"] and not store.latest().is_unmeasured
     again = record_training(tmp_path, model_folder, corpus)
     assert "s25" not in metadata_of(again), "a later training does not bring it back"
 
