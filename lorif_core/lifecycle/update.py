@@ -53,6 +53,7 @@ class UpdatePlan:
         return (
             not self.changes.is_empty
             or self.removals_pending
+            or (config.update.curvature == "refit" and part is not None and _is_outdated(self.base, part))
             or bool(self.build.damaged)
             or (self.has_new_checkpoint and config.update.policy != "append")
             or (
@@ -179,6 +180,13 @@ def _reads_older_rows(config: Config, base: Generation, spec: IndexSpec) -> bool
 def _is_recorded(base: Generation, part: Part) -> bool:
     """Whether a generation was recorded during a training, which ended at the checkpoint of this part."""
     return base.changes.get("command") == "record" and not part.rows
+
+
+def _is_outdated(base: Generation, part: Part) -> bool:
+    """Whether the curvature of a part was not fitted to its rows, though they stay as they are."""
+    # a repair cannot fit a curvature again that has a sample of older rows
+    is_unrepaired = base.changes.get("command") == "verify" and part.sampled > 0
+    return part.curvature_kind != "none" and (part.left > 0 or is_unrepaired)
 
 
 def refit_reason(
