@@ -134,7 +134,7 @@ COLUMN_DESCRIPTIONS: dict[str, dict[str, str]] = {
         "coverage_json": "Parameters of the tracked layers, of the whole model, and what is not tracked.",
         "skipped_json": "Examples that were left out, with the reason.",
         "timings_json": "Seconds of each stage of the build or update.",
-        "quarantined_json": "Shards that failed every attempt; not empty only after `--publish-incomplete`.",
+        "quarantined_json": "Shards that failed every attempt (`--publish-incomplete`), or that a repair removed.",
         "changes_json": "The command that made the generation, and what changed since the one before.",
         "removals": "Rows of the table `removed` that its rows respect.",
         "checksum": _CHECKSUM,

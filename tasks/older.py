@@ -124,7 +124,9 @@ def fit_with_sample(config: Config, plan: UpdatePlan, rows: Inventory, lease: Le
     store, spec, settings = Store(config.index, config.storage), plan.build.spec, plan.build.curvature
     sample, older = _sample(config, plan, plan.older_shards()), plan.older_rows
     sampled = [[part.shard.key, part.examples] for part in sample]
-    curvature_id = fit_id(spec.hash, sorted(rows.files), sampled, older, asdict(settings))
+    # with the version, which a repair raises, so that layers that were damaged are not taken for fitted ones
+    base, files = plan.base.factors_version, sorted(rows.files)
+    curvature_id = fit_id(spec.hash, base, files, sampled, older, asdict(settings))
     missing = missing_layers(store, spec, curvature_id)
     groups = memory_groups(spec, settings, rows.rows + older, config.compute, missing)
     dims, examples = [layer.dim for layer in spec.layers], sum(part.examples for part in sample)

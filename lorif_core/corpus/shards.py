@@ -51,6 +51,7 @@ class Listing:
         files: all files of the corpus.
         notes: files that are no part of the corpus, and files of equal content.
         ids: hashes of the ids in the files that were read; None without `corpus.id`.
+        not_moved: files of an index that left the corpus, and whose content no file of equal ETag and size has.
     """
 
     shards: tuple[ShardRef, ...]
@@ -58,6 +59,7 @@ class Listing:
     files: tuple[FileTag, ...] = ()
     notes: CorpusNotes = field(default_factory=CorpusNotes)
     ids: IdHashes | None = None
+    not_moved: frozenset[FileTag] = frozenset()
 
 
 def check_first_file(corpus: CorpusConfig, storage: StorageConfig) -> None:

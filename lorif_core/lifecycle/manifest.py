@@ -23,6 +23,7 @@ class Changes:
         new: names of files of which the generation has no rows.
         changed: files whose rows are replaced.
         moved: files that have another name now, with the same ETag and size; their rows are replaced, too.
+            The ETag of a local file is only its time; `Listing.not_moved` has those of other content.
         vanished: files that are no longer in the corpus.
         dropped_rows: rows that are removed: those of changed and moved files, and on request of vanished files.
         refreshed_rows: rows of older specs that `shards` replace.
@@ -101,7 +102,7 @@ def compare(
         elif file.name in current_files:
             stays = current_files[file.name] == file and file not in reread
             changed |= set() if stays else {file.name}
-        elif (file.etag, file.size) in arrived:
+        elif (file.etag, file.size) in arrived and file not in listing.not_moved:
             stays = False
             moved.add(file.name)
         else:

@@ -57,7 +57,7 @@ def restrict_to_prefix(listing: Listing, inventory: Inventory, name_prefix: str)
         file
         for file in indexed
         if not file.name.startswith(name_prefix)
-        and (file.name in listed_names or (file.etag, file.size) not in arrived)
+        and (file.name in listed_names or (file.etag, file.size) not in arrived or file in listing.not_moved)
     }
     return replace(listing, files=tuple(sorted(inside | outside)))
 

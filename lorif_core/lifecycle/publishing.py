@@ -121,7 +121,7 @@ def rollback(store: Store, lease: Lease, number: int) -> Generation:
     The newest version of the tables is reset to it, too, so that the next change starts from the published rows.
 
     Raises:
-        UserError: the generation has never existed, or it was collected.
+        UserError: the generation has never existed, it was collected, or all its rows were removed on request.
     """
     target, newest = find_generation(store, number), store.latest()
     if target.generation == newest.generation:
@@ -131,6 +131,12 @@ def rollback(store: Store, lease: Lease, number: int) -> Generation:
     store.rows.rewind(target.factors_version)
     removals = read_removals(store, target.index_spec)
     inventory, removed_again = apply_removals(store, removals, clean_fragments(store, target, removals))
+    if not inventory.rows:
+        store.rows.rewind(newest.factors_version)
+        raise UserError(
+            f"all rows of generation {number} of {store.uri} were removed on request, so there is nothing to roll "
+            f"back to; choose a generation with other rows"
+        )
     changes = target.change("rollback", to=number, removed_again=removed_again)
     return publish_again(store, lease, replace(target, removals=removals.count), inventory, changes)
 

@@ -10,10 +10,13 @@ from lorif_core.corpus.record_ids import find_id
 from lorif_core.corpus.shards import ListFiles, Listing, check_first_file
 from lorif_core.curvature.woodbury import CurvatureSpec
 from lorif_core.errors import UserError
+from lorif_core.lifecycle.index_shard import Tokenising
 from lorif_core.lifecycle.manifest import Changes, compare, known_files
+from lorif_core.lifecycle.moved_files import find_not_moved
 from lorif_core.lifecycle.plan import BuildPlan, check_curvature, covered, curvature_spec, list_corpus, make_spec
 from lorif_core.lifecycle.prefix import restrict_to_prefix
 from lorif_core.lifecycle.tracking import tracked_layers
+from lorif_core.model.limits import embedding_rows
 from lorif_core.model.loading import load_skeleton
 from lorif_core.spec import IndexSpec, ShardRef, parse_shard_key
 from lorif_core.tables.generation import Generation, Part
@@ -53,6 +56,7 @@ class UpdatePlan:
         return (
             not self.changes.is_empty
             or self.removals_pending
+            or (config.update.curvature == "refit" and part is not None and _is_outdated(self.base, part))
             or bool(self.build.damaged)
             or (config.update.policy != "append" and (self.has_new_checkpoint or not self._is_newest))
             or (
@@ -144,7 +148,9 @@ def make_update_plan(
     if _reads_older_rows(config, base, spec):
         known, name_prefix = set(), ""
     listing = list_corpus(config, known, name_prefix, on_workers)
-    listing = restrict_to_prefix(listing, inventory, name_prefix)
+    tokenising = Tokenising(skeleton.tokenizer, embedding_rows(skeleton.model))
+    not_moved = find_not_moved(config, listing, inventory, store, tokenising)
+    listing = restrict_to_prefix(replace(listing, not_moved=not_moved), inventory, name_prefix)
     changes = compare(inventory, listing, remove_vanished, refreshed)
     _check_ids(config, store, inventory, listing, changes)
     staying = inventory.rows - changes.dropped_rows - changes.refreshed_rows
@@ -189,6 +195,13 @@ def _is_new(base: Generation, part: Part | None) -> bool:
 def _is_recorded(base: Generation, part: Part) -> bool:
     """Whether a generation was recorded during a training, which ended at the checkpoint of this part."""
     return base.is_unmeasured and not part.rows
+
+
+def _is_outdated(base: Generation, part: Part) -> bool:
+    """Whether the curvature of a part was not fitted to its rows, though they stay as they are."""
+    # a repair cannot fit a curvature again that has a sample of older rows
+    is_unrepaired = base.changes.get("command") == "verify" and part.sampled > 0
+    return part.curvature_kind != "none" and (part.left > 0 or is_unrepaired)
 
 
 def refit_reason(

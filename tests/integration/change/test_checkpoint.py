@@ -24,6 +24,7 @@ from lorif_core.tables.store import Store
 from tasks.indexing import index_shards
 from tasks.model_workers import ModelWorkers
 from tasks.older import calibrate_whitening
+from tasks.repair import repair
 from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, scores_of
 from tests.integration.kinds import check_agreement, check_two_stage
@@ -251,8 +252,16 @@ def test_appended_rows_are_of_the_new_checkpoint_and_the_others_stay_at_their_ow
         assert np.corrcoef(both)[0, 1] > 0.98
     check_agreement(index, QUERIES)
 
-    third = update(at(newer, moved["little"], policy="refresh"))
-    assert len(third.parts) == 1 and third.rows == 80 and codes_of(newer) == codes_of(rebuilt)
+    with hold_lease(config.index, config.storage, "verify") as lease:
+        repaired = repair(index.store, set(), config.compute, lease, refit=True)
+    assert repaired.newest.curvature == second.newest.curvature, "a repair cannot fit it again"
+    refitting = at(newer, moved["little"], curvature="refit")
+    refitted = update(refitting)
+    assert refitted.newest.curvature != second.newest.curvature and refitted.newest.sampled == 60
+    assert update(refitting) == refitted, "it is fitted once"
+
+    last = update(at(newer, moved["little"], policy="refresh"))
+    assert len(last.parts) == 1 and last.rows == 80 and codes_of(newer) == codes_of(rebuilt)
 
 
 def test_a_checkpoint_of_other_layers_is_refused_before_anything_is_written(

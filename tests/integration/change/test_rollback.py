@@ -21,7 +21,7 @@ from tests.integration.conftest import MakeConfig
 from tests.integration.growing import Folder, codes_of, metadata_of
 from tests.integration.lorif import run
 from tests.patience import patience
-from tests.unit.tables.small_store import SPEC, commit, generation, keep_only, rows, shard
+from tests.unit.tables.small_store import SPEC, commit, generation, keep_only, rows, shard, shard_numbers
 
 QUERIES = ["the cat sees it", {"prompt": "the dog ", "completion": "runs"}]
 ONE = {"workers": 1}  # each takes seconds to start
@@ -99,6 +99,25 @@ def test_examples_removed_in_the_meantime_stay_removed(grown: Store, capsys: pyt
     assert grown.latest().removals == 1 and grown.rows.skipped({shard(3).file}) == [("it's 3/2", REMOVED)]
     inventory = grown.rows.inventory()
     assert inventory.rows == 11 and len(inventory.keys) == len(inventory.fragments) == 3
+
+
+def test_a_generation_whose_rows_were_all_removed_is_refused(
+    grown: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = [replace(example, content_hash=f"{number:032}") for number, example in enumerate(rows(3).examples)]
+    keep_only(grown)
+    fragments = grown.rows.write(iter([replace(rows(3), examples=examples)]), shard(3), SPEC)
+    grown.rows.commit_wave([Receipt(shard(3).key, tuple(fragments), 4, 12, 12, (), 0.0)], grown.rows.version())
+    grown.publish(generation(grown, 4))
+    keep_only(grown)
+    commit(grown, 1)
+    grown.publish(generation(grown, 5))
+    hashes = [example.content_hash for example in examples]
+    grown.rows.note_removed(pa.table({"example_id": ["another name"] * 4, "content_hash": hashes}))
+    code, _, err = run(capsys, "rollback", grown.uri, "4")
+    assert code == 2 and "all rows of generation 4" in err and "removed on request" in err
+    assert grown.latest().generation == 5 and shard_numbers(grown) == {1}, "the newest version must be restored"
+    assert run(capsys, "compact", grown.uri)[0] == 0
 
 
 @pytest.mark.usefixtures("prefect_server", "ray_session")

@@ -1,6 +1,7 @@
 """Invariant: an update computes only new rows, and gives those of a full build; readers see all of it or none."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,16 @@ def test_rows_and_scores_after_updates_are_those_of_a_full_build(
     assert fourth.rows == 320 and fourth.changes["rows_removed"] == 30
     assert codes_of(config) == codes_of(fresh(config))
     assert [generation.generation for generation in store.generations()] == [1, 2, 3, 4]
+
+    (path,) = (tmp_path / "corpus").glob("b.jsonl")
+    time, text = path.stat().st_mtime_ns, path.read_text()
+    path.rename(path.with_name("y.jsonl"))
+    moved = make_update_plan(config).changes
+    assert (moved.moved, moved.vanished, moved.dropped_rows) == (("b.jsonl",), (), 20)
+    path.with_name("y.jsonl").write_text(text.replace("s3", "t3"))
+    os.utime(path.with_name("y.jsonl"), ns=(time, time))
+    other = make_update_plan(config).changes
+    assert (other.moved, other.vanished, other.dropped_rows) == ((), ("b.jsonl",), 0), "its ids differ"
 
 
 @needs_servers
