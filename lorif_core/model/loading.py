@@ -67,11 +67,8 @@ class LoadedModel:
     ) -> torch.Tensor:
         """One forward and one activation-only backward pass of the token-summed loss; hooks receive the gradients.
 
-        Without hooks nothing needs gradients, and there is no backward pass.
-
         Args:
-            ids_BT: (B, T) int64, right-padded. No attention mask is needed: attention is causal, so no real
-                token attends to the padding, and the padding has no loss.
+            ids_BT: (B, T) int64, right-padded. No token attends to the padding, and the padding has no loss.
             labels_BT: (B, T) int64, -100 for tokens without a loss; on the CPU they cost a GPU no transfer back.
             take_losses: gets the losses of the tokens.
 

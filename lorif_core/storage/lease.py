@@ -60,8 +60,7 @@ class Holder:
     Attributes:
         what: the command.
         machine: boot and process namespace, see `_machine`.
-        started: clock ticks from the boot to the start of the process, since process ids are reused. They do not
-            change when the clock of the machine is set.
+        started: clock ticks from the boot to the start of the process, since process ids are reused.
         since: when it took the lease.
     """
 
@@ -83,9 +82,7 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Whether the process is known to have ended; always False for a process of another machine."""
-        if self.machine != _machine():
-            return False
-        if not _PROCESSES.is_dir():
+        if self.machine != _machine() or not _PROCESSES.is_dir():
             return False
         state, started = _state_and_start(self.pid)
         return started != self.started or state == "Z"
