@@ -40,6 +40,9 @@ def find_not_moved(
         inventory: inventory of the generation.
         store: the index.
         tokenising: what makes examples of records.
+
+    Raises:
+        LorifError: rows of the index cannot be read.
     """
     if config.corpus.uri.partition("://")[1] and not config.corpus.uri.startswith("file://"):
         return frozenset()  # the ETag of an object stands for its content
