@@ -49,7 +49,7 @@ test-infra: $(VENV)/.installed ## run the install steps of the image and the ser
 
 test-browser: $(VENV)/.installed ## run the pages in Chromium (needs Debian's chromium)
 	mkdir -p build/screenshots
-	LORIF_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -m browser tests/browser
+	LORIF_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -n 2 -m browser tests/browser
 
 lint: $(VENV)/.installed ## check format, style, types, imports and the links of the documentation
 	$(BIN)/ruff format --check .
