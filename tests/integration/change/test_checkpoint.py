@@ -149,7 +149,7 @@ def test_a_new_checkpoint_without_new_data_has_all_rows_in_every_search(
     check_two_stage(lc.open_index(config.index), QUERIES)
 
 
-@pytest.mark.parametrize("curvature", ["none", "woodbury"])
+@pytest.mark.parametrize("curvature", [pytest.param("none", marks=pytest.mark.chaos), "woodbury"])
 def test_rows_follow_through_several_checkpoints_and_back(
     curvature: str, make_config: MakeConfig, folder: Folder, tmp_path: Path, moved: dict[str, Path]
 ) -> None:
