@@ -5,7 +5,6 @@ A block whose answers are saved is not scored again, so a run that was killed co
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +31,7 @@ from tasks.artifacts import show_markdown
 from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.memory import scan_settings
-from tasks.model_workers import weights_of
+from tasks.model_workers import model_cluster
 from tasks.orchestration import run_log, task
 from tasks.outcome import link
 from tasks.progress import Progress
@@ -80,7 +79,7 @@ def _answer_missing(config: Config, run: BatchRun, resources: Resources) -> None
     shares = shares_of(Index(Store(config.index, config.storage), run.generation))
     rows, done = run.generation.rows, len(run.blocks) - len(missing)
     with (
-        cluster(config.compute, partial(weights_of, config)) as of_model,
+        model_cluster(config) as of_model,
         _encoder(config, run.generation, of_model) as encoder,
         start_scorers(config, run.generation, resources, len(shares)) as scorers,
         Progress("score rows", rows * len(run.blocks), rows * done) as progress,

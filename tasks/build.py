@@ -4,10 +4,9 @@ from lorif_core.config import Config
 from lorif_core.lifecycle.curvature_fit import Fit
 from lorif_core.lifecycle.indexing import IndexedRows
 from lorif_core.lifecycle.plan import BuildPlan, make_plan
-from lorif_core.lifecycle.publishing import kept_metric, new_part
+from lorif_core.lifecycle.publishing import part_of_build
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation
-from lorif_core.tables.store import Store
 from tasks.listing import list_on_workers
 from tasks.orchestration import run_log, task
 from tasks.publish import publish
@@ -44,7 +43,7 @@ def publish_generation(
     return publish(
         config,
         plan,
-        [new_part(config, plan, fit, kept_metric(Store(config.index, config.storage), plan.spec.hash))],
+        [part_of_build(config, plan, fit)],
         indexed,
         fit,
         lease,

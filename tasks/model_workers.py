@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from types import TracebackType
 
 from lorif_core.config import Config
@@ -11,7 +10,7 @@ from lorif_core.errors import LorifError
 from lorif_core.lifecycle.memory_plan import weight_bytes_of
 from lorif_core.model.loading import load_skeleton
 from lorif_core.spec import IndexSpec
-from tasks.cluster import cluster
+from tasks.cluster import Resources, cluster
 from tasks.dispatch import Failed, Workers
 from tasks.memory import model_settings
 from tasks.workers.encoding import EncodingRole
@@ -63,7 +62,7 @@ class ModelWorkers(AbstractContextManager["ModelWorkers"]):
             LorifError: no worker could load the model.
         """
         try:
-            with cluster(self._config.compute, partial(weights_of, self._config)) as resources:
+            with model_cluster(self._config) as resources:
                 count = min(resources.workers, count)
                 if self._workers is None:
                     started = time.perf_counter()
@@ -83,9 +82,9 @@ class ModelWorkers(AbstractContextManager["ModelWorkers"]):
             raise
 
 
-def weights_of(config: Config) -> int:
-    """Bytes of the weights that a worker loads."""
-    return weight_bytes_of(config, load_skeleton(config.model, config.storage))
+def model_cluster(config: Config) -> AbstractContextManager[Resources]:
+    """`cluster`, with as many GPUs for each worker as the weights of the config's model need."""
+    return cluster(config.compute, lambda: weight_bytes_of(config, load_skeleton(config.model, config.storage)))
 
 
 def _load(workers: Workers, spec: IndexSpec, count: int) -> None:

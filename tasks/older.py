@@ -6,7 +6,6 @@ A sample of them, computed at the new checkpoint, measures their drift and gives
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 
 from lorif_core.config import Config
 from lorif_core.curvature.merge import extrapolate, merge
@@ -30,11 +29,10 @@ from lorif_core.tables.generation import Part
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
 from tasks.calibrate import calibrate
-from tasks.cluster import cluster
 from tasks.curvature import Scanners, row_scanners
 from tasks.dispatch import Workers
 from tasks.memory import model_settings
-from tasks.model_workers import ModelWorkers, weights_of
+from tasks.model_workers import ModelWorkers, model_cluster
 from tasks.orchestration import run_log, task
 from tasks.sample import over_sample
 from tasks.workers.encoding import DriftRole, SampleRole
@@ -86,7 +84,7 @@ def _measure(config: Config, plan: UpdatePlan, part: Part, shards: Sequence[Shar
     sample = _sample(config, plan, shards)
     specs, version = (plan.build.spec.to_json(), part.spec_json), plan.base.factors_version
     with (
-        cluster(config.compute, partial(weights_of, config)) as resources,
+        model_cluster(config) as resources,
         Workers(
             lambda: start(DriftRole, resources, config, *specs, version, with_model=True),
             min(resources.workers, part_count(sample)), model_settings(config),
@@ -131,7 +129,7 @@ def fit_with_sample(config: Config, plan: UpdatePlan, rows: Inventory, lease: Le
     groups = memory_groups(spec, settings, rows.rows + older, config.compute, missing)
     dims, examples = [layer.dim for layer in spec.layers], sum(part.examples for part in sample)
     passes = len(groups) * count_passes(settings)
-    with cluster(config.compute, partial(weights_of, config)) as resources:
+    with model_cluster(config) as resources:
         count, spec_json = min(resources.workers, len(sample)), spec.to_json()
         sample_scanners = Scanners(
             lambda: start(SampleRole, resources, config, spec_json, with_model=True),

@@ -30,7 +30,7 @@ def write_receipt(config: Config, generation: Generation) -> None:
         "flow": run.flow,
         "deployment": run.deployment,
         "prefix": run.parameters.get("prefix"),
-        "published": generation.created_at >= run.started,
+        "published": was_published(generation),
         "index": config.index,
         "generation": generation.generation,
         "created_at": generation.created_at.isoformat(),
@@ -45,6 +45,11 @@ def write_receipt(config: Config, generation: Generation) -> None:
         "changes": generation.changes,
     }
     Objects(config.index, config.storage).put(f"runs/{run.id}.json", receipt)
+
+
+def was_published(generation: Generation) -> bool:
+    """Whether this run has published a generation, perhaps in an earlier attempt of a step."""
+    return generation.created_at >= current_run().started
 
 
 def show_generation(index: str, plan: BuildPlan, indexed: IndexedRows, generation: Generation) -> None:

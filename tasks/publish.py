@@ -10,9 +10,8 @@ from lorif_core.lifecycle.plan import BuildPlan
 from lorif_core.lifecycle.publishing import publish_rows
 from lorif_core.storage.lease import Lease
 from lorif_core.tables.generation import Generation, Part
-from lorif_core.tables.store import Store
 from tasks.orchestration import run_log
-from tasks.outcome import show_generation
+from tasks.outcome import show_generation, was_published
 
 
 def publish(
@@ -26,9 +25,8 @@ def publish(
     changes: Mapping[str, Any],
 ) -> Generation:
     """Publish the indexed rows, unless nothing has changed, and create the artifacts of the generation."""
-    earlier = {generation.generation for generation in Store(config.index, config.storage).generations()}
     generation = publish_rows(config, plan, parts, indexed, fit, lease, timings, changes)
-    if generation.generation in earlier:
+    if not was_published(generation):
         run_log().info("nothing has changed; generation %d stays current", generation.generation)
         return generation
     show_generation(config.index, plan, indexed, generation)

@@ -1,7 +1,7 @@
 """Index one corpus shard into uncommitted fragments and a receipt: the unit of work of a build. Idempotent."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -164,11 +164,18 @@ class Tokenising:
     vocab_size: int
 
 
-def read_examples(shard: ShardRef, config: Config, loaded: LoadedModel | Tokenising) -> Iterator[Example]:
-    """The shard's examples, in the order of the file. A record that is not text gives an example with a fault."""
+def read_examples(
+    shard: ShardRef, config: Config, loaded: LoadedModel | Tokenising, rows: Set[int] | None = None
+) -> Iterator[Example]:
+    """The shard's examples, in the order of the file, or those of some rows.
+
+    A record that is not text gives an example with a fault.
+    """
     corpus = config.corpus
     columns, optional = needed_columns(corpus), optional_columns(corpus)
     for row, record in read_rows(shard, columns, config.storage, optional, corpus.binary):
+        if rows is not None and row not in rows:
+            continue
         faulty = [column for column, value in record.items() if not has_unicode(value)]
         if not faulty:
             yield from make_examples(row, record, shard.name, loaded.tokenizer, corpus, loaded.vocab_size)

@@ -29,7 +29,7 @@ from lorif_core.lifecycle.index_shard import ShardIndexer
 from lorif_core.lifecycle.indexing import FailedShard, IndexedRows, index_missing, no_scored_token
 from lorif_core.lifecycle.optimizer_scales import with_scales
 from lorif_core.lifecycle.plan import BuildPlan, check_curvature, make_plan
-from lorif_core.lifecycle.publishing import kept_metric, new_part, publish_rows
+from lorif_core.lifecycle.publishing import part_of_build, publish_rows
 from lorif_core.lifecycle.waves import Waves
 from lorif_core.model.loading import LoadedModel
 from lorif_core.spec import ShardRef
@@ -61,7 +61,7 @@ def build_here(config: Config) -> Generation:
         fit = build.fit(plan, indexed)
         timings = {"calibrate": plan.calibration_seconds, "index": indexed.seconds, "curvature": fit.seconds}
         changes = {"command": "build", "corpus": plan.notes.as_dict()}
-        part = new_part(config, plan, fit, kept_metric(Store(config.index, config.storage), plan.spec.hash))
+        part = part_of_build(config, plan, fit)
         return publish_rows(config, plan, [part], indexed, fit, lease, timings, changes)
 
 

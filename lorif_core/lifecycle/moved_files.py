@@ -8,13 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lorif_core.config import Config
-from lorif_core.corpus.columns import needed_columns, optional_columns
-from lorif_core.corpus.records import has_unicode
-from lorif_core.corpus.shards import Listing, read_rows
-from lorif_core.corpus.tokenise import make_examples
+from lorif_core.corpus.shards import Listing
 from lorif_core.errors import LorifError
 from lorif_core.lifecycle.example_length import with_stored_length
-from lorif_core.lifecycle.index_shard import Tokenising
+from lorif_core.lifecycle.index_shard import Tokenising, read_examples
 from lorif_core.spec import FileTag, ShardRef, parse_shard_key
 from lorif_core.tables.inventory import Inventory
 from lorif_core.tables.store import Store
@@ -108,22 +105,12 @@ def _read(
     config: Config, tokenising: Tokenising, shards: Sequence[ShardRef], rows: Set[int]
 ) -> frozenset[RowContent]:
     """The contents of some rows of a file; none if they cannot be read."""
-    corpus, contents = config.corpus, set[RowContent]()
-    columns, optional = needed_columns(corpus), optional_columns(corpus)
+    has_ids, contents = config.corpus.id is not None, set[RowContent]()
     try:
         for shard in shards:
-            if rows.isdisjoint(range(shard.start, shard.start + shard.rows)):
-                continue
-            for row, record in read_rows(shard, columns, config.storage, optional, corpus.binary):
-                if row not in rows or not all(map(has_unicode, record.values())):
-                    continue
-                examples = make_examples(
-                    row, record, shard.name, tokenising.tokenizer, corpus, tokenising.vocab_size
-                )
-                contents |= {
-                    (row, "" if corpus.id is None else example.example_id, example.content_hash)
-                    for example in examples
-                }
+            if not rows.isdisjoint(range(shard.start, shard.start + shard.rows)):
+                for example in read_examples(shard, config, tokenising, rows):
+                    contents.add((example.row, example.example_id if has_ids else "", example.content_hash))
     except LorifError:  # what is wrong with the file is reported when it is indexed
         return frozenset()
     return frozenset(contents)

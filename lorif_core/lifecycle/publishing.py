@@ -82,11 +82,12 @@ def new_part(config: "Config", plan: "BuildPlan", fit: "Fit", metric: str | None
     )
 
 
-def kept_metric(store: Store, spec: str) -> str | None:
-    """The metric of the rows of a spec in the newest generation, which updates have measured; None without one."""
-    generations = store.generations()
+def part_of_build(config: "Config", plan: "BuildPlan", fit: "Fit") -> Part:
+    """The only part after a build; it keeps the metric that updates have measured for rows of its spec."""
+    generations = Store(config.index, config.storage).generations()
     parts = generations[-1].parts if generations else ()
-    return next((part.metric for part in parts if part.spec == spec), None)
+    metric = next((part.metric for part in parts if part.spec == plan.spec.hash), None)
+    return new_part(config, plan, fit, metric)
 
 
 def publish_rows(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, product
 
 from lorif_core.report.answer_sections import Hit, QuerySection, Source, SourceTotal
 
@@ -189,13 +190,13 @@ def _surroundings(query: QuerySection, texts: Sequence[str]) -> tuple[str, int, 
     Between the two, the number of characters that tokenizers put before a text, such as a special token.
     """
     whole, text = query.prompt + (query.completion or ""), "".join(texts)
-    for first in range(min(_MOST_SPECIAL + 1, len(texts))):
-        start = len("".join(texts[:first]))
-        for begin in (start, start + 1) if first and text[start : start + 1] == " " else (start,):
-            for end in (len(text), len(text) - len(texts[-1])):
-                before, match, after = whole.partition(text[begin:end]) if begin < end else ("", "", "")
-                if match:
-                    return before, begin, after
+    starts = [0]
+    for start in accumulate(map(len, texts[:_MOST_SPECIAL])):
+        starts += [start, start + 1] if text.startswith(" ", start) else [start]
+    for begin, end in product(starts, (len(text), len(text) - len(texts[-1])) if texts else ()):
+        if begin < end and text[begin:end] in whole:
+            before, _, after = whole.partition(text[begin:end])
+            return before, begin, after
     return "", 0, ""
 
 
